@@ -1,0 +1,44 @@
+"""Configuration of the documentation; nothing here needs the network."""
+
+from __future__ import annotations
+
+import sys
+from importlib import metadata
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent), str(HERE)]
+
+project = "metasched"
+author = "The metasched authors"
+copyright = author
+try:
+    release = metadata.version("metasched")
+except metadata.PackageNotFoundError:
+    release = "not installed"
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.doctest",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "directives",
+]
+exclude_patterns = ["_build", "tables"]
+nitpicky = True
+
+html_theme = "furo"
+html_title = "metasched"
+
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+
+autodoc_typehints = "none"  # types are in the source; shapes and ranges are in the docstrings
+autodoc_member_order = "bysource"
+napoleon_numpy_docstring = False
+napoleon_use_param = False  # `low, high: ...` describes two at once, which a field of its own cannot
+napoleon_use_rtype = False
+napoleon_custom_sections = [("Attributes", "params_style")]
+
+doctest_test_doctest_blocks = ""  # those of the docstrings are run by pytest

@@ -1,0 +1,127 @@
+"""What the documentation takes from the code and from measured results instead of repeating it.
+
+``fields``, ``metrics``, ``metric-axes`` and ``baselines`` are tables of the package's own records, so they cannot go
+out of date. ``measured`` shows tables of results, or says that there are none yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+from metasched.fields import fields
+from metasched.files import json_text
+from metasched.tracking.metrics import AXES, METRICS
+
+DOCS = Path(__file__).parent
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def fields_table(section: str) -> str:
+    """The fields of one section of the configuration; the section `experiment` holds those outside of all others."""
+    prefix = "" if section == "experiment" else f"{section}."
+    chosen = [f for f in fields() if f.path.rpartition(".")[0] == prefix.rstrip(".")]
+    assert chosen, section
+    rows = [(f"`{f.path}`", f"`{f.type}`", f"`{json_text(f.default)}`", f.description) for f in chosen]
+    return table(("field", "type", "default", "meaning"), rows)
+
+
+def metrics_table() -> str:
+    """Every name that is logged."""
+    return table(("metric", "unit", "meaning"), [(f"`{name}`", m.unit, m.meaning) for name, m in METRICS.items()])
+
+
+def axes_table() -> str:
+    """What each axis measures."""
+    return table(("axis", "of"), [(f"`{axis}`", f"`{names}`") for axis, names in AXES.items()])
+
+
+def baselines_table() -> str:
+    """The hand-coded schedules of all methods with their sources."""
+    from metasched.schedules.table import hand_coded
+
+    families = ("ste", "ana", "inq", "joint")
+    rows = [(f"`{name}`", family, s.citation) for family in families for name, s in hand_coded(family).items()]
+    return table(("name", "method", "source"), rows)
+
+
+class _Generated(SphinxDirective):
+    def text(self) -> str:
+        raise NotImplementedError
+
+    def run(self) -> list[nodes.Node]:
+        return self.parse_text_to_nodes(self.text())
+
+
+class Fields(_Generated):
+    """``{fields} meta``: the fields of that section."""
+
+    required_arguments = 1
+
+    def text(self) -> str:
+        return fields_table(self.arguments[0])
+
+
+class Metrics(_Generated):
+    """``{metrics}``: every logged name."""
+
+    def text(self) -> str:
+        return metrics_table()
+
+
+class MetricAxes(_Generated):
+    """``{metric-axes}``: the axes of the logged names."""
+
+    def text(self) -> str:
+        return axes_table()
+
+
+class Baselines(_Generated):
+    """``{baselines}``: every hand-coded schedule."""
+
+    def text(self) -> str:
+        return baselines_table()
+
+
+class Measured(_Generated):
+    """``{measured} results_*.md``: those files of docs/tables one after the other, or the content if there is none."""
+
+    required_arguments = 1
+    has_content = True
+
+    def text(self) -> str:
+        files = sorted((DOCS / "tables").glob(self.arguments[0]))
+        for file in files:
+            self.env.note_dependency(str(file))
+        return "\n\n".join(file.read_text("utf-8") for file in files) or "\n".join(self.content)
+
+
+def mark_blocks(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Docstrings indent their formulas and code; reStructuredText wants a double colon before such a block too."""
+    for i in range(len(lines) - 2, 0, -1):
+        if not lines[i] and lines[i + 1].startswith("    ") and lines[i - 1][:1].strip():
+            lines[i : i + 1] = ["", "::", ""]
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Registers the directives, and what makes docstrings ready for napoleon."""
+    app.connect("autodoc-process-docstring", mark_blocks, priority=400)
+    for name, directive in {
+        "fields": Fields,
+        "metrics": Metrics,
+        "metric-axes": MetricAxes,
+        "baselines": Baselines,
+        "measured": Measured,
+    }.items():
+        app.add_directive(name, directive)
+    return {"parallel_read_safe": True}

@@ -1,0 +1,203 @@
+"""The configuration of a whole experiment: frozen, validated, with nothing left to the places that read it."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticCustomError
+
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+def _not_boolean(value: object) -> object:
+    if isinstance(value, bool):  # pydantic, like Python, would take true for 1
+        raise PydanticCustomError("number_type", "Input should be a number, not true or false")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_not_boolean), Field(le=2**63 - 1)]
+Float = Annotated[float, BeforeValidator(_not_boolean)]
+Positive = Annotated[Int, Field(ge=1)]
+NonNegative = Annotated[Float, Field(ge=0)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TaskConfig:
+    """Data, model and length of an inner run."""
+
+    name: Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar10_npz", "quadratic"] = "digits"
+    """data set; digits comes with scikit-learn, the others are read under `root`"""
+    root: str | None = None
+    """folder of the data set, as torchvision lays it out (cifar10_npz: the folder of the npz file)"""
+    download: bool = False
+    """let torchvision fetch the data set into `root`"""
+    train: Positive | None = None
+    """training examples (default: all that the split leaves)"""
+    validation: Positive | None = None
+    """meta-validation examples, taken from the training part (default: a fifth of it)"""
+    test: Positive | None = None
+    """test examples (default: all)"""
+    data_seed: Annotated[Int, Field(ge=0)] = 0
+    """seed of the split"""
+    model: Literal["mlp", "convnet", "vgg8", "resnet20"] = "convnet"
+    """the float network"""
+    width: Positive = 8
+    """channels of the first block (units of the hidden layers for the MLP)"""
+    steps: Positive = 100
+    """T, the training steps of an inner run"""
+    batch: Positive = 64
+    """examples of a step"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class OptimizerConfig:
+    """The inner optimizer, as torch.optim defines it."""
+
+    name: Literal["sgd", "adam", "adamw"] = "adam"
+    """update rule"""
+    lr: Annotated[Float, Field(gt=0)] = 1e-2
+    """step size at the start"""
+    decay: Literal["constant", "cosine", "linear"] = "constant"
+    """factor on lr over progress: 1, (1 + cos(pi u)) / 2 or 1 - u"""
+    momentum: Annotated[Float, Field(ge=0, lt=1)] = 0.9
+    """SGD only"""
+    betas: tuple[Annotated[Float, Field(ge=0, lt=1)], Annotated[Float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Adam and AdamW only"""
+    eps: NonNegative = 1e-8
+    """Adam and AdamW only"""
+    weight_decay: NonNegative = 0.0
+    """added to the gradient; for AdamW the share of the weights, times lr, that a step takes away"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class MethodConfig:
+    """The quantization method and its fixed parameters; what varies over training are its controls."""
+
+    name: Literal["ste", "ana", "inq", "joint"] = "joint"
+    """straight-through estimator, noise annealing (ANA), incremental freezing (INQ), or both at once"""
+    levels: str = "ternary"
+    """weight levels: binary, ternary, intB, uintB, balancedB, pow2_B"""
+    activation_levels: str | None = "ternary"
+    """activation levels; null keeps activations in float"""
+    scale: Literal["unit", "max", "least_squares", "pow2"] = "unit"
+    """size of a level unit; unit starts each weight near a threshold, as ANA does"""
+    granularity: Literal["tensor", "channel"] = "tensor"
+    """one scale for a weight tensor or one for each output channel"""
+    noise: Literal["uniform", "triangular", "normal", "logistic"] = "triangular"
+    """noise family (ana, joint)"""
+    forward: Literal["expectation", "mode", "random"] = "mode"
+    """what the forward pass sees of the noise (ana, joint)"""
+    activation_scale: Annotated[Float, Field(gt=0)] = 1.0
+    """size of an activation quantum"""
+    backward: Literal["noise", "fixed"] = "noise"
+    """derivative of the noise's own width, or of a fixed half-width of 0.5 quanta (ANA's 2019 form)"""
+    partition: Literal["magnitude", "random", "relaxation"] = "magnitude"
+    """which weights freeze first (inq, joint): largest, random, or random partition relaxation"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class QuantizeConfig:
+    """Which layers are quantized."""
+
+    first: bool = True
+    """quantize the first convolution or linear layer"""
+    last: bool = False
+    """quantize the last one"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ScheduleConfig:
+    """The schedule network and where it starts."""
+
+    start: str = "best"
+    """name of a hand-coded schedule, path of a schedule file, or `best`: the best hand-coded one on meta-validation"""
+    learn: tuple[str, ...] | None = None
+    """controls that are learned (default: all differentiable ones of the method); the others stay as they start"""
+    knots: Annotated[Int, Field(ge=2, le=512)] = 25
+    """points in progress that the schedule is linear between"""
+    hidden: Positive = 32
+    """units of each of the two hidden layers"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class MetaConfig:
+    """The outer loop."""
+
+    steps: Annotated[Int, Field(ge=0)] = 40
+    """outer updates"""
+    runs: Positive = 4
+    """inner runs averaged in an outer step"""
+    lr: Annotated[Float, Field(gt=0)] = 0.1
+    """Adam step size of the schedule network: about the change of a log-correction in an outer step"""
+    estimator: Literal["higher", "unroll"] = "higher"
+    """how hypergradients are computed"""
+    relaxation: NonNegative = 0.3
+    """width of the relaxed freeze mask while learning (share of the weights); 0 is the exact partition"""
+    objective: Literal["hardened", "relaxed", "trajectory"] = "hardened"
+    """validation loss of the hardened network, of the network as trained, or the hardened mean over the last fifth"""
+    surrogate: Annotated[Float, Field(gt=0)] = 0.5
+    """half-width of the surrogate derivative of the hardened network, in quanta"""
+    clip: Annotated[Float, Field(gt=0)] = 1.0
+    """largest norm of one inner run's hypergradient"""
+    noise_floor: NonNegative = 0.2
+    """noise never falls below this while learning, in quanta; 0 switches it off"""
+    select_runs: Positive = 4
+    """paired inner runs for each hand-coded schedule when `schedule.start` is best"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class CompareConfig:
+    """The comparison at the end of training and of `metasched compare`."""
+
+    seeds: Annotated[Int, Field(ge=2)] = 16
+    """fresh paired seeds"""
+    baselines: tuple[str, ...] | None = None
+    """names of hand-coded schedules (default: all of the method's family)"""
+    horizons: tuple[Positive, ...] = (1,)
+    """multiples of task.steps at which the schedules are played"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TrackingConfig:
+    """Where metrics go besides the JSON lines of the run folder."""
+
+    wandb: Literal["disabled", "offline", "online"] = "offline"
+    """offline keeps the wandb run in the run folder; `wandb sync` uploads it later"""
+    project: str = "metasched"
+    """wandb project"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class RunConfig:
+    """Where and with what the experiment runs."""
+
+    folder: str = "runs"
+    """run folders are made in here"""
+    workers: Annotated[Int, Field(ge=0)] = 0
+    """worker processes; 0: one for each core"""
+    device: str = "cpu"
+    """torch device that the inner runs train on"""
+    dtype: Literal["float32", "float64"] = "float32"
+    """of weights, data and schedule"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Experiment:
+    """A whole experiment: one YAML file."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")] = "experiment"
+    """names the run folder and the wandb group"""
+    seed: Annotated[Int, Field(ge=0)] = 0
+    """every random number of the experiment follows from it"""
+    task: TaskConfig = field(default_factory=TaskConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    meta: MetaConfig = field(default_factory=MetaConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    run: RunConfig = field(default_factory=RunConfig)

@@ -1,0 +1,41 @@
+"""The one error type that a user's mistake raises: a single line that says where, what and how to mend it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MetaschedError(ValueError):
+    """A mistake in what the user gave.
+
+    Args:
+        path: where it is, as the user would write it (``meta.steps``, ``schedule.json: layers[2].kind``).
+        problem: what is wrong and why.
+        fix: what to do about it.
+
+    >>> str(MetaschedError("meta.steps", "must be at least 1, got 0", "set it to 50"))
+    'meta.steps: must be at least 1, got 0; set it to 50'
+    """
+
+    def __init__(self, path: str, problem: str, fix: str = "") -> None:
+        self.path = path
+        self.problem = problem
+        self.fix = fix
+        text = f"{path}: {problem}" if path else problem
+        super().__init__(" ".join(f"{text}; {fix}".split()) if fix else " ".join(text.split()))
+
+    def __reduce__(self) -> tuple[type[MetaschedError], tuple[str, str, str]]:
+        return type(self), (self.path, self.problem, self.fix)  # so that it crosses a process pool
+
+
+def unknown_name(path: str, name: str, known: Iterable[str]) -> MetaschedError:
+    """The error for a name that no table has, with the nearest known one suggested.
+
+    >>> str(unknown_name("method.name", "anna", ["ana", "inq"]))
+    "method.name: unknown name 'anna'; did you mean 'ana'? Known: ana, inq"
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return MetaschedError(path, f"unknown name {name!r}", f"{hint}Known: {', '.join(names)}")

@@ -1,0 +1,1 @@
+"""Schedules compared on the same seeds, with the statistics of the difference."""

@@ -1,0 +1,108 @@
+"""The hand-coded schedules as schedule files, for the network of the ANA paper: ``experiments/baselines/*.json``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from metasched.exchange.export import export, write_schedule
+from metasched.exchange.format import Provenance, ScheduleFile
+from metasched.layers import Layer
+from metasched.methods.ana import NOISE_MEAN, NOISE_SCALE
+from metasched.methods.base import Control
+from metasched.methods.inq import FREEZE_FRACTION
+from metasched.models.vgg8 import VGG8
+from metasched.schedules.curves import RAMPS, HandCoded
+from metasched.schedules.interpolation import interpolate
+from metasched.schedules.table import hand_coded
+
+TOLERANCE = 1e-3
+
+_CONTROLS: dict[str, tuple[Control, ...]] = {
+    "ana": (NOISE_SCALE, NOISE_MEAN),
+    "inq": (FREEZE_FRACTION,),
+    "joint": (NOISE_SCALE, NOISE_MEAN, FREEZE_FRACTION),
+}
+_WINDOWS_IN = (10, 12, 16)  # for 7 layers all windows begin and end at a multiple of one of these parts of the run
+
+
+def write_baselines(folder: str | Path) -> list[Path]:
+    """Write every baseline to ``folder/<name>.json``; gives the paths."""
+    files = baselines()
+    for name, file in files.items():
+        write_schedule(Path(folder) / f"{name}.json", file)
+    return [Path(folder) / f"{name}.json" for name in files]
+
+
+def baselines() -> dict[str, ScheduleFile]:
+    """The schedules of ANA and of INQ, and the ramps of both at once, on VGG8, by name."""
+    joint = hand_coded("joint")
+    schedules = [
+        *hand_coded("ana").values(),
+        *hand_coded("inq").values(),
+        *(joint[f"joint_{ramp}"] for ramp in RAMPS),
+    ]
+    layers = vgg8_layers()
+    return {schedule.name: _baseline(schedule, layers) for schedule in schedules}
+
+
+def vgg8_layers() -> tuple[Layer, ...]:
+    """The 7 scheduled layers of VGG8 for CIFAR-10, all ternary; its last layer stays in float."""
+    with torch.device("meta"):  # shapes are all that is needed
+        model = VGG8(in_channels=3, num_classes=10)
+    chosen = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)][:-1]
+    return tuple(
+        Layer(
+            name=name,
+            depth=i / (len(chosen) - 1),
+            kind="conv" if isinstance(module, nn.Conv2d) else "linear",
+            quantizes="weight+activation",
+            fan_in=module.weight[0].numel(),
+            num_weights=module.weight.numel(),
+            bits=math.log2(3),
+        )
+        for i, (name, module) in enumerate(chosen)
+    )
+
+
+def knots_within(schedule: HandCoded, layers: Sequence[Layer], tolerance: float) -> torch.Tensor:
+    """Knots at which a schedule is sampled so that its interpolation is nowhere more than ``tolerance`` off.
+
+    Step functions have a knot at each jump and are exact. Others begin with equal parts of the run, and intervals are
+    halved until the schedule is within the tolerance at the quarters of each.
+
+    Returns:
+        [K] progress, float64, increasing from 0 to 1.
+    """
+    knots = schedule.knots(2)
+    if schedule.interpolation == "previous":
+        return knots
+    parts = [torch.arange(n + 1, dtype=torch.float64) / n for n in _WINDOWS_IN]
+    knots = torch.cat([knots, *parts]).unique()
+    while True:
+        quarters = knots[:-1, None] + knots.diff()[:, None] * torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+        exact, coarse = schedule(quarters.flatten(), layers), schedule(knots, layers)
+        off = torch.zeros(len(knots) - 1, dtype=torch.bool)
+        for control, values in exact.items():
+            error = (interpolate(quarters.flatten(), knots, coarse[control], "linear") - values).abs()
+            off |= error.amax(1).reshape(-1, 3).amax(1) > tolerance
+        if not off.any():
+            return knots
+        knots = torch.cat([knots, quarters[off, 1]]).unique()
+
+
+def _baseline(schedule: HandCoded, layers: Sequence[Layer]) -> ScheduleFile:
+    return export(
+        schedule,
+        method_name=schedule.family,
+        method_parameters={},
+        controls=_CONTROLS[schedule.family],
+        layers=layers,
+        knots=knots_within(schedule, layers, TOLERANCE),
+        interpolation=schedule.interpolation,
+        provenance=Provenance(kind="hand-coded", name=schedule.name, citation=schedule.citation),
+    )

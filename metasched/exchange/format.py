@@ -1,0 +1,221 @@
+"""The records of a schedule file, format version 1. Every instance is a valid schedule: construction checks it all."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import ConfigDict, FailFast, Field, TypeAdapter, model_validator
+from pydantic.dataclasses import dataclass
+
+from metasched.errors import MetaschedError
+from metasched.exchange.strict_json import MAX_MEMBERS, join
+from metasched.layers import Kind, Quantizes
+
+FORMAT = "metasched.schedule"
+VERSIONS = (1,)
+MAX_CONTROLS, MAX_KNOTS, MAX_LAYERS, MAX_RUNS = 64, 4096, 1024, 1024
+
+_CLOSED = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+_CLOSED_MAP = Field(max_length=MAX_MEMBERS, json_schema_extra={"additionalProperties": False})
+_DWELL_ROUNDING = 1e-9  # 1 - 0.9 is not 0.1 in binary
+
+Name = Annotated[str, Field(strict=True, pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+LayerName = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9_.]{1,128}$")]
+Package = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+Digest = Annotated[str, Field(strict=True, pattern=r"^[0-9a-f]{8,64}$")]
+Text = Annotated[str, Field(strict=True, max_length=4096)]
+Boolean = Annotated[bool, Field(strict=True)]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Share = Annotated[float, Field(strict=True, ge=0, le=1)]
+Integer = Annotated[int, Field(strict=True, gt=-(2**63), lt=2**63)]
+Natural = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+Positive = Annotated[int, Field(strict=True, ge=1, lt=2**63)]
+Curve = Annotated[tuple[Number, ...], Field(min_length=2, max_length=MAX_KNOTS), FailFast()]
+Curves = Annotated[tuple[Curve, ...], Field(min_length=1, max_length=MAX_LAYERS), FailFast()]
+
+
+@dataclass(frozen=True, kw_only=True, config=_CLOSED)
+class MethodEntry:
+    """The quantization method that the schedule is for."""
+
+    name: Name
+    """of the method: ana, inq, joint, ste"""
+    parameters: Annotated[dict[Name, Text | Boolean | Integer | Number | None], _CLOSED_MAP]
+    """the method's fixed parameters"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_CLOSED)
+class ControlEntry:
+    """One number per layer that the method reads at every step; as ``metasched.methods.base.Control`` declares it."""
+
+    name: Name
+    low: Number
+    """smallest legal value"""
+    high: Number
+    """largest legal value"""
+    unit: Text
+    """what 1.0 means"""
+    direction: Literal["free", "nonincreasing", "nondecreasing"]
+    """how it may move over training"""
+    end: Number | None
+    """value at progress 1, or null where the end is free"""
+    dwell: Share
+    """share of the run, at its end, that is spent at `end`; 0: the last step only"""
+    granularity: Literal["layer", "channel", "network"]
+    """what one value stands for"""
+    gradient: Literal["path", "surrogate", "none"]
+    """derivative that the method passes to it: true, of a relaxed or straight-through model, or none"""
+
+    @model_validator(mode="after")
+    def _check(self) -> ControlEntry:
+        if self.low > self.high:
+            raise MetaschedError("low", f"must be at most high = {self.high!r}, got {self.low!r}", "correct one")
+        if self.end is not None and not self.low <= self.end <= self.high:
+            raise MetaschedError("end", f"must lie in [{self.low!r}, {self.high!r}], got {self.end!r}", "correct one")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=_CLOSED)
+class LayerEntry:
+    """A convolution or linear layer with the activation after it; as ``metasched.layers.Layer`` describes it."""
+
+    name: LayerName
+    """dotted name of the module in the network"""
+    depth: Share
+    """relative depth: the i-th of L layers has i / (L - 1)"""
+    kind: Kind
+    quantizes: Quantizes
+    fan_in: Positive
+    """inputs that one output sums over"""
+    num_weights: Positive
+    """elements of the weight"""
+    bits: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+    """log2 of the number of weight levels"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_CLOSED)
+class Metric:
+    """The headline number of a learned schedule."""
+
+    name: Text
+    value: Number
+    """mean over the runs"""
+    n: Positive
+    """number of runs"""
+    interval: tuple[Number, Number] | None = None
+    """95 % confidence interval of the mean"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_CLOSED)
+class Provenance:
+    """Where the schedule comes from."""
+
+    kind: Literal["learned", "hand-coded"]
+    name: Name
+    """of the experiment or of the hand-coded schedule"""
+    citation: Text | None = None
+    """source of a hand-coded schedule, and what it needs"""
+    config_hash: Digest | None = None
+    """hash of the experiment's configuration, in hexadecimal"""
+    seeds: Annotated[tuple[Natural, ...], Field(max_length=MAX_RUNS), FailFast()] = ()
+    tasks: Annotated[tuple[Text, ...], Field(max_length=MAX_RUNS), FailFast()] = ()
+    """what it was learned on"""
+    outer_steps: Natural | None = None
+    versions: Annotated[dict[Package, Text], _CLOSED_MAP] = Field(default_factory=dict)
+    """of the packages that it was learned with"""
+    metric: Metric | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=_CLOSED)
+class ScheduleFile:
+    """A schedule of a method's controls for the layers of a network."""
+
+    format: Literal["metasched.schedule"] = FORMAT
+    version: Literal[1] = 1
+    method: MethodEntry
+    controls: Annotated[tuple[ControlEntry, ...], Field(max_length=MAX_CONTROLS), FailFast()]
+    progress: Annotated[tuple[Share, ...], Field(min_length=2, max_length=MAX_KNOTS), FailFast()]
+    """knots, increasing from 0 at the first training step to 1 at the last one"""
+    layers: Annotated[tuple[LayerEntry, ...], Field(min_length=1, max_length=MAX_LAYERS), FailFast()]
+    values: Annotated[dict[Name, Curves], _CLOSED_MAP]
+    """control -> [layer][knot]"""
+    interpolation: Literal["linear", "previous"]
+    """between knots: linear, or the value of the previous knot"""
+    provenance: Provenance
+
+    @model_validator(mode="after")
+    def _check(self) -> ScheduleFile:
+        _check_progress(self.progress)
+        _check_unique("controls", [control.name for control in self.controls])
+        _check_unique("layers", [layer.name for layer in self.layers])
+        declared = {control.name: control for control in self.controls}
+        for name in sorted(declared.keys() - self.values.keys()):
+            raise MetaschedError(join("values", name), "missing", "give an array of curves, one for each layer")
+        for name in sorted(self.values.keys() - declared.keys()):
+            raise MetaschedError(join("values", name), "not declared in controls", "declare it or remove it")
+        for name, curves in self.values.items():
+            path = join("values", name)
+            _check_length(path, len(curves), "layer", len(self.layers))
+            for i, curve in enumerate(curves):
+                _check_length(f"{path}[{i}]", len(curve), "knot", len(self.progress))
+                _check_curve(f"{path}[{i}]", curve, self.progress, declared[name])
+        return self
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of a schedule file.
+
+    It covers what one value can show; that shapes agree, knots increase and values obey their control is beyond it.
+
+    >>> json_schema()["properties"]["version"]["const"]
+    1
+    """
+    schema = TypeAdapter(cast(Any, ScheduleFile)).json_schema()
+    everything = list(schema["properties"])  # format and version too, which have defaults in Python only
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "required": everything}
+
+
+def _check_progress(progress: tuple[float, ...]) -> None:
+    if progress[0] != 0:
+        raise MetaschedError("progress[0]", f"must be 0, got {progress[0]!r}", "start at the first training step")
+    if progress[-1] != 1:
+        last = f"progress[{len(progress) - 1}]"
+        raise MetaschedError(last, f"must be 1, got {progress[-1]!r}", "end at the last training step")
+    for k, (before, after) in enumerate(pairwise(progress), start=1):
+        if after <= before:
+            problem = f"must exceed {before!r}, the knot before, got {after!r}"
+            raise MetaschedError(f"progress[{k}]", problem, "give increasing knots")
+
+
+def _check_unique(path: str, names: list[str]) -> None:
+    seen: set[str] = set()
+    for i, name in enumerate(names):
+        if name in seen:
+            raise MetaschedError(f"{path}[{i}].name", f"{name!r} occurs twice", "give each a name of its own")
+        seen.add(name)
+
+
+def _check_length(path: str, got: int, what: str, needed: int) -> None:
+    if got != needed:
+        raise MetaschedError(path, f"has {got} entries for {needed} {what}s", f"give one for each {what}")
+
+
+def _check_curve(path: str, curve: tuple[float, ...], progress: tuple[float, ...], control: ControlEntry) -> None:
+    low, high, end = control.low, control.high, control.end
+    for k, value in enumerate(curve):
+        if not low <= value <= high:
+            problem = f"must lie in [{low!r}, {high!r}], the range of {control.name}, got {value!r}"
+            raise MetaschedError(f"{path}[{k}]", problem, "correct the value or the range")
+    sign = {"free": 0, "nonincreasing": -1, "nondecreasing": 1}[control.direction]
+    for k, (before, after) in enumerate(pairwise(curve), start=1):
+        if sign * (after - before) < 0:
+            problem = f"{control.name} is {control.direction}, but goes from {before!r} to {after!r}"
+            raise MetaschedError(f"{path}[{k}]", problem, "correct the value or the direction")
+    if end is not None:
+        dwelling = max(k for k, u in enumerate(progress) if u <= 1 - control.dwell + _DWELL_ROUNDING)
+        for k, value in enumerate(curve[dwelling:], start=dwelling):
+            if value != end:
+                problem = f"must be {end!r}, the end value of {control.name}, got {value!r}"
+                fix = f"stay there over the last {control.dwell!r} of the run" if control.dwell else "end there"
+                raise MetaschedError(f"{path}[{k}]", problem, fix)

@@ -1,0 +1,64 @@
+"""A schedule file in a few lines, for a person (``metasched show``) or as a dict (``--json``)."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+from typing import Any
+
+from metasched.exchange.export import dumps
+from metasched.exchange.format import ControlEntry, ScheduleFile
+from metasched.tracking.console import Console
+
+_COLUMNS = 5
+
+
+def summarize(file: ScheduleFile) -> dict[str, Any]:
+    """Everything but the values: what the schedule is for, its size, where it comes from, its hash."""
+    return {
+        "format": file.format,
+        "version": file.version,
+        "sha256": hashlib.sha256(dumps(file).encode()).hexdigest(),
+        "method": asdict(file.method),
+        "controls": [asdict(control) for control in file.controls],
+        "layers": [layer.name for layer in file.layers],
+        "knots": len(file.progress),
+        "interpolation": file.interpolation,
+        "provenance": asdict(file.provenance),
+    }
+
+
+def show_schedule(file: ScheduleFile, console: Console) -> None:
+    """The summary, and for each control its values in every layer at a few of the knots."""
+    for line in _lines(file):
+        console.note(line)
+    last = len(file.progress) - 1
+    knots = sorted({round(i * last / (_COLUMNS - 1)) for i in range(_COLUMNS)})
+    columns = ["layer", "depth", *(f"u = {file.progress[k]:.3g}" for k in knots)]
+    for control in file.controls:
+        curves = zip(file.layers, file.values[control.name], strict=True)
+        rows = [[layer.name, layer.depth, *(curve[k] for k in knots)] for layer, curve in curves]
+        console.table(_title(control), columns, rows)
+
+
+def _lines(file: ScheduleFile) -> list[str]:
+    origin = file.provenance
+    parameters = ", ".join(f"{name}={value}" for name, value in sorted(file.method.parameters.items()))
+    lines = [
+        f"{origin.name}: a {origin.kind} schedule for {file.method.name} ({parameters or 'no parameters'})",
+        f"{len(file.layers)} layers, {len(file.progress)} knots, interpolation {file.interpolation}",
+    ]
+    if origin.citation:
+        lines.append(f"source: {origin.citation}")
+    if origin.outer_steps is not None:
+        lines.append(f"learned in {origin.outer_steps} outer steps on {', '.join(origin.tasks) or 'unnamed tasks'}")
+    if origin.metric:
+        interval = origin.metric.interval
+        bounds = f", 95 % interval {interval[0]:.4g} to {interval[1]:.4g}" if interval else ""
+        lines.append(f"{origin.metric.name}: {origin.metric.value:.4g} (n = {origin.metric.n}{bounds})")
+    return lines
+
+
+def _title(control: ControlEntry) -> str:
+    end = "" if control.end is None else f", ends at {control.end:g}"
+    return f"{control.name} in [{control.low:g}, {control.high:g}] ({control.unit}), {control.direction}{end}"

@@ -1,0 +1,228 @@
+"""Files that survive a crash, the folder of a run, and what the run ran on."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import secrets
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from metasched.errors import MetaschedError
+
+
+def write_atomic(path: str | Path, data: bytes) -> None:
+    """Writes a file so that readers, and a crash at any moment, see the old content or the new one, never a part.
+
+    Temporary file in the same folder, flush, fsync, rename, fsync of the folder.
+
+    Raises:
+        MetaschedError: the file cannot be written (no such folder, permission, disk full); the old one is untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _fsync_folder(path.parent)
+    except OSError as error:
+        fix = "see that the folder is there and has room"
+        raise MetaschedError(str(path), f"cannot be written ({error.strerror})", fix) from error
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """JSON, in which a number that is not finite is the string ``nan``, ``inf`` or ``-inf``.
+
+    >>> json_text({"loss": float("nan"), "scores": (1, 0.5)})
+    '{"loss": "nan", "scores": [1, 0.5]}'
+    """
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(float(value))
+    return value
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run; a path for each file that a run leaves. ``DONE`` is there once the run has finished."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, parent: str | Path, name: str) -> RunFolder:
+        """A new folder ``<parent>/<name>-<NNN>``, with the number after the largest that is there.
+
+        Raises:
+            MetaschedError: it cannot be made.
+        """
+        parent = Path(parent)
+        _make(parent)
+        taken = [p.name.removeprefix(f"{name}-") for p in parent.glob(f"{name}-*")]
+        number = max((int(t) for t in taken if t.isdecimal()), default=0)
+        while True:  # another process may take the number first
+            number += 1
+            path = parent / f"{name}-{number:03d}"
+            try:
+                path.mkdir()
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise _no_folder(path, error) from error
+            return cls.claim(path)
+
+    @classmethod
+    def claim(cls, path: str | Path) -> RunFolder:
+        """A given folder, made where it is missing; from now on it holds this run.
+
+        Raises:
+            MetaschedError: it already holds a run, finished or not, or cannot be made.
+        """
+        folder = cls(Path(path))
+        _make(folder.path)
+        for mark in (folder.done, folder.config):
+            if mark.exists():
+                raise _holds_a_run(folder.path, f"it has a {mark.name}")
+        try:
+            with open(folder.path / "PID", "x") as file:  # of two processes only one gets here
+                file.write(f"{os.getpid()}\n")
+        except FileExistsError as error:
+            raise _holds_a_run(folder.path, f"of process {(folder.path / 'PID').read_text().strip()}") from error
+        except OSError as error:
+            raise _no_folder(folder.path, error) from error
+        return folder
+
+    @property
+    def config(self) -> Path:
+        """Every field of the experiment, as YAML."""
+        return self.path / "config.resolved.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """What the run ran on, as JSON."""
+        return self.path / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        """What was logged, as JSON lines."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def schedule(self) -> Path:
+        """The learned schedule."""
+        return self.path / "schedule.json"
+
+    @property
+    def comparison(self) -> Path:
+        """Scores of all schedules on the same seeds, as JSON."""
+        return self.path / "comparison.json"
+
+    @property
+    def plots(self) -> Path:
+        """Folder of the pictures."""
+        return self.path / "plots"
+
+    @property
+    def done(self) -> Path:
+        """There once the run has finished."""
+        return self.path / "DONE"
+
+    def discard(self, made: Sequence[Path]) -> None:
+        """Removes a run that has logged nothing yet: its files, and the folders (innermost first) made for it."""
+        if self.metrics.exists():
+            return
+        for file in (self.config, self.environment, self.path / "PID"):
+            file.unlink(missing_ok=True)
+        with suppress(OSError):  # not empty: something else lies in it
+            for folder in made:
+                folder.rmdir()
+
+    def finish(self) -> None:
+        """Marks the run as finished."""
+        write_atomic(self.done, b"")
+
+
+def _make(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _no_folder(path, error) from error
+
+
+def _no_folder(path: Path, error: OSError) -> MetaschedError:
+    return MetaschedError(str(path), f"cannot be made a run folder ({error.strerror})", "give another with --folder")
+
+
+def _holds_a_run(path: Path, why: str) -> MetaschedError:
+    return MetaschedError(str(path), f"already holds a run ({why})", "give another folder, or none for a new one")
+
+
+def version(package: str = "metasched") -> str | None:
+    """The installed version of a package; None where it is not installed (such as a source tree on the path)."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def environment() -> dict[str, Any]:
+    """What decides the bits of a run: versions, platform, device, threads, code. No host, user or path is in it."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("metasched", "torch", "numpy", "higher")},
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+        "cuda": torch.version.cuda if cuda else None,
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "git": _git(),
+    }
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the checkout that this package runs from, and whether tracked files differ from it."""
+    here = Path(__file__)
+
+    def ask(*arguments: str) -> str | None:
+        try:
+            answer = subprocess.run(["git", *arguments], cwd=here.parent, capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return answer.stdout.strip() if answer.returncode == 0 else None
+
+    if ask("ls-files", "--error-unmatch", here.name) is None:  # installed, or without git
+        return None
+    commit, changes = ask("rev-parse", "HEAD"), ask("status", "--porcelain", "--untracked-files=no")
+    return None if commit is None else {"commit": commit, "dirty": bool(changes)}

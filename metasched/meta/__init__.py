@@ -1,0 +1,1 @@
+"""The outer loop: learns a schedule network from hypergradients of inner runs."""

@@ -1,0 +1,152 @@
+"""The outer loop: the schedule network is moved down the hypergradient, averaged over a few inner runs a step.
+
+    theta <- Adam(theta, mean over runs of clip(d outer loss(run) / d theta))
+
+Each outer step draws fresh inner seeds. The schedule that is returned has the mean of the parameters over the last
+half of the steps: the estimates are noisy, and the mean of the iterates is a better point than the last of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+
+from metasched.config import Experiment
+from metasched.errors import MetaschedError
+from metasched.hypergradients import find_unroll
+from metasched.hypergradients.base import ControlGradient, OuterLoss, control_gradient, pull_back
+from metasched.meta.guards import Floored, clip, keep
+from metasched.network import Tensors
+from metasched.randomness import derive_seed
+from metasched.schedules.base import progress_of_steps
+from metasched.schedules.network import ScheduleNetwork
+from metasched.training.pool import Pool
+from metasched.training.problem import build_problem
+
+_MOST_BAD_STEPS = 3  # outer steps in a row without one finite estimate
+
+
+class OuterStep(NamedTuple):
+    """What one outer step did; logged as ``outer/...``."""
+
+    step: int
+    loss: float
+    score: float
+    gradient_norm: float
+    clipped: int
+    skipped: int
+    dead_layers: float
+    nonfinite: int
+    inner_steps: int
+    seconds: float
+
+
+class MetaTraining(NamedTuple):
+    """The outcome of the outer loop.
+
+    Attributes:
+        schedule: with the mean parameters of the last half.
+        inner_steps: training steps spent, each with its share of the reverse pass.
+        history: one record a step.
+    """
+
+    schedule: ScheduleNetwork
+    inner_steps: int
+    history: tuple[OuterStep, ...]
+
+
+def inner_gradient(experiment: Experiment, controls: Tensors, seed: int) -> ControlGradient:
+    """One inner run of the relaxed problem, differentiated in its controls; a function of its arguments alone."""
+    meta = experiment.meta
+    problem = build_problem(experiment, relaxation=meta.relaxation).with_seed(seed)
+    return control_gradient(find_unroll(meta.estimator), problem, controls, OuterLoss(meta.objective, meta.surrogate))
+
+
+def meta_train(
+    experiment: Experiment, schedule: ScheduleNetwork, pool: Pool, log: Callable[[OuterStep], None]
+) -> MetaTraining:
+    """Learn the schedule; ``log`` is called after each outer step.
+
+    Raises:
+        MetaschedError: three outer steps in a row gave no finite estimate.
+    """
+    meta = experiment.meta
+    problem = build_problem(experiment, relaxation=meta.relaxation)
+    progress, layers = progress_of_steps(problem.steps), problem.network.layers
+    floored = Floored(schedule, meta.noise_floor)
+    optimizer = torch.optim.Adam(schedule.parameters(), lr=meta.lr)
+    history: list[OuterStep] = []
+    tail = _Mean(schedule)
+    bad = 0
+    for step in range(meta.steps):
+        start = time.perf_counter()
+        values = floored(progress, layers)
+        controls = {name: v.detach() for name, v in values.items()}
+        seeds = [derive_seed(experiment.seed, "inner run", step, run) for run in range(meta.runs)]
+        found = list(pool.map(inner_gradient, [(experiment, controls, seed) for seed in seeds]))
+        estimates = [pull_back(floored, values, f) for f in found]
+        finite = keep(estimates)
+        bad = 0 if finite else bad + 1
+        if bad == _MOST_BAD_STEPS:
+            raise MetaschedError(
+                f"outer step {step}",
+                f"no finite hypergradient of {experiment.task.name} in {bad} steps in a row "
+                f"(controls: {', '.join(_bad_controls(found))})",
+                "raise meta.noise_floor, lower meta.lr or shorten task.steps",
+            )
+        clipped = [clip(e.gradient, meta.clip) for e in finite]
+        if finite:
+            for p, *gradients in zip(schedule.parameters(), *(g for g, _ in clipped), strict=True):
+                p.grad = torch.stack(gradients).mean(0)
+            optimizer.step()
+        if step >= meta.steps // 2:
+            tail.add(schedule)
+        record = OuterStep(
+            step=step,
+            loss=_mean([e.loss for e in finite]),
+            score=_mean([e.diagnostics.score for e in finite]),
+            gradient_norm=_mean([e.diagnostics.gradient_norm for e in finite]),
+            clipped=sum(was for _, was in clipped),
+            skipped=len(estimates) - len(finite),
+            dead_layers=_mean([e.diagnostics.dead_layers for e in estimates]),
+            nonfinite=sum(e.diagnostics.nonfinite for e in estimates),
+            inner_steps=meta.runs * problem.steps,
+            seconds=time.perf_counter() - start,
+        )
+        history.append(record)
+        log(record)
+    tail.store(schedule)
+    return MetaTraining(schedule, sum(r.inner_steps for r in history), tuple(history))
+
+
+class _Mean:
+    """Running mean of a schedule's parameters."""
+
+    def __init__(self, schedule: ScheduleNetwork) -> None:
+        self.sums = [torch.zeros_like(p) for p in schedule.parameters()]
+        self.count = 0
+
+    def add(self, schedule: ScheduleNetwork) -> None:
+        for total, p in zip(self.sums, schedule.parameters(), strict=True):
+            total += p.detach()
+        self.count += 1
+
+    def store(self, schedule: ScheduleNetwork) -> None:
+        if self.count:
+            with torch.no_grad():
+                for total, p in zip(self.sums, schedule.parameters(), strict=True):
+                    p.copy_(total / self.count)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
+
+
+def _bad_controls(found: list[ControlGradient]) -> list[str]:
+    def bad(wrt: Mapping[str, torch.Tensor]) -> set[str]:
+        return {name for name, g in wrt.items() if not bool(torch.isfinite(g).all())}
+
+    return sorted(set().union(*(bad(f.wrt) for f in found))) or ["none: the loss itself"]

@@ -1,0 +1,228 @@
+"""``metasched train``: choose the start, learn, export, compare; everything lands in the run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metasched.config import Experiment
+from metasched.errors import MetaschedError
+from metasched.evaluation.cells import cell_score, played
+from metasched.evaluation.compare import Comparison, baselines, compare, publish, read_playable
+from metasched.evaluation.statistics import summarize
+from metasched.exchange.export import export, read_schedule, write_schedule
+from metasched.exchange.format import Metric, Provenance
+from metasched.exchange.player import PlayedSchedule
+from metasched.files import RunFolder, version
+from metasched.layers import Layer
+from metasched.loading import config_hash, to_dict
+from metasched.meta.outer import MetaTraining, OuterStep, meta_train
+from metasched.methods.base import Control
+from metasched.network import QuantizedNetwork
+from metasched.randomness import derive_seed
+from metasched.schedules.base import Schedule
+from metasched.schedules.network import ScheduleNetwork
+from metasched.schedules.table import hand_coded
+from metasched.tracking import Tracker, open_tracker
+from metasched.tracking.console import Console
+from metasched.tracking.plots import plot_schedule
+from metasched.training.pool import Pool
+from metasched.training.problem import build_problem
+
+LEARNED = "learned"
+
+
+def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[str, Any]:
+    """Learn a schedule, write ``schedule.json`` and compare it with the hand-coded ones.
+
+    Args:
+        experiment: the whole configuration.
+        folder: where everything is written.
+        console: where progress is shown.
+
+    Returns:
+        what a program would want to read: paths, the start, inner steps spent, mean scores.
+
+    Raises:
+        MetaschedError: names or files that do not fit, or outer steps that give no finite gradient.
+    """
+    problem = build_problem(experiment)
+    layers, controls = problem.network.layers, problem.network.method.controls
+    learn = learned_controls(experiment, controls)
+    compared = baselines(experiment)
+    given = given_start(experiment, problem.network)
+    tracker = open_tracker(experiment, folder, "outer")
+    try:
+        with Pool(experiment.run.workers) as pool:
+            console.note(f"{experiment.name}: {experiment.method.name} on {problem.task.name}, {problem.steps} steps")
+            for line in problem.network.describe().splitlines():
+                console.note(f"  {line}")
+            start, base, selecting = (*given, 0) if given else best_start(experiment, pool, tracker, console)
+            network = ScheduleNetwork(
+                controls,
+                base,
+                learn,
+                knots=experiment.schedule.knots,
+                hidden=experiment.schedule.hidden,
+                seed=derive_seed(experiment.seed, "schedule network"),
+            )
+            outcome = meta_train(experiment, network, pool, _logger(experiment, tracker, console))
+            _export(experiment, outcome, start, layers, controls, folder)
+            learned = PlayedSchedule(read_schedule(folder.schedule))  # what is compared is what was exported
+            _show(folder, learned, layers, tracker)
+            comparison = compare(experiment, {LEARNED: learned, **compared}, [LEARNED], pool, tracker, console)
+        publish(comparison, folder, tracker, console)
+        spent = {"selecting": selecting, "learning": outcome.inner_steps}
+        console.note(
+            f"inner steps spent: {selecting} to choose the start ({start}), {outcome.inner_steps} to learn, "
+            f"{sum(a.inner_steps for a in comparison.arms)} to compare"
+        )
+        tracker.artifact(folder.schedule, experiment.name, "schedule", _metadata(experiment, comparison))
+    finally:
+        tracker.close()
+    return {"schedule": str(folder.schedule), "start": start, "inner_steps": spent, "verdict": verdict(comparison)}
+
+
+def learned_controls(experiment: Experiment, controls: Sequence[Control]) -> list[str]:
+    """The controls that the schedule network learns.
+
+    Raises:
+        MetaschedError: a name that the method does not declare, or a control without a derivative.
+    """
+    known = {c.name: c for c in controls}
+    asked = experiment.schedule.learn
+    for i, name in enumerate(asked or ()):
+        if name not in known:
+            problem = f"{experiment.method.name} has no control {name!r}"
+            raise MetaschedError(f"schedule.learn[{i}]", problem, f"its controls are {', '.join(known) or 'none'}")
+        if known[name].gradient == "none":
+            raise MetaschedError(f"schedule.learn[{i}]", f"{name} has no derivative", "leave it out of schedule.learn")
+    return list(asked) if asked is not None else [c.name for c in controls if c.gradient != "none"]
+
+
+def given_start(experiment: Experiment, network: QuantizedNetwork) -> tuple[str, Schedule] | None:
+    """Name and schedule that learning starts at, where the configuration gives them; None for ``best``.
+
+    Raises:
+        MetaschedError: neither the name of a hand-coded schedule nor a schedule file that fits.
+    """
+    start = experiment.schedule.start
+    if start == "best":
+        return None
+    family = hand_coded(experiment.method.name)
+    if start in family:
+        return start, family[start]
+    path = Path(start)
+    if path.suffix != ".json" and not path.exists():
+        problem = f"{start!r} is neither a hand-coded schedule of {experiment.method.name} nor a file"
+        raise MetaschedError("schedule.start", problem, f"use best, a file, or one of {', '.join(family)}")
+    return path.stem, read_playable(path, experiment, network)
+
+
+def best_start(experiment: Experiment, pool: Pool, tracker: Tracker, console: Console) -> tuple[str, Schedule, int]:
+    """The best hand-coded schedule: its name, itself, and the inner steps that choosing it took.
+
+    Every hand-coded schedule of the method is played on the same seeds; the best mean score on meta-validation wins.
+    """
+    family = hand_coded(experiment.method.name)
+    steps, runs = experiment.task.steps, experiment.meta.select_runs
+    seeds = [derive_seed(experiment.seed, "select", i) for i in range(runs)]
+    values = {name: played(experiment, s, steps) for name, s in family.items()}
+    work = [(experiment, values[name], seed, steps, "validation") for name in family for seed in seeds]
+    found = list(pool.map(cell_score, work))
+    means = {name: summarize(found[i * runs : (i + 1) * runs]).mean for i, name in enumerate(family)}
+    for name, mean in means.items():
+        tracker.log({"select/name": name, "select/score": mean})
+    best = max(means, key=lambda name: means[name])
+    console.note(f"start: {best}, {means[best]:.4f} on meta-validation, best of {len(family)} hand-coded schedules")
+    return best, family[best], len(work) * steps
+
+
+def verdict(comparison: Comparison) -> list[dict[str, Any]]:
+    """For each horizon: the learned schedule against the best other one by mean score."""
+    lines = []
+    for horizon in comparison.horizons:
+        arms = comparison.at(horizon)
+        others = [arm for name, arm in arms.items() if name != LEARNED]
+        if not others:
+            continue
+        best = max(others, key=lambda arm: arm.summary.mean)
+        difference = comparison.difference(arms[LEARNED], best)
+        lines.append(
+            {
+                "horizon": horizon,
+                "learned": arms[LEARNED].summary.mean,
+                "best_other": best.name,
+                "best_other_mean": best.summary.mean,
+                "difference": difference._asdict(),
+            }
+        )
+    return lines
+
+
+def _logger(experiment: Experiment, tracker: Tracker, console: Console) -> Callable[[OuterStep], None]:
+    spent = 0
+
+    def log(record: OuterStep) -> None:
+        nonlocal spent
+        spent += record.inner_steps
+        values = record._asdict() | {"step": record.step + 1, "inner_steps": spent}
+        metrics = {f"outer/{name}": value for name, value in values.items()}
+        tracker.log(metrics)
+        console.outer(record.step + 1, experiment.meta.steps, metrics)
+
+    return log
+
+
+def _export(
+    experiment: Experiment,
+    outcome: MetaTraining,
+    start: str,
+    layers: Sequence[Layer],
+    controls: Sequence[Control],
+    folder: RunFolder,
+) -> None:
+    settings = to_dict(experiment)["method"]
+    tail = outcome.history[len(outcome.history) // 2 :]
+    score = sum(r.score for r in tail) / len(tail) if tail else float("nan")
+    provenance = Provenance(
+        kind="learned",
+        name=experiment.name,
+        citation=f"learned by metasched, starting at {start}",
+        config_hash=config_hash(experiment),
+        seeds=(experiment.seed,),
+        tasks=(experiment.task.name,),
+        outer_steps=experiment.meta.steps,
+        versions={name: v for name in ("metasched", "torch", "numpy", "higher") if (v := version(name)) is not None},
+        metric=Metric(name="meta-validation score", value=score, n=len(tail) * experiment.meta.runs) if tail else None,
+    )
+    file = export(
+        outcome.schedule,
+        method_name=experiment.method.name,
+        method_parameters={k: v for k, v in settings.items() if k != "name"},
+        controls=controls,
+        layers=layers,
+        knots=outcome.schedule.knots,
+        interpolation="linear",
+        provenance=provenance,
+    )
+    write_schedule(folder.schedule, file)
+
+
+def _show(folder: RunFolder, learned: PlayedSchedule, layers: Sequence[Layer], tracker: Tracker) -> None:
+    progress = torch.linspace(0, 1, 101, dtype=torch.float64)
+    values = learned(progress, layers)
+    names = [layer.name for layer in layers]
+    folder.plots.mkdir(exist_ok=True)
+    plot_schedule(folder.plots / "schedule.png", values, names, progress)
+    for t, u in enumerate(progress.tolist()):
+        curves = {f"schedule/{c}/{n}": float(values[c][t, i]) for c in values for i, n in enumerate(names)}
+        tracker.log({"schedule/progress": u, **curves})
+
+
+def _metadata(experiment: Experiment, comparison: Comparison) -> dict[str, Any]:
+    first = comparison.at(comparison.horizons[0])[LEARNED].summary
+    return {"format_version": 1, "config_hash": config_hash(experiment), "test_score": first.mean, "n": first.n}

@@ -1,0 +1,104 @@
+"""ANA: additive noise annealing.
+
+Each weight tensor and the activation after it are quantized by a stair function under noise of mean mu and scale s;
+as both go to 0 the network becomes the hard one. Layers are synchronized by giving each its own schedule.
+
+    w_seen = eps * E_{mu,s}(w / eps)        (or the mode, or a sample, of the same distribution)
+
+Source: Spallanzani et al., CVPR 2022, pp. 470-479, arXiv 2203.11323; 2019 form: arXiv 1905.10452.
+We differ: ``noise_scale`` is the half-width of the noise's central 95 % (all of it, where it is bounded) in quanta, so
+that one schedule serves all families; the authors' start values are 0.5 in this unit for each of the four families.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from metasched.layers import Quantizes
+from metasched.methods.base import Control, State, Values
+from metasched.methods.tensors import LayerQuantizer
+from metasched.quantizers.levels import LevelSet
+from metasched.quantizers.noise import NOISE_FAMILIES
+from metasched.quantizers.stair import Forward, stair
+from metasched.randomness import Draw
+
+NOISE_SCALE = Control("noise_scale", 0.0, 1.0, "quantum, half-width of the noise", "nonincreasing", end=0.0)
+NOISE_MEAN = Control("noise_mean", -0.5, 0.5, "quantum", "free", end=0.0)
+
+
+@dataclass(frozen=True)
+class ANA:
+    """Additive noise annealing; see the module's docstring.
+
+    Attributes:
+        quantizer: level sets and scales.
+        noise: family, a key of NOISE_FAMILIES.
+        forward: what the forward pass sees of the noisy stair.
+        backward: derivative by the noise's own density, or by that of half-width 0.5 throughout (the 2019 form).
+    """
+
+    quantizer: LayerQuantizer
+    noise: str = "uniform"
+    forward: Forward = "expectation"
+    backward: Literal["noise", "fixed"] = "noise"
+
+    @property
+    def controls(self) -> tuple[Control, ...]:
+        return (NOISE_SCALE, NOISE_MEAN)
+
+    @property
+    def quantizes(self) -> Quantizes:
+        return self.quantizer.quantizes
+
+    @property
+    def bits(self) -> float:
+        return self.quantizer.levels.bits
+
+    def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State]:
+        w, state = self.quantizer.initialize(w, draw)
+        # quantlib shifts the weights by the first mean, so that they start around the shifted jumps.
+        return w + controls["noise_mean"] * state["scale"], state
+
+    def prepare(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
+        return state
+
+    def weight(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
+        return self._noisy("weight", w / state["scale"], self.quantizer.levels, controls, draw) * state["scale"]
+
+    def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
+        levels, unit = self.quantizer.activation_levels, self.quantizer.activation_scale
+        assert levels is not None, "this layer's activation stays in float"
+        return self._noisy("activation", x if unit == 1 else x / unit, levels, controls, draw) * unit
+
+    def _noisy(self, purpose: str, x: torch.Tensor, levels: LevelSet, controls: Values, draw: Draw) -> torch.Tensor:
+        unit = NOISE_FAMILIES[self.noise].unit
+        return stair(
+            x,
+            levels,
+            mean=controls["noise_mean"],
+            scale=controls["noise_scale"] * unit,
+            family=self.noise,
+            forward=self.forward,
+            uniform=draw.uniform(purpose, x) if self.forward == "random" else None,
+            backward_scale=0.5 * unit if self.backward == "fixed" else None,
+        )
+
+    def penalty(self, w: torch.Tensor, state: State, controls: Values) -> torch.Tensor | None:
+        return None
+
+    def update(
+        self, w: torch.Tensor, proposed: torch.Tensor, state: State, controls: Values, draw: Draw
+    ) -> tuple[torch.Tensor, State]:
+        return proposed, state
+
+    def harden(self, w: torch.Tensor, state: State, surrogate: float) -> torch.Tensor:
+        return self.quantizer.harden(w, state, surrogate)
+
+    def harden_activation(self, x: torch.Tensor, surrogate: float) -> torch.Tensor:
+        return self.quantizer.harden_activation(x, surrogate)
+
+    def relaxed(self, width: float) -> ANA:
+        return self

@@ -1,0 +1,127 @@
+"""INQ: incremental network quantization. A growing share of each layer's weights is frozen on the levels.
+
+    w_seen_i = (1 - m_i) w_i + m_i Q(w_i),      w_i <- w_i + (1 - m_i) (proposed_i - w_i)
+
+m_i in {0, 1} says whether weight i is frozen. At ``freeze_fraction`` f the round(f n) weights that come first in the
+layer's order are frozen; the partition is cumulative: what is frozen stays frozen. Frozen values are restored after
+each optimizer step, because zeroing their gradients does not hold them (momentum and weight decay move them).
+
+Orders: ``magnitude`` (largest first, the paper's pruning-inspired rule), ``random``, and ``relaxation`` (random
+partition relaxation: at each change of f a new random subset is frozen and the rest released, arXiv 2001.01091).
+
+**Relaxed**, to learn f by its gradient: with the weights' ranks r_i in (0, 1) in that order and a width omega,
+
+    m_i = S((f (1 + omega) - r_i) / omega),     S(z) = z^2 (3 - 2 z) on [0, 1]
+
+so that m is all 0 at f = 0, all 1 at f = 1, and tends to the exact partition as omega -> 0.
+
+Source: Zhou et al., ICLR 2017, arXiv 1702.03044. We differ: weights beyond the top level go to it (the released code
+sends them to 0), and a frozen weight can never thaw by being rounded down (in INQ-pytorch it can).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from metasched.layers import Quantizes
+from metasched.methods.base import Control, State, Values
+from metasched.methods.tensors import LayerQuantizer
+from metasched.quantizers.stair import hard
+from metasched.randomness import Draw
+
+FREEZE_FRACTION = Control(
+    "freeze_fraction", 0.0, 1.0, "share of the layer's weights", "nondecreasing", end=1.0, gradient="surrogate"
+)
+_HALF_QUANTUM = 0.5
+
+Partition = Literal["magnitude", "random", "relaxation"]
+
+
+@dataclass(frozen=True)
+class INQ:
+    """Incremental network quantization; see the module's docstring.
+
+    Attributes:
+        quantizer: level sets and scales. Activations, if quantized, are straight-through (quantlab's INQ networks).
+        partition: the order in which weights freeze.
+        relaxation: omega, the width of the relaxed mask as a share of the weights; 0 is the exact partition.
+    """
+
+    quantizer: LayerQuantizer
+    partition: Partition = "magnitude"
+    relaxation: float = 0.0
+
+    @property
+    def controls(self) -> tuple[Control, ...]:
+        return (FREEZE_FRACTION,)
+
+    @property
+    def quantizes(self) -> Quantizes:
+        return self.quantizer.quantizes
+
+    @property
+    def bits(self) -> float:
+        return self.quantizer.levels.bits
+
+    def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State]:
+        w, state = self.quantizer.initialize(w, draw)
+        state["frozen"] = torch.zeros_like(w)
+        if self.partition != "magnitude":
+            state["key"] = draw.uniform("partition", w)
+            state["fraction"] = torch.zeros((), dtype=w.dtype, device=w.device)
+        return w, state
+
+    def prepare(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
+        """Choose the frozen weights of this step: the mask ``frozen``, differentiable in the fraction if relaxed."""
+        fraction = controls["freeze_fraction"]
+        state = dict(state)
+        frozen = state["frozen"].detach()
+        if self.partition == "relaxation":
+            if bool(fraction.detach() != state["fraction"]):
+                state["key"] = draw.uniform("partition", w)
+            state["fraction"] = fraction.detach()
+            key = state["key"]
+        else:
+            free = w.detach().abs() if self.partition == "magnitude" else state["key"]
+            # Whatever is frozen comes first, most frozen first.
+            key = torch.where(frozen > 0, frozen + free.amax(), free)
+        order = key.flatten().argsort(descending=True, stable=True)
+        n = order.numel()
+        middles = (torch.arange(n, dtype=w.dtype, device=w.device) + 0.5) / n
+        if self.relaxation > 0:
+            z = ((fraction * (1 + self.relaxation) - middles) / self.relaxation).clamp(0, 1)
+            mask = z * z * (3 - 2 * z)
+        else:
+            mask = (middles <= fraction.detach()).to(w.dtype)
+        state["frozen"] = torch.zeros_like(mask).index_copy(0, order, mask).reshape(w.shape)
+        return state
+
+    def blend(self, live: torch.Tensor, w: torch.Tensor, state: State) -> torch.Tensor:
+        """What the forward pass sees: ``live`` where weights are free, their level where they are frozen."""
+        return torch.lerp(live, hard(w / state["scale"], self.quantizer.levels) * state["scale"], state["frozen"])
+
+    def weight(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
+        return self.blend(w, w, state)
+
+    def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
+        return self.quantizer.harden_activation(x, _HALF_QUANTUM)
+
+    def penalty(self, w: torch.Tensor, state: State, controls: Values) -> torch.Tensor | None:
+        return None
+
+    def update(
+        self, w: torch.Tensor, proposed: torch.Tensor, state: State, controls: Values, draw: Draw
+    ) -> tuple[torch.Tensor, State]:
+        return torch.lerp(proposed, w, state["frozen"]), state  # lerp is exact at 0 and at 1
+
+    def harden(self, w: torch.Tensor, state: State, surrogate: float) -> torch.Tensor:
+        return self.quantizer.harden(w, state, surrogate)
+
+    def harden_activation(self, x: torch.Tensor, surrogate: float) -> torch.Tensor:
+        return self.quantizer.harden_activation(x, surrogate)
+
+    def relaxed(self, width: float) -> INQ:
+        return replace(self, relaxation=width)

@@ -1,0 +1,73 @@
+"""The joint method: noise and freeze rate of each layer at once.
+
+    w_seen_i = (1 - m_i) A(w)_i + m_i Q(w_i)
+
+with A the noisy stair of ANA and m the frozen mask of INQ: the live weights are annealed, the frozen ones sit on their
+levels. ANA is the case of freeze 0. INQ, whose live weights are in float, is the case without a noisy stair (A the
+identity); for ternary levels that is also what uniform noise of half-width 0.5 gives within [-1, 1] in expectation.
+Where the forward is the mode and the noise is narrower than half a quantum, the live weights are on their levels
+already: freezing then acts on the gradient and the update alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from metasched.layers import Quantizes
+from metasched.methods.ana import ANA
+from metasched.methods.base import Control, State, Values
+from metasched.methods.inq import INQ
+from metasched.randomness import Draw
+
+
+@dataclass(frozen=True)
+class Joint:
+    """ANA's noise on the live weights and the activations, INQ's partition on the weights."""
+
+    ana: ANA
+    inq: INQ
+
+    @property
+    def controls(self) -> tuple[Control, ...]:
+        return (*self.ana.controls, *self.inq.controls)
+
+    @property
+    def quantizes(self) -> Quantizes:
+        return self.ana.quantizes
+
+    @property
+    def bits(self) -> float:
+        return self.ana.bits
+
+    def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State]:
+        _, state = self.inq.initialize(w, controls, draw)
+        w, noisy = self.ana.initialize(w, controls, draw)
+        return w, {**state, **noisy}
+
+    def prepare(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
+        return self.inq.prepare(w, state, controls, draw)
+
+    def weight(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
+        return self.inq.blend(self.ana.weight(w, state, controls, draw), w, state)
+
+    def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
+        return self.ana.activation(x, state, controls, draw)
+
+    def penalty(self, w: torch.Tensor, state: State, controls: Values) -> torch.Tensor | None:
+        return None
+
+    def update(
+        self, w: torch.Tensor, proposed: torch.Tensor, state: State, controls: Values, draw: Draw
+    ) -> tuple[torch.Tensor, State]:
+        return self.inq.update(w, proposed, state, controls, draw)
+
+    def harden(self, w: torch.Tensor, state: State, surrogate: float) -> torch.Tensor:
+        return self.inq.harden(w, state, surrogate)
+
+    def harden_activation(self, x: torch.Tensor, surrogate: float) -> torch.Tensor:
+        return self.ana.harden_activation(x, surrogate)
+
+    def relaxed(self, width: float) -> Joint:
+        return replace(self, inq=self.inq.relaxed(width))

@@ -1,0 +1,60 @@
+"""Float networks that know nothing of quantization, by name.
+
+Each activation is a ReLU module of its own that runs once in a pass, so that a quantizer can replace it, and modules
+are registered in the order in which they run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from torch import nn
+
+from metasched.errors import MetaschedError, unknown_name
+from metasched.models.convnet import ConvNet
+from metasched.models.mlp import MLP
+from metasched.models.resnet import ResNet20
+from metasched.models.vgg8 import VGG8
+
+Shape = tuple[int, int, int]  # channels, height, width of one image
+
+MODELS: dict[str, Callable[[Shape, int, int], nn.Module]] = {
+    "mlp": lambda shape, num_classes, width: MLP(math.prod(shape), num_classes, width),
+    "convnet": lambda shape, num_classes, width: ConvNet(shape[0], shape[1:], num_classes, width),
+    "vgg8": lambda shape, num_classes, width: VGG8(shape[0], num_classes, width),
+    "resnet20": lambda shape, num_classes, width: ResNet20(shape[0], num_classes, width),
+}
+
+SMALLEST_IMAGE: dict[str, int] = {"mlp": 1, "convnet": 8, "vgg8": 16, "resnet20": 8}  # pixels a side
+
+
+def build_model(name: str, input_shape: Shape, num_classes: int, width: int) -> nn.Module:
+    """A network of the table with weights from torch's global generator.
+
+    Args:
+        name: row of ``MODELS``.
+        input_shape: (channels, height, width) of one image.
+        num_classes: number of outputs.
+        width: channels of the first block (units of the hidden layers for the MLP).
+
+    Raises:
+        MetaschedError: unknown name, or an image that the network would shrink to nothing.
+    """
+    check_model(name, input_shape)
+    return MODELS[name](input_shape, num_classes, width)
+
+
+def check_model(name: str, input_shape: Shape) -> None:
+    """Raises MetaschedError if the table has no such network or it does not fit the image size."""
+    if name not in MODELS:
+        raise unknown_name("task.model", name, MODELS)
+    _, height, width = input_shape
+    smallest = SMALLEST_IMAGE[name]
+    if min(height, width) < smallest:
+        fitting = ", ".join(other for other, size in SMALLEST_IMAGE.items() if size <= min(height, width))
+        raise MetaschedError(
+            "task.model",
+            f"{name} needs images of at least {smallest}x{smallest} pixels, got {height}x{width}",
+            f"use one of {fitting}, or a data set of larger images",
+        )

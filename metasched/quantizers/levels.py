@@ -1,0 +1,118 @@
+"""Level sets: the values that a quantized tensor may take, in units of its scale.
+
+Levels are sorted and increasing; thresholds are the midpoints between neighbours. For integer levels that is q + 1/2,
+as in ANA; for powers of two it is INQ's rule, by which |w| in [(a + b) / 2, 3b / 2) goes to b for neighbours a < b.
+Values beyond the outermost level go to it. (INQ as coded in INQ-pytorch sends |w| >= 3/2 of the top level to 0; we
+clamp, because a weight may grow while it is retrained.)
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from metasched.errors import MetaschedError
+
+
+@dataclass(frozen=True)
+class LevelSet:
+    """Sorted levels q_0 < ... < q_{n-1} in units of the scale.
+
+    >>> ternary().thresholds
+    (-0.5, 0.5)
+    """
+
+    levels: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        assert len(self.levels) >= 2, "a quantizer needs at least two levels"
+        assert all(a < b for a, b in zip(self.levels, self.levels[1:], strict=False)), "levels must increase"
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """Midpoints between neighbouring levels: x at or above threshold k is on level k + 1 or higher."""
+        return tuple((a + b) / 2 for a, b in zip(self.levels, self.levels[1:], strict=False))
+
+    @property
+    def jumps(self) -> tuple[float, ...]:
+        """Heights q_{k+1} - q_k of the stair's steps."""
+        return tuple(b - a for a, b in zip(self.levels, self.levels[1:], strict=False))
+
+    @property
+    def bits(self) -> float:
+        """log2 of the number of levels."""
+        return math.log2(len(self.levels))
+
+
+def ternary() -> LevelSet:
+    """{-1, 0, 1}: two bits, signed, balanced."""
+    return LevelSet((-1.0, 0.0, 1.0))
+
+
+def binary() -> LevelSet:
+    """{-1, 1}."""
+    return LevelSet((-1.0, 1.0))
+
+
+def integers(bits: int, *, signed: bool, balanced: bool) -> LevelSet:
+    """All integers of ``bits`` bits: 0 .. 2^b - 1; signed: shifted down by 2^(b-1); balanced: without the lowest.
+
+    Source: quantlib, ``algorithms/ana/ops.py``.
+
+    >>> integers(2, signed=True, balanced=True).levels
+    (-1.0, 0.0, 1.0)
+    >>> integers(2, signed=False, balanced=False).levels
+    (0.0, 1.0, 2.0, 3.0)
+    """
+    assert bits >= 1 and not (balanced and not signed), (bits, signed, balanced)
+    low = -(2 ** (bits - 1)) if signed else 0
+    levels = [float(q) for q in range(low, low + 2**bits)]
+    return LevelSet(tuple(levels[1:] if balanced else levels))
+
+
+def powers_of_two(bits: int) -> LevelSet:
+    """INQ's levels {0, +-2^n2, ..., +-2^n1} in units of the top one, 2^n1: {0, +-1, +-1/2, ...}.
+
+    One bit stands for zero, b - 1 bits for the others: n1 - n2 + 1 = 2^(b-2) exponents, so 2^(b-1) + 1 levels.
+    Source: INQ (Zhou et al., ICLR 2017), section 2.1; the top exponent n1 is a matter of the scale.
+
+    >>> powers_of_two(3).levels
+    (-1.0, -0.5, 0.0, 0.5, 1.0)
+    >>> [len(powers_of_two(b).levels) for b in (2, 3, 4, 5)]
+    [3, 5, 9, 17]
+    """
+    assert bits >= 2, bits
+    positive = [2.0**-k for k in range(2 ** (bits - 2))]
+    return LevelSet(tuple([-p for p in positive] + [0.0] + positive[::-1]))
+
+
+_NAME = re.compile(r"(int|uint|balanced|pow2_)([1-9])")
+
+
+def level_set(name: str, path: str = "levels") -> LevelSet:
+    """The level set of a name: ``binary``, ``ternary``, ``int4``, ``uint4``, ``balanced4``, ``pow2_5``.
+
+    Raises:
+        MetaschedError: for any other name; ``path`` is the field that it names.
+
+    >>> level_set("uint1").levels
+    (0.0, 1.0)
+    """
+    if name == "ternary":
+        return ternary()
+    if name == "binary":
+        return binary()
+    match = _NAME.fullmatch(name)
+    kind, bits = (match[1], int(match[2])) if match else ("", 0)
+    if kind == "uint" or (kind == "int" and bits >= 1):
+        return integers(bits, signed=kind == "int", balanced=False)
+    if kind == "balanced" and bits >= 2:
+        return integers(bits, signed=True, balanced=True)
+    if kind == "pow2_" and bits >= 2:
+        return powers_of_two(bits)
+    raise MetaschedError(
+        path,
+        f"unknown level set {name!r}",
+        "use binary, ternary, intB, uintB (B = 1 to 9 bits), balancedB or pow2_B (B = 2 to 9)",
+    )

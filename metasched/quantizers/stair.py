@@ -1,0 +1,204 @@
+"""The stair function under additive noise: the quantizer of ANA, differentiable in input, mean and scale.
+
+With levels q_k, jumps d_k = q_{k+1} - q_k, thresholds theta_k and noise of mean mu, scale s and distribution F:
+
+    expectation   E(x) = q_0 + sum_k d_k F((x - mu - theta_k) / s)
+    mode          the level of largest probability
+    random        a level drawn with the probabilities p_k = F_{k-1} - F_k
+
+All three have the derivative of the expectation, dE/dx = sum_k d_k f((x - mu - theta_k) / s) / s, and its derivatives
+in mu and s (ANA, Spallanzani et al., CVPR 2022, arXiv 2203.11323). At s = 0 the forward is the hard quantizer, right
+continuous at the thresholds, and every derivative is exactly 0. Noise narrower than the spacing of floats at 1 counts
+as none: powers like the 14th of a falling schedule reach scales whose 1 / s overflows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from metasched.quantizers.levels import LevelSet
+from metasched.quantizers.noise import NOISE_FAMILIES
+
+Forward = Literal["expectation", "mode", "random"]
+
+
+def hard(x: torch.Tensor, levels: LevelSet) -> torch.Tensor:
+    """The hard quantizer: q_k for theta_{k-1} <= x < theta_k.
+
+    x is in units of the scale; NaN stays NaN. The derivative is 0.
+
+    >>> from metasched.quantizers.levels import ternary
+    >>> hard(torch.tensor([-0.6, -0.5, 0.4, 0.5, 9.0]), ternary()).tolist()
+    [-1.0, 0.0, 0.0, 1.0, 1.0]
+    """
+    x = x.detach()
+    index = torch.bucketize(x, _row(levels.thresholds, x), right=True)
+    return torch.where(x.isnan(), x, _row(levels.levels, x)[index])
+
+
+def straight_through(x: torch.Tensor, levels: LevelSet, half_width: float) -> torch.Tensor:
+    """The hard quantizer with the derivative of uniform noise of that half-width (ternary, 1/2: of clip(x, -1, 1)).
+
+    >>> from metasched.quantizers.levels import ternary
+    >>> x = torch.tensor([-1.2, 0.3], requires_grad=True)
+    >>> straight_through(x, ternary(), 0.5).sum().backward()
+    >>> x.grad.tolist()
+    [0.0, 1.0]
+    """
+    zero = torch.zeros((), dtype=x.dtype, device=x.device)
+    return _Stair.apply(x, zero, zero, _Shape(levels, "uniform", "mode"), None, half_width)
+
+
+def stair(
+    x: torch.Tensor,
+    levels: LevelSet,
+    *,
+    mean: torch.Tensor,
+    scale: torch.Tensor,
+    family: str,
+    forward: Forward,
+    uniform: torch.Tensor | None = None,
+    backward_scale: float | None = None,
+) -> torch.Tensor:
+    """The stair function under noise.
+
+    Args:
+        x: any shape, in units of the quantizer's scale.
+        mean, scale: of the noise; 0-d or broadcastable to x; scale >= 0 is the family's own (see noise.py).
+        family: a key of NOISE_FAMILIES.
+        forward: what the forward pass gives; the derivative is that of the expectation in all cases.
+        uniform: for ``random``, uniform numbers in [0, 1) of the shape of x.
+        backward_scale: scale of the noise whose density is the derivative in x (ANA's 2019 form keeps it constant);
+            None: the forward noise's own. The derivatives in mean and scale are always the forward noise's.
+
+    Returns:
+        the shape of x; for mode and random exactly on the levels.
+
+    >>> from metasched.quantizers.levels import ternary
+    >>> x, half = torch.tensor([-2.0, -0.25, 0.75]), torch.tensor(0.5)
+    >>> y = stair(x, ternary(), mean=torch.tensor(0.0), scale=half, family="uniform", forward="expectation")
+    >>> bool((y == x.clamp(-1, 1)).all())
+    True
+    """
+    assert forward != "random" or uniform is not None, "random forward needs uniform numbers"
+    return _Stair.apply(x, mean, scale, _Shape(levels, family, forward), uniform, backward_scale)
+
+
+class _Shape(NamedTuple):
+    levels: LevelSet
+    family: str
+    forward: Forward
+
+
+class _Stair(torch.autograd.Function):
+    """The derivative in closed form: one product a backward pass instead of the chain through F.
+
+    ``backward`` is written in differentiable operations, so that derivatives of any order are exact.
+    """
+
+    @staticmethod
+    def forward(
+        x: torch.Tensor,
+        mean: torch.Tensor,
+        scale: torch.Tensor,
+        shape: _Shape,
+        uniform: torch.Tensor | None,
+        backward_scale: float | None,
+    ) -> torch.Tensor:
+        levels = shape.levels
+        silent = _silent(scale, x)
+        if bool(silent.all()):
+            return hard(x - mean, levels)
+        inverse = 1 / torch.where(silent, 1.0, scale)
+        centred, cdf = x - mean, NOISE_FAMILIES[shape.family].cdf
+        above = [cdf((centred - theta) * inverse) for theta in levels.thresholds]
+        if bool(silent.any()):
+            steps = [(centred >= theta).to(x.dtype) for theta in levels.thresholds]
+            above = [torch.where(silent, step, f) for step, f in zip(steps, above, strict=True)]
+        return _OF_PROBABILITIES[shape.forward](above, levels, uniform)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        x, mean, scale, ctx.shape, _, ctx.backward_scale = inputs
+        ctx.save_for_backward(x, mean, scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore
+        x, mean, scale = ctx.saved_tensors
+        needs_x, needs_mean, needs_scale = ctx.needs_input_grad[:3]
+        levels, family = ctx.shape.levels, ctx.shape.family
+        of_x = of_mean = of_scale = None
+        if needs_mean or needs_scale or (needs_x and ctx.backward_scale is None):
+            slope, stretch = _derivatives(x, mean, scale, levels, family, stretch=needs_scale)
+            if needs_x and ctx.backward_scale is None:
+                of_x = grad * slope
+            if needs_mean:
+                of_mean = -(grad * slope).sum_to_size(mean.shape)
+            if needs_scale:
+                of_scale = -(grad * stretch).sum_to_size(scale.shape)
+        if needs_x and ctx.backward_scale is not None:
+            fixed = torch.full_like(scale, ctx.backward_scale)
+            of_x = grad * _derivatives(x, mean, fixed, levels, family, stretch=False)[0]
+        return of_x, of_mean, of_scale, None, None, None
+
+
+def _derivatives(
+    x: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor, levels: LevelSet, family: str, *, stretch: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """sum_k d_k f(z_k) / s and, if asked for, sum_k d_k z_k f(z_k) / s; both exactly 0 where there is no noise."""
+    pdf = NOISE_FAMILIES[family].pdf
+    silent = _silent(scale, x)
+    # the double where: neither the value nor its derivative may meet 1 / 0
+    inverse = torch.where(silent, 0.0, 1 / torch.where(silent, 1.0, scale))
+    centred = x - mean
+    slope = weighted = torch.zeros((), dtype=x.dtype, device=x.device)
+    for theta, jump in zip(levels.thresholds, levels.jumps, strict=True):
+        z = (centred - theta) * inverse
+        density = pdf(z) if jump == 1 else pdf(z) * jump
+        slope = slope + density
+        if stretch:
+            weighted = weighted + density * z
+    return slope * inverse, weighted * inverse
+
+
+def _silent(scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    return scale < torch.finfo(x.dtype).eps
+
+
+def _row(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device)
+
+
+def _expectation(above: list[torch.Tensor], levels: LevelSet, uniform: torch.Tensor | None) -> torch.Tensor:
+    total = above[0] * levels.jumps[0]
+    for f, jump in zip(above[1:], levels.jumps[1:], strict=True):
+        total = total + f * jump
+    return total + levels.levels[0]
+
+
+def _mode(above: list[torch.Tensor], levels: LevelSet, uniform: torch.Tensor | None) -> torch.Tensor:
+    """Level of largest probability; at ties the higher one, as the hard quantizer (right continuous) has it."""
+    most = 1 - above[0]
+    value = 0 * most + levels.levels[0]  # NaN stays NaN
+    for k, level in enumerate(levels.levels[1:], 1):
+        probability = above[k - 1] - above[k] if k < len(above) else above[k - 1]
+        value = torch.where(probability >= most, level, value)  # faster than argmax over a stack, for a few levels
+        most = torch.maximum(probability, most)
+    return value
+
+
+def _random(above: list[torch.Tensor], levels: LevelSet, uniform: torch.Tensor | None) -> torch.Tensor:
+    """A level for each uniform number: the one whose interval of cumulative probability it falls into."""
+    assert uniform is not None
+    index = sum((uniform < f).to(torch.int64) for f in above)
+    return _row(levels.levels, uniform)[index] + 0 * above[0]  # NaN stays NaN
+
+
+_OF_PROBABILITIES: dict[str, Callable[[list[torch.Tensor], LevelSet, torch.Tensor | None], torch.Tensor]] = {
+    "expectation": _expectation,
+    "mode": _mode,
+    "random": _random,
+}

@@ -1,0 +1,56 @@
+"""Interpolation of a schedule between its knots: one function for the schedule network and for the player."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+Interpolation = Literal["linear", "previous"]
+
+
+def interpolate(progress: torch.Tensor, knots: torch.Tensor, values: torch.Tensor, kind: Interpolation) -> torch.Tensor:
+    """Values between knots, exactly a knot's own value where progress meets it.
+
+    With k_i <= u < k_{i+1} and w = (u - k_i) / (k_{i+1} - k_i):
+
+        linear      v_i + w (v_{i+1} - v_i)
+        previous    v_i: a step function, continuous from the right
+
+    Every value lies between its two knots' values, equal values are kept, and each element is computed by itself:
+    its bits depend on its own inputs, not on how many steps or layers are asked for at once.
+
+    Args:
+        progress: [T], each in [0, 1].
+        knots: [K], strictly increasing from 0 to 1.
+        values: [K, L], finite; the result is differentiable in them.
+        kind: ``linear`` or ``previous``.
+
+    Returns:
+        [T, L]. All tensors have one floating dtype.
+
+    >>> u, knots = torch.tensor([0.25, 0.5, 1.0]), torch.tensor([0.0, 0.5, 1.0])
+    >>> values = torch.tensor([[4.0], [2.0], [0.0]])
+    >>> interpolate(u, knots, values, "linear").flatten().tolist()
+    [3.0, 2.0, 0.0]
+    >>> interpolate(u, knots, values, "previous").flatten().tolist()
+    [4.0, 2.0, 0.0]
+    """
+    assert progress.dtype == knots.dtype == values.dtype, (progress.dtype, knots.dtype, values.dtype)
+    assert values.ndim == 2 and knots.shape == values.shape[:1], (knots.shape, values.shape)
+    assert len(knots) >= 2 and knots[0] == 0 and knots[-1] == 1 and bool((knots.diff() > 0).all()), knots
+    assert bool(((progress >= 0) & (progress <= 1)).all()), "progress must lie in [0, 1]"
+
+    index = torch.searchsorted(knots.detach(), progress.detach().contiguous(), right=True) - 1
+    left = values[index]
+    if kind == "previous":
+        return left
+    assert kind == "linear", kind
+    after = (index + 1).clamp(max=len(knots) - 1)
+    at_knot = progress == knots[index]
+    span = torch.where(at_knot, 1, knots[after] - knots[index])
+    weight = ((progress - knots[index]) / span)[:, None]
+    # From the nearer knot: just before a knot the weight can round to 1, and left + rise can miss the knot's value.
+    rise = values[after] - left
+    between = torch.where(weight < 0.5, left + weight * rise, values[after] - (1 - weight) * rise)
+    return torch.where(at_knot[:, None], left, between)

@@ -1,0 +1,148 @@
+"""The schedule network: a small MLP that learns a correction to a hand-coded schedule.
+
+It is evaluated on K knots in progress and linear between them, so that its JSON export is the schedule itself. With a
+base schedule b, increments d_k = |b_{k+1} - b_k| as shares of the whole way, and network outputs c (0 at the start):
+
+    monotone control    v_0 = range(logit(b_0) + c_0)
+                        v_k = v_0 + (end - v_0) sum_{j<k} softmax_j(log((1 - eps) d_j + eps / (K - 1)) + c_j)
+    free control        v_k = range(logit(b_k) + c_k),  v_k = end where u_k = 1 or within the dwell
+
+``range(z) = low + (high - low) sigmoid(z)``. So range, direction, end value and dwell hold for any weights; c
+multiplies the base's rates (a log-correction); and eps, a share of the way that is spread evenly, lets a schedule move
+where its base stands still. A monotone control that starts on the edge of its range stays there at progress 0.
+Layers enter through their features alone: one network serves any number of layers and of steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from metasched.layers import Layer
+from metasched.methods.base import Control
+from metasched.randomness import generator
+from metasched.schedules.base import Schedule, progress_of_steps
+from metasched.schedules.interpolation import interpolate
+
+EVEN_SHARE = 0.02  # eps
+_WAVES = 4  # cosines of progress beside progress itself
+_LAYER_FEATURES = 6
+
+
+class ScheduleNetwork(nn.Module):
+    """A learnable schedule that starts at ``base``; see the module's docstring.
+
+    Args:
+        controls: all controls of the method; those not in ``learn`` keep the base's values at the knots.
+        base: the schedule that it starts at.
+        learn: names of the learned controls.
+        knots: K, at least 2.
+        hidden: units of each of the two hidden layers.
+        seed: of the initial weights (the output layer starts at 0).
+    """
+
+    def __init__(
+        self, controls: Sequence[Control], base: Schedule, learn: Sequence[str], *, knots: int, hidden: int, seed: int
+    ) -> None:
+        super().__init__()
+        assert knots >= 2 and set(learn) <= {c.name for c in controls}
+        self.controls = tuple(controls)
+        self.learned = tuple(c for c in controls if c.name in learn)
+        assert all(c.direction == "free" or c.end is not None for c in self.learned), "a monotone control needs an end"
+        self.base = base
+        self.knots = progress_of_steps(knots)
+        num_inputs = 1 + _WAVES + _LAYER_FEATURES
+        self.body = nn.Sequential(
+            nn.Linear(num_inputs, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh()
+        ).double()
+        self.heads = nn.Linear(hidden, 2 * len(self.learned)).double()  # per control: rate or value, and start
+        draws = generator(seed, "schedule network")
+        for layer in self.body:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=1 / math.sqrt(layer.in_features), generator=draws)
+                nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.heads.weight)
+        nn.init.zeros_(self.heads.bias)
+
+    def forward(self, progress: torch.Tensor, layers: Sequence[Layer]) -> dict[str, torch.Tensor]:
+        """Values {control: [T, L]} at progress [T]."""
+        return {n: interpolate(progress, self.knots, v, "linear") for n, v in self.at_knots(layers).items()}
+
+    def at_knots(self, layers: Sequence[Layer]) -> dict[str, torch.Tensor]:
+        """Values {control: [K, L]} of all controls at the knots; those that are not learned have the base's."""
+        base = self.base(self.knots, layers)
+        middles = (self.knots[:-1] + self.knots[1:]) / 2
+        rates = self._correction(middles, layers)  # [K - 1, L, 2C]
+        points = self._correction(self.knots, layers)  # [K, L, 2C]
+        values = dict(base)
+        for i, control in enumerate(self.learned):
+            b = base[control.name]
+            if control.direction == "free":
+                values[control.name] = _free(control, b, points[..., 2 * i], self.knots)
+            else:
+                values[control.name] = _monotone(control, b, rates[..., 2 * i], points[0, :, 2 * i + 1], self.knots)
+        return values
+
+    def _correction(self, u: torch.Tensor, layers: Sequence[Layer]) -> torch.Tensor:
+        waves = [u, *(torch.cos(k * math.pi * u) for k in range(1, _WAVES + 1))]
+        of_time = torch.stack(waves, -1)[:, None, :].expand(-1, len(layers), -1)
+        of_layer = torch.tensor([_features(layer) for layer in layers], dtype=u.dtype).expand(len(u), -1, -1)
+        # a mean over hidden units, not a sum: an Adam step of size lr then moves a correction by at most about lr
+        hidden = self.body(torch.cat([of_time, of_layer], -1))
+        return self.heads(hidden) / hidden.shape[-1]
+
+
+def _features(layer: Layer) -> list[float]:
+    """Features of order 1 that exist for any network."""
+    return [
+        2 * layer.depth - 1,
+        1.0 if layer.kind == "linear" else -1.0,
+        1.0 if layer.quantizes == "weight+activation" else -1.0,
+        math.log10(layer.fan_in) - 2,
+        math.log10(layer.num_weights) - 4,
+        layer.bits - 2,
+    ]
+
+
+def _into_range(control: Control, base: torch.Tensor, correction: torch.Tensor) -> torch.Tensor:
+    """range(logit(base) + correction); a base on the edge of the range stays there."""
+    width = control.high - control.low
+    share = (base - control.low) / width
+    inside = (share > 0) & (share < 1)
+    safe = torch.where(inside, share, 0.5)
+    moved = control.low + width * torch.sigmoid(torch.logit(safe) + correction)
+    return torch.where(inside, moved, base)
+
+
+def _moving(control: Control, knots: torch.Tensor) -> torch.Tensor:
+    """The intervals between knots that end before the dwell begins, [K - 1]; the first one in any case."""
+    return (knots[1:] <= 1 - control.dwell) | (knots[:-1] == 0)
+
+
+def _free(control: Control, base: torch.Tensor, correction: torch.Tensor, knots: torch.Tensor) -> torch.Tensor:
+    values = _into_range(control, base, correction)
+    if control.end is None:
+        return values
+    before_end = torch.cat([_moving(control, knots), torch.tensor([False])])
+    return torch.where(before_end[:, None], values, control.end)
+
+
+def _monotone(
+    control: Control, base: torch.Tensor, rates: torch.Tensor, start: torch.Tensor, knots: torch.Tensor
+) -> torch.Tensor:
+    first = _into_range(control, base[0], start)
+    assert control.end is not None
+    last = torch.full_like(first, control.end)
+    way = (base[1:] - base[:-1]).abs()
+    # eps times an even share; a base that never moves keeps the even share alone
+    shares = way / way.sum(0).clamp_min(torch.finfo(way.dtype).tiny)
+    logits = torch.log((1 - EVEN_SHARE) * shares + EVEN_SHARE / len(way)) + rates
+    moving = _moving(control, knots)
+    logits = torch.where(moving[:, None], logits, -torch.inf)
+    # at most 1, and 1 exactly from the last moving interval on: the sum of the shares is 1 only up to rounding
+    covered = torch.cumsum(torch.softmax(logits, 0), 0).clamp_max(1)
+    covered = torch.where((torch.cumsum(moving.flip(0), 0).flip(0) <= 1)[:, None], 1.0, covered)
+    return torch.cat([first[None], first + (last - first) * covered])

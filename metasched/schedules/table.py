@@ -1,0 +1,92 @@
+"""The table of hand-coded schedules: from the family, which is a method's name, to its schedules by name.
+
+``joint`` (ANA and INQ at once) has no published schedule. It pairs each ramp with itself, each schedule of ANA with
+freezing everything at the last step, and each schedule of INQ with noise of constant width until the last step.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from metasched.errors import unknown_name
+from metasched.schedules.curves import RAMPS, Curve, HandCoded, falling, rising, steps
+from metasched.schedules.published import NO_MEAN, RAMP_CITATIONS, START, STATIC_NOISE, ana, inq
+
+__all__ = ["HandCoded", "find_hand_coded", "hand_coded"]
+
+_FREEZE_AT_END: Curve = partial(steps, times=(1.0,), values=(0.0, 1.0))
+
+_STE = HandCoded(
+    "ste",
+    "ste",
+    "Bengio, Leonard, Courville: Estimating or Propagating Gradients Through Stochastic Neurons for Conditional "
+    "Computation. 2013, arXiv 1308.3432; the straight-through estimator has no control",
+    {},
+    "linear",
+)
+
+
+def _same_ramp(ramp: str) -> HandCoded:
+    curves: dict[str, Curve] = {
+        "noise_scale": partial(falling, ramp=ramp, start=START),
+        "noise_mean": NO_MEAN,
+        "freeze_fraction": partial(rising, ramp=ramp),
+    }
+    return HandCoded(f"joint_{ramp}", "joint", f"{RAMP_CITATIONS[ramp]}; noise and freezing together", curves, "linear")
+
+
+def _with_other(schedule: HandCoded, curves: dict[str, Curve], addition: str) -> HandCoded:
+    """A schedule of one method with fixed curves, which jump at the end, for the controls of the other."""
+    return HandCoded(
+        f"joint_{schedule.name}",
+        "joint",
+        f"{schedule.citation}; {addition}",
+        {**schedule.curves, **curves},
+        schedule.interpolation,
+        tuple(sorted({*schedule.jumps, 1.0})),
+    )
+
+
+_ANA, _INQ = ana(), inq()
+_JOINT = [
+    *(_same_ramp(ramp) for ramp in RAMPS),
+    *(_with_other(s, {"freeze_fraction": _FREEZE_AT_END}, "all weights frozen at the last step") for s in _ANA),
+    *(
+        _with_other(
+            s, {"noise_scale": STATIC_NOISE, "noise_mean": NO_MEAN}, "noise of half-width 0.5 until the last step"
+        )
+        for s in _INQ
+    ),
+]
+_FAMILIES: dict[str, dict[str, HandCoded]] = {
+    "ste": {_STE.name: _STE},
+    "ana": {s.name: s for s in _ANA},
+    "inq": {s.name: s for s in _INQ},
+    "joint": {s.name: s for s in _JOINT},
+}
+
+
+def hand_coded(family: str) -> dict[str, HandCoded]:
+    """The hand-coded schedules of a method, by name.
+
+    Raises:
+        MetaschedError: no such family.
+
+    >>> list(hand_coded("inq"))[:2]
+    ['inq_alexnet_5bit', 'inq_resnet18_4bit']
+    """
+    if family not in _FAMILIES:
+        raise unknown_name("method.name", family, _FAMILIES)
+    return dict(_FAMILIES[family])
+
+
+def find_hand_coded(family: str, name: str, path: str) -> HandCoded:
+    """One hand-coded schedule of a method; path is the field that names it (``schedule.start``).
+
+    Raises:
+        MetaschedError: no such family or name.
+    """
+    schedules = hand_coded(family)
+    if name not in schedules:
+        raise unknown_name(path, name, schedules)
+    return schedules[name]

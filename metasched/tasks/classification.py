@@ -1,0 +1,115 @@
+"""From labelled images to a classification task: split, standardize, cross entropy, accuracy."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch.nn import functional as F
+
+from metasched.config import TaskConfig
+from metasched.errors import MetaschedError
+from metasched.models import build_model, check_model
+from metasched.tasks.base import Split, Task
+from metasched.tasks.splits import split_indices
+
+NUM_CLASSES = 10  # of every data set here
+
+
+def classification_task(config: TaskConfig, pool: Split, official_test: Split | None) -> Task:
+    """A task from images, x uint8 [N, C, H, W] and y int64 [N], with disjoint parts.
+
+    Training and validation examples come from one permutation of the pool, the test examples from the official test
+    set alone, or, where there is none, from the same permutation of the pool. Sizes default to a third of the pool for
+    the test part (or the whole official test set), a fifth of what that leaves for validation, and the rest for
+    training. Inputs are float32, standardized by the mean and standard deviation of each channel of the training
+    examples; being independent of the unit, that needs no division by the largest pixel value first.
+
+    Raises:
+        MetaschedError: more examples asked for than there are, a batch that does not fit, or a model that does not.
+    """
+    channels, height, width = pool.x.shape[1:]
+    check_model(config.model, (channels, height, width))
+
+    n = len(pool.x)
+    reserved = 0 if official_test else _size(config, "test", config.test, default=n // 3, available=n - 2)
+    remaining = n - reserved
+    default = max(1, remaining // 5)
+    num_validation = _size(config, "validation", config.validation, default, available=remaining - 1)
+    indices = split_indices(n, num_validation, reserved, config.data_seed)
+
+    num_train = _size(config, "train", config.train, default=len(indices.train), available=len(indices.train))
+    train = _take(pool, indices.train[:num_train])
+    if not 2 <= config.batch <= num_train:
+        raise MetaschedError(
+            "task.batch",
+            f"must be between 2, which batch normalization needs, and the {num_train} training examples, "
+            f"got {config.batch}",
+            f"set it to {min(64, num_train)}",
+        )
+
+    if official_test is None:
+        test = _take(pool, indices.test)
+    else:
+        total = len(official_test.x)
+        num_test = _size(config, "test", config.test, default=total, available=total)
+        test = _take(official_test, split_indices(total, 0, num_test, config.data_seed).test)
+
+    mean, std = channel_moments(train.x)
+    return Task(
+        name=config.name,
+        train=_standardize(train, mean, std),
+        validation=_standardize(_take(pool, indices.validation), mean, std),
+        test=_standardize(test, mean, std),
+        build=partial(build_model, config.model, (channels, height, width), NUM_CLASSES, config.width),
+        loss=F.cross_entropy,
+        score=accuracy,
+        batch_size=config.batch,
+    )
+
+
+def accuracy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Share of rows of outputs [N, K] whose largest entry is at the target [N]; 0-d, in the outputs' dtype.
+
+    >>> float(accuracy(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])))
+    0.5
+    """
+    return (outputs.argmax(dim=1) == targets).to(outputs.dtype).mean()
+
+
+def channel_moments(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and (population) standard deviation of each channel of uint8 images [N, C, H, W], float64 [C].
+
+    Taken from exact counts of the 256 values, so that they do not depend on the order of a sum or on threads.
+    """
+    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in x.unbind(1)]).double()
+    value = torch.arange(256, dtype=torch.float64)
+    share = counts / counts.sum(1, keepdim=True)
+    mean = (share * value).sum(1)
+    variance = (share * (value - mean[:, None]) ** 2).sum(1)
+    return mean, variance.sqrt()
+
+
+def _standardize(images: Split, mean: torch.Tensor, std: torch.Tensor) -> Split:
+    divisor = torch.where(std > 0, std, 1.0)  # a channel without variation becomes 0
+    x = images.x.float()
+    x -= mean.float()[:, None, None]
+    x /= divisor.float()[:, None, None]
+    return Split(x, images.y)
+
+
+def _take(images: Split, indices: torch.Tensor) -> Split:
+    return Split(images.x[indices], images.y[indices])
+
+
+def _size(config: TaskConfig, part: str, asked: int | None, default: int, available: int) -> int:
+    """The size of a part: what the user asks for, if there is so much, or its default."""
+    if asked is None:
+        return default
+    if asked > available:
+        raise MetaschedError(
+            f"task.{part}",
+            f"asks for {asked} examples, but {config.name} has only {available} for this part",
+            f"ask for at most {available}",
+        )
+    return asked

@@ -1,0 +1,53 @@
+"""Where metrics, curves and tables go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from metasched.config import Experiment
+from metasched.files import RunFolder
+from metasched.loading import to_dict
+from metasched.tracking.json_lines import JsonLines, read_json_lines
+from metasched.tracking.metrics import METRICS, unknown_metrics
+from metasched.tracking.tracker import Memory, Several, Tracker, warn_dropped
+from metasched.tracking.wandb_tracker import Wandb
+
+__all__ = [
+    "METRICS",
+    "JsonLines",
+    "Memory",
+    "Several",
+    "Tracker",
+    "Wandb",
+    "open_tracker",
+    "read_json_lines",
+    "unknown_metrics",
+]
+
+
+def open_tracker(experiment: Experiment, folder: RunFolder, job_type: str) -> Several:
+    """The JSON lines of the run folder and, unless it is disabled or cannot start, wandb.
+
+    Args:
+        experiment: its ``tracking`` says where to; its name is wandb's group.
+        folder: of the run.
+        job_type: ``outer`` or ``compare``.
+    """
+    trackers: list[Tracker] = [JsonLines(folder.metrics)]
+    mode = experiment.tracking.wandb
+    if mode != "disabled":
+        try:
+            trackers.append(
+                Wandb(
+                    folder.path,
+                    to_dict(experiment),
+                    mode=mode,
+                    project=experiment.tracking.project,
+                    group=experiment.name,
+                    job_type=job_type,
+                    name=f"{experiment.method.name}-{Path(experiment.schedule.start).stem}-s{experiment.seed}",
+                )
+            )
+        except Exception as error:  # not installed, no login, no network: no reason not to train
+            warn_dropped("Wandb", error)
+    return Several(trackers)

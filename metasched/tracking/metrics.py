@@ -1,0 +1,50 @@
+"""Every name that is logged, once, with its unit and meaning. ``<...>`` stands for any name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class Metric(NamedTuple):
+    """A logged number or name."""
+
+    unit: str
+    meaning: str
+
+
+METRICS: dict[str, Metric] = {
+    "select/name": Metric("name", "hand-coded schedule that was tried as the start"),
+    "select/score": Metric("score", "its mean score on meta-validation, hardened"),
+    "outer/step": Metric("outer steps", "outer updates done; axis of all of outer/"),
+    "outer/loss": Metric("loss", "outer loss, mean over the inner runs that are finite"),
+    "outer/score": Metric("score", "score on meta-validation at the end of the inner runs, hardened, mean"),
+    "outer/gradient_norm": Metric("loss per parameter", "2-norm of an inner run's hypergradient before clipping, mean"),
+    "outer/clipped": Metric("inner runs", "inner runs whose hypergradient was scaled down to meta.clip"),
+    "outer/skipped": Metric("inner runs", "inner runs left out because a number was not finite"),
+    "outer/nonfinite": Metric("numbers", "non-finite numbers in the losses and hypergradients of this step"),
+    "outer/dead_layers": Metric("share", "(step, layer) pairs in which no gradient reaches the weights, mean"),
+    "outer/inner_steps": Metric("inner steps", "inner training steps done since the start"),
+    "outer/seconds": Metric("s", "wall time of this outer step"),
+    "schedule/progress": Metric("share of the run", "training time from 0 to 1; axis of all of schedule/"),
+    "schedule/<control>/<layer>": Metric("the control's", "value of a control in a layer under the learned schedule"),
+    "compare/arm": Metric("name", "schedule that was played"),
+    "compare/seed": Metric("seed", "the same seeds for all schedules; axis of all of compare/"),
+    "compare/horizon": Metric("inner steps", "length of the inner run that it was played on"),
+    "compare/score": Metric("score", "score on test data, hardened"),
+}
+
+AXES: dict[str, str] = {"outer/step": "outer/*", "schedule/progress": "schedule/*", "compare/seed": "compare/*"}
+"""What each axis measures: wandb plots the names on the right against the name on the left."""
+
+_PATTERNS = [re.compile(re.sub("<[a-z]+>", "[^/]+", name)) for name in METRICS]
+
+
+def unknown_metrics(names: Iterable[str]) -> list[str]:
+    """The names that the table does not have.
+
+    >>> unknown_metrics(["outer/loss", "schedule/noise_scale/conv1", "outer/los"])
+    ['outer/los']
+    """
+    return [name for name in names if not any(p.fullmatch(name) for p in _PATTERNS)]

@@ -1,0 +1,111 @@
+"""Pictures for the run folder: the curves of a schedule, and the scores of a comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from metasched.files import write_atomic
+
+if TYPE_CHECKING:
+    import torch
+    from matplotlib.figure import Figure
+
+_MANY = 12  # layers; beyond that a colour bar instead of a legend
+_LEARNED, _OTHER = "#c1272d", "#4d4d4d"
+
+
+def plot_schedule(
+    path: Path, values: Mapping[str, torch.Tensor], layers: Sequence[str], progress: torch.Tensor
+) -> None:
+    """One panel a control: its value in each layer over progress, dark at the input and bright at the output.
+
+    Args:
+        path: of the PNG.
+        values: control -> [T, L].
+        layers: the L names, from input to output.
+        progress: [T], in [0, 1].
+    """
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap, Normalize
+
+    figure, axes = _panels(len(values), width=5.0, height=3.4)
+    colors = colormaps["viridis"](np.linspace(0, 0.9, len(layers)))
+    # Curves that coincide stay visible: the later, thinner ones leave a rim of the ones below.
+    widths = np.linspace(3.0, 1.2, len(layers)) if len(layers) <= _MANY else np.full(len(layers), 1.0)
+    u = progress.detach().cpu().double().numpy()
+    for axis, (control, curves) in zip(axes, values.items(), strict=True):
+        for i, curve in enumerate(curves.detach().cpu().double().numpy().T):
+            axis.plot(u, curve, color=colors[i], linewidth=widths[i], label=layers[i])
+        axis.set(title=control, xlabel="progress", xlim=(0, 1))
+    axes[0].set_ylabel("value")
+    if len(layers) <= _MANY:
+        axes[-1].legend(title="layer", loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=8)
+    else:
+        scale = ScalarMappable(Normalize(0, 1), ListedColormap(colors))
+        figure.colorbar(scale, ax=axes, label=f"relative depth of the {len(layers)} layers", pad=0.02)
+    _save(figure, path)
+
+
+def plot_comparison(
+    path: Path, scores: Mapping[int, Mapping[str, Sequence[float]]], learned: Sequence[str] = ()
+) -> None:
+    """One panel a horizon: for each arm its scores (dots, one a seed), their mean and its 95 % t-interval; best on top.
+
+    Args:
+        path: of the PNG.
+        scores: horizon in inner steps -> arm -> one score for each seed; higher is better.
+        learned: arms to stand out.
+    """
+    figure, axes = _panels(len(scores), width=4.6, height=1.4 + 0.3 * max(len(arms) for arms in scores.values()))
+    for axis, (horizon, arms) in zip(axes, scores.items(), strict=True):
+        order = sorted(arms, key=lambda arm: float(np.mean(arms[arm])))
+        for row, arm in enumerate(order):
+            sample, color = np.asarray(arms[arm], dtype=float), _LEARNED if arm in learned else _OTHER
+            axis.scatter(sample, np.full(len(sample), row), s=10, color=color, alpha=0.3, linewidths=0)
+            axis.errorbar(
+                sample.mean(), row, xerr=_half_interval(sample), fmt="o", markersize=5, capsize=3, color=color
+            )
+        axis.set_yticks(range(len(order)), order)
+        for label in axis.get_yticklabels():
+            label.set_color(_LEARNED if label.get_text() in learned else "black")
+        axis.set(title=f"{horizon} steps, n = {len(arms[order[0]])} seeds", xlabel="score (mean, 95 % interval)")
+        axis.set_ylim(-0.7, len(order) - 0.3)
+    _save(figure, path)
+
+
+def _half_interval(sample: np.ndarray) -> float:
+    """Half the width of the 95 % t-interval of the mean; 0 for a single number."""
+    from scipy.stats import t
+
+    n = len(sample)
+    return float(t.ppf(0.975, n - 1) * sample.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
+
+
+def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Any]]:
+    """A row of panels; drawn without pyplot, which would keep every figure alive."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * count + 1.2, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(1, count, squeeze=False)[0])
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    return figure, axes
+
+
+def _save(figure: Figure, path: Path) -> None:
+    from PIL import Image
+
+    drawn, small = BytesIO(), BytesIO()
+    figure.savefig(drawn, format="png", dpi=110)
+    Image.open(drawn).convert("RGB").quantize(256).save(small, format="png", optimize=True)  # a third of the size
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, small.getvalue())

@@ -1,0 +1,89 @@
+"""Weights & Biases: a run in the run folder, offline unless asked; ``wandb sync`` uploads it later."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from metasched.tracking.metrics import AXES
+from metasched.tracking.tracker import Scalar
+
+
+class Wandb:
+    """One wandb run. Each family of metrics has its own axis (``outer/step``); wandb's own step count is not used.
+
+    Until ``close``, the environment variables WANDB_DATA_DIR and WANDB_CACHE_DIR point into the run folder, unless
+    they were set before: wandb would stage artifacts in the home folder otherwise.
+
+    Args:
+        folder: the run folder; wandb's files go to ``folder/wandb``.
+        config: the resolved experiment.
+        mode: ``offline`` or ``online``.
+        project, group, job_type, name: as wandb has them; all runs of an experiment share its name as group.
+
+    Raises:
+        ImportError: wandb is not installed.
+        wandb.Error: it cannot start, such as online without a login.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        *,
+        mode: Literal["offline", "online"],
+        project: str,
+        group: str,
+        job_type: str,
+        name: str,
+    ) -> None:
+        import wandb
+
+        self._redirected = [v for v in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR") if v not in os.environ]
+        os.environ.update(dict.fromkeys(self._redirected, str((folder / "wandb").resolve())))
+        self._wandb = wandb
+        try:
+            self._run = wandb.init(
+                dir=folder,
+                config=dict(config),
+                mode=mode,
+                project=project,
+                group=group,
+                job_type=job_type,
+                name=name,
+                reinit="create_new",
+                settings=wandb.Settings(console="off", silent=True),
+            )
+        except BaseException:
+            self._restore()
+            raise
+        for axis, family in AXES.items():
+            self._run.define_metric(axis, hidden=True)
+            self._run.define_metric(family, step_metric=axis)
+
+    def log(self, metrics: Mapping[str, Scalar]) -> None:
+        """One row of history; it holds its axis."""
+        self._run.log(dict(metrics))
+
+    def artifact(self, path: Path, name: str, kind: str, metadata: Mapping[str, Any]) -> None:
+        """A file as a versioned artifact of type ``kind``."""
+        artifact = self._wandb.Artifact(name, type=kind, metadata=dict(metadata))
+        artifact.add_file(str(path))
+        self._run.log_artifact(artifact)
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Scalar]]) -> None:
+        """A table under its name; a name within a family of metrics would get that family's axis as well."""
+        self._run.log({name: self._wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
+
+    def close(self) -> None:
+        """Ends the run and gives the environment variables back."""
+        try:
+            self._run.finish()
+        finally:
+            self._restore()
+
+    def _restore(self) -> None:
+        for variable in self._redirected:
+            os.environ.pop(variable, None)

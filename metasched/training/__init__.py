@@ -1,0 +1,1 @@
+"""The inner loop: one step, the optimizers, a whole run and its hardened network."""

@@ -1,0 +1,80 @@
+"""A whole inner run, and the evaluation of the network that it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from metasched.network import Tensors, rows
+from metasched.tasks.base import Split
+from metasched.training.step import InnerProblem, TrainingState, inner_step
+
+_EVALUATION_BATCH = 1000
+
+
+class InnerRun(NamedTuple):
+    """The outcome of a run.
+
+    Attributes:
+        state: after the last step.
+        losses: [T] training loss of each step.
+    """
+
+    state: TrainingState
+    losses: torch.Tensor
+
+
+def train(problem: InnerProblem, controls: Mapping[str, torch.Tensor]) -> InnerRun:
+    """Train for T steps under the controls ({control: [T, L]}), without a graph."""
+    state = problem.initial(rows(controls, 0))
+    losses = []
+    for step in range(problem.steps):
+        state, loss, _ = inner_step(problem, state, rows(controls, step), step, differentiable=False)
+        losses.append(loss)
+    return InnerRun(state, torch.stack(losses))
+
+
+def hardened_score(problem: InnerProblem, state: TrainingState, split: Split) -> float:
+    """Mean score of the deployed network on a split.
+
+    Weights and activations are hard; the statistics of batch normalization are estimated anew for the hard network,
+    over the training set, because the running ones were gathered while the network was still soft.
+    """
+    network, task = problem.network, problem.task
+    with torch.no_grad():
+        hardened = network.harden(state.params, state.method)
+        buffers = {name: b.clone() for name, b in state.buffers.items()}
+        call = network.call(buffers)
+        with _reestimating(network.module, buffers):
+            # equal parts: a rest of few examples would weigh as much as a whole batch, and one cannot be normalized
+            for x in task.train.x.tensor_split(-(-len(task.train.x) // _EVALUATION_BATCH)):
+                network.forward_hardened(call, hardened, x)
+        network.module.eval()
+        try:
+            outputs = [network.forward_hardened(call, hardened, x) for x in split.x.split(_EVALUATION_BATCH)]
+        finally:
+            network.module.train()
+        return float(task.score(torch.cat(outputs), split.y))
+
+
+@contextmanager
+def _reestimating(module: nn.Module, buffers: Tensors) -> Iterator[None]:
+    """Within: batch normalization gathers plain averages over what it sees, from nothing, into these buffers."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [m.momentum for m in norms]
+    for name, b in buffers.items():
+        if name.endswith(("running_mean", "num_batches_tracked")):
+            b.zero_()
+        elif name.endswith("running_var"):
+            b.fill_(1)
+    for m in norms:
+        m.momentum = None
+    try:
+        yield
+    finally:
+        for m, momentum in zip(norms, momenta, strict=True):
+            m.momentum = momentum

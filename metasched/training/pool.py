@@ -1,0 +1,61 @@
+"""Independent inner runs on several processes, in order, or one after the other in this one: same numbers either way.
+
+Each process computes with one thread, so that the bits of a run do not depend on where it ran.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from types import TracebackType
+from typing import Any
+
+import torch
+
+
+def _start() -> None:
+    torch.set_num_threads(1)
+
+
+class Pool:
+    """Worker processes; a context manager.
+
+    Args:
+        workers: number of processes; 0: one for each core; 1: everything runs in this process.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers or os.cpu_count() or 1
+        self._executor: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Pool:
+        torch.set_num_threads(1)
+        if self.workers > 1:
+            context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+            self._executor = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_start)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._executor is not None:
+            if kind is not None:
+                for process in list((self._executor._processes or {}).values()):
+                    process.terminate()  # what they are at is of no use any more
+            self._executor.shutdown(cancel_futures=True)
+            self._executor = None
+
+    def map(self, function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        """``function(*a)`` for each ``a``, in order, as they become ready."""
+        if self._executor is None:
+            return (function(*a) for a in arguments)
+        # Workers start here and inherit the mask: an interrupt of the whole process group is for this process alone.
+        masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            futures = [self._executor.submit(function, *a) for a in arguments]
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+        return (future.result() for future in futures)

@@ -1,0 +1,52 @@
+"""From a configuration to the inner problem that it describes."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+
+from metasched.config import Experiment
+from metasched.errors import MetaschedError
+from metasched.methods import build_method
+from metasched.network import quantize
+from metasched.schedules.base import progress_of_steps
+from metasched.tasks import build_task
+from metasched.training.optimizers import learning_rate, recipe
+from metasched.training.step import InnerProblem
+
+
+@lru_cache(maxsize=8)  # a worker builds each problem once; problems are immutable
+def build_problem(experiment: Experiment, *, steps: int | None = None, relaxation: float = 0.0) -> InnerProblem:
+    """The inner problem of an experiment, from seed 0.
+
+    Args:
+        experiment: the whole configuration.
+        steps: horizon, if not the configured one.
+        relaxation: width of the relaxed freeze mask, to learn through; 0 is the exact partition.
+
+    Raises:
+        MetaschedError: a device that is not there, data that cannot be read, or a model that does not fit them.
+    """
+    steps = steps or experiment.task.steps
+    dtype = getattr(torch, experiment.run.dtype)
+    _check_device(experiment.run.device)
+    task = build_task(experiment.task).to(experiment.run.device, dtype)
+    method = build_method(experiment.method)
+    if relaxation > 0:
+        method = method.relaxed(relaxation)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = task.build().to(experiment.run.device, dtype)
+    network = quantize(model, method, task.train.x[:2], first=experiment.quantize.first, last=experiment.quantize.last)
+    optimizer, defaults = recipe(experiment.optimizer)
+    rates = tuple(learning_rate(experiment.optimizer, float(u)) for u in progress_of_steps(steps))
+    return InnerProblem(network, task, optimizer, {**defaults, "lr": rates}, steps, seed=0)
+
+
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without it
+        why = str(error).partition("\n")[0].partition(". ")[0]
+        raise MetaschedError("run.device", f"{name!r} cannot be used ({why})", "set it to cpu, or another") from None

@@ -1,0 +1,129 @@
+"""One inner step, pure: state, controls and step number in; state and loss out.
+
+    prepare (method state) -> forward under the controls -> gradient -> optimizer's proposal -> update (method)
+
+Nothing depends on anything but the arguments, so that a step can be unrolled, recomputed, mapped or resumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+
+from metasched.network import ControlRows, QuantizedNetwork, Tensors
+from metasched.randomness import derive_seed
+from metasched.tasks.base import Task
+from metasched.training.optimizers import Optimizer
+
+Hyper = Mapping[str, float | torch.Tensor]  # of one step
+
+
+class TrainingState(NamedTuple):
+    """All that training carries from step to step: flat dicts of tensors."""
+
+    params: Tensors
+    buffers: Tensors
+    optimizer: Tensors
+    method: Tensors
+
+
+@dataclass(frozen=True)
+class InnerProblem:
+    """What an inner run trains, from which seed, for how long.
+
+    Attributes:
+        network: the quantized network.
+        task: data, loss and batches.
+        optimizer: the inner optimizer.
+        hyper: its hyper-parameters: name -> a number for all steps, or T of them (a tuple, or a [T] tensor that may
+            require gradients).
+        steps: T.
+        seed: of initial weights, batches and draws.
+    """
+
+    network: QuantizedNetwork
+    task: Task
+    optimizer: Optimizer
+    hyper: Mapping[str, float | tuple[float, ...] | torch.Tensor]
+    steps: int
+    seed: int
+
+    def hyper_at(self, step: int) -> Hyper:
+        """The optimizer's hyper-parameters at a step."""
+        now: dict[str, float | torch.Tensor] = {}
+        for name, value in self.hyper.items():
+            if isinstance(value, tuple):
+                now[name] = value[step]
+            elif isinstance(value, torch.Tensor):
+                now[name] = value[step] if value.dim() else value
+            else:
+                now[name] = value
+        return now
+
+    def initial(self, first: ControlRows) -> TrainingState:
+        """The state before the first step; the initial weights are a function of the seed and of the first controls."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self.seed, "weights"))
+            fresh = self.task.build()
+        module = self.network.module
+        like = {name: p for name, p in module.named_parameters()}
+        own = {name: p.detach().to(like[name]) for name, p in fresh.named_parameters()}
+        params, method = self.network.initialize(own, first, self.seed)
+        return TrainingState(params, self.network.buffers(), self.optimizer.init(params), method)
+
+    def with_seed(self, seed: int) -> InnerProblem:
+        """The same problem from another seed."""
+        return replace(self, seed=seed)
+
+
+def training_loss(
+    problem: InnerProblem,
+    state: TrainingState,
+    controls: ControlRows,
+    step: int,
+    call: Callable[[Tensors, torch.Tensor], torch.Tensor] | None = None,
+) -> tuple[torch.Tensor, Tensors]:
+    """The loss that the optimizer sees at this step (penalty included), and the method state prepared for it.
+
+    ``call(params, x)`` runs the module; default: torch.func.functional_call with the state's buffers, which batch
+    normalization updates in place.
+    """
+    network = problem.network
+    method = network.prepare(state.params, state.method, controls, problem.seed, step)
+    x, y = problem.task.batch(problem.seed, step)
+    run = call or network.call(state.buffers)
+    outputs, penalty = network.forward(run, state.params, method, controls, x, problem.seed, step)
+    loss = problem.task.loss(outputs, y)
+    return (loss if penalty is None else loss + penalty), method
+
+
+def inner_step(
+    problem: InnerProblem, state: TrainingState, controls: ControlRows, step: int, *, differentiable: bool
+) -> tuple[TrainingState, torch.Tensor, Tensors]:
+    """One training step.
+
+    Args:
+        differentiable: keep the graph, so that the new state can be differentiated in controls and hyper-parameters;
+            parameters of the state must then require gradients. Otherwise the new state is detached.
+
+    Returns:
+        the new state, the detached loss, and the gradients of the parameters.
+    """
+    params = state.params if differentiable else {k: p.detach().requires_grad_() for k, p in state.params.items()}
+    buffers = {name: b.clone() for name, b in state.buffers.items()}
+    state = state._replace(params=params, buffers=buffers)
+    with torch.enable_grad():
+        loss, method = training_loss(problem, state, controls, step)
+        names = list(params)
+        found = torch.autograd.grad(loss, [params[n] for n in names], create_graph=differentiable, allow_unused=True)
+    grads = {n: torch.zeros_like(params[n]) if g is None else g for n, g in zip(names, found, strict=True)}
+    with torch.set_grad_enabled(differentiable):
+        proposed, optimizer = problem.optimizer.update(params, grads, state.optimizer, problem.hyper_at(step))
+        settled, method = problem.network.update(params, proposed, method, controls, problem.seed, step)
+    if not differentiable:
+        settled = {k: p.detach() for k, p in settled.items()}
+        method = {k: v.detach() for k, v in method.items()}
+    return TrainingState(settled, buffers, optimizer, method), loss.detach(), grads

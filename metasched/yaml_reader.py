@@ -1,0 +1,111 @@
+"""Experiment files: a small, safe part of YAML, and one clear line for whatever is outside of it.
+
+Plain mappings, lists and scalars only: no tags (nothing is constructed by name), no aliases (nothing expands), no
+duplicate keys (nothing is silently lost), at most 1 MiB, 10 levels and 10,000 values. A date is read as text.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from metasched.errors import MetaschedError
+
+MAX_BYTES = 2**20
+MAX_DEPTH = 10
+MAX_VALUES = 10_000
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds.
+
+    Raises:
+        MetaschedError: not a readable file of at most 1 MiB of UTF-8, not YAML of the kind above, not a mapping.
+    """
+    where = str(path)
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        fix = "give the path of an experiment's YAML file"
+        raise MetaschedError(where, f"cannot be read ({reason})", fix) from error
+    if len(data) > MAX_BYTES:
+        raise MetaschedError(where, f"is larger than {MAX_BYTES} bytes", "give an experiment's YAML file")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise MetaschedError(where, f"is not UTF-8 text (byte {error.start})", "save it as UTF-8") from error
+    document = parse(text, where)
+    if not isinstance(document, dict):
+        found = {type(None): "is empty", list: "holds a list, not fields"}.get(type(document), "holds no fields")
+        raise MetaschedError(where, found, "write at least one field, such as `name: my_experiment`")
+    return document
+
+
+def parse(text: str, where: str) -> Any:
+    """The value of a YAML text; ``where`` is what an error names.
+
+    >>> parse("{steps: 10, lr: 1e-3}", "x")
+    {'steps': 10, 'lr': '1e-3'}
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader, made stricter
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f"{where}: line {mark.line + 1}" if mark else where
+        raise MetaschedError(line, error.problem or "is not YAML", "write plain lines of `field: value`") from error
+    except yaml.YAMLError as error:
+        raise MetaschedError(where, "is not YAML: it holds control characters", "save it as plain text") from error
+
+
+class _Loader(yaml.SafeLoader):
+    depth = 0
+    values = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event: Any = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise _refused("aliases are not read", event)
+        if event.tag is not None:
+            raise _refused("tags are not read", event)
+        if self.depth == MAX_DEPTH:
+            raise _refused(f"is nested more than {MAX_DEPTH} levels deep", event)
+        if self.values == MAX_VALUES:
+            raise _refused(f"holds more than {MAX_VALUES} values", event)
+        self.values += 1
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:str" or not key.value.isprintable():
+                raise _refused("the key of a field must be its name", key)
+            if key.value in seen:
+                raise _refused(f"the key {key.value!r} occurs twice", key)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            value = super().construct_object(node, deep)
+        except ValueError as error:  # such as 0x_
+            raise _refused("is not a number", node) from error
+        if isinstance(value, int) and value.bit_length() > 64:  # Python would not even print the largest ones
+            raise _refused("is an integer of more than 64 bits", node)
+        return value
+
+
+def _refused(problem: str, where: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(None, None, problem, where.start_mark)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [rule for rule in rules if rule[0] != "tag:yaml.org,2002:timestamp"]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}

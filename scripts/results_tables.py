@@ -1,0 +1,59 @@
+"""Writes the tables of results in docs/tables from the JSON files in experiments/results.
+
+    python scripts/results_tables.py
+
+A result file holds what ``Comparison.to_dict`` gives, and with it the command that made it, versions and hardware:
+``{"seeds", "learned", "arms", "command", "versions", "hardware"}``. Files without arms are other measurements.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from metasched.evaluation.compare import Arm, Comparison
+from metasched.files import write_atomic
+
+ROOT = Path(__file__).parents[1]
+RESULTS, TABLES = ROOT / "experiments" / "results", ROOT / "docs" / "tables"
+
+
+def tables(results: Path) -> dict[str, str]:
+    """File name in docs/tables -> its text, for every comparison in a folder of results."""
+    read = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(results.glob("*.json"))}
+    return {f"results_{name}.md": markdown(name, result) for name, result in read.items() if "arms" in result}
+
+
+def markdown(name: str, result: dict[str, Any]) -> str:
+    """The tables of one comparison, one for each horizon, with what made them."""
+    comparison = comparison_of(result)
+    versions = ", ".join(f"{package} {version}" for package, version in sorted(result["versions"].items()))
+    made = f"Made by `{result['command']}` with {versions} on {result['hardware']}."
+    parts = [f"**{name}**: {len(comparison.seeds)} paired seeds. {made}"]
+    for horizon in comparison.horizons:
+        columns, rows = comparison.rows(horizon)
+        lines = [_line(columns), _line(["---"] * len(columns)), *(_line(row) for row in rows)]
+        parts += [f"Hardened test score after {horizon} inner steps:", "\n".join(lines)]
+    return "\n\n".join(parts) + "\n"
+
+
+def comparison_of(result: dict[str, Any]) -> Comparison:
+    """The comparison that a result file holds."""
+    arms = [Arm(a["name"], a["horizon"], tuple(a["scores"]), a["inner_steps"]) for a in result["arms"]]
+    return Comparison(tuple(result["seeds"]), tuple(arms), tuple(result["learned"]))
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    """Write every table."""
+    TABLES.mkdir(exist_ok=True)
+    for name, text in tables(RESULTS).items():
+        write_atomic(TABLES / name, text.encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""The documentation says what the code does: examples run, tables are complete, names and links exist."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+import metasched
+from metasched.evaluation.compare import Arm, Comparison
+from metasched.exchange.format import ScheduleFile
+from metasched.fields import fields
+from metasched.schedules.table import hand_coded
+from metasched.tracking.metrics import AXES, METRICS
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+README = ROOT / "README.md"
+
+
+def load(path: Path) -> ModuleType:
+    spec = spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def text(page: str) -> str:
+    return (DOCS / page).read_text("utf-8")
+
+
+def test_the_readmes_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 2
+    shutil.copy(ROOT / "experiments" / "baselines" / "joint_input_first.json", tmp_path / "schedule.json")
+    monkeypatch.chdir(tmp_path)
+    torch.set_default_dtype(torch.float32)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, str(README), "exec"), names)
+    assert set(names["weights"]["0.weight"].flatten().tolist()) <= {-1.0, 0.0, 1.0}
+    assert names["checkpoint"] == {"step": 1}
+
+
+def test_every_public_name_is_documented() -> None:
+    api = text("api.md")
+    assert [name for name in metasched.MODULES if not re.search(rf":: (metasched\.)?{name}\b", api)] == []
+
+
+@pytest.mark.parametrize("path", [README, *PAGES], ids=lambda path: path.name)
+def test_links_to_files_lead_somewhere(path: Path) -> None:
+    targets = re.findall(r"(?<!!)\[[^]]+\]\(([\w./-]+)(?:#[\w-]+)?\)", path.read_text("utf-8"))
+    assert [target for target in targets if not (path.parent / target).exists()] == []
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    listed = re.findall(r"^```{toctree}\n(.*?)^```", text("index.md"), re.MULTILINE | re.DOTALL)
+    names = [line for block in listed for line in block.splitlines() if line and not line.startswith(":")]
+    assert sorted(names) == sorted(page.stem for page in PAGES if page.stem != "index")
+
+
+def test_the_table_of_fields_is_complete() -> None:
+    directives = load(DOCS / "directives.py")
+    sections = re.findall(r"^```{fields} (\w+)", text("configuration.md"), re.MULTILINE)
+    shown = "\n".join(directives.fields_table(section) for section in sections)
+    assert re.findall(r"^\| `([\w.]+)`", shown, re.MULTILINE) == sorted((f.path for f in fields()), key=shown.index)
+
+
+def test_the_tables_of_metrics_are_complete_and_on_their_page() -> None:
+    directives = load(DOCS / "directives.py")
+    assert re.findall(r"^\| `(\S+)` \|", directives.metrics_table(), re.MULTILINE) == list(METRICS)
+    assert re.findall(r"^\| `(\S+)` \|", directives.axes_table(), re.MULTILINE) == list(AXES)
+    assert "```{metrics}" in text("metrics.md") and "```{metric-axes}" in text("metrics.md")
+
+
+def test_the_table_of_baselines_is_complete_and_on_its_page() -> None:
+    shown = re.findall(r"^\| `(\w+)` \|", load(DOCS / "directives.py").baselines_table(), re.MULTILINE)
+    assert shown == [name for family in metasched.METHODS for name in hand_coded(family)]
+    assert "```{baselines}" in text("schedules.md")
+
+
+def test_the_file_format_names_every_field() -> None:
+    schema = json.loads((ROOT / "metasched" / "exchange" / "schedule.schema.json").read_text("utf-8"))
+    records = [schema, *(schema["$defs"][name] for name in ("ControlEntry", "LayerEntry", "Provenance", "Metric"))]
+    names = {name for record in records for name in record["properties"]}
+    assert set(ScheduleFile.__dataclass_fields__) <= names
+    assert [name for name in sorted(names) if not re.search(rf"`{name}[`.\[]", text("file_format.md"))] == []
+
+
+def comparison() -> Comparison:
+    arms = (
+        Arm("learned", 10, (0.5, 0.75), 20),
+        Arm("linear", 10, (0.25, 0.25), 20),
+        Arm("learned", 30, (0.5, 0.5), 60),
+        Arm("linear", 30, (0.75, 0.5), 60),
+    )
+    return Comparison((7, 8), arms, ("learned",))
+
+
+def test_a_table_of_results_is_that_of_the_comparison(tmp_path: Path) -> None:
+    made = {"command": "metasched train x.yaml", "versions": {"torch": "2.15", "numpy": "2.4"}, "hardware": "2 cores"}
+    (tmp_path / "digits.json").write_text(json.dumps(comparison().to_dict() | made))
+    (tmp_path / "surrogate_trust.json").write_text('{"rows": []}')
+    written = load(ROOT / "scripts" / "results_tables.py").tables(tmp_path)
+    assert list(written) == ["results_digits.md"]
+    lines = written["results_digits.md"].splitlines()
+    assert "`metasched train x.yaml` with numpy 2.4, torch 2.15 on 2 cores" in lines[0]
+    rows = [line for line in lines if line.startswith("| l")]
+    assert [row.split(" | ")[:5] for row in rows] == [
+        ["| learned", "0.6250", "0.1768", "2", "20"],
+        ["| linear", "0.2500", "0.0000", "2", "20"],
+        ["| linear", "0.6250", "0.1768", "2", "60"],
+        ["| learned", "0.5000", "0.0000", "2", "60"],
+    ]
+    assert "+0.3750 [-1.2133, +1.9633]" in rows[1]  # 0.125 * t(0.975, 1) = 0.125 * 12.7062
+
+
+def test_the_tables_of_results_are_up_to_date() -> None:
+    wanted = load(ROOT / "scripts" / "results_tables.py").tables(ROOT / "experiments" / "results")
+    found = {path.name: path.read_text("utf-8") for path in (DOCS / "tables").glob("results_*.md")}
+    assert found == wanted  # if not: python scripts/results_tables.py

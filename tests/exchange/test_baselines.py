@@ -1,0 +1,94 @@
+"""The checked-in baselines: the hand-coded schedules, and close to them between the knots."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from metasched.exchange.baselines import TOLERANCE, vgg8_layers, write_baselines
+from metasched.exchange.export import read_schedule
+from metasched.exchange.player import PlayedSchedule, check_method
+from metasched.layers import Layer
+from metasched.methods.ana import NOISE_MEAN, NOISE_SCALE
+from metasched.methods.inq import FREEZE_FRACTION
+from metasched.schedules.base import progress_of_steps
+from metasched.schedules.table import hand_coded
+
+FOLDER = Path(__file__).parents[2] / "experiments" / "baselines"
+REGENERATE = (
+    "regenerate it: python -c "
+    "\"from metasched.exchange.baselines import write_baselines; write_baselines('experiments/baselines')\""
+)
+CONTROLS = {
+    "ana": [NOISE_SCALE, NOISE_MEAN],
+    "inq": [FREEZE_FRACTION],
+    "joint": [NOISE_SCALE, NOISE_MEAN, FREEZE_FRACTION],
+}
+RAMPS = ["linear", "cosine", "cubic", "input_first", "output_first"]
+EXPECTED = {
+    **hand_coded("ana"),
+    **hand_coded("inq"),
+    **{f"joint_{ramp}": hand_coded("joint")[f"joint_{ramp}"] for ramp in RAMPS},
+}
+PIECEWISE_LINEAR = {"ana_2019", *(f"{m}_{r}" for m in CONTROLS for r in ("linear", "input_first", "output_first"))}
+
+
+def test_checked_in_baselines_are_the_generated_ones(tmp_path: Path) -> None:
+    paths = write_baselines(tmp_path)
+    assert {path.name for path in paths} == {path.name for path in FOLDER.glob("*.json")}
+    for path in paths:
+        assert path.read_bytes() == (FOLDER / path.name).read_bytes(), f"{path.name} has changed; {REGENERATE}"
+        assert path.stat().st_size < 100_000
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_baseline_plays_its_hand_coded_schedule(name: str) -> None:
+    schedule = EXPECTED[name]
+    file = read_schedule(FOLDER / f"{name}.json")
+    check_method(file, schedule.family, CONTROLS[schedule.family], name)
+    assert (file.provenance.kind, file.provenance.name) == ("hand-coded", name)
+    assert file.provenance.citation == schedule.citation
+    exact = schedule.interpolation == "previous"
+    off = 0.0 if exact else 1e-12 if name in PIECEWISE_LINEAR else TOLERANCE
+    for num_steps in (1, 2, 7, 500, 4001):
+        progress = progress_of_steps(num_steps)
+        played = PlayedSchedule(file)(progress, vgg8_layers())
+        for control, values in schedule(progress, vgg8_layers()).items():
+            assert (played[control] - values).abs().max() <= off, (control, num_steps)
+
+
+def test_layers_are_those_of_the_paper() -> None:
+    """128-256-256-512-512 channels of 3x3 convolutions, then 512 * 4 * 4 - 1024 - 1024 units; all ternary."""
+    shapes = [
+        ("conv1", 3 * 9, 128),
+        ("conv2", 128 * 9, 256),
+        ("conv3", 256 * 9, 256),
+        ("conv4", 256 * 9, 512),
+        ("conv5", 512 * 9, 512),
+        ("linear6", 512 * 16, 1024),
+        ("linear7", 1024, 1024),
+    ]
+    assert vgg8_layers() == tuple(
+        Layer(
+            name,
+            i / 6,
+            "conv" if name.startswith("conv") else "linear",
+            "weight+activation",
+            fan_in,
+            fan_in * units,
+            math.log2(3),
+        )
+        for i, (name, fan_in, units) in enumerate(shapes)
+    )
+
+
+def test_another_network_plays_a_baseline() -> None:
+    layers = [Layer(f"l{i}", i / 2, "conv", "weight", 9, 9, 1.0) for i in range(2)]
+    file = read_schedule(FOLDER / "ana_same_start_homogeneous_static.json")
+    values = PlayedSchedule(file)(torch.tensor([0.0, 0.05, 1.0], dtype=torch.float64), layers)["noise_scale"]
+    # At progress 0.05 layer l of 7 has 0.5 (1 - 0.05 / (0.1 (l + 1)))^2; depth 0 is l = 0 and depth 1 / 2 is l = 3.
+    assert values[1].tolist() == pytest.approx([0.5 * 0.5**2, 0.5 * 0.875**2], abs=TOLERANCE)
+    assert values[0].tolist() == [0.5, 0.5] and values[2].tolist() == [0.0, 0.0]

@@ -1,0 +1,85 @@
+"""What ``train`` may read, and how its verdict names the winner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import metasched.meta.train
+from metasched.config import (
+    CompareConfig,
+    Experiment,
+    MetaConfig,
+    MethodConfig,
+    RunConfig,
+    ScheduleConfig,
+    TaskConfig,
+    TrackingConfig,
+)
+from metasched.errors import MetaschedError
+from metasched.evaluation.compare import Arm, Comparison, compare
+from metasched.files import RunFolder
+from metasched.meta.train import learned_controls, train, verdict
+from metasched.methods import build_method
+from metasched.tasks import Task, build_task
+from metasched.tracking.console import open_console
+from metasched.training import problem
+
+
+class Sealed(Task):
+    """A task whose test split cannot be read before the seal is broken."""
+
+    broken = False
+
+    def __getattribute__(self, name: str) -> Any:
+        assert name != "test" or Sealed.broken, "the test split was read"
+        return super().__getattribute__(name)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Task:
+        return Sealed(**vars(Task(**vars(self)).to(device, dtype)))
+
+
+def test_the_test_split_is_read_by_the_comparison_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(*arguments: Any) -> Comparison:
+        Sealed.broken = True
+        return compare(*arguments)
+
+    monkeypatch.setattr(Sealed, "broken", False)
+    monkeypatch.setattr(problem, "build_task", lambda config: Sealed(**vars(build_task(config))))
+    monkeypatch.setattr(metasched.meta.train, "compare", opened)
+    problem.build_problem.cache_clear()
+    experiment = Experiment(
+        task=TaskConfig(model="mlp", width=2, steps=3, batch=16, train=32, validation=16, test=16),
+        method=MethodConfig(name="inq"),
+        schedule=ScheduleConfig(start="best", knots=3, hidden=2),
+        meta=MetaConfig(steps=1, runs=1, select_runs=1),
+        compare=CompareConfig(seeds=2, baselines=("inq_linear",)),
+        tracking=TrackingConfig(wandb="disabled"),
+        run=RunConfig(workers=1),
+    )
+    with open(tmp_path / "out", "w") as stream:
+        result = train(experiment, RunFolder.claim(tmp_path / "run"), open_console(stream))
+    problem.build_problem.cache_clear()
+    assert Sealed.broken and result["verdict"][0]["best_other"] == "inq_linear"
+
+
+def test_learned_controls() -> None:
+    controls = build_method(MethodConfig(name="joint")).controls
+    assert learned_controls(Experiment(), controls) == ["noise_scale", "noise_mean", "freeze_fraction"]
+    some = Experiment(schedule=ScheduleConfig(learn=("freeze_fraction",)))
+    assert learned_controls(some, controls) == ["freeze_fraction"]
+    wrong = Experiment(schedule=ScheduleConfig(learn=("noise_scale", "noise")))
+    with pytest.raises(MetaschedError, match=r"schedule\.learn\[1\]: joint has no control 'noise'"):
+        learned_controls(wrong, controls)
+
+
+def test_the_verdict_is_against_the_best_other_schedule_of_each_horizon() -> None:
+    arms = [Arm("learned", 5, (0.5, 0.6), 10), Arm("a", 5, (0.1, 0.3), 10), Arm("b", 5, (0.4, 0.2), 10)]
+    arms += [Arm("learned", 9, (0.5, 0.6), 18), Arm("a", 9, (0.9, 0.7), 18), Arm("b", 9, (0.4, 0.2), 18)]
+    short, long = verdict(Comparison((0, 1), tuple(arms), ("learned",)))
+    assert (short["horizon"], short["best_other"], short["difference"]["mean"]) == (5, "b", pytest.approx(0.25))
+    assert (long["horizon"], long["best_other"], long["difference"]["mean"]) == (9, "a", pytest.approx(-0.25))
+    assert verdict(Comparison((0, 1), (arms[0],), ("learned",))) == []

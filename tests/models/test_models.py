@@ -1,0 +1,143 @@
+"""The float networks: shapes, parameter counts of the literature, and what a quantizer relies on."""
+
+from __future__ import annotations
+
+import typing
+
+import pytest
+import torch
+from torch import nn
+
+from metasched.config import TaskConfig
+from metasched.errors import MetaschedError
+from metasched.models import MODELS, SMALLEST_IMAGE, build_model
+from metasched.models.mlp import MLP
+from metasched.models.resnet import Block, ResNet20
+from metasched.models.vgg8 import VGG8
+
+SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32)]
+FITTING = [(name, shape) for name in MODELS for shape in SHAPES if shape[1] >= SMALLEST_IMAGE[name]]
+fitting = pytest.mark.parametrize(("name", "shape"), FITTING)
+
+
+def count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def hidden_layers(model: nn.Module) -> list[str]:
+    """Kinds of the layers, in the order of registration, without pools, flattening and containers."""
+    kinds = {nn.Conv2d: "layer", nn.Linear: "layer", nn.BatchNorm1d: "norm", nn.BatchNorm2d: "norm", nn.ReLU: "act"}
+    return [kinds[type(module)] for module in model.modules() if type(module) in kinds]
+
+
+def test_the_tables_hold_what_a_config_can_name():
+    named = set(typing.get_args(typing.get_type_hints(TaskConfig)["model"]))
+    assert set(MODELS) == set(SMALLEST_IMAGE) == named
+
+
+@fitting
+def test_outputs_have_one_score_a_class_and_gradients_reach_every_parameter(name: str, shape: tuple[int, int, int]):
+    torch.manual_seed(0)
+    model = build_model(name, shape, num_classes=7, width=4)
+    outputs = model(torch.randn(5, *shape))
+    assert outputs.shape == (5, 7)
+    outputs.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+@fitting
+def test_each_layer_but_the_last_has_a_norm_and_an_activation_of_its_own(name: str, shape: tuple[int, int, int]):
+    model = build_model(name, shape, num_classes=10, width=4)
+    kinds = hidden_layers(model)
+    num_layers = kinds.count("layer")
+    assert kinds == ["layer", "norm", "act"] * (num_layers - 1) + ["layer"]
+
+
+@fitting
+def test_each_activation_is_used_once_and_in_the_order_of_registration(name: str, shape: tuple[int, int, int]):
+    model = build_model(name, shape, num_classes=10, width=4)
+    layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear | nn.BatchNorm2d | nn.ReLU)}
+    calls: list[str] = []
+    for layer_name, module in layers.items():
+        module.register_forward_hook(lambda *_, layer_name=layer_name: calls.append(layer_name))
+    model(torch.randn(2, *shape))
+    assert calls == list(layers)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_same_seed_gives_the_same_weights(name: str):
+    def weights(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return torch.cat([p.detach().flatten() for p in build_model(name, (1, 28, 28), 10, 4).parameters()])
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+def test_mlp_count():
+    # 64 -> 16 -> 16 -> 16 -> 10, two numbers a unit for each norm, bias in the last layer only
+    assert count(MLP(64, 10, 16)) == 64 * 16 + 2 * 16 * 16 + 3 * 2 * 16 + 16 * 10 + 10
+
+
+@pytest.mark.parametrize(("shape", "end"), [((1, 8, 8), 2), ((1, 28, 28), 4), ((3, 32, 32), 4)])
+def test_convnet_count_and_final_resolution(shape: tuple[int, int, int], end: int):
+    w = 8
+    convolutions = 9 * (shape[0] * w + w * 2 * w + 2 * w * 4 * w)
+    norms = 2 * (w + 2 * w + 4 * w)
+    assert count(build_model("convnet", shape, 10, w)) == convolutions + norms + 4 * w * end**2 * 10 + 10
+
+
+def test_vgg8_count_at_the_width_of_the_paper():
+    convolutions = 9 * (3 * 128 + 128 * 256 + 256 * 256 + 256 * 512 + 512 * 512)
+    linear = 512 * 4 * 4 * 1024 + 1024 * 1024 + 1024 * 10 + 10
+    norms = 2 * (128 + 256 + 256 + 512 + 512 + 1024 + 1024)
+    assert count(VGG8(in_channels=3, num_classes=10)) == convolutions + linear + norms
+
+
+def test_vgg8_average_pool_is_the_identity_for_cifar():
+    x = torch.randn(2, 3, 32, 32)
+    for name, module in VGG8(in_channels=3, num_classes=10, width=2).named_children():
+        before, x = x, module(x)
+        if name == "average":
+            assert before.shape[2:] == (4, 4) and torch.equal(before, x)
+            return
+    pytest.fail("there is no average pool")
+
+
+def test_resnet20_has_the_paper_s_number_of_parameters_and_layers():
+    # He et al. 2016, table 6: 20 layers, 0.27M parameters; 269,722 counted by hand with norms and the last bias
+    model = ResNet20(in_channels=3, num_classes=10)
+    assert count(model) == 269_722
+    assert hidden_layers(model).count("layer") == 20
+
+
+def test_resnet20_resolution_and_channels_of_the_stages():
+    model = ResNet20(in_channels=3, num_classes=10)
+    shapes: list[tuple[int, ...]] = []
+    for block in model.blocks.children():
+        block.register_forward_hook(lambda _, inputs, output: shapes.append(tuple(output.shape[1:])))
+    model(torch.randn(2, 3, 32, 32))
+    assert shapes == [(16, 32, 32)] * 3 + [(32, 16, 16)] * 3 + [(64, 8, 8)] * 3
+
+
+@pytest.mark.parametrize("size", [7, 8])
+def test_shortcut_subsamples_and_pads_with_zero_channels(size: int):
+    block = Block(2, 4, stride=2)
+    nn.init.zeros_(block.norm2.weight)  # leaves ReLU of the shortcut alone
+    x = torch.rand(3, 2, size, size)
+    out = block(x)
+    assert torch.equal(out[:, :2], x[:, :, ::2, ::2])
+    assert torch.equal(out[:, 2:], torch.zeros_like(out[:, 2:]))
+
+
+@pytest.mark.parametrize("name", [name for name, size in SMALLEST_IMAGE.items() if size > 1])
+def test_the_smallest_image_works_and_a_smaller_one_says_so(name: str):
+    size = SMALLEST_IMAGE[name]
+    assert build_model(name, (1, size, size), 10, 2)(torch.randn(2, 1, size, size)).shape == (2, 10)
+    with pytest.raises(MetaschedError, match=rf"^task\.model: {name} needs .* at least {size}x{size}.*use one of mlp"):
+        build_model(name, (1, size, size - 1), 10, 2)
+
+
+def test_unknown_model_suggests_the_nearest():
+    with pytest.raises(MetaschedError, match=r"^task\.model: unknown name 'resnet18'; did you mean 'resnet20'"):
+        build_model("resnet18", (3, 32, 32), 10, 16)

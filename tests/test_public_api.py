@@ -1,0 +1,115 @@
+"""Decisions about the whole package: its public names, what a bare import costs, who may import whom, clean files."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+import metasched
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "metasched"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+PUBLIC = """
+    Control Experiment HandCoded Layer METHODS MetaschedError MethodConfig PlayedSchedule QuantizedModule
+    QuantizedNetwork SchedulePlayer ScheduleNetwork build_method build_problem compare export find_unroll hand_coded
+    hardened_score load_experiment meta_train paired_difference progress_of_steps quantize read_schedule train
+    write_schedule
+""".split()
+
+LAYERS = """
+    errors layers randomness config fields yaml_reader files quantizers loading models tasks methods network schedules
+    training hypergradients tracking exchange evaluation meta cli __main__
+""".split()  # each imports from those before it only
+
+IMPORTED_IN = {  # libraries with one door
+    "higher": {"hypergradients/higher_optimizers.py"},
+    "wandb": {"tracking/wandb_tracker.py"},
+}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Modules that a file imports, wherever in it; ``from metasched import x`` counts as ``metasched.x``."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module and not node.level, f"{path}: relative import"
+            if node.module == "metasched":
+                yield from (f"metasched.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+def project_files() -> list[Path]:
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    return [path for name in listed.stdout.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+def test_public_names_are_pinned() -> None:
+    assert sorted(metasched.MODULES) == sorted(PUBLIC)
+    assert set(PUBLIC) <= set(dir(metasched))
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_name_is_what_its_module_defines(name: str) -> None:
+    module = import_module(metasched.MODULES[name])
+    assert getattr(metasched, name) is getattr(module, name)  # and not a module of the same name
+
+
+def test_type_checkers_see_the_same_names() -> None:
+    tree = ast.parse((PACKAGE / "__init__.py").read_text("utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert seen == metasched.MODULES
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="nothing_like_it"):
+        _ = metasched.nothing_like_it  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("module", ["metasched", "metasched.cli"])
+def test_import_is_light(module: str) -> None:
+    program = f"import sys, {module}; print(*{{'torch', 'numpy', 'wandb', 'pydantic'}} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_every_part_has_its_place_among_the_layers() -> None:
+    parts = {path.relative_to(PACKAGE).with_suffix("").parts[0] for path in SOURCES}
+    assert sorted(parts - {"__init__"}) == sorted(LAYERS)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_imports_point_one_way(path: Path) -> None:
+    relative = path.relative_to(PACKAGE)
+    part = relative.with_suffix("").parts[0]
+    for module in imports(path):
+        top, *rest = module.split(".")
+        if top in IMPORTED_IN:
+            assert relative.as_posix() in IMPORTED_IN[top]
+        if top == "metasched" and part != "__init__":
+            assert rest, f"{relative} imports the package itself"
+            assert rest[0] == part or LAYERS.index(rest[0]) < LAYERS.index(part), f"{relative} imports {module}"
+
+
+def test_no_file_is_large() -> None:
+    assert [path.name for path in project_files() if path.stat().st_size > 2**20] == []
+
+
+def test_no_file_names_a_folder_of_somebodys_machine() -> None:
+    absolute = re.compile(rb"(?<![\w.*])/(?:work|root|home|Users)/\w")
+    found = [path.relative_to(ROOT).as_posix() for path in project_files() if absolute.search(path.read_bytes())]
+    assert found == []
