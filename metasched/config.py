@@ -142,7 +142,7 @@ class MetaConfig:
     """half-width of the surrogate derivative of the hardened network, in quanta"""
     clip: Annotated[Float, Field(gt=0)] = 1.0
     """largest norm of one inner run's hypergradient"""
-    noise_floor: NonNegative = 0.2
+    noise_floor: NonNegative = 0.35
     """noise never falls below this while learning, in quanta; 0 switches it off"""
     select_runs: Positive = 4
     """paired inner runs for each hand-coded schedule when `schedule.start` is best"""
