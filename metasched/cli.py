@@ -123,7 +123,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     learn = command(train, "learn a schedule, compare it with the hand-coded ones, leave it in a run folder")
     play = command(compare, "play schedules on the same seeds and compare the hardened networks on test data")
     play.add_argument("--schedule", nargs="+", action="extend", default=[], metavar="FILE", help="also these schedules")
-    look = command(check, "try an experiment out: a few steps of everything, gradients, time and memory")
+    look = command(check, "try an experiment out: are its hypergradients right?")
     for added in (learn, play):
         added.add_argument("--folder", help="run folder (default: a new one in run.folder)")
     for added in (learn, play, look):

@@ -172,7 +172,8 @@ def quantize(
         first, last: whether the first and the last layer are quantized too.
 
     Raises:
-        MetaschedError: nothing to quantize, or a layer or an activation that runs more than once in a pass.
+        MetaschedError: nothing to quantize, a layer or an activation that runs more than once in a pass, a model that
+            is a single layer, or layers that share a weight.
     """
     module = copy.deepcopy(model)
     ran = _execution_order(module, example)
@@ -180,6 +181,7 @@ def quantize(
     chosen = weighted[0 if first else 1 : len(weighted) if last else len(weighted) - 1]
     if not chosen:
         raise MetaschedError("quantize", "the model has no layer left to quantize", "set quantize.last or first: true")
+    _refuse_unnamed(module, chosen)
     followed: dict[str, str] = {}
     current = None
     for name, m in ran:
@@ -207,6 +209,17 @@ def quantize(
         )
     module.train()
     return QuantizedNetwork(module, method, tuple(layers))
+
+
+def _refuse_unnamed(module: nn.Module, chosen: list[str]) -> None:
+    """Each chosen layer must own its weight under its own name: parameters are told apart by their names."""
+    if "" in chosen:
+        raise MetaschedError("model", "is a single layer", "wrap it: torch.nn.Sequential(layer)")
+    own = {name for name, _ in module.named_parameters()}
+    for name in chosen:
+        if f"{name}.weight" not in own:
+            problem = "shares its weight with another layer, or has it parametrized"
+            raise MetaschedError(f"model.{name}", problem, "give each quantized layer a plain weight of its own")
 
 
 def _execution_order(module: nn.Module, example: torch.Tensor) -> list[tuple[str, nn.Module]]:

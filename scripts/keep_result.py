@@ -1,6 +1,6 @@
 """Keeps the comparison of a run folder as a small result file, with the command, versions and hardware.
 
-    python scripts/keep_result.py RUN experiments/results/NAME.json --command "metasched train experiments/NAME.yaml"
+python scripts/keep_result.py RUN experiments/results/NAME.json --command "metasched train experiments/NAME.yaml"
 """
 
 from __future__ import annotations

@@ -210,3 +210,15 @@ def test_order_is_that_of_the_forward_pass_not_of_registration() -> None:
 
     network = quantize(Backwards(), ANA, torch.zeros(2, 4))
     assert [layer.name for layer in network.layers] == ["a", "b"]
+
+
+def test_a_single_layer_is_refused() -> None:
+    with pytest.raises(MetaschedError, match=r"^model: is a single layer.*Sequential"):
+        quantize(nn.Linear(4, 2), ANA, torch.randn(2, 4), last=True)
+
+
+def test_a_shared_weight_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    model[2].weight = model[0].weight
+    with pytest.raises(MetaschedError, match=r"^model\.2: shares its weight"):
+        quantize(model, ANA, torch.randn(2, 4))
