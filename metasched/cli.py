@@ -214,5 +214,6 @@ def _print(result: Result, as_json: bool) -> None:
         print(json_text(result, indent=2))
     else:
         for key, value in result.items():
-            text = value if isinstance(value, str) else json_text(value).strip('"')
-            print(f"{key}: {text}")
+            if not isinstance(value, dict | list):  # what has a structure was shown as a table
+                text = value if isinstance(value, str) else json_text(value).strip('"')
+                print(f"{key}: {text}")
