@@ -36,8 +36,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--command", required=True, help="what made the run")
     arguments = parser.parse_args(argv)
-    read = [json.loads((arguments.run / name).read_text("utf-8")) for name in ("comparison.json", "environment.json")]
-    write_atomic(arguments.output, (json_text(result(*read, arguments.command, cpu_model()), indent=1) + "\n").encode())
+    comparison = json.loads((arguments.run / "comparison.json").read_text("utf-8"))
+    environment = json.loads((arguments.run / "environment.json").read_text("utf-8"))
+    kept = result(comparison, environment, arguments.command, cpu_model())
+    write_atomic(arguments.output, (json_text(kept, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":

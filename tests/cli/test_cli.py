@@ -138,7 +138,7 @@ def test_train(config: Path, called: list[Any], capsys: pytest.CaptureFixture[st
     assert folder.done.exists()
     captured = capsys.readouterr()
     assert captured.err == ""
-    assert captured.out == f'working\nfolder: {folder.path}\nscore: 0.5\ngap: nan\n'
+    assert captured.out == f"working\nfolder: {folder.path}\nscore: 0.5\ngap: nan\n"
 
 
 def test_a_run_repeats_from_its_folder(config: Path, called: list[Any]) -> None:

@@ -215,7 +215,7 @@ def schedule_network() -> ScheduleNetwork:
 
 
 def learn(plan: Callable[[int, int], Tensors], **meta: Any) -> tuple[MetaTraining, Planted, list[OuterStep]]:
-    experiment = replace(ana(), meta=MetaConfig(**{"steps": 1, "runs": 2, "clip": 1e9, **meta}))
+    experiment = replace(ana(), meta=MetaConfig(**{"steps": 1, "runs": 2, "clip": 1e9, "noise_floor": 0.02, **meta}))
     pool, log = Planted(plan), []
     return meta_train(experiment, schedule_network(), pool, log.append), pool, log  # type: ignore[arg-type]
 
