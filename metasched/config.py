@@ -46,6 +46,8 @@ class TaskConfig:
     """the float network"""
     width: Positive = 8
     """channels of the first block (units of the hidden layers for the MLP)"""
+    depth: Positive | None = None
+    """convolutions of the convnet, hidden layers of the MLP (default: 3); the other models have their own"""
     steps: Positive = 100
     """T, the training steps of an inner run"""
     batch: Positive = 64

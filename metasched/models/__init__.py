@@ -19,17 +19,22 @@ from metasched.models.vgg8 import VGG8
 
 Shape = tuple[int, int, int]  # channels, height, width of one image
 
-MODELS: dict[str, Callable[[Shape, int, int], nn.Module]] = {
-    "mlp": lambda shape, num_classes, width: MLP(math.prod(shape), num_classes, width),
-    "convnet": lambda shape, num_classes, width: ConvNet(shape[0], shape[1:], num_classes, width),
-    "vgg8": lambda shape, num_classes, width: VGG8(shape[0], num_classes, width),
-    "resnet20": lambda shape, num_classes, width: ResNet20(shape[0], num_classes, width),
+MODELS: dict[str, Callable[[Shape, int, int, int], nn.Module]] = {  # of (image, classes, width, depth)
+    "mlp": lambda shape, num_classes, width, depth: MLP(math.prod(shape), num_classes, width, depth),
+    "convnet": lambda shape, num_classes, width, depth: ConvNet(shape[0], shape[1:], num_classes, width, depth),
+    "vgg8": lambda shape, num_classes, width, _depth: VGG8(shape[0], num_classes, width),
+    "resnet20": lambda shape, num_classes, width, _depth: ResNet20(shape[0], num_classes, width),
 }
+
+DEPTH = 3  # hidden layers of the MLP, convolutions of the ConvNet
+SMALLEST_DEPTH: dict[str, int] = {"mlp": 1, "convnet": 3}  # the others have the depth that their name says
 
 SMALLEST_IMAGE: dict[str, int] = {"mlp": 1, "convnet": 8, "vgg8": 16, "resnet20": 8}  # pixels a side
 
 
-def build_model(name: str, input_shape: Shape, num_classes: int, width: int) -> nn.Module:
+def build_model(
+    name: str, input_shape: Shape, num_classes: int, width: int, depth: int | None = None
+) -> nn.Module:
     """A network of the table with weights from torch's global generator.
 
     Args:
@@ -37,16 +42,17 @@ def build_model(name: str, input_shape: Shape, num_classes: int, width: int) -> 
         input_shape: (channels, height, width) of one image.
         num_classes: number of outputs.
         width: channels of the first block (units of the hidden layers for the MLP).
+        depth: convolutions of the ConvNet, hidden layers of the MLP; None: three.
 
     Raises:
-        MetaschedError: unknown name, or an image that the network would shrink to nothing.
+        MetaschedError: unknown name, an image that the network would shrink to nothing, or a depth that it cannot have.
     """
-    check_model(name, input_shape)
-    return MODELS[name](input_shape, num_classes, width)
+    check_model(name, input_shape, depth)
+    return MODELS[name](input_shape, num_classes, width, DEPTH if depth is None else depth)
 
 
-def check_model(name: str, input_shape: Shape) -> None:
-    """Raises MetaschedError if the table has no such network or it does not fit the image size."""
+def check_model(name: str, input_shape: Shape, depth: int | None = None) -> None:
+    """Raises MetaschedError if the table has no such network or it does not fit the image size or the depth."""
     if name not in MODELS:
         raise unknown_name("task.model", name, MODELS)
     _, height, width = input_shape
@@ -58,3 +64,10 @@ def check_model(name: str, input_shape: Shape) -> None:
             f"{name} needs images of at least {smallest}x{smallest} pixels, got {height}x{width}",
             f"use one of {fitting}, or a data set of larger images",
         )
+    if depth is None:
+        return
+    if name not in SMALLEST_DEPTH:
+        choices = ", ".join(SMALLEST_DEPTH)
+        raise MetaschedError("task.depth", f"{name} has a depth of its own", f"leave it out, or use one of {choices}")
+    if depth < SMALLEST_DEPTH[name]:
+        raise MetaschedError("task.depth", f"{name} has at least {SMALLEST_DEPTH[name]} layers, got {depth}", "raise it")

@@ -29,7 +29,7 @@ def classification_task(config: TaskConfig, pool: Split, official_test: Split | 
         MetaschedError: more examples asked for than there are, a batch that does not fit, or a model that does not.
     """
     channels, height, width = pool.x.shape[1:]
-    check_model(config.model, (channels, height, width))
+    check_model(config.model, (channels, height, width), config.depth)
 
     n = len(pool.x)
     reserved = 0 if official_test else _size(config, "test", config.test, default=n // 3, available=n - 2)
@@ -61,7 +61,7 @@ def classification_task(config: TaskConfig, pool: Split, official_test: Split | 
         train=_standardize(train, mean, std),
         validation=_standardize(_take(pool, indices.validation), mean, std),
         test=_standardize(test, mean, std),
-        build=partial(build_model, config.model, (channels, height, width), NUM_CLASSES, config.width),
+        build=partial(build_model, config.model, (channels, height, width), NUM_CLASSES, config.width, config.depth),
         loss=F.cross_entropy,
         score=accuracy,
         batch_size=config.batch,

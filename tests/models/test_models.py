@@ -141,3 +141,21 @@ def test_the_smallest_image_works_and_a_smaller_one_says_so(name: str):
 def test_unknown_model_suggests_the_nearest():
     with pytest.raises(MetaschedError, match=r"^task\.model: unknown name 'resnet18'; did you mean 'resnet20'"):
         build_model("resnet18", (3, 32, 32), 10, 16)
+
+
+def test_depth_of_the_convnet_is_shared_out_over_its_stages():
+    model = build_model("convnet", (1, 8, 8), 10, 4, depth=7)
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert [m.out_channels for m in layers] == [4, 4, 8, 8, 16, 16, 16]
+    assert [m.stride[0] for m in layers] == [1, 1, 2, 1, 2, 1, 1]
+    assert model(torch.randn(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_depth_of_the_mlp():
+    assert hidden_layers(build_model("mlp", (1, 8, 8), 10, 4, depth=5)).count("layer") == 6
+
+
+@pytest.mark.parametrize(("name", "depth", "why"), [("vgg8", 8, "depth of its own"), ("convnet", 2, "at least 3 .* 2")])
+def test_a_depth_that_a_model_cannot_have(name: str, depth: int, why: str):
+    with pytest.raises(MetaschedError, match=rf"^task\.depth: {name} has .*{why}"):
+        build_model(name, (3, 32, 32), 10, 4, depth)
