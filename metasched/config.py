@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import field
 from typing import Annotated, Literal
 
@@ -18,9 +19,23 @@ def _not_boolean(value: object) -> object:
     return value
 
 
+_UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+
+def _bytes(value: object) -> object:
+    """The number of bytes that a text such as 2 GiB means."""
+    if not isinstance(value, str):
+        return _not_boolean(value)
+    found = re.fullmatch(r"(\d{1,18}(?:\.\d+)?(?:e\d{1,2})?) *(?:([KMGT]i)?B)?", value.strip())
+    if found is None:
+        raise PydanticCustomError("bytes_type", "Input should be a number of bytes, or a size in KiB, MiB or GiB")
+    return int(float(found[1]) * _UNITS[f"{found[2] or ''}B"])
+
+
 Int = Annotated[int, BeforeValidator(_not_boolean), Field(le=2**63 - 1)]
 Float = Annotated[float, BeforeValidator(_not_boolean)]
 Positive = Annotated[Int, Field(ge=1)]
+Bytes = Annotated[int, BeforeValidator(_bytes), Field(gt=0, le=2**63 - 1)]
 NonNegative = Annotated[Float, Field(ge=0)]
 
 
@@ -134,8 +149,10 @@ class MetaConfig:
     """inner runs averaged in an outer step"""
     lr: Annotated[Float, Field(gt=0)] = 0.1
     """Adam step size of the schedule network: about the change of a log-correction in an outer step"""
-    estimator: Literal["higher", "unroll"] = "higher"
-    """how hypergradients are computed"""
+    estimator: Literal["sweep", "higher", "unroll"] = "sweep"
+    """how hypergradients are computed; all give the same numbers, `sweep` in the least memory"""
+    memory: Bytes | None = None
+    """sweep only: bytes, or a text such as 2 GiB, that an inner run may take; more is faster (default: economical)"""
     relaxation: NonNegative = 0.3
     """width of the relaxed freeze mask while learning (share of the weights); 0 is the exact partition"""
     objective: Literal["hardened", "relaxed", "trajectory"] = "hardened"

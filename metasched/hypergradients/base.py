@@ -13,7 +13,7 @@ from torch import nn
 
 from metasched.network import Tensors
 from metasched.schedules.base import progress_of_steps
-from metasched.training.step import InnerProblem, TrainingState
+from metasched.training.step import InnerProblem, TrainingState, own_draws
 
 Controls = Mapping[str, torch.Tensor]  # control -> [T, L]
 Objective = Literal["hardened", "relaxed", "trajectory"]
@@ -119,11 +119,12 @@ def judge(
     the loss.
     """
     network, (x, y) = problem.network, problem.task.validation
-    if outer.objective == "relaxed":
-        outputs, _ = network.forward(call, state.params, state.method, controls, x, problem.seed, problem.steps)
-    else:
-        hardened = network.harden(state.params, state.method, outer.surrogate)
-        outputs = network.forward_hardened(call, hardened, x, outer.surrogate)
+    with own_draws(problem, problem.steps):
+        if outer.objective == "relaxed":
+            outputs, _ = network.forward(call, state.params, state.method, controls, x, problem.seed, problem.steps)
+        else:
+            hardened = network.harden(state.params, state.method, outer.surrogate)
+            outputs = network.forward_hardened(call, hardened, x, outer.surrogate)
     return problem.task.loss(outputs, y), problem.task.score(outputs.detach(), y)
 
 

@@ -3,11 +3,11 @@
 Two gates, on a small copy of the experiment (three inner steps, float64):
 
     finite differences   |g - d| / max(|g|, |d|) <= 1e-6,   d = (L(c + h v) - L(c - h v)) / 2h,   h = 1e-6
-    agreement            |g - g'| / max(|g|, |g'|) <= 1e-10,   g' by the other way of unrolling
+    agreement            |g - g'| / max(|g|, |g'|) <= 1e-10,   g' by the other ways of unrolling
 
 The first holds where the path from the controls c to the outer loss L is smooth. Where it is hard (a mode or random
 forward, quantized activations of INQ, a hardened outer loss) the hypergradient is that of a surrogate, which is no
-derivative of L: finite differences would be wrong, not the hypergradient. There the two engines must agree, and the
+derivative of L: finite differences would be wrong, not the hypergradient. There the engines must agree, and the
 cosine to a smoothed gradient of the hardened loss is reported: it says whether the surrogate points the right way.
 """
 
@@ -37,7 +37,7 @@ from metasched.training.step import InnerProblem
 
 POINTS = 20  # and at least one for each layer
 AGREEMENT = 1e-10
-EXACT = ("higher", "unroll")  # the estimators that must agree
+EXACT = ("higher", "unroll")  # the estimators that the configured one is held against
 _DRAWS_PER_POINT = 3  # points at a kink are drawn anew, but not for ever
 _STEPS, _TRAIN, _VALIDATION, _BATCH = 3, 256, 64, 16
 _PAIRS, _SMOOTHING = 16, 0.1  # of the smoothed gradient; its width as a share of the control's range

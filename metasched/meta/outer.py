@@ -62,7 +62,8 @@ def inner_gradient(experiment: Experiment, controls: Tensors, seed: int) -> Cont
     """One inner run of the relaxed problem, differentiated in its controls; a function of its arguments alone."""
     meta = experiment.meta
     problem = build_problem(experiment, relaxation=meta.relaxation).with_seed(seed)
-    return control_gradient(find_unroll(meta.estimator), problem, controls, OuterLoss(meta.objective, meta.surrogate))
+    unroll = find_unroll(meta.estimator, meta.memory)
+    return control_gradient(unroll, problem, controls, OuterLoss(meta.objective, meta.surrogate))
 
 
 def meta_train(

@@ -32,9 +32,7 @@ SMALLEST_DEPTH: dict[str, int] = {"mlp": 1, "convnet": 3}  # the others have the
 SMALLEST_IMAGE: dict[str, int] = {"mlp": 1, "convnet": 8, "vgg8": 16, "resnet20": 8}  # pixels a side
 
 
-def build_model(
-    name: str, input_shape: Shape, num_classes: int, width: int, depth: int | None = None
-) -> nn.Module:
+def build_model(name: str, input_shape: Shape, num_classes: int, width: int, depth: int | None = None) -> nn.Module:
     """A network of the table with weights from torch's global generator.
 
     Args:
@@ -70,4 +68,5 @@ def check_model(name: str, input_shape: Shape, depth: int | None = None) -> None
         choices = ", ".join(SMALLEST_DEPTH)
         raise MetaschedError("task.depth", f"{name} has a depth of its own", f"leave it out, or use one of {choices}")
     if depth < SMALLEST_DEPTH[name]:
-        raise MetaschedError("task.depth", f"{name} has at least {SMALLEST_DEPTH[name]} layers, got {depth}", "raise it")
+        problem = f"{name} has at least {SMALLEST_DEPTH[name]} layers, got {depth}"
+        raise MetaschedError("task.depth", problem, "raise it")

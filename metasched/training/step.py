@@ -7,11 +7,13 @@ Nothing depends on anything but the arguments, so that a step can be unrolled, r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from metasched.network import ControlRows, QuantizedNetwork, Tensors
 from metasched.randomness import derive_seed
@@ -19,6 +21,8 @@ from metasched.tasks.base import Task
 from metasched.training.optimizers import Optimizer
 
 Hyper = Mapping[str, float | torch.Tensor]  # of one step
+
+_DRAWING = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.RNNBase, nn.MultiheadAttention)  # from the global generator
 
 
 class TrainingState(NamedTuple):
@@ -79,6 +83,19 @@ class InnerProblem:
         return replace(self, seed=seed)
 
 
+@contextmanager
+def own_draws(problem: InnerProblem, step: int) -> Iterator[None]:
+    """Within: what the module draws from torch's global generator (dropout) is a function of the seed and the step."""
+    module = problem.network.module
+    if not any(isinstance(m, _DRAWING) for m in module.modules()):
+        yield
+        return
+    device = next(module.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(derive_seed(problem.seed, "forward", step))
+        yield
+
+
 def training_loss(
     problem: InnerProblem,
     state: TrainingState,
@@ -95,7 +112,8 @@ def training_loss(
     method = network.prepare(state.params, state.method, controls, problem.seed, step)
     x, y = problem.task.batch(problem.seed, step)
     run = call or network.call(state.buffers)
-    outputs, penalty = network.forward(run, state.params, method, controls, x, problem.seed, step)
+    with own_draws(problem, step):
+        outputs, penalty = network.forward(run, state.params, method, controls, x, problem.seed, step)
     loss = problem.task.loss(outputs, y)
     return (loss if penalty is None else loss + penalty), method
 
