@@ -192,6 +192,13 @@ def version(package: str = "metasched") -> str | None:
         return None
 
 
+def cpu_model() -> str:
+    """The processor's name, as Linux knows it; elsewhere its architecture."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
 def environment() -> dict[str, Any]:
     """What decides the bits of a run: versions, platform, device, threads, code. No host, user or path is in it."""
     import torch

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from metasched.files import json_text, write_atomic
+from metasched.files import cpu_model, json_text, write_atomic
 
 
 def result(comparison: dict[str, Any], environment: dict[str, Any], command: str, cpu: str) -> dict[str, Any]:
@@ -20,13 +19,6 @@ def result(comparison: dict[str, Any], environment: dict[str, Any], command: str
     versions = {name: environment[name] for name in ("metasched", "python", "torch", "numpy", "higher")}
     hardware = f"{cpu}, {environment['cpu_count']} cores, one thread a run, device {environment['device']}"
     return {**comparison, "command": command, "versions": versions, "hardware": hardware}
-
-
-def cpu_model() -> str:
-    """The processor's name, as Linux knows it; elsewhere its architecture."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -18,6 +18,7 @@ from metasched.config import Experiment
 from metasched.errors import MetaschedError
 from metasched.hypergradients import find_unroll
 from metasched.hypergradients.base import ControlGradient, OuterLoss, control_gradient, pull_back
+from metasched.hypergradients.sweep import plan_for
 from metasched.meta.guards import Floored, clip, keep
 from metasched.network import Tensors
 from metasched.randomness import derive_seed
@@ -56,6 +57,24 @@ class MetaTraining(NamedTuple):
     schedule: ScheduleNetwork
     inner_steps: int
     history: tuple[OuterStep, ...]
+
+
+def check_estimator(experiment: Experiment) -> None:
+    """Refuses an estimator that this experiment cannot use, before anything is written.
+
+    Raises:
+        MetaschedError: a memory budget for an estimator that cannot keep to one, or one that is too small.
+    """
+    meta = experiment.meta
+    find_unroll(meta.estimator, meta.memory)
+    if meta.memory is not None:
+        problem = build_problem(experiment, relaxation=meta.relaxation)
+        shape = (problem.steps, len(problem.network.layers))
+        like = next(problem.network.module.parameters()).detach()
+        middles = {
+            c.name: like.new_full(shape, (c.low + c.high) / 2).requires_grad_() for c in problem.network.method.controls
+        }
+        plan_for(problem, middles, OuterLoss(meta.objective, meta.surrogate), meta.memory)
 
 
 def inner_gradient(experiment: Experiment, controls: Tensors, seed: int) -> ControlGradient:

@@ -19,7 +19,7 @@ from metasched.exchange.player import PlayedSchedule
 from metasched.files import RunFolder, version
 from metasched.layers import Layer
 from metasched.loading import config_hash, to_dict
-from metasched.meta.outer import MetaTraining, OuterStep, meta_train
+from metasched.meta.outer import MetaTraining, OuterStep, check_estimator, meta_train
 from metasched.methods.base import Control
 from metasched.network import QuantizedNetwork
 from metasched.randomness import derive_seed
@@ -47,13 +47,14 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
         what a program would want to read: paths, the start, inner steps spent, mean scores.
 
     Raises:
-        MetaschedError: names or files that do not fit, or outer steps that give no finite gradient.
+        MetaschedError: names, files or a memory budget that do not fit, or outer steps that give no finite gradient.
     """
     problem = build_problem(experiment)
     layers, controls = problem.network.layers, problem.network.method.controls
     learn = learned_controls(experiment, controls)
     compared = baselines(experiment)
     given = given_start(experiment, problem.network)
+    check_estimator(experiment)
     tracker = open_tracker(experiment, folder, "outer")
     try:
         with Pool(experiment.run.workers) as pool:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -22,7 +21,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +28,7 @@ import torch
 from torch.nn import functional as F
 
 from metasched.config import MethodConfig, OptimizerConfig
-from metasched.files import environment, json_text, write_atomic
+from metasched.files import cpu_model, environment, json_text, write_atomic
 from metasched.hypergradients import find_unroll
 from metasched.hypergradients.base import OuterLoss, Unroll, control_gradient
 from metasched.hypergradients.memory import Plan, predicted_bytes
@@ -157,12 +155,6 @@ def _summary(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def rows(workload: str, optimizer: str, steps: int, repeats: int) -> list[dict[str, Any]]:
     """A row for each engine on a case.
 
@@ -222,11 +214,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = {
         "command": " ".join(["python", *sys.argv]),
         "environment": environment(),
-        "cpu": _cpu(),
+        "cpu": cpu_model(),
         "seconds": time.perf_counter() - start,
         "workloads": {name: workload._asdict() for name, workload in WORKLOADS.items()},
         "disagreement": agreed,
-        "left_out": {} if find_spec("torchopt") else {"torchopt": "not installed"},
         "rows": found,
     }
     write_atomic(arguments.json, json_text(result, indent=1).encode() + b"\n")

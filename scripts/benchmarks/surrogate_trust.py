@@ -15,7 +15,6 @@ Inner seeds of runs and pairs are all different. Intervals: 95 %, bootstrap over
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import sys
 import time
@@ -26,7 +25,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from metasched.config import Experiment, MethodConfig, TaskConfig
-from metasched.files import environment, json_text, write_atomic
+from metasched.files import cpu_model, environment, json_text, write_atomic
 from metasched.hypergradients.base import OuterLoss, control_gradient
 from metasched.hypergradients.es_reference import smoothed_gradient
 from metasched.hypergradients.finite_differences import outer_loss
@@ -208,12 +207,6 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure every case, write the JSON and, if asked, the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -233,7 +226,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     result = {
         "command": " ".join(["python", *sys.argv]),
         "environment": environment(),
-        "cpu": _cpu(),
+        "cpu": cpu_model(),
         "seconds": time.perf_counter() - start,
         "setting": {"task": task, "runs": arguments.runs, "pairs": arguments.pairs, "knots": KNOTS, "sigma": SIGMA},
         "rows": rows,
