@@ -43,7 +43,7 @@ def metrics_table() -> str:
 
 def axes_table() -> str:
     """What each axis measures."""
-    return table(("axis", "of"), [(f"`{axis}`", f"`{names}`") for axis, names in AXES.items()])
+    return table(("metrics", "axis"), [(f"`{names}`", f"`{axis}`") for names, axis in AXES.items()])
 
 
 def baselines_table() -> str:

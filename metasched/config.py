@@ -146,13 +146,16 @@ class MetaConfig:
     steps: Annotated[Int, Field(ge=0)] = 40
     """outer updates"""
     runs: Positive = 4
-    """inner runs averaged in an outer step"""
+    """inner runs averaged in an outer step; antithetic pairs of them for evolution strategies"""
     lr: Annotated[Float, Field(gt=0)] = 0.1
     """Adam step size of the schedule network: about the change of a log-correction in an outer step"""
-    estimator: Literal["sweep", "higher", "unroll"] = "sweep"
-    """how hypergradients are computed; all give the same numbers, `sweep` in the least memory"""
+    estimator: Literal["sweep", "higher", "unroll", "es"] = "sweep"
+    """how hypergradients are computed: exactly by `sweep` (least memory), `higher` or `unroll` (same numbers), or by
+    evolution strategies, `es`, for chaotic inner runs"""
     memory: Bytes | None = None
     """sweep only: bytes, or a text such as 2 GiB, that an inner run may take; more is faster (default: economical)"""
+    sigma: Annotated[Float, Field(gt=0)] = 0.5
+    """es: standard deviation of the perturbations, about that of a log-correction"""
     relaxation: NonNegative = 0.3
     """width of the relaxed freeze mask while learning (share of the weights); 0 is the exact partition"""
     objective: Literal["hardened", "relaxed", "trajectory"] = "hardened"

@@ -6,7 +6,7 @@ import resource
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -73,6 +73,7 @@ class Diagnostics:
         seconds: wall time of the estimate.
         peak_bytes: largest resident memory of the process so far, as the system reports it.
         score: score of the judged network on the meta-validation split.
+        bad_controls: names of the controls whose derivative is not finite.
     """
 
     gradient_norm: float
@@ -81,6 +82,7 @@ class Diagnostics:
     seconds: float
     peak_bytes: int
     score: float
+    bad_controls: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,14 +98,6 @@ class Hypergradient:
     loss: float
     gradient: list[torch.Tensor]
     diagnostics: Diagnostics
-
-
-class Estimator(Protocol):
-    """``estimate(schedule, problem, outer) -> Hypergradient``; seeds and streams are part of the problem."""
-
-    def __call__(self, schedule: nn.Module, problem: InnerProblem, outer: OuterLoss) -> Hypergradient:
-        """The gradient of the outer loss in the parameters of the schedule."""
-        ...
 
 
 def judge(
@@ -172,6 +166,7 @@ def pull_back(schedule: nn.Module, values: Controls, found: ControlGradient) -> 
         seconds=found.seconds,
         peak_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         score=found.score,
+        bad_controls=tuple(name for name, g in found.wrt.items() if not bool(torch.isfinite(g).all())),
     )
     return Hypergradient(found.loss, gradient, diagnostics)
 

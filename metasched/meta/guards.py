@@ -1,8 +1,8 @@
 """What happens to hypergradients that went bad: named policies, each counted.
 
 ``keep``: a run whose loss or gradient is not finite is left out of the average. ``clip``: each run's gradient is scaled
-to at most a given norm, so that one exploding run cannot outvote the others. ``Floored``: the noise stays above a
-floor while learning, because hypergradients through noise narrower than about a tenth of a quantum explode.
+to at most a given norm, so that one exploding run cannot outvote the others. A third one, the noise floor, belongs to
+the estimators that differentiate (hypergradients/reverse.py).
 """
 
 from __future__ import annotations
@@ -10,10 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from metasched.hypergradients.base import Hypergradient
-from metasched.layers import Layer
 
 
 def keep(estimates: Sequence[Hypergradient]) -> list[Hypergradient]:
@@ -27,19 +25,3 @@ def clip(gradient: list[torch.Tensor], largest: float) -> tuple[list[torch.Tenso
     if norm <= largest:
         return gradient, False
     return [g * (largest / norm) for g in gradient], True
-
-
-class Floored(nn.Module):
-    """A schedule whose ``noise_scale`` stays at or above a floor; its parameters are the schedule's own."""
-
-    def __init__(self, schedule: nn.Module, floor: float) -> None:
-        super().__init__()
-        self.schedule = schedule
-        self.floor = floor
-
-    def forward(self, progress: torch.Tensor, layers: Sequence[Layer]) -> dict[str, torch.Tensor]:
-        """Values {control: [T, L]} at progress [T]."""
-        values = self.schedule(progress, layers)
-        if "noise_scale" in values:
-            values["noise_scale"] = values["noise_scale"].clamp_min(self.floor)
-        return values

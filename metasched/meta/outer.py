@@ -1,28 +1,28 @@
 """The outer loop: the schedule network is moved down the hypergradient, averaged over a few inner runs a step.
 
-    theta <- Adam(theta, mean over runs of clip(d outer loss(run) / d theta))
+    theta <- Adam(theta, mean over r of clip(g_r))
 
-Each outer step draws fresh inner seeds. The schedule that is returned has the mean of the parameters over the last
+g_r are the hypergradients of an estimator: one for each inner run, or one of a population. Each outer step draws fresh
+inner seeds. The schedule that is returned has the mean of the parameters over the last
 half of the steps: the estimates are noisy, and the mean of the iterates is a better point than the last of them.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
 from metasched.config import Experiment
 from metasched.errors import MetaschedError
-from metasched.hypergradients import find_unroll
-from metasched.hypergradients.base import ControlGradient, OuterLoss, control_gradient, pull_back
+from metasched.hypergradients import build_estimator, find_unroll
+from metasched.hypergradients.base import OuterLoss
 from metasched.hypergradients.sweep import plan_for
-from metasched.meta.guards import Floored, clip, keep
-from metasched.network import Tensors
+from metasched.meta.guards import clip, keep
+from metasched.meta.runs import PooledRuns
 from metasched.randomness import derive_seed
-from metasched.schedules.base import progress_of_steps
 from metasched.schedules.network import ScheduleNetwork
 from metasched.training.pool import Pool
 from metasched.training.problem import build_problem
@@ -31,7 +31,7 @@ _MOST_BAD_STEPS = 3  # outer steps in a row without one finite estimate
 
 
 class OuterStep(NamedTuple):
-    """What one outer step did; logged as ``outer/...``."""
+    """What one outer step did; logged as ``outer/...``, what the estimator notes as ``estimator/...``."""
 
     step: int
     loss: float
@@ -43,6 +43,7 @@ class OuterStep(NamedTuple):
     nonfinite: int
     inner_steps: int
     seconds: float
+    notes: dict[str, float]
 
 
 class MetaTraining(NamedTuple):
@@ -77,14 +78,6 @@ def check_estimator(experiment: Experiment) -> None:
         plan_for(problem, middles, OuterLoss(meta.objective, meta.surrogate), meta.memory)
 
 
-def inner_gradient(experiment: Experiment, controls: Tensors, seed: int) -> ControlGradient:
-    """One inner run of the relaxed problem, differentiated in its controls; a function of its arguments alone."""
-    meta = experiment.meta
-    problem = build_problem(experiment, relaxation=meta.relaxation).with_seed(seed)
-    unroll = find_unroll(meta.estimator, meta.memory)
-    return control_gradient(unroll, problem, controls, OuterLoss(meta.objective, meta.surrogate))
-
-
 def meta_train(
     experiment: Experiment, schedule: ScheduleNetwork, pool: Pool, log: Callable[[OuterStep], None]
 ) -> MetaTraining:
@@ -94,28 +87,26 @@ def meta_train(
         MetaschedError: three outer steps in a row gave no finite estimate.
     """
     meta = experiment.meta
-    problem = build_problem(experiment, relaxation=meta.relaxation)
-    progress, layers = progress_of_steps(problem.steps), problem.network.layers
-    floored = Floored(schedule, meta.noise_floor)
+    runs = PooledRuns(experiment, pool)
+    estimator = build_estimator(meta)
+    state = estimator.begin(schedule, runs)
     optimizer = torch.optim.Adam(schedule.parameters(), lr=meta.lr)
     history: list[OuterStep] = []
     tail = _Mean(schedule)
     bad = 0
     for step in range(meta.steps):
         start = time.perf_counter()
-        values = floored(progress, layers)
-        controls = {name: v.detach() for name, v in values.items()}
         seeds = [derive_seed(experiment.seed, "inner run", step, run) for run in range(meta.runs)]
-        found = list(pool.map(inner_gradient, [(experiment, controls, seed) for seed in seeds]))
-        estimates = [pull_back(floored, values, f) for f in found]
-        finite = keep(estimates)
+        found, state, inner_steps, notes = estimator.estimate(schedule, runs, seeds, state)
+        finite = keep(found)
         bad = 0 if finite else bad + 1
         if bad == _MOST_BAD_STEPS:
+            names = sorted({name for f in found for name in f.diagnostics.bad_controls})
             raise MetaschedError(
                 f"outer step {step}",
                 f"no finite hypergradient of {experiment.task.name} in {bad} steps in a row "
-                f"(controls: {', '.join(_bad_controls(found))})",
-                "raise meta.noise_floor, lower meta.lr or shorten task.steps",
+                f"(controls: {', '.join(names) or 'none: the loss itself'})",
+                "raise meta.noise_floor, lower meta.lr, shorten task.steps or set meta.estimator to es",
             )
         clipped = [clip(e.gradient, meta.clip) for e in finite]
         if finite:
@@ -130,11 +121,12 @@ def meta_train(
             score=_mean([e.diagnostics.score for e in finite]),
             gradient_norm=_mean([e.diagnostics.gradient_norm for e in finite]),
             clipped=sum(was for _, was in clipped),
-            skipped=len(estimates) - len(finite),
-            dead_layers=_mean([e.diagnostics.dead_layers for e in estimates]),
-            nonfinite=sum(e.diagnostics.nonfinite for e in estimates),
-            inner_steps=meta.runs * problem.steps,
+            skipped=len(found) - len(finite),
+            dead_layers=_mean([e.diagnostics.dead_layers for e in found]),
+            nonfinite=sum(e.diagnostics.nonfinite for e in found),
+            inner_steps=inner_steps,
             seconds=time.perf_counter() - start,
+            notes=notes,
         )
         history.append(record)
         log(record)
@@ -163,10 +155,3 @@ class _Mean:
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else float("nan")
-
-
-def _bad_controls(found: list[ControlGradient]) -> list[str]:
-    def bad(wrt: Mapping[str, torch.Tensor]) -> set[str]:
-        return {name for name, g in wrt.items() if not bool(torch.isfinite(g).all())}
-
-    return sorted(set().union(*(bad(f.wrt) for f in found))) or ["none: the loss itself"]

@@ -171,7 +171,9 @@ def _logger(experiment: Experiment, tracker: Tracker, console: Console) -> Calla
         nonlocal spent
         spent += record.inner_steps
         values = record._asdict() | {"step": record.step + 1, "inner_steps": spent}
+        del values["notes"]
         metrics = {f"outer/{name}": value for name, value in values.items()}
+        metrics |= {f"estimator/{name}": value for name, value in record.notes.items()}
         tracker.log(metrics)
         console.outer(record.step + 1, experiment.meta.steps, metrics)
 

@@ -86,6 +86,18 @@ class ScheduleNetwork(nn.Module):
                 values[control.name] = _monotone(control, b, rates[..., 2 * i], points[0, :, 2 * i + 1], self.knots)
         return values
 
+    def scales(self) -> dict[str, float]:
+        """{parameter: the change that moves the correction by about one}; for estimators that perturb parameters.
+
+        Random changes of the output weights add up like a random walk over the hidden units, the means of which the
+        correction is; a weight of the body is on the scale that it was drawn on.
+        """
+        hidden = self.heads.in_features
+        own = {"heads.weight": math.sqrt(hidden), "heads.bias": float(hidden)}
+        for name, p in self.body.named_parameters():
+            own[f"body.{name}"] = 1 / math.sqrt(p.shape[1]) if p.dim() == 2 else 1.0
+        return own
+
     def _correction(self, u: torch.Tensor, layers: Sequence[Layer]) -> torch.Tensor:
         waves = [u, *(torch.cos(k * math.pi * u) for k in range(1, _WAVES + 1))]
         of_time = torch.stack(waves, -1)[:, None, :].expand(-1, len(layers), -1)

@@ -27,6 +27,9 @@ METRICS: dict[str, Metric] = {
     "outer/dead_layers": Metric("share", "(step, layer) pairs in which no gradient reaches the weights, mean"),
     "outer/inner_steps": Metric("inner steps", "inner training steps done since the start"),
     "outer/seconds": Metric("s", "wall time of this outer step"),
+    "estimator/pairs": Metric("pairs", "antithetic pairs of inner runs (es)"),
+    "estimator/spread": Metric("loss", "standard deviation over pairs of the slope along the perturbation (es)"),
+    "estimator/bad_losses": Metric("inner runs", "inner runs whose loss was not finite, and counted as the worst (es)"),
     "schedule/progress": Metric("share of the run", "training time from 0 to 1; axis of all of schedule/"),
     "schedule/<control>/<layer>": Metric("the control's", "value of a control in a layer under the learned schedule"),
     "compare/arm": Metric("name", "schedule that was played"),
@@ -35,8 +38,13 @@ METRICS: dict[str, Metric] = {
     "compare/score": Metric("score", "score on test data, hardened"),
 }
 
-AXES: dict[str, str] = {"outer/step": "outer/*", "schedule/progress": "schedule/*", "compare/seed": "compare/*"}
-"""What each axis measures: wandb plots the names on the right against the name on the left."""
+AXES: dict[str, str] = {
+    "outer/*": "outer/step",
+    "estimator/*": "outer/step",
+    "schedule/*": "schedule/progress",
+    "compare/*": "compare/seed",
+}
+"""The axis of each family: wandb plots the names on the left against the name on the right."""
 
 _PATTERNS = [re.compile(re.sub("<[a-z]+>", "[^/]+", name)) for name in METRICS]
 

@@ -59,8 +59,9 @@ class Wandb:
         except BaseException:
             self._restore()
             raise
-        for axis, family in AXES.items():
+        for axis in dict.fromkeys(AXES.values()):
             self._run.define_metric(axis, hidden=True)
+        for family, axis in AXES.items():
             self._run.define_metric(family, step_metric=axis)
 
     def log(self, metrics: Mapping[str, Scalar]) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from metasched.config import Experiment, MetaConfig, MethodConfig, OptimizerConfig, ScheduleConfig, TaskConfig
 from metasched.errors import MetaschedError
-from metasched.hypergradients import ESTIMATORS
+from metasched.hypergradients import UNROLLS
 from metasched.hypergradients.base import ControlGradient, control_gradient
 from metasched.meta import check as gate
 from metasched.tracking.console import open_console
@@ -57,7 +57,7 @@ def test_says_what_each_control_was_held_against(objective, held_against, bound)
 
 
 @pytest.mark.parametrize("method", ["ana", "inq", "joint"])
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", UNROLLS)
 def test_defaults_of_every_method_pass(method, estimator):
     hard = replace(
         experiment("hardened"),

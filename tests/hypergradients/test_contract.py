@@ -14,7 +14,7 @@ from torch import nn
 
 from metasched.config import Experiment, MetaConfig, MethodConfig, TaskConfig
 from metasched.errors import MetaschedError
-from metasched.hypergradients import ESTIMATORS, find_unroll
+from metasched.hypergradients import UNROLLS, find_unroll
 from metasched.hypergradients.base import (
     ControlGradient,
     OuterLoss,
@@ -23,8 +23,10 @@ from metasched.hypergradients.base import (
     estimate_by,
     pull_back,
 )
+from metasched.hypergradients.reverse import Floored
+from metasched.hypergradients.runs import Run
 from metasched.meta.check import random_controls, small
-from metasched.meta.guards import Floored, clip, keep
+from metasched.meta.guards import clip, keep
 from metasched.meta.outer import MetaTraining, OuterStep, meta_train
 from metasched.methods import METHODS, build_method
 from metasched.network import Tensors
@@ -51,7 +53,7 @@ def drawn(problem: InnerProblem, index: int = 0) -> Tensors:
 # --- every method, every control ---
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", UNROLLS)
 @pytest.mark.parametrize("method", [m for m in METHODS if build_method(MethodConfig(name=m)).controls])  # type: ignore[arg-type]
 def test_every_differentiable_control_of_every_layer_gets_a_gradient(method, estimator):
     problem = build_problem(tiny(method=MethodConfig(name=method)), relaxation=0.1)
@@ -76,7 +78,7 @@ def test_a_control_that_nothing_reads_has_a_gradient_of_zeros():
 # --- diagnostics ---
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", UNROLLS)
 @pytest.mark.parametrize(
     ("activation_levels", "silent", "dead"),
     [
@@ -94,7 +96,7 @@ def test_layers_without_noise_are_counted_as_dead(estimator, activation_levels, 
     assert found.dead_layers == pytest.approx(2 * dead / (3 * 3))
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", UNROLLS)
 def test_a_control_that_is_not_a_number_is_seen(estimator):
     problem = build_problem(ana("expectation"))
     controls = drawn(problem)
@@ -131,7 +133,7 @@ class Linear(nn.Module):
         }
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", UNROLLS)
 def test_the_gradient_of_the_schedule_is_that_of_the_controls_pulled_back(estimator):
     schedule, problem, outer = Linear(), build_problem(ana()), OuterLoss()
     unroll = find_unroll(estimator)
@@ -180,16 +182,19 @@ class Planted:
 
     def __init__(self, plan: Callable[[int, int], Tensors]) -> None:
         self.plan = plan
-        self.seen: list[tuple[Any, ...]] = []
+        self.seen: list[Run] = []
         self.step = -1
 
-    def map(self, function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> Iterator[ControlGradient]:
+    def map(
+        self, function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]
+    ) -> Iterator[list[ControlGradient]]:
         self.step += 1
-        for run, given in enumerate(arguments):
-            self.seen.append(given)
+        for run, (_, question, runs) in enumerate(arguments):
+            assert question == "gradients" and len(runs) == 1
+            self.seen += runs
             wrt = self.plan(self.step, run)
             nonfinite = sum(int((~torch.isfinite(g)).sum()) for g in wrt.values())
-            yield ControlGradient(float(run), 0.5, wrt, nonfinite, 0.0, 0.0)
+            yield [ControlGradient(float(run), 0.5, wrt, nonfinite, 0.0, 0.0)]
 
 
 STEPS, LAYERS = 3, 3
@@ -272,7 +277,7 @@ def test_a_step_without_a_finite_estimate_changes_nothing():
     assert torch.equal(parameters(trained.schedule), parameters(schedule_network()))
     assert [record.skipped for record in log] == [2, 2] and [record.nonfinite for record in log] == [2, 2]
     assert all(math.isnan(record.loss) and math.isnan(record.gradient_norm) for record in log)
-    assert len({seed for _, _, seed in pool.seen}) == 4  # each run of each step from its own seed
+    assert len({run.seed for run in pool.seen}) == 4  # each run of each step from its own seed
 
 
 def test_two_bad_steps_do_not_stop_it_and_leave_no_trace_in_the_optimizer():
@@ -293,7 +298,7 @@ def test_three_bad_steps_in_a_row_stop_it():
 
 def test_inner_runs_never_see_noise_below_the_floor():
     _, pool, _ = learn(plain, noise_floor=0.3)
-    for _, controls, _ in pool.seen:
+    for controls, _ in pool.seen:
         assert float(controls["noise_scale"].min()) == 0.3 < float(controls["noise_scale"].max())
         assert not controls["noise_scale"].requires_grad
 

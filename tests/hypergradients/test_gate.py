@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from metasched.config import Experiment, MethodConfig, OptimizerConfig
-from metasched.hypergradients import ESTIMATORS, find_unroll
+from metasched.hypergradients import UNROLLS, find_unroll
 from metasched.hypergradients.base import OuterLoss, control_gradient
 from metasched.hypergradients.finite_differences import (
     TOLERANCE,
@@ -128,7 +128,7 @@ def test_controls_against_finite_differences(method, optimizer):
     for index in range(MOST_DRAWS):
         problem = problems[index % len(problems)].with_seed(index)
         controls = controls_at(problem, index)
-        slopes = {e: control_gradient(find_unroll(e), problem, controls, outer) for e in ESTIMATORS}
+        slopes = {e: control_gradient(find_unroll(e), problem, controls, outer) for e in UNROLLS}
         for name in (n for n in names if points[n] < NUM_POINTS):
             direction = uphill(slopes["unroll"].wrt[name], points[name] % 2, 0, index)
             along = cache(
@@ -137,7 +137,7 @@ def test_controls_against_finite_differences(method, optimizer):
             found = [float((slope.wrt[name] * direction).sum()) for slope in slopes.values()]
             errors = [error_against_differences(along, derivative) for derivative in found]
             if None in errors:  # at a kink; one estimator right there and the other not would be no kink
-                assert errors == [None] * len(ESTIMATORS)
+                assert errors == [None] * len(UNROLLS)
                 continue
             assert max(errors) <= TOLERANCE, (name, index, errors)
             points[name] += 1
@@ -165,7 +165,7 @@ def test_hyper_parameters_against_finite_differences(optimizer, name, value):
         problem = InnerProblem(network, quadratic, rule, hyper, NUM_STEPS, seed=index)
         controls = controls_at(problem, index)
         slopes = []
-        for estimator in ESTIMATORS:
+        for estimator in UNROLLS:
             leaf = values.clone().requires_grad_()
             loss = find_unroll(estimator)(replace(problem, hyper={**hyper, name: leaf}), controls, outer).loss
             slopes.extend(torch.autograd.grad(loss, leaf))
@@ -177,7 +177,7 @@ def test_hyper_parameters_against_finite_differences(optimizer, name, value):
         )
         errors = [error_against_differences(along, float((slope * direction).sum())) for slope in slopes]
         if None in errors:
-            assert errors == [None] * len(ESTIMATORS)
+            assert errors == [None] * len(UNROLLS)
             continue
         assert bool(slopes[0].any())
         assert max(errors) <= TOLERANCE, (index, errors)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from metasched.hypergradients import ESTIMATORS, find_unroll
+from metasched.hypergradients import UNROLLS, find_unroll
 from metasched.hypergradients.base import OuterLoss, control_gradient
 from metasched.hypergradients.es_reference import smoothed_gradient
 from metasched.hypergradients.finite_differences import outer_loss
@@ -100,7 +100,7 @@ def problem_with(momentum: float, rates: torch.Tensor) -> InnerProblem:
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("estimator", UNROLLS)
 def test_gains_and_learning_rates(estimator, momentum):
     loss, of_gains, of_rates = closed_form(momentum)
     rates = torch.from_numpy(RATES).requires_grad_()

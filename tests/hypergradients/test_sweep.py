@@ -16,10 +16,11 @@ from metasched.hypergradients import find_unroll
 from metasched.hypergradients import sweep as engine
 from metasched.hypergradients.base import ControlGradient, OuterLoss, control_gradient
 from metasched.hypergradients.memory import Plan, plan, predicted_bytes, recomputed_steps, stored_states
+from metasched.hypergradients.runs import Run
 from metasched.hypergradients.sweep import sweep
 from metasched.hypergradients.unroll import unroll
 from metasched.meta.check import random_controls
-from metasched.meta.outer import inner_gradient
+from metasched.meta.runs import local_runs
 from metasched.methods import build_method
 from metasched.methods.ana import ANA
 from metasched.methods.base import State, Values
@@ -330,8 +331,9 @@ def test_the_budget_of_a_configuration_reaches_the_sweep():
         replace(default, meta=MetaConfig(**meta))
         for meta in ({"memory": 2**30}, {"estimator": "unroll"}, {"memory": 1000})
     )
-    expected = inner_gradient(by_unroll, controls, seed=5)
+    run = Run(controls, seed=5)
+    (expected,) = local_runs(by_unroll).gradients([run])
     for experiment in (default, large):
-        assert_same(inner_gradient(experiment, controls, seed=5), expected)
+        assert_same(local_runs(experiment).gradients([run])[0], expected)
     with pytest.raises(MetaschedError, match=r"meta\.memory: is less than"):
-        inner_gradient(small, controls, seed=5)
+        local_runs(small).gradients([run])

@@ -12,8 +12,9 @@ from torch import nn
 
 from metasched.config import MethodConfig
 from metasched.hypergradients.base import Diagnostics, Hypergradient
+from metasched.hypergradients.reverse import Floored
 from metasched.layers import Layer
-from metasched.meta.guards import Floored, clip, keep
+from metasched.meta.guards import clip, keep
 from metasched.methods import build_method
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.network import ScheduleNetwork

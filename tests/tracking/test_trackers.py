@@ -94,7 +94,7 @@ def test_names_of_metrics() -> None:
     wrong = ["outer/los", "loss", "schedule/noise_scale", "schedule/a/b/c", "outer/loss/x", "xouter/loss"]
     assert unknown_metrics(wrong) == wrong
     assert all(metric.unit and metric.meaning for metric in METRICS.values())
-    assert set(AXES) <= set(METRICS)
+    assert set(AXES.values()) <= set(METRICS)
     with pytest.raises(AssertionError, match="outer/los"):
         Memory().log({"outer/los": 1})
 

@@ -59,6 +59,7 @@ def test_each_family_has_its_axis(run) -> None:
     metrics = [r["metric"] for r in run[1] if r["type"] == "metric"]
     assert {m["glob_name"]: m["step_metric"] for m in metrics if "glob_name" in m} == {
         "outer/*": "outer/step",
+        "estimator/*": "outer/step",
         "schedule/*": "schedule/progress",
         "compare/*": "compare/seed",
     }

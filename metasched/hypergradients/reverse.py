@@ -1,0 +1,70 @@
+"""The estimator by reverse mode: each inner run is differentiated in its controls, then pulled back to the schedule.
+
+    g_r = (d controls / d theta)^T (d outer loss(run r) / d controls),   one g_r for each run
+
+Exact for the relaxed problem with the noise floor, by any of the engines of UNROLLS (``truncated`` is biased towards
+short horizons). Where the inner run is chaotic the exact derivative is of no use (docs/hypergradients.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from metasched.config import MetaConfig
+from metasched.hypergradients.base import pull_back
+from metasched.hypergradients.estimator import Estimate, State
+from metasched.hypergradients.runs import Run, Runs
+from metasched.layers import Layer
+from metasched.schedules.base import progress_of_steps
+
+
+@dataclass(frozen=True)
+class Reverse:
+    """One hypergradient for each seed.
+
+    Attributes:
+        noise_floor: noise never falls below this while learning, in quanta.
+    """
+
+    noise_floor: float
+
+    def begin(self, schedule: nn.Module, runs: Runs) -> State:
+        """Nothing is carried on."""
+        return {}
+
+    def estimate(self, schedule: nn.Module, runs: Runs, seeds: Sequence[int], state: State) -> Estimate:
+        """See Estimator."""
+        problem = runs.problem
+        floored = Floored(schedule, self.noise_floor)
+        values = floored(progress_of_steps(problem.steps), problem.network.layers)
+        controls = {name: v.detach() for name, v in values.items()}
+        found = runs.gradients([Run(controls, seed) for seed in seeds])
+        return Estimate([pull_back(floored, values, f) for f in found], state, len(seeds) * problem.steps, {})
+
+
+class Floored(nn.Module):
+    """A schedule whose ``noise_scale`` stays at or above a floor; its parameters are the schedule's own.
+
+    Hypergradients through noise narrower than about a tenth of a quantum explode.
+    """
+
+    def __init__(self, schedule: nn.Module, floor: float) -> None:
+        super().__init__()
+        self.schedule = schedule
+        self.floor = floor
+
+    def forward(self, progress: torch.Tensor, layers: Sequence[Layer]) -> dict[str, torch.Tensor]:
+        """Values {control: [T, L]} at progress [T]."""
+        values = self.schedule(progress, layers)
+        if "noise_scale" in values:
+            values["noise_scale"] = values["noise_scale"].clamp_min(self.floor)
+        return values
+
+
+def build(meta: MetaConfig) -> Reverse:
+    """As configured."""
+    return Reverse(meta.noise_floor)
