@@ -51,6 +51,19 @@ def train(arguments: argparse.Namespace) -> None:
     _print({"folder": str(folder.path), **result}, arguments.json)
 
 
+def online(arguments: argparse.Namespace) -> None:
+    """Trains once, and learns while it does."""
+    experiment = _load(arguments)
+    from metasched.loading import require_learnable
+
+    require_learnable(experiment)
+    from metasched.meta.train_online import run
+
+    with _run_folder(experiment, arguments.folder) as folder, closing(_console(arguments)) as console:
+        result = run(experiment, folder, console, compared=arguments.compare)
+    _print({"folder": str(folder.path), **result}, arguments.json)
+
+
 def compare(arguments: argparse.Namespace) -> None:
     """Plays schedules on the same seeds."""
     experiment = _load(arguments)
@@ -69,6 +82,19 @@ def check(arguments: argparse.Namespace) -> None:
     with closing(_console(arguments)) as console:
         result = check(experiment, console)
     _print(result, arguments.json)
+
+
+def sensitivity(arguments: argparse.Namespace) -> None:
+    """Shows where a change of a schedule would help."""
+    experiment = _load(arguments)
+    from metasched.loading import require_learnable
+
+    require_learnable(experiment)
+    from metasched.meta.sensitivity import sensitivity
+
+    with _run_folder(experiment, arguments.folder) as folder, closing(_console(arguments)) as console:
+        result = sensitivity(experiment, arguments.schedule, arguments.runs, folder, console)
+    _print({"folder": str(folder.path), **result}, arguments.json)
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -121,12 +147,17 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         return added
 
     learn = command(train, "learn a schedule, compare it with the hand-coded ones, leave it in a run folder")
+    adapt = command(online, "train once, and adapt the schedule while training by looking a few steps ahead")
+    adapt.add_argument("--compare", action="store_true", help="also train from fresh seeds with and without adapting")
     play = command(compare, "play schedules on the same seeds and compare the hardened networks on test data")
     play.add_argument("--schedule", nargs="+", action="extend", default=[], metavar="FILE", help="also these schedules")
     look = command(check, "try an experiment out: are its hypergradients right?")
-    for added in (learn, play):
+    feel = command(sensitivity, "where in time and in which layer would a change of a schedule help?")
+    feel.add_argument("--schedule", metavar="NAME_OR_FILE", help="hand-coded one or a file (default: schedule.start)")
+    feel.add_argument("--runs", type=int, default=8, metavar="N", help="inner runs that are differentiated [8]")
+    for added in (learn, adapt, play, feel):
         added.add_argument("--folder", help="run folder (default: a new one in run.folder)")
-    for added in (learn, play, look):
+    for added in (learn, adapt, play, look, feel):
         added.usage = "%(prog)s CONFIG [options] [--section.field VALUE ...]"
         added.add_argument("config", metavar="CONFIG", help="the experiment, a YAML file")
         _add_overrides(added)

@@ -127,8 +127,10 @@ class QuantizeConfig:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ScheduleConfig:
-    """The schedule network and where it starts."""
+    """What is learned and where it starts."""
 
+    kind: Literal["network", "family"] = "network"
+    """a network, or a family of hand-coded schedules: a window with a decay, of five to seven parameters a control"""
     start: str = "best"
     """name of a hand-coded schedule, path of a schedule file, or `best`: the best hand-coded one on meta-validation"""
     learn: tuple[str, ...] | None = None
@@ -136,7 +138,7 @@ class ScheduleConfig:
     knots: Annotated[Int, Field(ge=2, le=512)] = 25
     """points in progress that the schedule is linear between"""
     hidden: Positive = 32
-    """units of each of the two hidden layers"""
+    """network only: units of each of the two hidden layers"""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -149,13 +151,19 @@ class MetaConfig:
     """inner runs averaged in an outer step; antithetic pairs of them for evolution strategies"""
     lr: Annotated[Float, Field(gt=0)] = 0.1
     """Adam step size of the schedule network: about the change of a log-correction in an outer step"""
-    estimator: Literal["sweep", "higher", "unroll", "es"] = "sweep"
-    """how hypergradients are computed: exactly by `sweep` (least memory), `higher` or `unroll` (same numbers), or by
-    evolution strategies, `es`, for chaotic inner runs"""
+    estimator: Literal["sweep", "higher", "unroll", "truncated", "forward", "es", "pes", "nres", "mixed", "auto"] = (
+        "sweep"
+    )
+    """how hypergradients are computed: exactly by `sweep` (least memory), `higher` or `unroll` (same numbers), or
+    `forward` (a run for each parameter of a `family`); within windows, with a bias, by `truncated`; or by evolution
+    strategies for chaotic inner runs: `es` from whole runs, `pes` and `nres` from windows of them; `mixed` weighs
+    `sweep` and `es` by their variances, and `auto` chooses among the three as it goes"""
     memory: Bytes | None = None
-    """sweep only: bytes, or a text such as 2 GiB, that an inner run may take; more is faster (default: economical)"""
+    """sweep, mixed, auto: bytes, or a text such as 2 GiB, that an inner run may take (default: little; more: faster)"""
     sigma: Annotated[Float, Field(gt=0)] = 0.5
-    """es: standard deviation of the perturbations, about that of a log-correction"""
+    """es, pes, nres, mixed, auto: standard deviation of the perturbations, about that of a log-correction"""
+    window: Positive | None = None
+    """truncated, pes, nres: steps of a window (default: a tenth of the run)"""
     relaxation: NonNegative = 0.3
     """width of the relaxed freeze mask while learning (share of the weights); 0 is the exact partition"""
     objective: Literal["hardened", "relaxed", "trajectory"] = "hardened"
@@ -183,6 +191,20 @@ class CompareConfig:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class OnlineConfig:
+    """Learning while training once: `metasched online`."""
+
+    every: Positive = 10
+    """steps that are played from one look-ahead to the next"""
+    window: Positive = 5
+    """steps that a look-ahead trains ahead and differentiates"""
+    lr: Annotated[Float, Field(gt=0)] = 0.1
+    """Adam step size of the schedule network"""
+    held_out: Positive | None = None
+    """examples of the meta-validation part that judge a look-ahead (default: as many as task.batch)"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TrackingConfig:
     """Where metrics go besides the JSON lines of the run folder."""
 
@@ -204,6 +226,8 @@ class RunConfig:
     """torch device that the inner runs train on"""
     dtype: Literal["float32", "float64"] = "float32"
     """of weights, data and schedule"""
+    autocast: bool = False
+    """run the network in bfloat16 while training, where torch.autocast does; all else stays in float32"""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -221,5 +245,6 @@ class Experiment:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     meta: MetaConfig = field(default_factory=MetaConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
+    online: OnlineConfig = field(default_factory=OnlineConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     run: RunConfig = field(default_factory=RunConfig)

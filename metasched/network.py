@@ -38,6 +38,8 @@ class ActivationSite(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """What the running call puts out here."""
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.float()  # noise narrower than bfloat16 can tell apart would be none
         return _activate.get()(self.layer, x)
 
 

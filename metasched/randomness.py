@@ -8,7 +8,9 @@ the same numbers. The seed of a generator is the upper 63 bits of the 64-bit BLA
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -31,26 +33,61 @@ def generator(seed: int, stream: str, *indices: int) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(seed, stream, *indices))
 
 
+def permutation(seed: int | torch.Tensor, stream: str, *indices: int, n: int) -> torch.Tensor:
+    """A random permutation of 0..n-1, int64 on the CPU, a function of (seed, stream, indices).
+
+    As in a Draw, the seed may be one that torch.vmap maps over.
+    """
+    return _drawn(seed, lambda s: torch.randperm(n, generator=generator(s, stream, *indices)))
+
+
 @dataclass(frozen=True)
 class Draw:
     """The random numbers of one tensor at one step: a key, not a stream with a position.
 
-    Drawn on the CPU whatever the device of the tensor, so that all devices see the same numbers.
+    Drawn on the CPU whatever the device of the tensor, so that all devices see the same numbers. Within torch.vmap the
+    seed may be a tensor that is mapped over, int64 on the CPU: each run then sees the numbers of its own seed.
 
     >>> d = Draw(seed=1, step=3, layer=0)
     >>> bool((d.uniform("weight", torch.zeros(4)) == d.uniform("weight", torch.zeros(4))).all())
     True
     """
 
-    seed: int
+    seed: int | torch.Tensor
     step: int
     layer: int
 
     def uniform(self, purpose: str, like: torch.Tensor) -> torch.Tensor:
         """Uniform numbers in [0, 1) with the shape, dtype and device of ``like``."""
-        draws = torch.rand(like.shape, generator=generator(self.seed, purpose, self.step, self.layer), dtype=like.dtype)
-        return draws.to(like.device)
+        shape, dtype = like.shape, like.dtype
+
+        def draw(seed: int) -> torch.Tensor:
+            return torch.rand(shape, generator=generator(seed, purpose, self.step, self.layer), dtype=dtype)
+
+        return _drawn(self.seed, draw).to(like.device)
 
     def permutation(self, purpose: str, n: int) -> torch.Tensor:
         """A random permutation of 0..n-1, int64 on the CPU."""
-        return torch.randperm(n, generator=generator(self.seed, purpose, self.step, self.layer))
+        return permutation(self.seed, purpose, self.step, self.layer, n=n)
+
+
+def _drawn(seed: int | torch.Tensor, draw: Callable[[int], torch.Tensor]) -> torch.Tensor:
+    return _OfEachSeed.apply(seed, draw) if isinstance(seed, torch.Tensor) else draw(seed)
+
+
+class _OfEachSeed(torch.autograd.Function):
+    """``draw(seed)``; mapped over seeds, the draws of all of them. It has no derivative."""
+
+    @staticmethod
+    def forward(seed: torch.Tensor, draw: Callable[[int], torch.Tensor]) -> torch.Tensor:
+        return draw(int(seed))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        pass
+
+    @staticmethod
+    def vmap(  # pyright: ignore
+        info: Any, in_dims: tuple[int | None, ...], seed: torch.Tensor, draw: Callable[[int], torch.Tensor]
+    ) -> tuple[torch.Tensor, int]:
+        return torch.stack([draw(s) for s in seed.tolist()]), 0

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from metasched.randomness import Draw, derive_seed, generator
+from metasched.randomness import Draw, derive_seed, generator, permutation
 
 KEYS = st.tuples(st.integers(0, 2**63 - 1), st.sampled_from(["weights", "batches", "weight", "key"])).flatmap(
     lambda head: st.lists(st.integers(0, 10**6), max_size=3).map(lambda indices: (*head, *indices))
@@ -70,3 +70,17 @@ def test_permutations() -> None:
     assert sorted(order.tolist()) == list(range(50)) and order.tolist() != list(range(50))
     assert torch.equal(order, Draw(0, 3, 1).permutation("order", 50))
     assert not torch.equal(order, Draw(0, 4, 1).permutation("order", 50))
+
+
+def test_mapped_over_seeds_each_run_sees_the_draws_of_its_own() -> None:
+    seeds = [0, 7, 2**63 - 1]
+
+    def draw(seed: torch.Tensor, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        own = Draw(seed, 2, 1)
+        return own.uniform("weight", like), own.permutation("order", 9), permutation(seed, "batches", 4, n=9)
+
+    uniform, order, batches = torch.vmap(draw)(torch.tensor(seeds), torch.empty(3, 4, 2, dtype=torch.float32))
+    for i, seed in enumerate(seeds):
+        assert torch.equal(uniform[i], Draw(seed, 2, 1).uniform("weight", torch.empty(4, 2, dtype=torch.float32)))
+        assert torch.equal(order[i], Draw(seed, 2, 1).permutation("order", 9))
+        assert torch.equal(batches[i], torch.randperm(9, generator=generator(seed, "batches", 4)))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from metasched.config import Experiment
 from metasched.network import Tensors
 from metasched.schedules.base import Schedule, progress_of_steps
-from metasched.training.loop import hardened_score, train
+from metasched.training.loop import hardened_score
+from metasched.training.mapped import train_each
 from metasched.training.problem import build_problem
 
 Part = Literal["validation", "test"]
@@ -18,11 +20,16 @@ def cell_score(experiment: Experiment, controls: Tensors, seed: int, steps: int,
 
     The method is played hard (no relaxed mask). A function of its arguments alone: runs in any process.
     """
-    problem = build_problem(experiment, steps=steps).with_seed(seed)
+    return cell_scores(experiment, controls, [seed], steps, part)[0]
+
+
+def cell_scores(experiment: Experiment, controls: Tensors, seeds: Sequence[int], steps: int, part: Part) -> list[float]:
+    """``cell_score`` for each seed, trained at once where that pays (see training/mapped.py)."""
+    problem = build_problem(experiment, steps=steps)
     like = next(problem.network.module.parameters())
-    run = train(problem, {name: v.to(like) for name, v in controls.items()})
+    states = train_each(problem, {name: v.to(like) for name, v in controls.items()}, seeds)
     split = problem.task.validation if part == "validation" else problem.task.test
-    return hardened_score(problem, run.state, split)
+    return [hardened_score(problem.with_seed(seed), state, split) for seed, state in zip(seeds, states, strict=True)]
 
 
 def played(experiment: Experiment, schedule: Schedule, steps: int) -> Tensors:

@@ -13,7 +13,7 @@ from typing import Any
 
 from metasched.config import Experiment
 from metasched.errors import MetaschedError, unknown_name
-from metasched.evaluation.cells import cell_score, played
+from metasched.evaluation.cells import cell_scores, played
 from metasched.evaluation.statistics import PairedDifference, Summary, paired_difference, summarize
 from metasched.exchange.export import read_schedule
 from metasched.exchange.player import PlayedSchedule, check_method, match_layers
@@ -25,6 +25,7 @@ from metasched.schedules.table import hand_coded
 from metasched.tracking import Tracker, open_tracker
 from metasched.tracking.console import Console
 from metasched.tracking.plots import plot_comparison
+from metasched.training.mapped import mapping_pays
 from metasched.training.pool import Pool
 from metasched.training.problem import build_problem
 
@@ -167,9 +168,17 @@ def compare(
     horizons = [multiple * experiment.task.steps for multiple in experiment.compare.horizons]
     cells = [(name, steps, seed) for steps in horizons for name in schedules for seed in seeds]
     controls = {(n, steps): played(experiment, schedules[n], steps) for steps in horizons for n in schedules}
-    work = [(experiment, controls[name, steps], seed, steps, "test") for name, steps, seed in cells]
+    share = -(-len(seeds) // pool.workers)
+    size = share if mapping_pays(build_problem(experiment), share) else 1
+    work = [
+        (experiment, controls[name, steps], seeds[i : i + size], steps, "test")
+        for steps in horizons
+        for name in schedules
+        for i in range(0, len(seeds), size)
+    ]
+    found = (score for part in pool.map(cell_scores, work) for score in part)
     scores: dict[tuple[str, int], list[float]] = {key: [] for key in controls}
-    for i, ((name, steps, seed), score) in enumerate(zip(cells, pool.map(cell_score, work), strict=True)):
+    for i, ((name, steps, seed), score) in enumerate(zip(cells, found, strict=True)):
         scores[name, steps].append(score)
         tracker.log({"compare/seed": seed, "compare/arm": name, "compare/horizon": steps, "compare/score": score})
         if (i + 1) % len(seeds) == 0:

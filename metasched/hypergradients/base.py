@@ -13,7 +13,7 @@ from torch import nn
 
 from metasched.network import Tensors
 from metasched.schedules.base import progress_of_steps
-from metasched.training.step import InnerProblem, TrainingState, own_draws
+from metasched.training.step import InnerProblem, TrainingState, own_draws, precise
 
 Controls = Mapping[str, torch.Tensor]  # control -> [T, L]
 Objective = Literal["hardened", "relaxed", "trajectory"]
@@ -112,7 +112,7 @@ def judge(
     Batch normalization uses the statistics of the split itself: running statistics carry no gradient, and would bias
     the loss.
     """
-    network, (x, y) = problem.network, problem.task.validation
+    network, (x, y), call = problem.network, problem.task.validation, precise(problem, call)
     with own_draws(problem, problem.steps):
         if outer.objective == "relaxed":
             outputs, _ = network.forward(call, state.params, state.method, controls, x, problem.seed, problem.steps)

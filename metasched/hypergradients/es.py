@@ -17,6 +17,7 @@ import resource
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -26,6 +27,7 @@ from metasched.hypergradients.base import Diagnostics, Hypergradient
 from metasched.hypergradients.estimator import Estimate, State
 from metasched.hypergradients.perturbation import controls_at, direction, score_function
 from metasched.hypergradients.runs import Judged, Run, Runs
+from metasched.network import Tensors
 
 
 @dataclass(frozen=True)
@@ -44,20 +46,44 @@ class EvolutionStrategies:
 
     def estimate(self, schedule: nn.Module, runs: Runs, seeds: Sequence[int], state: State) -> Estimate:
         """See Estimator."""
-        start = time.perf_counter()
-        deltas = [direction(schedule, seed) for seed in seeds]
-        both = [
-            Run(controls_at(schedule, runs.problem, delta, sign * self.sigma), seed)
-            for delta, seed in zip(deltas, seeds, strict=True)
-            for sign in (1, -1)
-        ]
-        judged = runs.judged(both)
-        losses = finite_losses([j.loss for j in judged])
-        rises = [(up - down) / (2 * self.sigma) for up, down in zip(losses[::2], losses[1::2], strict=True)]
-        terms = [[rise * e for e in score_function(schedule, delta)] for rise, delta in zip(rises, deltas, strict=True)]
-        found = population_mean(terms, losses, judged, time.perf_counter() - start)
-        notes = {"pairs": float(len(seeds)), "spread": spread(rises), "bad_losses": float(bad_losses(judged))}
-        return Estimate([found], state, len(both) * runs.problem.steps, notes)
+        pairs = antithetic_pairs(schedule, runs, seeds, self.sigma)
+        return Estimate([pairs.mean], state, 2 * len(seeds) * runs.problem.steps, pairs.notes)
+
+
+class Pairs(NamedTuple):
+    """Antithetic pairs, one for each seed.
+
+    Attributes:
+        deltas: direction of each pair, {parameter: change}.
+        rises: r, slope of the outer loss along each direction.
+        terms: what each pair says of the gradient; their mean is the estimate.
+        mean: of the terms, with diagnostics.
+        notes: for the log.
+    """
+
+    deltas: list[Tensors]
+    rises: list[float]
+    terms: list[list[torch.Tensor]]
+    mean: Hypergradient
+    notes: dict[str, float]
+
+
+def antithetic_pairs(schedule: nn.Module, runs: Runs, seeds: Sequence[int], sigma: float) -> Pairs:
+    """Two plain runs for each seed, at theta + sigma delta and theta - sigma delta."""
+    start = time.perf_counter()
+    deltas = [direction(schedule, seed) for seed in seeds]
+    both = [
+        Run(controls_at(schedule, runs.problem, delta, sign * sigma), seed)
+        for delta, seed in zip(deltas, seeds, strict=True)
+        for sign in (1, -1)
+    ]
+    judged = runs.judged(both)
+    losses = finite_losses([j.loss for j in judged])
+    rises = [(up - down) / (2 * sigma) for up, down in zip(losses[::2], losses[1::2], strict=True)]
+    terms = [[rise * e for e in score_function(schedule, delta)] for rise, delta in zip(rises, deltas, strict=True)]
+    mean = population_mean(terms, losses, judged, time.perf_counter() - start)
+    notes = {"pairs": float(len(seeds)), "spread": spread(rises), "bad_losses": float(bad_losses(judged))}
+    return Pairs(deltas, rises, terms, mean, notes)
 
 
 def finite_losses(losses: Sequence[float]) -> list[float]:

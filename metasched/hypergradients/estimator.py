@@ -22,12 +22,14 @@ class Estimate(NamedTuple):
         state: to be given to the next call.
         inner_steps: training steps done, each counted once; the way back is not counted.
         notes: what it has to say about itself, logged as ``estimator/<name>``.
+        line: what a person should read now, such as a change of mind.
     """
 
     found: list[Hypergradient]
     state: State
     inner_steps: int
     notes: dict[str, float]
+    line: str | None = None
 
 
 class Estimator(Protocol):

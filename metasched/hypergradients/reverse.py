@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from metasched.config import MetaConfig
-from metasched.hypergradients.base import pull_back
+from metasched.hypergradients.base import ControlGradient, Hypergradient, pull_back
 from metasched.hypergradients.estimator import Estimate, State
 from metasched.hypergradients.runs import Run, Runs
 from metasched.layers import Layer
@@ -38,12 +39,25 @@ class Reverse:
 
     def estimate(self, schedule: nn.Module, runs: Runs, seeds: Sequence[int], state: State) -> Estimate:
         """See Estimator."""
-        problem = runs.problem
-        floored = Floored(schedule, self.noise_floor)
-        values = floored(progress_of_steps(problem.steps), problem.network.layers)
-        controls = {name: v.detach() for name, v in values.items()}
-        found = runs.gradients([Run(controls, seed) for seed in seeds])
-        return Estimate([pull_back(floored, values, f) for f in found], state, len(seeds) * problem.steps, {})
+        found = differentiate(schedule, runs, seeds, self.noise_floor).found
+        return Estimate(found, state, len(seeds) * runs.problem.steps, {})
+
+
+class Differentiated(NamedTuple):
+    """Inner runs with their derivative: in the controls, and pulled back to the schedule; one of each for each run."""
+
+    in_controls: list[ControlGradient]
+    found: list[Hypergradient]
+
+
+def differentiate(schedule: nn.Module, runs: Runs, seeds: Sequence[int], noise_floor: float) -> Differentiated:
+    """One reverse pass for each seed, under the schedule with its noise floor."""
+    problem = runs.problem
+    floored = Floored(schedule, noise_floor)
+    values = floored(progress_of_steps(problem.steps), problem.network.layers)
+    controls = {name: v.detach() for name, v in values.items()}
+    in_controls = runs.gradients([Run(controls, seed) for seed in seeds])
+    return Differentiated(in_controls, [pull_back(floored, values, f) for f in in_controls])
 
 
 class Floored(nn.Module):

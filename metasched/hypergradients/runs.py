@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -17,8 +17,10 @@ from metasched.hypergradients.base import (
     judge,
     judged_steps,
 )
-from metasched.network import rows
-from metasched.training.step import InnerProblem, inner_step
+from metasched.hypergradients.tangent import Slope, slope_along
+from metasched.network import Tensors, rows
+from metasched.training.mapped import mappable, mapped_step, mapping_pays, of_run, stacked
+from metasched.training.step import InnerProblem, TrainingState, inner_step
 
 
 class Run(NamedTuple):
@@ -35,6 +37,48 @@ class Judged(NamedTuple):
     score: float
 
 
+class Reached(NamedTuple):
+    """Where a run stands.
+
+    Attributes:
+        step: steps done.
+        state: after them.
+        loss: outer loss so far. Where the end is judged: that of the state, were it the end. For ``trajectory``: the
+            judged steps' part of the mean, so that it is 0 before the first of them. After the last step either one
+            is the outer loss of the run.
+        score: likewise.
+    """
+
+    step: int
+    state: TrainingState
+    loss: float
+    score: float
+
+
+class Segment(NamedTuple):
+    """Part of an inner run to be done: from where another one stopped, or (None) from the initial state.
+
+    Attributes:
+        controls: of the whole run, {control: [T, L]}.
+        seed: of the run.
+        since: where it starts.
+        stop: the first step that is not done any more.
+    """
+
+    controls: Controls
+    seed: int
+    since: Reached | None
+    stop: int
+
+
+class Along(NamedTuple):
+    """An inner run to be done with a tangent: under which controls and along which direction, {control: [T, L]}."""
+
+    controls: Controls
+    direction: Controls
+    seed: int
+
+
 class Runs(Protocol):
     """Inner runs of one problem; all answers are in the order of the questions, and functions of them alone."""
 
@@ -47,14 +91,22 @@ class Runs(Protocol):
         """The derivative of each run's outer loss in its controls, through the relaxed method."""
         ...
 
+    def slopes(self, runs: Sequence[Along]) -> list[Slope]:
+        """The derivative of each run's outer loss along its direction, through the relaxed method."""
+        ...
+
     def judged(self, runs: Sequence[Run]) -> list[Judged]:
         """The outer loss of each run as it is played (no relaxed mask), without a derivative."""
+        ...
+
+    def segments(self, segments: Sequence[Segment]) -> list[Reached]:
+        """Where each run is at the stop of its segment, as it is played, without a derivative."""
         ...
 
 
 @dataclass(frozen=True)
 class LocalRuns:
-    """Runs in this process, one after the other.
+    """Runs in this process: one after the other, or mapped where that pays and no derivative is asked for.
 
     Attributes:
         problem: what is differentiated.
@@ -74,23 +126,103 @@ class LocalRuns:
             control_gradient(self.unroll, self.problem.with_seed(run.seed), run.controls, self.outer) for run in runs
         ]
 
+    def slopes(self, runs: Sequence[Along]) -> list[Slope]:
+        """See Runs."""
+        return [slope_along(self.problem.with_seed(r.seed), r.controls, r.direction, self.outer) for r in runs]
+
     def judged(self, runs: Sequence[Run]) -> list[Judged]:
         """See Runs."""
-        return [judged_run(self.played.with_seed(run.seed), run.controls, self.outer) for run in runs]
+        whole = [Segment(run.controls, run.seed, None, self.played.steps) for run in runs]
+        return [Judged(end.loss, end.score) for end in self.segments(whole)]
+
+    def segments(self, segments: Sequence[Segment]) -> list[Reached]:
+        """See Runs."""
+        alike: dict[tuple[int, int], list[int]] = {}  # over the same steps
+        for i, s in enumerate(segments):
+            alike.setdefault((s.since.step if s.since else 0, s.stop), []).append(i)
+        ends: dict[int, Reached] = {}
+        for indices in alike.values():
+            ends |= zip(indices, reach_each(self.played, [segments[i] for i in indices], self.outer), strict=True)
+        return [ends[i] for i in range(len(segments))]
 
 
-def judged_run(problem: InnerProblem, controls: Controls, outer: OuterLoss) -> Judged:
-    """Train under the controls and judge, without a graph."""
+def reach(problem: InnerProblem, segment: Segment, outer: OuterLoss) -> Reached:
+    """Train to the stop of a segment and judge, without a graph."""
     like = next(problem.network.module.parameters())
-    controls = {name: v.detach().to(like) for name, v in controls.items()}
-    state = problem.initial(rows(controls, 0))
-    losses, scores = [], []
-    for step in range(problem.steps):
+    controls = {name: v.detach().to(like) for name, v in segment.controls.items()}
+    since = segment.since or Reached(0, problem.initial(rows(controls, 0)), 0.0, 0.0)
+    state, loss, score = since.state, 0.0, 0.0
+    judged = judged_steps(problem, outer)
+    if outer.objective == "trajectory":
+        loss, score = since.loss, since.score
+    else:
+        judged = range(segment.stop - 1, segment.stop)
+    for step in range(since.step, segment.stop):
         now = rows(controls, step)
         state, _, _ = inner_step(problem, state, now, step, differentiable=False)
-        if step in judged_steps(problem, outer):
+        if step in judged:
             with torch.no_grad():
-                loss, score = judge(problem, outer, state, now, problem.network.call(problem.network.buffers()))
-            losses.append(loss)
-            scores.append(score)
-    return Judged(float(torch.stack(losses).mean()), float(torch.stack(scores).mean()))
+                found = judge(problem, outer, state, now, problem.network.call(problem.network.buffers()))
+            loss, score = loss + float(found[0]) / len(judged), score + float(found[1]) / len(judged)
+    return Reached(segment.stop, state, loss, score)
+
+
+def reach_each(problem: InnerProblem, segments: Sequence[Segment], outer: OuterLoss) -> list[Reached]:
+    """``reach`` for segments over the same steps, mapped where that pays."""
+    if mapping_pays(problem, len(segments)):
+        try:
+            return reach_mapped(problem, segments, outer)
+        except RuntimeError:  # what torch.vmap refuses; any other reason comes up again below
+            pass
+    return [reach(problem.with_seed(s.seed), s, outer) for s in segments]
+
+
+def reach_mapped(problem: InnerProblem, segments: Sequence[Segment], outer: OuterLoss) -> list[Reached]:
+    """``reach`` for segments over the same steps, all at once.
+
+    Raises:
+        RuntimeError: torch.vmap refuses the model or the method.
+    """
+    like = next(problem.network.module.parameters())
+    each = [{name: v.detach().to(like) for name, v in s.controls.items()} for s in segments]
+    since = [
+        s.since or Reached(0, problem.with_seed(s.seed).initial(rows(c, 0)), 0.0, 0.0)
+        for s, c in zip(segments, each, strict=True)
+    ]
+    start, stop = since[0].step, segments[0].stop
+    trajectory = outer.objective == "trajectory"
+    judged = judged_steps(problem, outer) if trajectory else range(stop - 1, stop)
+    totals = [(s.loss, s.score) if trajectory else (0.0, 0.0) for s in since]
+    problem, state = mappable(problem), stacked(problem, [s.state for s in since])
+    controls = {name: torch.stack([c[name] for c in each]) for name in each[0]}
+    seeds = torch.tensor([s.seed for s in segments], dtype=torch.int64)
+    for step in range(start, stop):
+        now = {name: v[:, step] for name, v in controls.items()}
+        state = mapped_step(problem, state, now, seeds, step)
+        if step in judged:
+            found = _judge_mapped(problem, outer, state, now, seeds)
+            totals = [
+                (loss + a / len(judged), score + b / len(judged))
+                for (loss, score), (a, b) in zip(totals, found, strict=True)
+            ]
+    return [Reached(stop, of_run(state, i), loss, score) for i, (loss, score) in enumerate(totals)]
+
+
+@torch.no_grad()
+def _judge_mapped(
+    problem: InnerProblem, outer: OuterLoss, state: TrainingState, controls: Tensors, seeds: torch.Tensor
+) -> list[tuple[float, float]]:
+    """Loss and score of each run of a stacked state; ``controls`` are those of the last step, {control: [N, L]}."""
+    # mapped over runs, a mean sums in another order: losses are taken of each run's outputs by themselves
+    raw = replace(problem.task, loss=lambda outputs, y: outputs, score=lambda outputs, y: outputs)
+    buffers = {name: b.expand(len(seeds), *b.shape).clone() for name, b in problem.network.buffers().items()}
+
+    def outputs_of(
+        params: Tensors, buffers: Tensors, method: Tensors, controls: Tensors, seed: torch.Tensor
+    ) -> torch.Tensor:
+        run = replace(problem, task=raw, seed=seed)
+        return judge(run, outer, TrainingState(params, buffers, {}, method), controls, run.network.call(buffers))[0]
+
+    outputs = torch.vmap(outputs_of)(state.params, buffers, state.method, controls, seeds)
+    task, y = problem.task, problem.task.validation.y
+    return [(float(task.loss(own, y)), float(task.score(own, y))) for own in outputs]

@@ -105,7 +105,7 @@ def small(experiment: Experiment) -> Experiment:
         train = min(task.train or _TRAIN, _TRAIN)
         validation = min(task.validation or _VALIDATION, _VALIDATION)
         task = replace(task, train=train, validation=validation, batch=min(task.batch, _BATCH, train))
-    return replace(experiment, task=task, run=replace(experiment.run, dtype="float64"))
+    return replace(experiment, task=task, run=replace(experiment.run, dtype="float64", autocast=False))
 
 
 def random_controls(controls: Sequence[Control], steps: int, num_layers: int, seed: int, index: int) -> Tensors:
@@ -138,7 +138,8 @@ def _gates(experiment: Experiment) -> dict[str, ControlGate]:
     learned = learned_controls(experiment, declared)
     smooth = experiment.meta.objective == "relaxed" and SMOOTH[experiment.method.name](experiment)
     gate: _Gate = _by_differences if smooth else _by_agreement
-    unroll, points = find_unroll(experiment.meta.estimator), max(POINTS, num_layers)
+    unroll = find_unroll(experiment.meta.estimator, window=problem.steps)  # what is cut off is not what is checked
+    points = max(POINTS, num_layers)
     errors: dict[str, list[float]] = {name: [] for name in learned}
     alive = dict.fromkeys(learned, False)
     cosines: dict[str, float | None] = dict.fromkeys(learned)

@@ -23,7 +23,7 @@ from metasched.hypergradients.sweep import plan_for
 from metasched.meta.guards import clip, keep
 from metasched.meta.runs import PooledRuns
 from metasched.randomness import derive_seed
-from metasched.schedules.network import ScheduleNetwork
+from metasched.schedules.learnable import LearnableSchedule
 from metasched.training.pool import Pool
 from metasched.training.problem import build_problem
 
@@ -31,7 +31,7 @@ _MOST_BAD_STEPS = 3  # outer steps in a row without one finite estimate
 
 
 class OuterStep(NamedTuple):
-    """What one outer step did; logged as ``outer/...``, what the estimator notes as ``estimator/...``."""
+    """What one outer step did: logged as ``outer/...``, the estimator's notes as ``estimator/...``, its line shown."""
 
     step: int
     loss: float
@@ -44,6 +44,7 @@ class OuterStep(NamedTuple):
     inner_steps: int
     seconds: float
     notes: dict[str, float]
+    line: str | None = None
 
 
 class MetaTraining(NamedTuple):
@@ -55,7 +56,7 @@ class MetaTraining(NamedTuple):
         history: one record a step.
     """
 
-    schedule: ScheduleNetwork
+    schedule: LearnableSchedule
     inner_steps: int
     history: tuple[OuterStep, ...]
 
@@ -64,9 +65,14 @@ def check_estimator(experiment: Experiment) -> None:
     """Refuses an estimator that this experiment cannot use, before anything is written.
 
     Raises:
-        MetaschedError: a memory budget for an estimator that cannot keep to one, or one that is too small.
+        MetaschedError: settings that do not go together, a memory budget for an estimator that cannot keep to one, or
+            one that is too small.
     """
     meta = experiment.meta
+    if meta.estimator == "forward" and experiment.schedule.kind != "family":
+        problem = "forward takes an inner run for each parameter of the schedule, and a network has hundreds"
+        raise MetaschedError("meta.estimator", problem, "set schedule.kind to family, or meta.estimator to sweep")
+    build_estimator(meta)
     find_unroll(meta.estimator, meta.memory)
     if meta.memory is not None:
         problem = build_problem(experiment, relaxation=meta.relaxation)
@@ -79,7 +85,7 @@ def check_estimator(experiment: Experiment) -> None:
 
 
 def meta_train(
-    experiment: Experiment, schedule: ScheduleNetwork, pool: Pool, log: Callable[[OuterStep], None]
+    experiment: Experiment, schedule: LearnableSchedule, pool: Pool, log: Callable[[OuterStep], None]
 ) -> MetaTraining:
     """Learn the schedule; ``log`` is called after each outer step.
 
@@ -97,7 +103,7 @@ def meta_train(
     for step in range(meta.steps):
         start = time.perf_counter()
         seeds = [derive_seed(experiment.seed, "inner run", step, run) for run in range(meta.runs)]
-        found, state, inner_steps, notes = estimator.estimate(schedule, runs, seeds, state)
+        found, state, inner_steps, notes, line = estimator.estimate(schedule, runs, seeds, state)
         finite = keep(found)
         bad = 0 if finite else bad + 1
         if bad == _MOST_BAD_STEPS:
@@ -127,6 +133,7 @@ def meta_train(
             inner_steps=inner_steps,
             seconds=time.perf_counter() - start,
             notes=notes,
+            line=line,
         )
         history.append(record)
         log(record)
@@ -137,16 +144,16 @@ def meta_train(
 class _Mean:
     """Running mean of a schedule's parameters."""
 
-    def __init__(self, schedule: ScheduleNetwork) -> None:
+    def __init__(self, schedule: LearnableSchedule) -> None:
         self.sums = [torch.zeros_like(p) for p in schedule.parameters()]
         self.count = 0
 
-    def add(self, schedule: ScheduleNetwork) -> None:
+    def add(self, schedule: LearnableSchedule) -> None:
         for total, p in zip(self.sums, schedule.parameters(), strict=True):
             total += p.detach()
         self.count += 1
 
-    def store(self, schedule: ScheduleNetwork) -> None:
+    def store(self, schedule: LearnableSchedule) -> None:
         if self.count:
             with torch.no_grad():
                 for total, p in zip(self.sums, schedule.parameters(), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 from metasched.config import Experiment
 from metasched.hypergradients import find_unroll
 from metasched.hypergradients.base import ControlGradient, OuterLoss
-from metasched.hypergradients.runs import Judged, LocalRuns, Run
+from metasched.hypergradients.runs import Along, Judged, LocalRuns, Reached, Run, Segment
+from metasched.hypergradients.tangent import Slope
+from metasched.training.mapped import mapping_pays
 from metasched.training.pool import Pool
 from metasched.training.problem import build_problem
 from metasched.training.step import InnerProblem
@@ -31,13 +34,33 @@ class PooledRuns:
         """See Runs."""
         return self._spread("gradients", runs)
 
+    def slopes(self, runs: Sequence[Along]) -> list[Slope]:
+        """See Runs."""
+        return self._spread("slopes", runs)
+
     def judged(self, runs: Sequence[Run]) -> list[Judged]:
         """See Runs."""
-        return self._spread("judged", runs)
+        return self._spread("judged", runs, self._at_once(len(runs)))
 
-    def _spread(self, question: str, items: Sequence[Any]) -> list[Any]:
-        work = [(self.experiment, question, [item]) for item in items]
+    def segments(self, segments: Sequence[Segment]) -> list[Reached]:
+        """See Runs."""
+        # by value: shared memory, the way of tensors from process to process, keeps a file open for each of them
+        parts = _parts(segments, self._at_once(len(segments)))
+        work = [(self.experiment, pickle.dumps(part)) for part in parts]
+        return [end for reached in self.pool.map(reach_by_value, work) for end in pickle.loads(reached)]
+
+    def _spread(self, question: str, items: Sequence[Any], at_once: int = 1) -> list[Any]:
+        work = [(self.experiment, question, part) for part in _parts(items, at_once)]
         return [found for answers in self.pool.map(answer, work) for found in answers]
+
+    def _at_once(self, runs: int) -> int:
+        """How many runs without a derivative a process is given: one, or its share where it can map them."""
+        share = -(-runs // self.pool.workers)
+        return share if mapping_pays(build_problem(self.experiment), share) else 1
+
+
+def _parts(items: Sequence[Any], size: int) -> list[list[Any]]:
+    return [list(items[i : i + size]) for i in range(0, len(items), size)]
 
 
 def local_runs(experiment: Experiment) -> LocalRuns:
@@ -47,10 +70,15 @@ def local_runs(experiment: Experiment) -> LocalRuns:
         problem=build_problem(experiment, relaxation=meta.relaxation),
         played=build_problem(experiment),
         outer=OuterLoss(meta.objective, meta.surrogate),
-        unroll=find_unroll(meta.estimator, meta.memory),
+        unroll=find_unroll(meta.estimator, meta.memory, meta.window),
     )
 
 
 def answer(experiment: Experiment, question: str, items: Sequence[Any]) -> list[Any]:
     """What the runs of an experiment answer to one of the questions of Runs; runs in any process."""
     return getattr(local_runs(experiment), question)(items)
+
+
+def reach_by_value(experiment: Experiment, segments: bytes) -> bytes:
+    """``segments`` of pickled ones; runs in any process."""
+    return pickle.dumps(local_runs(experiment).segments(pickle.loads(segments)))

@@ -17,6 +17,7 @@ from metasched.exchange.export import export, read_schedule, write_schedule
 from metasched.exchange.format import Metric, Provenance
 from metasched.exchange.player import PlayedSchedule
 from metasched.files import RunFolder, version
+from metasched.hypergradients.auto import summary
 from metasched.layers import Layer
 from metasched.loading import config_hash, to_dict
 from metasched.meta.outer import MetaTraining, OuterStep, check_estimator, meta_train
@@ -24,7 +25,7 @@ from metasched.methods.base import Control
 from metasched.network import QuantizedNetwork
 from metasched.randomness import derive_seed
 from metasched.schedules.base import Schedule
-from metasched.schedules.network import ScheduleNetwork
+from metasched.schedules.learnable import build_learnable
 from metasched.schedules.table import hand_coded
 from metasched.tracking import Tracker, open_tracker
 from metasched.tracking.console import Console
@@ -62,15 +63,9 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
             for line in problem.network.describe().splitlines():
                 console.note(f"  {line}")
             start, base, selecting = (*given, 0) if given else best_start(experiment, pool, tracker, console)
-            network = ScheduleNetwork(
-                controls,
-                base,
-                learn,
-                knots=experiment.schedule.knots,
-                hidden=experiment.schedule.hidden,
-                seed=derive_seed(experiment.seed, "schedule network"),
-            )
-            outcome = meta_train(experiment, network, pool, _logger(experiment, tracker, console))
+            seed = derive_seed(experiment.seed, "schedule network")
+            schedule = build_learnable(experiment.schedule, controls, base, learn, layers, seed)
+            outcome = meta_train(experiment, schedule, pool, _logger(experiment, tracker, console))
             _export(experiment, outcome, start, layers, controls, folder)
             learned = PlayedSchedule(read_schedule(folder.schedule))  # what is compared is what was exported
             _show(folder, learned, layers, tracker)
@@ -84,7 +79,10 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
         tracker.artifact(folder.schedule, experiment.name, "schedule", _metadata(experiment, comparison))
     finally:
         tracker.close()
-    return {"schedule": str(folder.schedule), "start": start, "inner_steps": spent, "verdict": verdict(comparison)}
+    result = {"schedule": str(folder.schedule), "start": start, "inner_steps": spent, "verdict": verdict(comparison)}
+    if experiment.meta.estimator == "auto" and outcome.history:
+        result["estimator"] = summary([step.notes for step in outcome.history])
+    return result
 
 
 def learned_controls(experiment: Experiment, controls: Sequence[Control]) -> list[str]:
@@ -171,11 +169,13 @@ def _logger(experiment: Experiment, tracker: Tracker, console: Console) -> Calla
         nonlocal spent
         spent += record.inner_steps
         values = record._asdict() | {"step": record.step + 1, "inner_steps": spent}
-        del values["notes"]
+        del values["notes"], values["line"]
         metrics = {f"outer/{name}": value for name, value in values.items()}
         metrics |= {f"estimator/{name}": value for name, value in record.notes.items()}
         tracker.log(metrics)
         console.outer(record.step + 1, experiment.meta.steps, metrics)
+        if record.line is not None:
+            console.note(record.line)
 
     return log
 

@@ -80,10 +80,10 @@ class INQ:
         state = dict(state)
         frozen = state["frozen"].detach()
         if self.partition == "relaxation":
-            if bool(fraction.detach() != state["fraction"]):
-                state["key"] = draw.uniform("partition", w)
+            # drawn whether it is needed or not: a mapped step cannot look
+            changed = fraction.detach() != state["fraction"]
+            state["key"] = key = torch.where(changed, draw.uniform("partition", w), state["key"])
             state["fraction"] = fraction.detach()
-            key = state["key"]
         else:
             free = w.detach().abs() if self.partition == "magnitude" else state["key"]
             # Whatever is frozen comes first, most frozen first.

@@ -24,6 +24,8 @@ from metasched.quantizers.noise import NOISE_FAMILIES
 
 Forward = Literal["expectation", "mode", "random"]
 
+_FEW = 4  # levels, up to which comparing with each threshold is faster than searching
+
 
 def hard(x: torch.Tensor, levels: LevelSet) -> torch.Tensor:
     """The hard quantizer: q_k for theta_{k-1} <= x < theta_k.
@@ -35,8 +37,13 @@ def hard(x: torch.Tensor, levels: LevelSet) -> torch.Tensor:
     [-1.0, 0.0, 0.0, 1.0, 1.0]
     """
     x = x.detach()
-    index = torch.bucketize(x, _row(levels.thresholds, x), right=True)
-    return torch.where(x.isnan(), x, _row(levels.levels, x)[index])
+    if len(levels.levels) > _FEW:
+        index = torch.bucketize(x, _row(levels.thresholds, x), right=True)
+        return torch.where(x.isnan(), x, _row(levels.levels, x)[index])
+    value = torch.where(x.isnan(), x, levels.levels[0])
+    for theta, level in zip(levels.thresholds, levels.levels[1:], strict=True):
+        value = torch.where(x >= theta, level, value)
+    return value
 
 
 def straight_through(x: torch.Tensor, levels: LevelSet, half_width: float) -> torch.Tensor:
@@ -96,7 +103,8 @@ class _Shape(NamedTuple):
 class _Stair(torch.autograd.Function):
     """The derivative in closed form: one product a backward pass instead of the chain through F.
 
-    ``backward`` is written in differentiable operations, so that derivatives of any order are exact.
+    ``backward`` is written in differentiable operations, so that derivatives of any order are exact. Mapped by
+    torch.vmap it is one call for all runs, because ``forward`` looks at the scales and so must see them.
     """
 
     @staticmethod
@@ -124,6 +132,36 @@ class _Stair(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
         x, mean, scale, ctx.shape, _, ctx.backward_scale = inputs
         ctx.save_for_backward(x, mean, scale)
+        ctx.save_for_forward(x, mean, scale)
+
+    @staticmethod
+    def vmap(  # pyright: ignore
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        x: torch.Tensor,
+        mean: torch.Tensor,
+        scale: torch.Tensor,
+        shape: _Shape,
+        uniform: torch.Tensor | None,
+        backward_scale: float | None,
+    ) -> tuple[torch.Tensor, int]:
+        x = x.expand(info.batch_size, *x.shape) if in_dims[0] is None else x.movedim(in_dims[0], 0)
+        # 0-d tensors do not change a dtype, but stacked ones would
+        mean, scale = (_over(t.to(x.dtype), dim, x) for t, dim in zip((mean, scale), in_dims[1:3], strict=True))
+        uniform = None if uniform is None else _over(uniform, in_dims[4], x)
+        return _Stair.apply(x, mean, scale, shape, uniform, backward_scale), 0
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: torch.Tensor | None) -> torch.Tensor:  # pyright: ignore
+        x, mean, scale = ctx.saved_tensors
+        levels, family = ctx.shape.levels, ctx.shape.family
+        slope, stretch = _derivatives(x, mean, scale, levels, family, stretch=tangents[2] is not None)
+        of_x = slope
+        if ctx.backward_scale is not None:
+            fixed = torch.full_like(scale, ctx.backward_scale)
+            of_x = _derivatives(x, mean, fixed, levels, family, stretch=False)[0]
+        terms = zip((of_x, -slope, -stretch), tangents, strict=False)
+        return sum((d * t for d, t in terms if t is not None), torch.zeros_like(x))
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore
@@ -162,6 +200,14 @@ def _derivatives(
         if stretch:
             weighted = weighted + density * z
     return slope * inverse, weighted * inverse
+
+
+def _over(t: torch.Tensor, runs: int | None, x: torch.Tensor) -> torch.Tensor:
+    """What is mapped over the dimension ``runs``, with that in front and the others broadcastable to those of x."""
+    if runs is None:
+        return t
+    t = t.movedim(runs, 0)
+    return t.reshape(len(t), *[1] * (x.dim() - t.dim()), *t.shape[1:])
 
 
 def _silent(scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

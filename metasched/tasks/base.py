@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from metasched.randomness import generator
+from metasched.randomness import permutation
 
 
 class Split(NamedTuple):
@@ -47,7 +47,7 @@ class Task:
         """The training batch of a step: epochs of random permutations, a function of (seed, step) alone."""
         per_epoch = max(1, len(self.train.x) // self.batch_size)
         epoch, index = divmod(step, per_epoch)
-        order = torch.randperm(len(self.train.x), generator=generator(seed, "batches", epoch))
+        order = permutation(seed, "batches", epoch, n=len(self.train.x))
         chosen = order[index * self.batch_size : (index + 1) * self.batch_size].to(self.train.x.device)
         return Split(self.train.x[chosen], self.train.y[chosen])
 

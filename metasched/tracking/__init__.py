@@ -31,7 +31,7 @@ def open_tracker(experiment: Experiment, folder: RunFolder, job_type: str) -> Se
     Args:
         experiment: its ``tracking`` says where to; its name is wandb's group.
         folder: of the run.
-        job_type: ``outer`` or ``compare``.
+        job_type: ``outer``, ``online`` or ``compare``.
     """
     trackers: list[Tracker] = [JsonLines(folder.metrics)]
     mode = experiment.tracking.wandb

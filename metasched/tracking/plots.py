@@ -1,4 +1,4 @@
-"""Pictures for the run folder: the curves of a schedule, and the scores of a comparison."""
+"""Pictures for the run folder: the curves of a schedule, its sensitivity, and the scores of a comparison."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MANY = 12  # layers; beyond that a colour bar instead of a legend
+_MANY_ROWS = 24  # layers; beyond that their names are left out
+_DECADES = 2  # of derivatives that are told apart in colour; smaller ones fade linearly
+_LARGEST_T = 5.0
 _LEARNED, _OTHER = "#c1272d", "#4d4d4d"
 
 
@@ -76,6 +79,41 @@ def plot_comparison(
             label.set_color(_LEARNED if label.get_text() in learned else "black")
         axis.set(title=f"{horizon} steps, n = {len(arms[order[0]])} seeds", xlabel="score (mean, 95 % interval)")
         axis.set_ylim(-0.7, len(order) - 0.3)
+    _save(figure, path)
+
+
+def plot_sensitivity(path: Path, maps: Mapping[str, tuple[torch.Tensor, torch.Tensor]], layers: Sequence[str]) -> None:
+    """Two panels a control, layers over progress: the mean derivative of the outer loss, and its t-value over runs.
+
+    Red is where less of the control would help, blue where more; the colours of the derivative are logarithmic.
+
+    Args:
+        path: of the PNG.
+        maps: control -> mean and t, [T, L] each; what is not finite stays white.
+        layers: the L names, from input to output, which are shown from top to bottom.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import Normalize, SymLogNorm
+    from matplotlib.figure import Figure
+
+    height = 1.2 + 0.25 * min(len(layers), _MANY_ROWS)
+    figure = Figure(figsize=(11, height * len(maps)), layout="constrained")
+    FigureCanvasAgg(figure)
+    rows = figure.subplots(len(maps), 2, squeeze=False, sharex=True, sharey=True)
+    for row, (control, panels) in zip(rows, maps.items(), strict=True):
+        mean, t = (panel.detach().cpu().double().numpy().T for panel in panels)  # [L, T]
+        largest = float(np.abs(mean[np.isfinite(mean)]).max(initial=0)) or 1.0
+        colours = SymLogNorm(largest / 10**_DECADES, vmin=-largest, vmax=largest)
+        what = [(mean, colours, f"d loss / d {control}"), (t, Normalize(-_LARGEST_T, _LARGEST_T), "t over runs")]
+        for axis, (values, norm, title) in zip(row, what, strict=True):
+            extent = (0.0, 1.0, len(layers) - 0.5, -0.5)
+            image = axis.imshow(values, norm=norm, cmap="RdBu_r", aspect="auto", interpolation="nearest", extent=extent)
+            axis.set(title=title)
+            if len(layers) <= _MANY_ROWS:
+                axis.set_yticks(range(len(layers)), layers)
+            figure.colorbar(image, ax=axis)
+    for axis in rows[-1]:
+        axis.set_xlabel("progress")
     _save(figure, path)
 
 

@@ -6,7 +6,7 @@ from functools import lru_cache
 
 import torch
 
-from metasched.config import Experiment
+from metasched.config import Experiment, RunConfig
 from metasched.errors import MetaschedError
 from metasched.methods import build_method
 from metasched.network import quantize
@@ -26,11 +26,13 @@ def build_problem(experiment: Experiment, *, steps: int | None = None, relaxatio
         relaxation: width of the relaxed freeze mask, to learn through; 0 is the exact partition.
 
     Raises:
-        MetaschedError: a device that is not there, data that cannot be read, or a model that does not fit them.
+        MetaschedError: a device that is not there or cannot do what is asked, data that cannot be read, or a model
+            that does not fit them.
     """
     steps = steps or experiment.task.steps
     dtype = getattr(torch, experiment.run.dtype)
     _check_device(experiment.run.device)
+    _check_autocast(experiment.run)
     task = build_task(experiment.task).to(experiment.run.device, dtype)
     method = build_method(experiment.method)
     if relaxation > 0:
@@ -41,7 +43,9 @@ def build_problem(experiment: Experiment, *, steps: int | None = None, relaxatio
     network = quantize(model, method, task.train.x[:2], first=experiment.quantize.first, last=experiment.quantize.last)
     optimizer, defaults = recipe(experiment.optimizer)
     rates = tuple(learning_rate(experiment.optimizer, float(u)) for u in progress_of_steps(steps))
-    return InnerProblem(network, task, optimizer, {**defaults, "lr": rates}, steps, seed=0)
+    return InnerProblem(
+        network, task, optimizer, {**defaults, "lr": rates}, steps, seed=0, autocast=experiment.run.autocast
+    )
 
 
 def _check_device(name: str) -> None:
@@ -50,3 +54,16 @@ def _check_device(name: str) -> None:
     except (RuntimeError, AssertionError) as error:  # the latter where torch was built without it
         why = str(error).partition("\n")[0].partition(". ")[0]
         raise MetaschedError("run.device", f"{name!r} cannot be used ({why})", "set it to cpu, or another") from None
+
+
+def _check_autocast(run: RunConfig) -> None:
+    if not run.autocast:
+        return
+    if run.dtype != "float32":
+        problem = f"casts float32 only, and run.dtype is {run.dtype}"
+        raise MetaschedError("run.autocast", problem, "set run.dtype to float32, or leave run.autocast out")
+    try:
+        torch.autocast(torch.device(run.device).type, torch.bfloat16)
+    except RuntimeError as error:
+        why = str(error).partition("\n")[0]
+        raise MetaschedError("run.autocast", f"cannot be used on {run.device} ({why})", "leave it out") from None

@@ -46,6 +46,7 @@ class InnerProblem:
             require gradients).
         steps: T.
         seed: of initial weights, batches and draws.
+        autocast: run the module in bfloat16 where torch.autocast does (see ``precise``).
     """
 
     network: QuantizedNetwork
@@ -54,6 +55,7 @@ class InnerProblem:
     hyper: Mapping[str, float | tuple[float, ...] | torch.Tensor]
     steps: int
     seed: int
+    autocast: bool = False
 
     def hyper_at(self, step: int) -> Hyper:
         """The optimizer's hyper-parameters at a step."""
@@ -96,6 +98,25 @@ def own_draws(problem: InnerProblem, step: int) -> Iterator[None]:
         yield
 
 
+def precise(
+    problem: InnerProblem, call: Callable[[Tensors, torch.Tensor], torch.Tensor]
+) -> Callable[[Tensors, torch.Tensor], torch.Tensor]:
+    """``call(params, x)`` in the problem's precision; inputs, parameters and outputs have the problem's dtype.
+
+    Under autocast products are computed in bfloat16, which has 8 bits: quantized values -1, 0 and 1 are exact in it,
+    and so are powers of two as scales; other scales are rounded, by up to 2^-8 of their size.
+    """
+    if not problem.autocast:
+        return call
+
+    def cast(params: Tensors, x: torch.Tensor) -> torch.Tensor:
+        # each weight is used once a pass: a cache of casts would save nothing
+        with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
+            return call(params, x).to(x.dtype)
+
+    return cast
+
+
 def training_loss(
     problem: InnerProblem,
     state: TrainingState,
@@ -111,7 +132,7 @@ def training_loss(
     network = problem.network
     method = network.prepare(state.params, state.method, controls, problem.seed, step)
     x, y = problem.task.batch(problem.seed, step)
-    run = call or network.call(state.buffers)
+    run = precise(problem, call or network.call(state.buffers))
     with own_draws(problem, step):
         outputs, penalty = network.forward(run, state.params, method, controls, x, problem.seed, step)
     loss = problem.task.loss(outputs, y)

@@ -1,226 +1,191 @@
 r"""What a hypergradient costs: CPU time and memory of each engine, which all give the same numbers.
 
-    python scripts/benchmarks/hypergradient.py --json experiments/results/hypergradient_engines.json
+    python scripts/benchmarks/hypergradient.py --json experiments/results/hypergradient_engines.json \
+        --table docs/tables/hypergradient_engines.md
 
-Every measurement has a process of its own with one thread, MALLOC_MMAP_THRESHOLD_=65536 (so that freed memory goes
-back to the system) and a warm-up of three steps on two examples; the engines alternate. Seconds are process time,
-with the one step that the sweep takes to measure its graph; bytes are how far the largest resident size rises above
-that after the warm-up. Inputs are random, and the noise stays about half a quantum.
+Every measurement has a process of its own with one thread and a warm-up of two steps; the engines alternate. Seconds
+are process time, n times; bytes are the most that live tensors take beside what was there before the run, counted
+exactly from torch's record of every allocation, once, in a process that is not timed. Inputs are random, and the noise
+stays about half a quantum. What the file already holds is not measured again: a run that was stopped goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch.nn import functional as F
+from engines import CASES, ENGINES, QUICK, WORKLOADS, Case, built, engines_of, obstacle, run
 
-from metasched.config import MethodConfig, OptimizerConfig
-from metasched.files import cpu_model, environment, json_text, write_atomic
-from metasched.hypergradients import find_unroll
-from metasched.hypergradients.base import OuterLoss, Unroll, control_gradient
-from metasched.hypergradients.memory import Plan, predicted_bytes
-from metasched.hypergradients.sweep import cost, sweep
-from metasched.methods import build_method
-from metasched.models import build_model
-from metasched.network import Tensors, quantize
-from metasched.randomness import generator
-from metasched.tasks.base import Split, Task
-from metasched.training.loop import train
-from metasched.training.optimizers import recipe
-from metasched.training.step import InnerProblem
+from metasched.files import cpu_model, environment, json_text, version, write_atomic
 
-AGREEMENT = 1e-4  # relative, at T = 10 in float32; ours and `higher` sum in another order
-OUTER = OuterLoss()
+AGREEMENT = 1e-8  # relative, in float64; in float32 Adam amplifies what TorchOpt rounds in another way
+AGREED_STEPS = 5
 
 
-class Workload(NamedTuple):
-    """What is trained: a network of the table on random images."""
-
-    model: str
-    width: int
-    image: tuple[int, int, int]
-    batch: int
-
-
-WORKLOADS = {
-    "convnet": Workload("convnet", 8, (1, 28, 28), 64),
-    "resnet20": Workload("resnet20", 16, (3, 32, 32), 32),
-}
-CASES = [
-    *(("convnet", optimizer, steps) for optimizer in ("adam", "sgd") for steps in (10, 50, 100, 300)),
-    *(("resnet20", "sgd", steps) for steps in (10, 30)),
-]
-QUICK = [("convnet", "adam", 10)]
+def measured(quantity: str, engine: str, case: Case) -> dict[str, Any]:
+    """``seconds`` or ``bytes`` of one run in this process, or why it is ``left_out``."""
+    problem, controls = built(case)
+    reason = obstacle(engine, problem, controls)
+    if reason:
+        return {"left_out": reason}
+    run(engine, replace(problem, steps=2), controls)
+    if quantity == "bytes":
+        return {"bytes": peak_bytes(lambda: run(engine, problem, controls))}
+    start = time.process_time()
+    run(engine, problem, controls)
+    return {"seconds": time.process_time() - start}
 
 
-def _sweep_within(share: float, problem: InnerProblem, controls: Tensors) -> Unroll:
-    """A sweep with a share of the bytes that keep the graph of every step, at least those that store every state."""
-    state, graph, judgement = cost(problem, controls, OUTER)
-    every_state, everything = (
-        predicted_bytes(Plan((1,), kept), problem.steps, state, graph) for kept in (1, problem.steps)
-    )
-    return find_unroll("sweep", max(int(share * everything), every_state) + judgement)
+def peak_bytes(work: Callable[[], object]) -> int:
+    """The most bytes of live tensors during ``work()`` beside those that are there before."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        work()
+    results = record.profiler and record.profiler.kineto_results
+    assert results is not None
+    events: list[Any] = results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    now = most = 0
+    for _, change in changes:
+        now += change
+        most = max(most, now)
+    return most
 
 
-ENGINES: dict[str, Callable[[InnerProblem, Tensors], Unroll] | None] = {  # None: training without a hypergradient
-    "plain": None,
-    "sweep": lambda problem, controls: find_unroll("sweep"),
-    "sweep, every state": lambda problem, controls: partial(sweep, plan=Plan((1,), 1)),
-    "sweep, 1/4": partial(_sweep_within, 0.25),
-    "sweep, 1/2": partial(_sweep_within, 0.5),
-    "sweep, everything": partial(_sweep_within, 1.0),
-    "higher": lambda problem, controls: find_unroll("higher"),
-    "unroll": lambda problem, controls: find_unroll("unroll"),
-}
-
-
-def case(workload: str, optimizer: str, steps: int) -> tuple[InnerProblem, Tensors]:
-    """The inner problem of a case, and its controls."""
-    model, width, image, batch = WORKLOADS[workload]
-    draws = generator(0, "benchmark")
-
-    def split(n: int) -> Split:
-        return Split(torch.randn(n, *image, generator=draws), torch.randint(10, (n,), generator=draws))
-
-    def build() -> torch.nn.Module:
-        return build_model(model, image, 10, width)
-
-    task = Task("random", split(1024), split(batch), split(2), build, F.cross_entropy, F.cross_entropy, batch)
-    method = build_method(MethodConfig(name="ana", forward="expectation", noise="triangular"))
-    rule, hyper = recipe(OptimizerConfig(name=optimizer, lr=0.01))  # type: ignore[arg-type]
-    torch.manual_seed(0)
-    problem = InnerProblem(quantize(build(), method, task.train.x[:2]), task, rule, hyper, steps, seed=0)
-    shape = (steps, len(problem.network.layers))
-    scale = 0.5 + 0.05 * torch.rand(shape, generator=draws)
-    return problem, {"noise_scale": scale, "noise_mean": torch.zeros(shape)}
-
-
-def measure(engine: str, workload: str, optimizer: str, steps: int) -> dict[str, float]:
-    """One measurement, in this process."""
-    problem, controls = case(workload, optimizer, steps)
-    task = problem.task
-    few = replace(task, validation=Split(task.validation.x[:2], task.validation.y[:2]), batch_size=2)
-    _run(engine, replace(problem, task=few, steps=3), controls)
-    before, start = _largest(), time.process_time()
-    _run(engine, problem, controls)
-    return {"seconds": time.process_time() - start, "bytes": _largest() - before}
-
-
-def _run(engine: str, problem: InnerProblem, controls: Tensors) -> None:
-    make = ENGINES[engine]
-    if make:
-        control_gradient(make(problem, controls), problem, controls, OUTER)
-    else:
-        train(problem, controls)
-
-
-def disagreement(workload: str, optimizer: str, steps: int) -> dict[str, float]:
-    """The largest relative distance of each engine's gradient to plain unrolling."""
-    problem, controls = case(workload, optimizer, steps)
-    wrt = {
-        name: control_gradient(make(problem, controls), problem, controls, OUTER).wrt
-        for name, make in ENGINES.items()
-        if make
-    }
+def disagreement(dtype: str, case: Case) -> dict[str, float]:
+    """The largest relative distance of each engine's gradient to plain unrolling, in ``float32`` or ``float64``."""
+    torch.set_default_dtype(getattr(torch, dtype))
+    problem, controls = built(case)
+    wrt = {name: run(name, problem, controls) for name in ENGINES if not obstacle(name, problem, controls)}
     right = wrt["unroll"]
     return {
-        name: max(float((slope[c] - right[c]).norm() / right[c].norm()) for c in right) for name, slope in wrt.items()
+        name: max(float((slopes[c] - right[c]).norm() / right[c].norm()) for c in right)
+        for name, slopes in wrt.items()
+        if slopes
     }
 
 
-def _largest() -> int:
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def in_its_own_process(function: Callable[..., Any], *arguments: object) -> Any:
+    """``function(*arguments)`` in a fresh process of one thread, forked from a server that has imported torch."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["engines"])
+    with ProcessPoolExecutor(1, context, initializer=torch.set_num_threads, initargs=(1,)) as executor:
+        return executor.submit(function, *arguments).result()
 
 
-def _in_its_own_process(*arguments: object) -> dict[str, float]:
-    command = [sys.executable, __file__, "--measure", *map(str, arguments)]
-    settings = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
-    return json.loads(subprocess.run(command, env=settings, check=True, stdout=subprocess.PIPE, text=True).stdout)
+def measurements(cell: dict[str, Any], case: Case, repeats: int) -> Iterator[None]:
+    """Fills a cell with what it lacks; a step of the iteration is one measurement."""
+    for done in range(repeats):
+        for name in engines_of(case):
+            row = cell["engines"].setdefault(name, {})
+            if "left_out" in row or len(row.setdefault("seconds", [])) > done:
+                continue
+            if "bytes" not in row:
+                row |= in_its_own_process(measured, "bytes", name, case)
+                yield
+            if "left_out" not in row:
+                row["seconds"].append(in_its_own_process(measured, "seconds", name, case)["seconds"])
+                yield
 
 
-def _summary(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+def agreement(result: dict[str, Any], case: Case) -> None:
+    """Checks, once for a workload and its optimizer, that all engines give the same gradient."""
+    key = f"{case.workload}, {case.optimizer}"
+    if key not in result["disagreement"]:
+        few = case._replace(steps=AGREED_STEPS)
+        found = {dtype: in_its_own_process(disagreement, dtype, few) for dtype in ("float32", "float64")}
+        assert max(found["float64"].values()) <= AGREEMENT, found
+        result["disagreement"][key] = found
 
 
-def rows(workload: str, optimizer: str, steps: int, repeats: int) -> list[dict[str, Any]]:
-    """A row for each engine on a case.
+def complete(result: dict[str, Any], cases: Sequence[Case], repeats: int, save: Callable[[], None]) -> None:
+    """Measures what is missing of every case; ``save()`` is called after each measurement."""
+    for case in cases:
+        agreement(result, case)
+        cells = [cell for cell in result["cells"] if cell["case"] == list(case)]
+        if not cells:
+            cells = [{"case": list(case), "environment": environment(), "cpu": cpu_model(), "engines": {}}]
+            cells[0]["environment"]["torchopt"] = version("torchopt")
+            result["cells"] += cells
+        for _ in measurements(cells[0], case, repeats):
+            cells[0]["load"] = os.getloadavg()[2]
+            save()
+        for name, row in cells[0]["engines"].items():
+            print(*case, name, _cell(row), sep=", ", file=sys.stderr)
 
-    This process stays small meanwhile: a child starts with the largest resident size of its parent.
-    """
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in ENGINES}
-    for _ in range(repeats):
-        for name, measured in found.items():
-            measured.append(_in_its_own_process(name, workload, optimizer, steps))
-    return [
-        {
-            "workload": workload,
-            "optimizer": optimizer,
-            "steps": steps,
-            "engine": name,
-            "n": repeats,
-            "seconds": _summary([m["seconds"] for m in measured]),
-            "bytes": _summary([m["bytes"] for m in measured]),
-        }
-        for name, measured in found.items()
-    ]
+
+def markdown(result: dict[str, Any]) -> str:
+    """Tables for the documentation, generated from the JSON alone: one for each workload and optimizer."""
+    parts = []
+    for workload, optimizer in dict.fromkeys(tuple(cell["case"][:2]) for cell in result["cells"]):
+        cells = {c["case"][2]: c for c in result["cells"] if c["case"][:2] == [workload, optimizer]}
+        horizons = sorted(cells)
+        lines = [["engine", *(f"T = {steps}" for steps in horizons)], ["---"] * (1 + len(horizons))]
+        for name in ENGINES:
+            rows = [cells[steps]["engines"].get(name) for steps in horizons]
+            if any(rows):
+                lines.append([name, *(_cell(row) if row else "" for row in rows)])
+        parts.append(f"**{workload}, {optimizer}**")
+        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    last = result["cells"][-1]
+    versions = ", ".join(f"{name} {last['environment'][name]}" for name in ("torch", "higher", "torchopt"))
+    parts.append(
+        "CPU seconds: median (lowest to highest) of n processes; MiB: the most that live tensors of the run take. "
+        f"{versions}, {last['cpu']}, one thread: `{result['command']}`."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(row: dict[str, Any]) -> str:
+    if "left_out" in row:
+        return row["left_out"]
+    seconds, size = row["seconds"], f"{row['bytes'] / 2**20:.1f} MiB"
+    if not seconds:  # stopped in between
+        return size
+    return f"{statistics.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f}, n = {len(seconds)}), {size}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Check that the engines agree, then measure every case and write the JSON."""
+    """Measure what is missing, and write the JSON and, if asked, the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--json", type=Path, metavar="OUT")
+    parser.add_argument("--json", type=Path, required=True, metavar="OUT")
+    parser.add_argument("--table", type=Path, metavar="MD", help="also write the tables, in markdown")
     parser.add_argument("--quick", action="store_true", help="T = 10 only, once")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument(
         "--case", nargs=3, action="append", metavar=("WORKLOAD", "OPTIMIZER", "T"), help="instead of all"
     )
-    parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    if arguments.measure:
-        engine, workload, optimizer, steps = arguments.measure
-        agreement = engine == "agreement"
-        print(json.dumps((disagreement if agreement else partial(measure, engine))(workload, optimizer, int(steps))))
-        return
-    if not arguments.json:
-        parser.error("--json OUT is missing")
-    start = time.perf_counter()
-    given = [(workload, optimizer, int(steps)) for workload, optimizer, steps in arguments.case or ()]
-    cases = QUICK if arguments.quick else given or CASES
-    agreed = {
-        f"{w}, {o}": _in_its_own_process("agreement", w, o, 10) for w, o in dict.fromkeys((w, o) for w, o, _ in cases)
-    }
-    worst = max(distance for distances in agreed.values() for distance in distances.values())
-    assert worst <= AGREEMENT, agreed
-    found = []
-    for workload, optimizer, steps in cases:
-        found += rows(workload, optimizer, steps, 1 if arguments.quick else arguments.repeats)
-        for row in found[-len(ENGINES) :]:
-            seconds, mib = row["seconds"]["median"], row["bytes"]["median"] / 2**20
-            print(f"{workload} {optimizer} {steps} {row['engine']}: {seconds:.2f} s, {mib:.0f} MiB", file=sys.stderr)
-    result = {
-        "command": " ".join(["python", *sys.argv]),
-        "environment": environment(),
-        "cpu": cpu_model(),
-        "seconds": time.perf_counter() - start,
+    given = [Case(workload, optimizer, int(steps)) for workload, optimizer, steps in arguments.case or ()]
+    result: dict[str, Any] = {
+        "command": "python scripts/benchmarks/hypergradient.py",
         "workloads": {name: workload._asdict() for name, workload in WORKLOADS.items()},
-        "disagreement": agreed,
-        "rows": found,
+        "disagreement": {},
+        "cells": [],
     }
-    write_atomic(arguments.json, json_text(result, indent=1).encode() + b"\n")
+    if arguments.json.exists():
+        result = json.loads(arguments.json.read_text("utf-8"))
+
+    def save() -> None:
+        write_atomic(arguments.json, json_text(result, indent=1).encode() + b"\n")
+
+    cases = QUICK if arguments.quick else given or CASES
+    complete(result, cases, 1 if arguments.quick else arguments.repeats, save)
+    if arguments.table:
+        write_atomic(arguments.table, markdown(result).encode())
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from metasched.fields import fields
 from metasched.files import RunFolder
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["train", "compare", "check", "export", "show"]
+COMMANDS = ["train", "online", "compare", "check", "sensitivity", "export", "show"]
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from torch import nn
 
 from metasched.config import Experiment, MetaConfig, MethodConfig, OptimizerConfig, TaskConfig
 from metasched.errors import MetaschedError
-from metasched.hypergradients import find_unroll
+from metasched.hypergradients import find_unroll, replay
 from metasched.hypergradients import sweep as engine
 from metasched.hypergradients.base import ControlGradient, OuterLoss, control_gradient
 from metasched.hypergradients.memory import Plan, plan, predicted_bytes, recomputed_steps, stored_states
@@ -289,14 +289,14 @@ def test_a_loss_that_is_dropped_takes_its_states_along():
 def test_as_many_steps_and_states_as_planned(name, monkeypatch):
     here, chosen = problem(METHODS["inq"]), PLANS[name]
     taken, live = [], []
-    step = engine.inner_step
+    step = replay.inner_step
 
     def counted(*arguments, differentiable):
         taken.append(differentiable)
         live.append(len({id(o) for o in gc.get_objects() if type(o) is TrainingState}))
         return step(*arguments, differentiable=differentiable)
 
-    monkeypatch.setattr(engine, "inner_step", counted)
+    monkeypatch.setattr(replay, "inner_step", counted)
     control_gradient(partial(sweep, plan=chosen), here, controls_of(here), OuterLoss())
     assert len(taken) == STEPS + recomputed_steps(chosen, STEPS) and sum(taken) == STEPS
     # beside the stored ones: the start, the one that moves, its copy with leaves, and for each kept step the one after

@@ -286,19 +286,20 @@ def build_small() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), norms[0], nn.ReLU(), nn.Linear(8, 8), norms[1], nn.ReLU(), nn.Linear(8, 3))
 
 
-@pytest.mark.parametrize("name", ["inq", "inq_random", "joint", "joint_expectation"])
+@pytest.mark.parametrize("name", ["inq", "inq_random", "inq_relaxation", "joint", "joint_expectation"])
 def test_choosing_and_restoring_frozen_weights_maps_over_tasks(name: str) -> None:
     method, controls = METHOD_OF[name], values(METHOD_OF[name], 0.4)
     each = [method.initialize(torch.randn(4, 3), controls, Draw(i, 0, 0)) for i in range(5)]
     w = torch.stack([w for w, _ in each])
     state = {key: torch.stack([s[key] for _, s in each]) for key in each[0][1]}
 
-    def step(w: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
-        prepared = method.prepare(w, state, controls, DRAW)
-        return method.update(w, w + 1, prepared, controls, DRAW)
+    def step(w: torch.Tensor, state: State, seed: int | torch.Tensor) -> tuple[torch.Tensor, State]:
+        draw = Draw(seed, 7, 1)
+        prepared = method.prepare(w, state, controls, draw)
+        return method.update(w, w + 1, prepared, controls, draw)
 
-    mapped, after = torch.func.vmap(step)(w, state)
+    mapped, after = torch.func.vmap(step)(w, state, torch.arange(5))
     for i, (one, own) in enumerate(each):
-        expected, expected_state = step(one, own)
+        expected, expected_state = step(one, own, i)
         assert torch.equal(mapped[i], expected)
         assert all(torch.equal(after[key][i], t) for key, t in expected_state.items())

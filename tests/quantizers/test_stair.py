@@ -329,3 +329,54 @@ def test_values_on_the_levels_in_the_dtype_of_the_input(dtype: torch.dtype, forw
     assert y.dtype == dtype and y.shape == x.shape
     if forward != "expectation":
         assert set(y.tolist()) <= set(powers_of_two(4).levels)
+
+
+@level_sets
+def test_hard_is_a_search_among_the_thresholds(levels: LevelSet) -> None:
+    x = torch.cat([torch.empty(500).uniform_(-5, 5), torch.tensor(levels.thresholds), torch.tensor([-np.inf, np.inf])])
+    expected = np.array(levels.levels)[np.searchsorted(levels.thresholds, x.numpy(), side="right")]
+    np.testing.assert_array_equal(hard(x, levels), expected)
+    assert hard(torch.tensor([torch.nan]), levels).isnan().all()
+
+
+@pytest.mark.parametrize("shared", ["nothing", "x", "mean", "scale", "uniform"])
+@pytest.mark.parametrize("forward", FORWARDS)
+@families
+def test_mapped_over_runs_it_is_the_stair_of_each(family: str, forward: str, shared: str) -> None:
+    """Values and first derivatives, with and without noise side by side, for runs in the last dimension."""
+    runs, shape = 4, (3, 5)
+    scale = torch.tensor([0.4, 0.0, 1.1, 1e-20])
+    inputs = {"x": torch.randn(*shape, runs), "mean": torch.randn(runs), "scale": scale}
+    uniform = torch.rand(*shape, runs)
+    dims = dict.fromkeys([*inputs, "uniform"], -1)
+    if shared in inputs:
+        inputs[shared] = inputs[shared][..., 0]
+    elif shared == "uniform":
+        uniform = uniform[..., 0]
+    dims |= {shared: None} if shared != "nothing" else {}  # type: ignore[dict-item]
+    leaves = [t.requires_grad_() for t in inputs.values()]
+
+    def function(x: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+        return apply(x, ternary(), mean, scale, family, forward, uniform=uniform)
+
+    mapped = torch.vmap(function, in_dims=tuple(dims.values()))(leaves[0], leaves[1], leaves[2], uniform)
+    args = [
+        [t if dim is None else t[..., i] for t, dim in zip((*leaves, uniform), dims.values(), strict=True)]
+        for i in range(runs)
+    ]
+    each = [function(x, mean, scale, uniform) for x, mean, scale, uniform in args]
+    torch.testing.assert_close(mapped, torch.stack(each), rtol=0, atol=1e-14)  # vectorized sigmoids differ by a bit
+    cotangent = torch.randn_like(mapped)
+    found = torch.autograd.grad(mapped, leaves, cotangent)
+    expected = torch.autograd.grad(torch.stack(each), leaves, cotangent, retain_graph=True)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-13)
+
+    def slope(x: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+        return torch.func.grad(lambda s: function(x, mean, s, uniform).sum())(scale)
+
+    if shared != "scale":
+        x, mean, scale = (t.detach() for t in leaves)
+        inside = torch.vmap(slope, in_dims=tuple(dims.values()))(x, mean, scale, uniform)
+        (outside,) = torch.autograd.grad(torch.stack(each).sum(), leaves[2])
+        torch.testing.assert_close(inside, outside, rtol=1e-13, atol=1e-13)

@@ -60,6 +60,7 @@ def test_each_family_has_its_axis(run) -> None:
     assert {m["glob_name"]: m["step_metric"] for m in metrics if "glob_name" in m} == {
         "outer/*": "outer/step",
         "estimator/*": "outer/step",
+        "online/*": "online/step",
         "schedule/*": "schedule/progress",
         "compare/*": "compare/seed",
     }

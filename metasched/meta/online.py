@@ -1,0 +1,237 @@
+"""Learning while training once: a run that adapts its own schedule by looking a few steps ahead.
+
+Every m steps, from the state s_t that training has reached, the schedule's parameters theta are moved once:
+
+    s_{t+w}     after w steps from s_t under c_theta(u_t), ..., c_theta(u_{t+w-1}), by the relaxed method
+    theta    <- Adam(theta, clip(d loss(harden(s_{t+w}), held-out batch) / d theta))
+
+and the next m steps are trained, hard, under the new values. A look-ahead sees the training batches and draws of the
+very steps that follow; only what judges it is held out. What was played is history: a monotone control goes on from
+its last played value p, c_t = min(c_theta(u_t), p) where it falls and the maximum where it rises. Where that holds a
+value back it has no derivative.
+
+The cost in plain runs, with b held-out examples and B training examples a step, is about
+
+    1 + (3 w + 1 + b / B) / m
+
+Biased towards short horizons (Wu et al. 2018, arXiv 1803.02021): what pays only after the window does not count.
+Source: hypergradients in real time, Franceschi et al. 2017, arXiv 1703.01785, section 3.3; there the derivative is
+carried through the whole run in forward mode, which costs as many times more as there are parameters.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from metasched.config import Experiment
+from metasched.hypergradients.base import (
+    Controls,
+    Hypergradient,
+    OuterLoss,
+    Unroll,
+    Unrolled,
+    control_gradient,
+    dead_layers,
+    judge,
+    pull_back,
+)
+from metasched.hypergradients.reverse import Floored
+from metasched.layers import Layer
+from metasched.meta.guards import clip, keep
+from metasched.meta.train import learned_controls
+from metasched.methods.base import Control
+from metasched.network import Tensors, rows
+from metasched.randomness import derive_seed, generator
+from metasched.schedules.base import Schedule, progress_of_steps
+from metasched.schedules.learnable import build_learnable
+from metasched.tasks.base import Split
+from metasched.training.problem import build_problem
+from metasched.training.step import InnerProblem, TrainingState, inner_step
+
+_SIGNS = {"nonincreasing": -1, "free": 0, "nondecreasing": 1}
+_WINDOW_STEP = 3.0  # plain steps that a differentiated one costs; measured 2.2 to 2.9, on MLPs and small CNNs
+
+
+class Adaptation(NamedTuple):
+    """What one look-ahead and the steps after it did; logged as ``online/...``.
+
+    Attributes:
+        step: steps played, with those after it.
+        loss, score: of the hardened network at the end of the window, on the held-out batch.
+        gradient_norm: of the hypergradient, before clipping.
+        clipped, skipped: whether the gradient was scaled down, and whether it was left out for not being finite.
+        dead_layers: share of (step, layer) pairs of the window in which no gradient reaches the weights.
+        inner_steps: training steps done, look-ahead included; the way back is not counted.
+        train_loss: mean over the steps that were played.
+        looking, playing: seconds, of the CPU where that is what trains.
+    """
+
+    step: int
+    loss: float
+    score: float
+    gradient_norm: float
+    clipped: bool
+    skipped: bool
+    dead_layers: float
+    inner_steps: int
+    train_loss: float
+    looking: float
+    playing: float
+
+
+class OnlineRun(NamedTuple):
+    """The outcome.
+
+    Attributes:
+        controls: {control: [T, L]} as they were played, in float64.
+        state: after the last step.
+        history: one record for each look-ahead.
+    """
+
+    controls: Tensors
+    state: TrainingState
+    history: tuple[Adaptation, ...]
+
+    @property
+    def inner_steps(self) -> int:
+        """Training steps done, those of the look-aheads included."""
+        return sum(record.inner_steps for record in self.history)
+
+    @property
+    def cost(self) -> float:
+        """Time in plain runs: all of it over that of the steps that were played."""
+        playing = sum(record.playing for record in self.history)
+        return 1 + sum(record.looking for record in self.history) / playing
+
+
+class Onward(nn.Module):
+    """What a schedule may still play after ``last``, {control: [L]}; empty before the first step."""
+
+    def __init__(self, schedule: nn.Module, controls: Sequence[Control], last: Mapping[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.schedule = schedule
+        self.last = last
+        self.directions = {control.name: control.direction for control in controls}
+
+    def forward(self, progress: torch.Tensor, layers: Sequence[Layer]) -> Tensors:
+        """Values {control: [T, L]} at progress [T]."""
+        values = self.schedule(progress, layers)
+        for name, last in self.last.items():
+            sign = _SIGNS[self.directions[name]]
+            # not clamp, which halves the derivative of a value that equals its bound, as all values of a plateau do
+            values[name] = torch.where(sign * (values[name] - last) < 0, last, values[name])
+        return values
+
+
+def expected_cost(experiment: Experiment, held_out: int) -> float:
+    """The cost of a run in plain runs, as the module's docstring has it."""
+    online = experiment.online
+    differentiated = _WINDOW_STEP * min(online.window, experiment.task.steps)
+    return 1 + (differentiated + 1 + held_out / experiment.task.batch) / online.every
+
+
+def held_out_size(experiment: Experiment, problem: InnerProblem) -> int:
+    """Held-out examples that judge a look-ahead."""
+    return experiment.online.held_out or min(problem.task.batch_size, len(problem.task.validation.x))
+
+
+def train_online(
+    experiment: Experiment, start: Schedule, seed: int, log: Callable[[Adaptation], None] | None = None
+) -> OnlineRun:
+    """Train once from a seed, under a schedule that starts at ``start`` and adapts itself; ``log`` gets each record."""
+    online, meta = experiment.online, experiment.meta
+    problem = build_problem(experiment).with_seed(seed)
+    relaxed = build_problem(experiment, relaxation=meta.relaxation).with_seed(seed)
+    layers, controls = problem.network.layers, problem.network.method.controls
+    like = next(problem.network.module.parameters())
+    learn, own_seed = learned_controls(experiment, controls), derive_seed(experiment.seed, "schedule network")
+    schedule = build_learnable(experiment.schedule, controls, start, learn, layers, own_seed)
+    optimizer = torch.optim.Adam(schedule.parameters(), lr=online.lr)
+    outer, size = OuterLoss(meta.objective, meta.surrogate), held_out_size(experiment, problem)
+    progress, clock = progress_of_steps(problem.steps), time.process_time if like.is_cpu else time.perf_counter
+    state: TrainingState | None = None
+    played: list[Tensors] = []
+    history: list[Adaptation] = []
+    for step in range(0, problem.steps, online.every):
+        began = clock()
+        onward = Onward(schedule, controls, rows(played[-1], -1) if played else {})
+        window = range(step, min(step + online.window, problem.steps))
+        judged_on = held_out(problem.task.validation, size, seed, step)
+        found = look_ahead(relaxed, state, Floored(onward, meta.noise_floor), window, outer, judged_on)
+        gradient, clipped = clip(found.gradient, meta.clip)
+        finite = bool(keep([found]))
+        if finite:
+            for p, g in zip(schedule.parameters(), gradient, strict=True):
+                p.grad = g
+            optimizer.step()
+        looked = clock()
+        with torch.no_grad():
+            values = onward(progress[step : step + online.every], layers)
+        now = {name: v.to(like) for name, v in values.items()}
+        state = state or problem.initial(rows(now, 0))
+        losses = []
+        for i in range(len(progress[step : step + online.every])):
+            state, loss, _ = inner_step(problem, state, rows(now, i), step + i, differentiable=False)
+            losses.append(loss)
+        played.append(values)
+        record = Adaptation(
+            step=step + len(losses),
+            loss=found.loss,
+            score=found.diagnostics.score,
+            gradient_norm=found.diagnostics.gradient_norm,
+            clipped=finite and clipped,
+            skipped=not finite,
+            dead_layers=found.diagnostics.dead_layers,
+            inner_steps=len(window) + len(losses),
+            train_loss=float(torch.stack(losses).mean()),  # waits for the device, before the clock is read
+            looking=looked - began,
+            playing=clock() - looked,
+        )
+        history.append(record)
+        if log is not None:
+            log(record)
+    assert state is not None
+    return OnlineRun({name: torch.cat([v[name] for v in played]) for name in played[0]}, state, tuple(history))
+
+
+def look_ahead(
+    problem: InnerProblem,
+    state: TrainingState | None,
+    schedule: nn.Module,
+    window: range,
+    outer: OuterLoss,
+    judged_on: Split,
+) -> Hypergradient:
+    """The hypergradient of a schedule over a window of steps from a state (None: from the run's beginning)."""
+    judged = replace(problem, task=replace(problem.task, validation=judged_on))
+    values = schedule(progress_of_steps(problem.steps)[window.start : window.stop], problem.network.layers)
+    return pull_back(schedule, values, control_gradient(_unroll_from(state, window), judged, values, outer))
+
+
+def held_out(split: Split, size: int, seed: int, step: int) -> Split:
+    """The examples of a split that judge the look-ahead at a step."""
+    chosen = torch.randperm(len(split.x), generator=generator(seed, "held out", step))[:size].to(split.x.device)
+    return Split(split.x[chosen], split.y[chosen])
+
+
+def _unroll_from(state: TrainingState | None, window: range) -> Unroll:
+    """Plain unrolling of a window from a state, whose own past is taken as given."""
+
+    def unroll(problem: InnerProblem, controls: Controls, outer: OuterLoss) -> Unrolled:
+        now = problem.initial(rows(controls, 0)) if state is None else state
+        params = {k: p if p.requires_grad else p.detach().requires_grad_() for k, p in now.params.items()}
+        now, row, dead = now._replace(params=params), rows(controls, 0), 0
+        for i, step in enumerate(window):
+            row = rows(controls, i)
+            now, _, gradients = inner_step(problem, now, row, step, differentiable=True)
+            dead += dead_layers(problem, gradients)
+        loss, score = judge(problem, outer, now, row, problem.network.call(problem.network.buffers()))
+        return Unrolled(loss, score, dead / (len(window) * len(problem.network.layers)))
+
+    return unroll

@@ -1,0 +1,197 @@
+"""``metasched online``: a run that adapts its own schedule, what it played as a file, a comparison if asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from metasched.config import Experiment
+from metasched.errors import MetaschedError
+from metasched.evaluation.cells import cell_score, played
+from metasched.evaluation.compare import Arm, Comparison, fresh_seeds, publish
+from metasched.exchange.export import export, write_schedule
+from metasched.exchange.format import MAX_KNOTS, Metric, Provenance
+from metasched.exchange.strict_json import MAX_BYTES
+from metasched.files import RunFolder, version
+from metasched.loading import config_hash, to_dict
+from metasched.meta.online import Adaptation, OnlineRun, expected_cost, held_out_size, train_online
+from metasched.meta.train import given_start, learned_controls
+from metasched.randomness import derive_seed
+from metasched.schedules.base import Schedule, progress_of_steps
+from metasched.tracking import Tracker, open_tracker
+from metasched.tracking.console import Console
+from metasched.tracking.plots import plot_schedule
+from metasched.training.loop import hardened_score
+from metasched.training.pool import Pool
+from metasched.training.problem import build_problem
+from metasched.training.step import InnerProblem
+
+LARGEST_COST = 3.0  # plain runs
+_NUMBER_BYTES = 25  # of a float in a schedule file, with what separates it from the next
+
+
+def run(experiment: Experiment, folder: RunFolder, console: Console, *, compared: bool) -> dict[str, Any]:
+    """Train once, and write ``schedule.json``: what was played, a knot for each step.
+
+    Args:
+        experiment: the whole configuration.
+        folder: where everything is written.
+        console: where progress is shown.
+        compared: also train from fresh seeds, with and without adapting, and compare them on test data.
+
+    Returns:
+        what a program would want to read: paths, scores, inner steps, the cost in plain runs.
+
+    Raises:
+        MetaschedError: what the online mode cannot do; see ``check``.
+    """
+    problem = build_problem(experiment).with_seed(derive_seed(experiment.seed, "online"))
+    learned_controls(experiment, problem.network.method.controls)
+    name, start = _start(experiment)
+    check(experiment, problem)
+    tracker = open_tracker(experiment, folder, "online")
+    try:
+        with Pool(experiment.run.workers) as pool:  # one thread, as wherever it is played again
+            console.note(f"{experiment.name}: {experiment.method.name} on {problem.task.name}, {problem.steps} steps")
+            outcome = train_online(experiment, start, problem.seed, _logger(experiment, tracker, console))
+            score = hardened_score(problem, outcome.state, problem.task.validation)
+            _write(experiment, problem, outcome, name, score, folder, tracker)
+            if compared:
+                console.note(f"comparing with {name} from {experiment.compare.seeds} fresh seeds")
+            comparison = compare_with_start(experiment, name, start, pool, tracker) if compared else None
+        if comparison:
+            publish(comparison, folder, tracker, console)
+        metadata = {"format_version": 1, "config_hash": config_hash(experiment), "validation_score": score}
+        tracker.artifact(folder.schedule, experiment.name, "schedule", metadata)
+    finally:
+        tracker.close()
+    spent = {"playing": problem.steps, "looking_ahead": outcome.inner_steps - problem.steps}
+    result: dict[str, Any] = {"schedule": str(folder.schedule), "start": name, "score": score, "cost": outcome.cost}
+    result |= {"look_aheads": len(outcome.history), "skipped": sum(r.skipped for r in outcome.history)}
+    if comparison:
+        adapted, plain = comparison.arms
+        spent["comparing"] = adapted.inner_steps + plain.inner_steps
+        result["verdict"] = {
+            "online": adapted.summary.mean,
+            "start": plain.summary.mean,
+            "difference": comparison.difference(adapted, plain)._asdict(),
+        }
+    return {**result, "inner_steps": spent}
+
+
+def check(experiment: Experiment, problem: InnerProblem) -> None:
+    """Refuses what the online mode cannot do, before anything is trained.
+
+    Raises:
+        MetaschedError: a run too short or too long for a file with a knot for each step, an outer loss over a
+            trajectory, more held-out examples than there are, or more than three times the cost of a plain run.
+    """
+    online, steps = experiment.online, problem.steps
+    if steps < 2:
+        raise MetaschedError("task.steps", "leaves nothing to look ahead to, being 1", "set it to 2 or more")
+    curves = len(problem.network.layers) * len(problem.network.method.controls)
+    longest = min(MAX_KNOTS, MAX_BYTES * 9 // 10 // (_NUMBER_BYTES * (curves + 1)))
+    if steps > longest:
+        what = f"{steps} steps of {curves} curves do not fit in a schedule file, which has a knot for each step"
+        raise MetaschedError("task.steps", what, f"set it to {longest} at most, or learn a schedule by metasched train")
+    if experiment.meta.objective == "trajectory":
+        fix = "set it to hardened or relaxed"
+        raise MetaschedError("meta.objective", "trajectory is of a whole run, and a look-ahead is not", fix)
+    available = len(problem.task.validation.x)
+    if online.held_out is not None and online.held_out > available:
+        what = f"asks for {online.held_out} examples, but meta-validation has {available}"
+        raise MetaschedError("online.held_out", what, f"ask for at most {available}, or leave it out")
+    cost = expected_cost(experiment, held_out_size(experiment, problem))
+    if cost > LARGEST_COST:
+        what = f"{online.window} steps ahead at every {online.every} cost about {cost:.1f} plain runs, which is over 3"
+        raise MetaschedError("online.window", what, "lower it or online.held_out, or raise online.every")
+
+
+def compare_with_start(
+    experiment: Experiment, start_name: str, start: Schedule, pool: Pool, tracker: Tracker
+) -> Comparison:
+    """Adapted and not adapted, from the fresh seeds of ``metasched compare``, on test data."""
+    steps, seeds = experiment.task.steps, fresh_seeds(experiment)
+    controls = played(experiment, start, steps)
+    cells = list(pool.map(online_cell, [(experiment, seed) for seed in seeds]))
+    plain = list(pool.map(cell_score, [(experiment, controls, seed, steps, "test") for seed in seeds]))
+    adapted = Arm(f"{start_name}, online", steps, tuple(s for s, _ in cells), sum(n for _, n in cells))
+    arms = (adapted, Arm(start_name, steps, tuple(plain), steps * len(seeds)))
+    for arm in arms:
+        for seed, score in zip(seeds, arm.scores, strict=True):
+            tracker.log(
+                {"compare/seed": seed, "compare/arm": arm.name, "compare/horizon": steps, "compare/score": score}
+            )
+    return Comparison(tuple(seeds), arms, (adapted.name,))
+
+
+def online_cell(experiment: Experiment, seed: int) -> tuple[float, int]:
+    """Test score of the hardened network after an online run from a seed, and the inner steps it took."""
+    problem = build_problem(experiment)
+    outcome = train_online(experiment, _start(experiment)[1], seed)
+    return hardened_score(problem, outcome.state, problem.task.test), outcome.inner_steps
+
+
+def _start(experiment: Experiment) -> tuple[str, Schedule]:
+    given = given_start(experiment, build_problem(experiment).network)
+    if given is None:
+        what = "best would train under every hand-coded schedule first, and online trains once"
+        raise MetaschedError("schedule.start", what, f"name one, such as {experiment.method.name}_linear, or a file")
+    return given
+
+
+def _logger(experiment: Experiment, tracker: Tracker, console: Console) -> Callable[[Adaptation], None]:
+    spent = 0
+
+    def log(record: Adaptation) -> None:
+        nonlocal spent
+        spent += record.inner_steps
+        tracker.log({f"online/{name}": v for name, v in (record._asdict() | {"inner_steps": spent}).items()})
+        console.note(
+            f"step {record.step}/{experiment.task.steps}  training loss {record.train_loss:.4f}  "
+            f"held-out loss {record.loss:.4f}  |gradient| {record.gradient_norm:.1e}"
+            + ("  skipped: not finite" if record.skipped else "")
+        )
+
+    return log
+
+
+def _write(
+    experiment: Experiment,
+    problem: InnerProblem,
+    outcome: OnlineRun,
+    start: str,
+    score: float,
+    folder: RunFolder,
+    tracker: Tracker,
+) -> None:
+    layers, progress = problem.network.layers, progress_of_steps(problem.steps)
+    provenance = Provenance(
+        kind="learned",
+        name=experiment.name,
+        citation=f"played by metasched online, starting at {start}",
+        config_hash=config_hash(experiment),
+        seeds=(problem.seed,),
+        tasks=(experiment.task.name,),
+        outer_steps=len(outcome.history),
+        versions={name: v for name in ("metasched", "torch", "numpy") if (v := version(name)) is not None},
+        metric=Metric(name="meta-validation score", value=score, n=1) if math.isfinite(score) else None,
+    )
+    file = export(
+        lambda progress, layers: outcome.controls,
+        method_name=experiment.method.name,
+        method_parameters={k: v for k, v in to_dict(experiment)["method"].items() if k != "name"},
+        controls=problem.network.method.controls,
+        layers=layers,
+        knots=progress,
+        interpolation="linear",
+        provenance=provenance,
+    )
+    write_schedule(folder.schedule, file)
+    names = [layer.name for layer in layers]
+    folder.plots.mkdir(exist_ok=True)
+    plot_schedule(folder.plots / "schedule.png", outcome.controls, names, progress)
+    for t, u in enumerate(progress.tolist()):
+        curves = {f"schedule/{c}/{n}": float(v[t, i]) for c, v in outcome.controls.items() for i, n in enumerate(names)}
+        tracker.log({"schedule/progress": u, **curves})

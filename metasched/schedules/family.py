@@ -1,0 +1,124 @@
+"""A learnable hand-coded family: each control moves within a window of its own, along a power, layer after layer.
+
+With m = 2 d - 1 for a layer at relative depth d, S the logistic function and r the last moment at which it may move:
+
+    start of the window     s = r (eps + (1 - 2 eps) S(start + start_over_depth m))
+    end of the window       e = s + (r - s) (eps + (1 - eps) S(length + length_over_depth m))
+    what is left            left = ((e - u) / (e - s))^p, u clipped to the window,   p = 16^tanh(power)
+    value                   v = end + (first - end) left,   first = low + (high - low) S(first)
+
+So range, direction, end value and dwell hold for any parameters. ``bws`` of quantlib's ANA controller is the family of
+which this learns a member (curves.bounded_window). Five to seven parameters a control, where the schedule network has
+hundreds: they can be learned by forward mode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from metasched.layers import Layer
+from metasched.methods.base import Control
+from metasched.schedules.base import Schedule, progress_of_steps
+from metasched.schedules.interpolation import interpolate
+
+_EPS = 0.01  # the shortest window, as a share of what is left of the run
+_MOST = 16.0  # largest power; the smallest is its inverse
+_RIDGE = 1e-4  # keeps a fit away from where the logistic function is flat and nothing can be learned
+_ITERATIONS = 100
+
+
+class ScheduleFamily(nn.Module):
+    """A learnable window for each control, fitted to ``base`` by least squares at the knots; see the docstring above.
+
+    A control whose base starts on the edge of its range has no parameter ``first``: it starts there. One whose end is
+    free has a parameter ``last`` besides. Linear between the knots, as ScheduleNetwork, so that its export is itself.
+
+    Args:
+        controls: all controls of the method; those not in ``learn`` keep the base's values at the knots.
+        base: the schedule that it is fitted to.
+        learn: names of the learned controls.
+        knots: K, at least 2.
+        layers: those that it is fitted at; it can be played on others.
+    """
+
+    def __init__(
+        self, controls: Sequence[Control], base: Schedule, learn: Sequence[str], *, knots: int, layers: Sequence[Layer]
+    ) -> None:
+        super().__init__()
+        assert knots >= 2 and set(learn) <= {c.name for c in controls}
+        self.controls = tuple(controls)
+        self.learned = tuple(c for c in controls if c.name in learn)
+        assert all(c.direction == "free" or c.end is not None for c in self.learned), "a monotone control needs an end"
+        self.base = base
+        self.knots = progress_of_steps(knots)
+        values = base(self.knots, layers)
+        self.windows = nn.ModuleList(_fitted(c, self.knots, values[c.name], layers) for c in self.learned)
+
+    def forward(self, progress: torch.Tensor, layers: Sequence[Layer]) -> dict[str, torch.Tensor]:
+        """Values {control: [T, L]} at progress [T]."""
+        return {n: interpolate(progress, self.knots, v, "linear") for n, v in self.at_knots(layers).items()}
+
+    def at_knots(self, layers: Sequence[Layer]) -> dict[str, torch.Tensor]:
+        """Values {control: [K, L]} of all controls at the knots; those that are not learned have the base's."""
+        values = dict(self.base(self.knots, layers))
+        return values | {c.name: w(self.knots, layers) for c, w in zip(self.learned, self.windows, strict=True)}
+
+
+class _Window(nn.Module):
+    """One control; before it is fitted, it moves along a line over most of the run."""
+
+    def __init__(self, control: Control, knots: torch.Tensor, base: torch.Tensor) -> None:
+        super().__init__()
+        self.control = control
+        self.reach = float(knots[1:][(knots[1:] <= 1 - control.dwell) | (knots[:-1] == 0)][-1])
+        share = (base[0].mean() - control.low) / (control.high - control.low)
+        self.edge = None if 0 < share < 1 else float(base[0].mean())
+        if self.edge is None:
+            self.first = _number(float(torch.logit(share)))
+        if control.end is None:
+            self.last = _number(0.0)
+        self.start, self.start_over_depth = _number(-2.0), _number(0.0)
+        self.length, self.length_over_depth = _number(2.0), _number(0.0)
+        self.power = _number(0.0)
+
+    def forward(self, knots: torch.Tensor, layers: Sequence[Layer]) -> torch.Tensor:
+        """Values [K, L] at the knots."""
+        m = 2 * knots.new_tensor([layer.depth for layer in layers]) - 1
+        start = self.reach * (_EPS + (1 - 2 * _EPS) * torch.sigmoid(self.start + self.start_over_depth * m))
+        share = _EPS + (1 - _EPS) * torch.sigmoid(self.length + self.length_over_depth * m)
+        length = (self.reach - start) * share
+        left = ((start + length - knots[:, None]) / length).clamp_max(1)
+        moving = (left > 0) & (knots < self.reach)[:, None]
+        # the double where: neither the power nor its derivative may meet 0
+        left = torch.where(moving, torch.where(moving, left, 1.0) ** (_MOST ** torch.tanh(self.power)), 0.0)
+        first = self._in_range(self.first) if self.edge is None else left.new_tensor(self.edge)
+        last = self._in_range(self.last) if self.control.end is None else left.new_tensor(self.control.end)
+        return torch.lerp(last, first, left)
+
+    def _in_range(self, value: torch.Tensor) -> torch.Tensor:
+        return self.control.low + (self.control.high - self.control.low) * torch.sigmoid(value)
+
+
+def _number(value: float) -> nn.Parameter:
+    return nn.Parameter(torch.tensor(value, dtype=torch.float64))
+
+
+def _fitted(control: Control, knots: torch.Tensor, base: torch.Tensor, layers: Sequence[Layer]) -> _Window:
+    """The window of least squared distance to the base at the knots, as a share of the control's range."""
+    window = _Window(control, knots, base)
+    parameters = list(window.parameters())
+    optimizer = torch.optim.LBFGS(parameters, max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
+
+    def distance() -> float:
+        optimizer.zero_grad()
+        error = (window(knots, layers) - base) / (control.high - control.low)
+        loss = error.square().mean() + _RIDGE * torch.stack([*parameters]).square().mean()
+        loss.backward()
+        return float(loss.detach())
+
+    optimizer.step(distance)
+    optimizer.zero_grad()
+    return window

@@ -1,0 +1,37 @@
+"""The two kinds of schedule that can be learned: a network, and a hand-coded family with a few parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from metasched.config import ScheduleConfig
+from metasched.layers import Layer
+from metasched.methods.base import Control
+from metasched.schedules.base import Schedule
+from metasched.schedules.family import ScheduleFamily
+from metasched.schedules.network import ScheduleNetwork
+
+LearnableSchedule = ScheduleNetwork | ScheduleFamily
+
+
+def build_learnable(
+    config: ScheduleConfig,
+    controls: Sequence[Control],
+    base: Schedule,
+    learn: Sequence[str],
+    layers: Sequence[Layer],
+    seed: int,
+) -> LearnableSchedule:
+    """The learnable schedule of a configuration, at its start.
+
+    Args:
+        config: kind, knots and size.
+        controls: all controls of the method.
+        base: what it starts at, or for a family near.
+        learn: names of the learned controls.
+        layers: those that a family is fitted at.
+        seed: of a network's initial weights.
+    """
+    if config.kind == "family":
+        return ScheduleFamily(controls, base, learn, knots=config.knots, layers=layers)
+    return ScheduleNetwork(controls, base, learn, knots=config.knots, hidden=config.hidden, seed=seed)

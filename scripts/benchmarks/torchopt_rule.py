@@ -1,0 +1,39 @@
+"""TorchOpt's differentiable optimizers behind our interface, so that the benchmark can unroll with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+
+from metasched.training.optimizers import Hyper, Optimizer, OptState
+
+_EPS_ROOT = 1e-24  # any positive number: without it Adam's derivative is NaN wherever a gradient is exactly 0
+
+
+class TorchOpt:
+    """SGD or Adam of ``torchopt``, at constant numbers; its own state travels in ours as it is."""
+
+    def __init__(self, rule: Optimizer, hyper: Mapping[str, Any]) -> None:
+        import torchopt  # pyright: ignore[reportMissingImports]
+
+        self.hyperparameters: ClassVar[tuple[str, ...]] = rule.hyperparameters  # pyright: ignore
+        numbers = {name: value for name, value in hyper.items() if not name.startswith("beta")}
+        if "beta1" in hyper:
+            betas = (hyper["beta1"], hyper["beta2"])
+            self.rule = torchopt.adam(**numbers, betas=betas, eps_root=_EPS_ROOT, moment_requires_grad=False)
+        else:
+            self.rule = torchopt.sgd(**numbers)
+        self.apply = torchopt.apply_updates
+
+    def init(self, params: Mapping[str, torch.Tensor]) -> OptState:
+        """TorchOpt's own state."""
+        return {"torchopt": self.rule.init(dict(params))}
+
+    def update(
+        self, params: Mapping[str, torch.Tensor], grads: Mapping[str, Any], state: OptState, hyper: Hyper
+    ) -> tuple[dict[str, torch.Tensor], OptState]:
+        """One step, in the graph."""
+        updates, new = self.rule.update(dict(grads), state["torchopt"], params=dict(params), inplace=False)
+        return self.apply(dict(params), updates, inplace=False), {"torchopt": new}
