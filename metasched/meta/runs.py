@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,10 +43,7 @@ class PooledRuns:
 
     def segments(self, segments: Sequence[Segment]) -> list[Reached]:
         """See Runs."""
-        # by value: shared memory, the way of tensors from process to process, keeps a file open for each of them
-        parts = _parts(segments, self._at_once(len(segments)))
-        work = [(self.experiment, pickle.dumps(part)) for part in parts]
-        return [end for reached in self.pool.map(reach_by_value, work) for end in pickle.loads(reached)]
+        return self._spread("segments", segments, self._at_once(len(segments)))
 
     def _spread(self, question: str, items: Sequence[Any], at_once: int = 1) -> list[Any]:
         work = [(self.experiment, question, part) for part in _parts(items, at_once)]
@@ -77,8 +73,3 @@ def local_runs(experiment: Experiment) -> LocalRuns:
 def answer(experiment: Experiment, question: str, items: Sequence[Any]) -> list[Any]:
     """What the runs of an experiment answer to one of the questions of Runs; runs in any process."""
     return getattr(local_runs(experiment), question)(items)
-
-
-def reach_by_value(experiment: Experiment, segments: bytes) -> bytes:
-    """``segments`` of pickled ones; runs in any process."""
-    return pickle.dumps(local_runs(experiment).segments(pickle.loads(segments)))

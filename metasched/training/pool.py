@@ -1,12 +1,15 @@
 """Independent inner runs on several processes, in order, or one after the other in this one: same numbers either way.
 
-Each process computes with one thread, so that the bits of a run do not depend on where it ran.
+Each process computes with one thread, so that the bits of a run do not depend on where it ran. Work and answers travel
+by value: torch's own way from process to process is shared memory, which keeps a file open for each tensor, and which a
+process that is stopped at the wrong moment leaves with a traceback.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +21,11 @@ import torch
 
 def _start() -> None:
     torch.set_num_threads(1)
+
+
+def _by_value(work: bytes) -> bytes:
+    function, arguments = pickle.loads(work)
+    return pickle.dumps(function(*arguments))
 
 
 class Pool:
@@ -55,7 +63,7 @@ class Pool:
         # Workers start here and inherit the mask: an interrupt of the whole process group is for this process alone.
         masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            futures = [self._executor.submit(function, *a) for a in arguments]
+            futures = [self._executor.submit(_by_value, pickle.dumps((function, a))) for a in arguments]
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, masked)
-        return (future.result() for future in futures)
+        return (pickle.loads(future.result()) for future in futures)
