@@ -52,6 +52,15 @@ def build_estimator(meta: MetaConfig) -> Estimator:
     return import_module(ESTIMATORS[meta.estimator]).build(meta)
 
 
+def engine(name: str) -> str:
+    """What an estimator differentiates inner runs with; ``sweep`` for those that have no engine of their own.
+
+    >>> engine("higher"), engine("auto")
+    ('higher', 'sweep')
+    """
+    return name if name in UNROLLS or name in TRUNCATED else "sweep"
+
+
 def find_unroll(name: str, memory: int | None = None, window: int | None = None) -> Unroll:
     """The ``unroll`` function of an engine's name; ``sweep`` for estimators that have none of their own.
 
@@ -69,8 +78,8 @@ def find_unroll(name: str, memory: int | None = None, window: int | None = None)
         raise MetaschedError("meta.memory", f"has no effect on {name}", f"leave it out: it is for {', '.join(SWEPT)}")
     if name in TRUNCATED:
         return partial(import_module(TRUNCATED[name]).unroll, window=window)
-    unroll = import_module(UNROLLS.get(name, UNROLLS["sweep"])).unroll
+    unroll = import_module(UNROLLS[engine(name)]).unroll
     return unroll if memory is None else partial(unroll, memory=memory)
 
 
-__all__ = ["ESTIMATORS", "SWEPT", "TRUNCATED", "UNROLLS", "build_estimator", "find_unroll"]
+__all__ = ["ESTIMATORS", "SWEPT", "TRUNCATED", "UNROLLS", "build_estimator", "engine", "find_unroll"]

@@ -23,7 +23,7 @@ import torch
 
 from metasched.config import Experiment
 from metasched.errors import MetaschedError
-from metasched.hypergradients import find_unroll
+from metasched.hypergradients import engine, find_unroll
 from metasched.hypergradients.base import OuterLoss, control_gradient
 from metasched.hypergradients.es_reference import smoothed_gradient
 from metasched.hypergradients.finite_differences import TOLERANCE, error_against_differences, outer_loss, uphill
@@ -231,7 +231,7 @@ def _show(experiment: Experiment, gates: Mapping[str, ControlGate], console: Con
         [name, g.gate, g.error, g.points, "" if g.cosine is None else g.cosine, "passed" if g.passed else "FAILED"]
         for name, g in gates.items()
     ]
-    console.table(f"hypergradient of {experiment.method.name} by {experiment.meta.estimator}", columns, lines)
+    console.table(f"hypergradient of {experiment.method.name} by {engine(experiment.meta.estimator)}", columns, lines)
     if any(g.gate == "agreement" for g in gates.values()):
         console.note("The path to the outer loss is hard: not finite differences, but the exact estimators must agree.")
         console.note("The cosine is to a smoothed gradient of the hardened loss: one noisy sample, for information.")

@@ -3,8 +3,8 @@
     theta <- Adam(theta, mean over r of clip(g_r))
 
 g_r are the hypergradients of an estimator: one for each inner run, or one of a population. Each outer step draws fresh
-inner seeds. The schedule that is returned has the mean of the parameters over the last
-half of the steps: the estimates are noisy, and the mean of the iterates is a better point than the last of them.
+inner seeds. The schedule that is returned has the mean of the parameters over the last half of the steps: the estimates
+are noisy, and the mean of the iterates is a better point than the last of them.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class MetaTraining(NamedTuple):
 
     Attributes:
         schedule: with the mean parameters of the last half.
-        inner_steps: training steps spent, each with its share of the reverse pass.
+        inner_steps: training steps spent; where an estimator goes back through them, that comes on top.
         history: one record a step.
     """
 

@@ -191,6 +191,7 @@ def _export(
     settings = to_dict(experiment)["method"]
     tail = outcome.history[len(outcome.history) // 2 :]
     score = sum(r.score for r in tail) / len(tail) if tail else float("nan")
+    runs = sum(r.inner_steps for r in tail) // experiment.task.steps
     provenance = Provenance(
         kind="learned",
         name=experiment.name,
@@ -200,7 +201,7 @@ def _export(
         tasks=(experiment.task.name,),
         outer_steps=experiment.meta.steps,
         versions={name: v for name in ("metasched", "torch", "numpy", "higher") if (v := version(name)) is not None},
-        metric=Metric(name="meta-validation score", value=score, n=len(tail) * experiment.meta.runs) if tail else None,
+        metric=Metric(name="meta-validation score", value=score, n=runs) if runs else None,
     )
     file = export(
         outcome.schedule,
