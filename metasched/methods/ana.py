@@ -71,7 +71,9 @@ class ANA:
     def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
         levels, unit = self.quantizer.activation_levels, self.quantizer.activation_scale
         assert levels is not None, "this layer's activation stays in float"
-        return self._noisy("activation", x if unit == 1 else x / unit, levels, controls, draw) * unit
+        if unit == 1:
+            return self._noisy("activation", x, levels, controls, draw)
+        return self._noisy("activation", x / unit, levels, controls, draw) * unit
 
     def _noisy(self, purpose: str, x: torch.Tensor, levels: LevelSet, controls: Values, draw: Draw) -> torch.Tensor:
         unit = NOISE_FAMILIES[self.noise].unit

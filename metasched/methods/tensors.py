@@ -55,4 +55,7 @@ class LayerQuantizer:
     def harden_activation(self, x: torch.Tensor, surrogate: float) -> torch.Tensor:
         """The activation on its levels; derivative of uniform noise of half-width ``surrogate``."""
         assert self.activation_levels is not None, "this layer's activation stays in float"
-        return straight_through(x / self.activation_scale, self.activation_levels, surrogate) * self.activation_scale
+        unit = self.activation_scale
+        if unit == 1:
+            return straight_through(x, self.activation_levels, surrogate)
+        return straight_through(x / unit, self.activation_levels, surrogate) * unit
