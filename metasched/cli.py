@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -11,42 +13,68 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from metasched.errors import MetaschedError
+from metasched.errors import MetaschedError, printable
+from metasched.signals import Terminated, leaving
 
 if TYPE_CHECKING:
     from metasched.config import Experiment
+    from metasched.exchange.format import ScheduleFile
     from metasched.fields import FieldInfo
     from metasched.files import RunFolder
 
 Result = dict[str, Any]
 
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; the exit code: 0, 2 for a mistake of the user (one line on stderr), 130 when interrupted."""
-    with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: print(f"metasched: warning: {message}", file=sys.stderr)
+    """Runs one command.
+
+    Returns:
+        the exit code: 0; 2 for a mistake of the user or a disk that takes nothing more, 1 for a run that is stopped
+        because its numbers are not finite, each with one line on stderr; 130 or 143 when interrupted or terminated.
+    """
+    arguments = argparse.Namespace()
+
+    def say(stopped: type[KeyboardInterrupt]) -> None:
+        how = "terminated" if issubclass(stopped, Terminated) else "interrupted"
+        run = getattr(arguments, "resumable", None)
+        print(f"metasched: {how}{f'; go on with `metasched train --resume {run}`' if run else ''}", file=sys.stderr)
+
+    with warnings.catch_warnings(), leaving(say):
+        warnings.showwarning = lambda message, *_: print(
+            f"metasched: warning: {printable(str(message))}", file=sys.stderr
+        )
         try:
-            arguments = _parse(sys.argv[1:] if argv is None else argv)
+            _parse(sys.argv[1:] if argv is None else argv, arguments)
             arguments.command(arguments)
         except MetaschedError as error:
             for line in str(error).splitlines():
                 print(f"metasched: error: {line}", file=sys.stderr)
+            return error.exit_code
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            where = printable(str(error.filename or "output"))
+            print(f"metasched: error: {where}: cannot be written ({error.strerror})", file=sys.stderr)
             return 2
-        except KeyboardInterrupt:
-            print("metasched: interrupted", file=sys.stderr)
-            return 130
+        except KeyboardInterrupt as stopped:
+            say(type(stopped))
+            return 143 if isinstance(stopped, Terminated) else 130
     return 0
 
 
 def train(arguments: argparse.Namespace) -> None:
-    """Learns a schedule and compares it."""
-    experiment = _load(arguments)
-    from metasched.loading import require_learnable
+    """Learns a schedule and compares it, or goes on with that."""
+    if arguments.resume is None and arguments.config is None:
+        arguments.parser.error("the following arguments are required: CONFIG (or --resume RUN)")
+    if arguments.resume is None and arguments.allow:
+        raise MetaschedError("--allow", "is for --resume only", "leave it out")
+    if arguments.resume is not None and arguments.folder:
+        raise MetaschedError("--folder", "does not go with --resume", "leave it out: a run goes on in its own folder")
+    with _train_folder(arguments) as (experiment, folder), closing(_console(arguments)) as console:
+        from metasched.meta.train import train
 
-    require_learnable(experiment)
-    from metasched.meta.train import train
-
-    with _run_folder(experiment, arguments.folder) as folder, closing(_console(arguments)) as console:
         result = train(experiment, folder, console)
     _print({"folder": str(folder.path), **result}, arguments.json)
 
@@ -59,7 +87,7 @@ def online(arguments: argparse.Namespace) -> None:
     require_learnable(experiment)
     from metasched.meta.train_online import run
 
-    with _run_folder(experiment, arguments.folder) as folder, closing(_console(arguments)) as console:
+    with _run_folder(experiment, arguments) as folder, closing(_console(arguments)) as console:
         result = run(experiment, folder, console, compared=arguments.compare)
     _print({"folder": str(folder.path), **result}, arguments.json)
 
@@ -69,8 +97,21 @@ def compare(arguments: argparse.Namespace) -> None:
     experiment = _load(arguments)
     from metasched.evaluation.compare import run
 
-    with _run_folder(experiment, arguments.folder) as folder, closing(_console(arguments)) as console:
+    with _run_folder(experiment, arguments) as folder, closing(_console(arguments)) as console:
         result = run(experiment, [Path(path) for path in arguments.schedule], folder, console)
+    _print({"folder": str(folder.path), **result}, arguments.json)
+
+
+def tune(arguments: argparse.Namespace) -> None:
+    """Tunes a hand-coded family by search."""
+    experiment = _load(arguments)
+    from metasched.loading import require_learnable
+
+    require_learnable(experiment)
+    from metasched.meta.tune import tune
+
+    with _run_folder(experiment, arguments) as folder, closing(_console(arguments)) as console:
+        result = tune(experiment, folder, console)
     _print({"folder": str(folder.path), **result}, arguments.json)
 
 
@@ -92,25 +133,49 @@ def sensitivity(arguments: argparse.Namespace) -> None:
     require_learnable(experiment)
     from metasched.meta.sensitivity import sensitivity
 
-    with _run_folder(experiment, arguments.folder) as folder, closing(_console(arguments)) as console:
+    with _run_folder(experiment, arguments) as folder, closing(_console(arguments)) as console:
         result = sensitivity(experiment, arguments.schedule, arguments.runs, folder, console)
     _print({"folder": str(folder.path), **result}, arguments.json)
 
 
+def dashboard(arguments: argparse.Namespace) -> None:
+    """Makes the wandb workspace of an experiment's project."""
+    experiment = _load(arguments)
+    from metasched.tracking.dashboard import publish
+
+    _print({"workspace": publish(experiment, arguments.entity)}, arguments.json)
+
+
 def export(arguments: argparse.Namespace) -> None:
     """Writes a run's learned schedule."""
-    from metasched.exchange.export import dumps, read_schedule, write_schedule
+    from metasched.exchange.export import read_schedule
     from metasched.files import RunFolder
 
     folder = RunFolder(Path(arguments.run))
-    if not folder.schedule.is_file():
+    if not os.path.isfile(folder.schedule):
         fix = "give the folder of a `metasched train` run that has come to its end"
         raise MetaschedError(arguments.run, f"holds no {folder.schedule.name}", fix)
-    schedule = read_schedule(folder.schedule)
-    if arguments.output is None:
-        sys.stdout.write(dumps(schedule))
-    else:
-        write_schedule(arguments.output, schedule)
+    _write(read_schedule(folder.schedule), arguments.output)
+
+
+def import_(arguments: argparse.Namespace) -> None:
+    """Makes a schedule file of what population-based training has found."""
+    experiment = _load(arguments)
+    from metasched.exchange.pbt import import_policy
+    from metasched.loading import to_dict
+    from metasched.training.problem import build_problem
+
+    network = build_problem(experiment).network
+    schedule = import_policy(
+        arguments.policy,
+        total=arguments.total,
+        name=experiment.name,
+        method_name=experiment.method.name,
+        method_parameters={k: v for k, v in to_dict(experiment)["method"].items() if k != "name"},
+        controls=network.method.controls,
+        layers=network.layers,
+    )
+    _write(schedule, arguments.output)
 
 
 def show(arguments: argparse.Namespace) -> None:
@@ -131,7 +196,7 @@ class _Parser(argparse.ArgumentParser):
         raise MetaschedError("", message, f"see `{self.prog} --help`")
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
+def _parse(argv: Sequence[str], arguments: argparse.Namespace) -> None:
     from metasched.files import version
 
     about = "Learns annealing schedules for training quantized networks."
@@ -140,7 +205,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Parser)
 
     def command(run: Callable[[argparse.Namespace], None], about: str, json: bool = True) -> _Parser:
-        added = commands.add_parser(run.__name__, help=about, description=about, allow_abbrev=False)
+        added = commands.add_parser(run.__name__.rstrip("_"), help=about, description=about, allow_abbrev=False)
         added.set_defaults(command=run, parser=added)
         if json:
             added.add_argument("--json", action="store_true", help="print the result as JSON; all else goes to stderr")
@@ -151,27 +216,42 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     adapt.add_argument("--compare", action="store_true", help="also train from fresh seeds with and without adapting")
     play = command(compare, "play schedules on the same seeds and compare the hardened networks on test data")
     play.add_argument("--schedule", nargs="+", action="extend", default=[], metavar="FILE", help="also these schedules")
+    seek = command(tune, "tune a hand-coded family by search, for as many inner steps as learning takes")
+    board = command(dashboard, "make the wandb workspace of the experiment's project: schedules, scores, health")
+    board.add_argument("--entity", required=True, help="wandb user or team")
     look = command(check, "try an experiment out: are its hypergradients right?")
     feel = command(sensitivity, "where in time and in which layer would a change of a schedule help?")
     feel.add_argument("--schedule", metavar="NAME_OR_FILE", help="hand-coded one or a file (default: schedule.start)")
     feel.add_argument("--runs", type=int, default=8, metavar="N", help="inner runs that are differentiated [8]")
-    for added in (learn, adapt, play, feel):
+    for added in (learn, adapt, play, seek, feel):
         added.add_argument("--folder", help="run folder (default: a new one in run.folder)")
-    for added in (learn, adapt, play, look, feel):
+    learn.add_argument("--resume", metavar="RUN", help="go on with the stopped run in this folder, with the same bits")
+    allow = "with --resume: this field may differ from the run's (may be given several times)"
+    learn.add_argument("--allow", metavar="FIELD", action="append", default=[], help=allow)
+    for added in (learn, adapt, play, seek, board, look, feel):
         added.usage = "%(prog)s CONFIG [options] [--section.field VALUE ...]"
-        added.add_argument("config", metavar="CONFIG", help="the experiment, a YAML file")
+        nargs = "?" if added is learn else None
+        added.add_argument("config", metavar="CONFIG", nargs=nargs, help="the experiment, a YAML file")
         _add_overrides(added)
 
     copy = command(export, "write the schedule that a run has learned", json=False)
     copy.add_argument("run", metavar="RUN", help="run folder")
     copy.add_argument("-o", "--output", metavar="FILE", help="default: standard output")
+    fetch = command(
+        import_, "make a schedule file of a policy file of Ray Tune's population-based training", json=False
+    )
+    fetch.usage = "%(prog)s CONFIG POLICY --total N [options] [--section.field VALUE ...]"
+    fetch.add_argument("config", metavar="CONFIG", help="the experiment that it is for, a YAML file")
+    fetch.add_argument("policy", metavar="POLICY", help="pbt_policy_<trial>.txt")
+    fetch.add_argument("--total", type=int, required=True, metavar="N", help="iterations of the whole run in Ray Tune")
+    fetch.add_argument("-o", "--output", metavar="FILE", help="default: standard output")
+    _add_overrides(fetch)
     describe = command(show, "describe a schedule file")
     describe.add_argument("schedule", metavar="SCHEDULE", help="schedule file (JSON)")
 
-    arguments, extra = parser.parse_known_args(argv)
+    _, extra = parser.parse_known_args(argv, arguments)
     if extra:
         _refuse(extra, arguments.parser)
-    return arguments
 
 
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
@@ -214,22 +294,62 @@ def _load(arguments: argparse.Namespace) -> Experiment:
 
 
 @contextmanager
-def _run_folder(experiment: Experiment, path: str | None) -> Iterator[RunFolder]:
+def _train_folder(arguments: argparse.Namespace) -> Iterator[tuple[Experiment, RunFolder]]:
+    """An experiment with its run folder, a new one or one to go on in."""
+    from metasched.loading import require_learnable
+
+    if arguments.resume is None:
+        experiment = _load(arguments)
+        require_learnable(experiment)
+        with _run_folder(experiment, arguments) as folder:
+            yield experiment, folder
+        return
+    from metasched.files import RunFolder
+
+    folder = RunFolder.resume(arguments.resume)
+    try:
+        from metasched.meta.resume import resumed_experiment
+
+        arguments.resumable = folder.path
+        config = Path(arguments.config) if arguments.config else None
+        experiment = resumed_experiment(folder, config, arguments.overrides, arguments.allow)
+        require_learnable(experiment)
+        yield experiment, folder
+        folder.finish()
+    finally:
+        folder.release()
+
+
+@contextmanager
+def _run_folder(experiment: Experiment, arguments: argparse.Namespace) -> Iterator[RunFolder]:
     """A run folder with what is needed to repeat the run; a mistake that shows before work starts leaves no folder."""
     from metasched.files import RunFolder, environment, json_text, write_atomic
     from metasched.loading import dump_yaml
 
+    path, command = arguments.folder, arguments.command.__name__
     place = Path(path or experiment.run.folder)
-    made = [p for p in (place, *place.parents) if not p.exists()]
-    folder = RunFolder.claim(path) if path else RunFolder.create(place, experiment.name)
+    made = [p for p in (place, *place.parents) if not os.path.exists(p)]  # Path.exists raises on a name too long
+    folder = RunFolder.claim(path, command) if path else RunFolder.create(place, experiment.name, command)
     try:
         write_atomic(folder.config, dump_yaml(experiment).encode())
+        arguments.resumable = folder.path if command == "train" else None
         write_atomic(folder.environment, json_text(environment(), indent=2).encode())
         yield folder
+        folder.finish()
     except MetaschedError:
         folder.discard(made if path else [folder.path, *made])
         raise
-    folder.finish()
+    finally:
+        folder.release()
+
+
+def _write(schedule: ScheduleFile, output: str | None) -> None:
+    from metasched.exchange.export import dumps, write_schedule
+
+    if output is None:
+        sys.stdout.write(dumps(schedule))
+    else:
+        write_schedule(output, schedule)
 
 
 def _console(arguments: argparse.Namespace) -> Any:
@@ -247,4 +367,4 @@ def _print(result: Result, as_json: bool) -> None:
         for key, value in result.items():
             if not isinstance(value, dict | list):  # what has a structure was shown as a table
                 text = value if isinstance(value, str) else json_text(value).strip('"')
-                print(f"{key}: {text}")
+                print(f"{key}: {printable(text)}")

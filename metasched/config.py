@@ -6,7 +6,7 @@ import re
 from dataclasses import field
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
@@ -32,9 +32,20 @@ def _bytes(value: object) -> object:
     return int(float(found[1]) * _UNITS[f"{found[2] or ''}B"])
 
 
+def _printable(value: str) -> str:
+    if not value.isprintable():  # it is for a line of a terminal, a line of a file, or a path
+        raise PydanticCustomError("printable_type", "Input should be text that can be shown on one line")
+    return value
+
+
 Int = Annotated[int, BeforeValidator(_not_boolean), Field(le=2**63 - 1)]
 Float = Annotated[float, BeforeValidator(_not_boolean)]
-Positive = Annotated[Int, Field(ge=1)]
+Boolean = Annotated[bool, Field(strict=True)]
+Word = Annotated[str, Field(max_length=64), AfterValidator(_printable)]
+PathText = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_printable)]
+Positive = Annotated[Int, Field(ge=1, le=10**9)]
+Repeats = Annotated[Int, Field(ge=1, le=10_000)]
+Units = Annotated[Int, Field(ge=1, le=2**16)]
 Bytes = Annotated[int, BeforeValidator(_bytes), Field(gt=0, le=2**63 - 1)]
 NonNegative = Annotated[Float, Field(ge=0)]
 
@@ -45,9 +56,9 @@ class TaskConfig:
 
     name: Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar10_npz", "quadratic"] = "digits"
     """data set; digits comes with scikit-learn, the others are read under `root`"""
-    root: str | None = None
+    root: PathText | None = None
     """folder of the data set, as torchvision lays it out (cifar10_npz: the folder of the npz file)"""
-    download: bool = False
+    download: Boolean = False
     """let torchvision fetch the data set into `root`"""
     train: Positive | None = None
     """training examples (default: all that the split leaves)"""
@@ -59,11 +70,11 @@ class TaskConfig:
     """seed of the split"""
     model: Literal["mlp", "convnet", "vgg8", "resnet20"] = "convnet"
     """the float network"""
-    width: Positive = 8
+    width: Units = 8
     """channels of the first block (units of the hidden layers for the MLP)"""
-    depth: Positive | None = None
+    depth: Annotated[Int, Field(ge=1, le=1024)] | None = None
     """convolutions of the convnet, hidden layers of the MLP (default: 3); the other models have their own"""
-    steps: Positive = 100
+    steps: Annotated[Int, Field(ge=1, le=10**7)] = 100
     """T, the training steps of an inner run"""
     batch: Positive = 64
     """examples of a step"""
@@ -95,9 +106,9 @@ class MethodConfig:
 
     name: Literal["ste", "ana", "inq", "joint"] = "joint"
     """straight-through estimator, noise annealing (ANA), incremental freezing (INQ), or both at once"""
-    levels: str = "ternary"
+    levels: Word = "ternary"
     """weight levels: binary, ternary, intB, uintB, balancedB, pow2_B"""
-    activation_levels: str | None = "ternary"
+    activation_levels: Word | None = "ternary"
     """activation levels; null keeps activations in float"""
     scale: Literal["unit", "max", "least_squares", "pow2"] = "unit"
     """size of a level unit; unit starts each weight near a threshold, as ANA does"""
@@ -119,9 +130,9 @@ class MethodConfig:
 class QuantizeConfig:
     """Which layers are quantized."""
 
-    first: bool = True
+    first: Boolean = True
     """quantize the first convolution or linear layer"""
-    last: bool = False
+    last: Boolean = False
     """quantize the last one"""
 
 
@@ -131,13 +142,13 @@ class ScheduleConfig:
 
     kind: Literal["network", "family"] = "network"
     """a network, or a family of hand-coded schedules: a window with a decay, of five to seven parameters a control"""
-    start: str = "best"
+    start: PathText = "best"
     """name of a hand-coded schedule, path of a schedule file, or `best`: the best hand-coded one on meta-validation"""
-    learn: tuple[str, ...] | None = None
+    learn: tuple[Word, ...] | None = None
     """controls that are learned (default: all differentiable ones of the method); the others stay as they start"""
     knots: Annotated[Int, Field(ge=2, le=512)] = 25
     """points in progress that the schedule is linear between"""
-    hidden: Positive = 32
+    hidden: Units = 32
     """network only: units of each of the two hidden layers"""
 
 
@@ -145,9 +156,9 @@ class ScheduleConfig:
 class MetaConfig:
     """The outer loop."""
 
-    steps: Annotated[Int, Field(ge=0)] = 40
+    steps: Annotated[Int, Field(ge=0, le=10**9)] = 40
     """outer updates"""
-    runs: Positive = 4
+    runs: Repeats = 4
     """inner runs averaged in an outer step; antithetic pairs of them for evolution strategies"""
     lr: Annotated[Float, Field(gt=0)] = 0.1
     """Adam step size of the schedule network: about the change of a log-correction in an outer step"""
@@ -174,7 +185,7 @@ class MetaConfig:
     """largest norm of one inner run's hypergradient"""
     noise_floor: NonNegative = 0.35
     """noise never falls below this while learning, in quanta; 0 switches it off"""
-    select_runs: Positive = 4
+    select_runs: Repeats = 4
     """paired inner runs for each hand-coded schedule when `schedule.start` is best"""
 
 
@@ -182,12 +193,32 @@ class MetaConfig:
 class CompareConfig:
     """The comparison at the end of training and of `metasched compare`."""
 
-    seeds: Annotated[Int, Field(ge=2)] = 16
+    seeds: Annotated[Int, Field(ge=2, le=10_000)] = 16
     """fresh paired seeds"""
-    baselines: tuple[str, ...] | None = None
+    baselines: tuple[Word, ...] | None = None
     """names of hand-coded schedules (default: all of the method's family)"""
-    horizons: tuple[Positive, ...] = (1,)
+    horizons: Annotated[tuple[Repeats, ...], Field(max_length=64)] = (1,)
     """multiples of task.steps at which the schedules are played"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TuneConfig:
+    """A hand-coded family tuned by search: `metasched tune`."""
+
+    search: Literal["tpe", "cmaes", "random", "pbt"] = "tpe"
+    """tree-structured Parzen estimator, CMA-ES, random search, or population based training"""
+    inner_steps: Positive = 20_000
+    """training steps in all, the finalists' included: as many as learning took, for a fair comparison"""
+    runs: Repeats = 2
+    """fresh inner runs that a candidate is scored by"""
+    finalists: Repeats = 5
+    """best candidates that are judged again"""
+    final_runs: Repeats = 8
+    """fresh inner runs, the same for all finalists, that decide between them"""
+    population: Annotated[Int, Field(ge=5, le=10_000)] = 20
+    """pbt only: members of a population"""
+    interval: Positive = 5
+    """pbt only: steps between two exchanges"""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -210,7 +241,7 @@ class TrackingConfig:
 
     wandb: Literal["disabled", "offline", "online"] = "offline"
     """offline keeps the wandb run in the run folder; `wandb sync` uploads it later"""
-    project: str = "metasched"
+    project: Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$")] = "metasched"
     """wandb project"""
 
 
@@ -218,15 +249,15 @@ class TrackingConfig:
 class RunConfig:
     """Where and with what the experiment runs."""
 
-    folder: str = "runs"
+    folder: PathText = "runs"
     """run folders are made in here"""
-    workers: Annotated[Int, Field(ge=0)] = 0
+    workers: Annotated[Int, Field(ge=0, le=1024)] = 0
     """worker processes; 0: one for each core"""
-    device: str = "cpu"
+    device: Word = "cpu"
     """torch device that the inner runs train on"""
     dtype: Literal["float32", "float64"] = "float32"
     """of weights, data and schedule"""
-    autocast: bool = False
+    autocast: Boolean = False
     """run the network in bfloat16 while training, where torch.autocast does; all else stays in float32"""
 
 
@@ -244,6 +275,7 @@ class Experiment:
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     meta: MetaConfig = field(default_factory=MetaConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     online: OnlineConfig = field(default_factory=OnlineConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -1,4 +1,4 @@
-"""The one error type that a user's mistake raises: a single line that says where, what and how to mend it."""
+"""The one error type that a user's mistake raises: a single printable line of where, what and how to mend it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,26 @@ class MetaschedError(ValueError):
     'meta.steps: must be at least 1, got 0; set it to 50'
     """
 
+    exit_code = 2  # of the command line
+
     def __init__(self, path: str, problem: str, fix: str = "") -> None:
         self.path = path
         self.problem = problem
         self.fix = fix
         text = f"{path}: {problem}" if path else problem
-        super().__init__(" ".join(f"{text}; {fix}".split()) if fix else " ".join(text.split()))
+        super().__init__(printable(" ".join((f"{text}; {fix}" if fix else text).split())))
 
     def __reduce__(self) -> tuple[type[MetaschedError], tuple[str, str, str]]:
         return type(self), (self.path, self.problem, self.fix)  # so that it crosses a process pool
+
+
+def printable(text: str) -> str:
+    r"""A text as it may stand on a line of a terminal: what would move the cursor, ring or hide is escaped.
+
+    >>> print(printable("a\x1b[31m\n"))
+    a\x1b[31m\n
+    """
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def unknown_name(path: str, name: str, known: Iterable[str]) -> MetaschedError:

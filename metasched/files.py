@@ -10,12 +10,15 @@ import secrets
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from metasched.errors import MetaschedError
+from metasched.lock import Held, Lock
+
+INNER_THREADS = 1  # of each process while it does inner runs: the last bits of a sum depend on their number
 
 
 def write_atomic(path: str | Path, data: bytes) -> None:
@@ -41,6 +44,13 @@ def write_atomic(path: str | Path, data: bytes) -> None:
     except OSError as error:
         fix = "see that the folder is there and has room"
         raise MetaschedError(str(path), f"cannot be written ({error.strerror})", fix) from error
+
+
+def settled_size(path: str | Path) -> int:
+    """Bytes of a file, all of which are on the disk now."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_size
 
 
 def _fsync_folder(folder: Path) -> None:
@@ -72,12 +82,21 @@ def _finite(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of one run; a path for each file that a run leaves. ``DONE`` is there once the run has finished."""
+    """The folder of one run; a path for each file that a run leaves. ``DONE`` is there once the run has finished.
+
+    While a process is at work in it, it holds a lock on the file ``PID``, which the system gives back when it ends,
+    however it ends. So nothing stale is ever left.
+
+    Attributes:
+        path: where it lies.
+        lock: on ``PID``; None for a folder that is only looked at.
+    """
 
     path: Path
+    lock: Lock | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def create(cls, parent: str | Path, name: str) -> RunFolder:
+    def create(cls, parent: str | Path, name: str, command: str = "train") -> RunFolder:
         """A new folder ``<parent>/<name>-<NNN>``, with the number after the largest that is there.
 
         Raises:
@@ -96,28 +115,64 @@ class RunFolder:
                 continue
             except OSError as error:
                 raise _no_folder(path, error) from error
-            return cls.claim(path)
+            return cls.claim(path, command)
 
     @classmethod
-    def claim(cls, path: str | Path) -> RunFolder:
+    def claim(cls, path: str | Path, command: str = "train") -> RunFolder:
         """A given folder, made where it is missing; from now on it holds this run.
+
+        Args:
+            path: the folder.
+            command: what it is a run of.
 
         Raises:
             MetaschedError: it already holds a run, finished or not, or cannot be made.
         """
-        folder = cls(Path(path))
-        _make(folder.path)
-        for mark in (folder.done, folder.config):
-            if mark.exists():
-                raise _holds_a_run(folder.path, f"it has a {mark.name}")
+        path = Path(path)
+        _make(path)
+        lock = _lock(path)
+        folder = cls(path, lock)
         try:
-            with open(folder.path / "PID", "x") as file:  # of two processes only one gets here
-                file.write(f"{os.getpid()}\n")
-        except FileExistsError as error:
-            raise _holds_a_run(folder.path, f"of process {(folder.path / 'PID').read_text().strip()}") from error
-        except OSError as error:
-            raise _no_folder(folder.path, error) from error
+            for mark in (folder.done, folder.config, folder.checkpoint, folder.metrics):
+                if mark.exists():
+                    raise _holds_a_run(path, f"it has a {mark.name}")
+            lock.sign(command)
+        except (MetaschedError, OSError) as error:
+            lock.release()
+            raise error if isinstance(error, MetaschedError) else _no_folder(path, error) from error
         return folder
+
+    @classmethod
+    def resume(cls, path: str | Path, command: str = "train") -> RunFolder:
+        """A folder whose run goes on.
+
+        Raises:
+            MetaschedError: it holds no run of this command, one that has finished, or one that is going on.
+        """
+        path = Path(path)
+        if not os.path.isfile(cls(path).config):  # Path.is_file raises on a name too long
+            raise MetaschedError(str(path), f"holds no run (no {cls(path).config.name})", "give the folder of a run")
+        lock = _lock(path)
+        folder = cls(path, lock)
+        try:
+            made_by = lock.words()[1:2]
+            if made_by not in ([], [command]):
+                fix = f"only runs of `metasched {command}` can be resumed"
+                raise MetaschedError(str(path), f"holds a run of `metasched {made_by[0][:20]}`", fix)
+            if folder.done.exists():
+                raise MetaschedError(str(path), "holds a run that has finished", f"see {folder.schedule}")
+            lock.sign(command)
+            for torn in path.glob(".*.tmp"):  # what write_atomic was at when the run was killed
+                torn.unlink()
+        except (MetaschedError, OSError) as error:
+            lock.release()
+            raise error if isinstance(error, MetaschedError) else _no_folder(path, error) from error
+        return folder
+
+    def release(self) -> None:
+        """Lets another process work in it."""
+        if self.lock is not None:
+            self.lock.release()
 
     @property
     def config(self) -> Path:
@@ -135,6 +190,21 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def checkpoint(self) -> Path:
+        """Where the outer loop stands."""
+        return self.path / "checkpoint.pt"
+
+    @property
+    def cells(self) -> Path:
+        """Scores of the inner runs that choose the start and compare, as JSON lines."""
+        return self.path / "cells.jsonl"
+
+    @property
+    def resumes(self) -> Path:
+        """What it was resumed with, as JSON lines."""
+        return self.path / "resumes.jsonl"
+
+    @property
     def schedule(self) -> Path:
         """The learned schedule."""
         return self.path / "schedule.json"
@@ -143,6 +213,11 @@ class RunFolder:
     def comparison(self) -> Path:
         """Scores of all schedules on the same seeds, as JSON."""
         return self.path / "comparison.json"
+
+    @property
+    def report(self) -> Path:
+        """The comparison as a page that needs nothing else."""
+        return self.path / "report.html"
 
     @property
     def plots(self) -> Path:
@@ -169,6 +244,16 @@ class RunFolder:
         write_atomic(self.done, b"")
 
 
+def _lock(folder: Path) -> Lock:
+    try:
+        return Lock(folder / "PID")
+    except Held as held:
+        holder = held.words[0] if held.words else "?"
+        raise MetaschedError(str(folder), f"is in use by process {holder}", "wait until it ends, or end it") from None
+    except OSError as error:
+        raise _no_folder(folder, error) from error
+
+
 def _make(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -181,7 +266,8 @@ def _no_folder(path: Path, error: OSError) -> MetaschedError:
 
 
 def _holds_a_run(path: Path, why: str) -> MetaschedError:
-    return MetaschedError(str(path), f"already holds a run ({why})", "give another folder, or none for a new one")
+    fix = "give another folder, or none for a new one; --resume goes on with a run of `metasched train`"
+    return MetaschedError(str(path), f"already holds a run ({why})", fix)
 
 
 def version(package: str = "metasched") -> str | None:
@@ -200,7 +286,11 @@ def cpu_model() -> str:
 
 
 def environment() -> dict[str, Any]:
-    """What decides the bits of a run: versions, platform, device, threads, code. No host, user or path is in it."""
+    """What decides the bits of a run besides its configuration: versions, processor, threads, device, code.
+
+    ``threads`` are those of this process now, ``inner_threads`` those of each process while it does inner runs: they
+    decide the bits of a schedule and of its scores. No host, user or path is in it.
+    """
     import torch
 
     cuda = torch.cuda.is_available()
@@ -209,10 +299,18 @@ def environment() -> dict[str, Any]:
         **{package: version(package) for package in ("metasched", "torch", "numpy", "higher")},
         "system": platform.system(),
         "machine": platform.machine(),
+        "cpu": cpu_model(),
         "cpu_count": os.cpu_count(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "blas": "mkl" if torch.backends.mkl.is_available() else "other",
+        "onednn": torch.backends.mkldnn.is_available(),
         "threads": torch.get_num_threads(),
+        "inner_threads": INNER_THREADS,
+        "default_dtype": str(torch.get_default_dtype()).removeprefix("torch."),
+        "matmul_precision": torch.get_float32_matmul_precision(),
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "cuda": torch.version.cuda if cuda else None,
+        "cudnn": torch.backends.cudnn.version() if cuda else None,
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "git": _git(),
     }

@@ -15,37 +15,38 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 from metasched.config import Experiment
 from metasched.errors import MetaschedError
-from metasched.fields import fields, names_in
+from metasched.fields import FieldInfo, fields, names_in
 from metasched.quantizers.levels import level_set
 from metasched.yaml_reader import parse, read_mapping
 
 MAX_PROBLEMS = 20
+_ADAPTER: TypeAdapter[Experiment] = TypeAdapter(cast(Any, Experiment))
 
 
 class ConfigErrors(MetaschedError):
-    """Several mistakes in one configuration; as text one line each."""
+    """Several mistakes in one configuration, ``left`` more of them not shown; as text one line each."""
 
-    def __init__(self, problems: Sequence[MetaschedError]) -> None:
+    def __init__(self, problems: Sequence[MetaschedError], left: int = 0) -> None:
         self.problems = tuple(problems)
+        self.left = left
         super().__init__(problems[0].path, problems[0].problem, problems[0].fix)
 
     def __str__(self) -> str:
-        shown = [str(p) for p in self.problems[:MAX_PROBLEMS]]
-        left = len(self.problems) - MAX_PROBLEMS
-        return "\n".join([*shown, f"and {left} more problems"] if left > 0 else shown)
+        lines = [str(p) for p in self.problems]
+        return "\n".join([*lines, f"and {self.left} more problems"] if self.left else lines)
 
     def __reduce__(self) -> Any:
-        return type(self), (self.problems,)
+        return type(self), (self.problems, self.left)
 
 
 def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -65,15 +66,18 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
         ours = any(f"{name}.".startswith(f"{field.split('[')[0]}.") for name in overridden)
         return f"--{field}" if ours else f"{path}: {field}"
 
+    left = 0
     try:
-        experiment = Experiment(**document)
+        experiment = _ADAPTER.validate_python(document)
     except ValidationError as error:
-        problems = [_explain(e["type"], e["msg"], e["loc"], e["input"], place) for e in error.errors()]
+        found = error.errors(include_url=False)
+        problems = [_explain(e["type"], e["msg"], e["loc"], e["input"], place) for e in found[:MAX_PROBLEMS]]
+        left = len(found) - len(problems)
     else:
         problems = _contradictions(experiment, place)
         if not problems:
             return experiment
-    raise problems[0] if len(problems) == 1 else ConfigErrors(problems)
+    raise problems[0] if len(problems) == 1 else ConfigErrors(problems, left)
 
 
 def require_learnable(experiment: Experiment) -> None:
@@ -104,6 +108,23 @@ def config_hash(experiment: Experiment) -> str:
     """SHA-256, in hexadecimal, of the experiment's canonical JSON (sorted keys, no spaces, shortest exact floats)."""
     text = json.dumps(to_dict(experiment), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Dotted paths of fields in which two experiments, as ``to_dict`` has them, differ; a missing one is its default.
+
+    >>> differing({"seed": 1, "meta": {"steps": 2}}, {"seed": 0, "meta": {"steps": 2}})
+    ['seed']
+    """
+    return [f.path for f in fields() if _value(a, f) != _value(b, f)]
+
+
+def _value(document: Any, field: FieldInfo) -> Any:
+    for part in field.path.split("."):
+        if not isinstance(document, Mapping) or part not in document:
+            return to_jsonable_python(field.default)
+        document = document[part]
+    return document
 
 
 def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:

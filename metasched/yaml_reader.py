@@ -1,39 +1,38 @@
 """Experiment files: a small, safe part of YAML, and one clear line for whatever is outside of it.
 
-Plain mappings, lists and scalars only: no tags (nothing is constructed by name), no aliases (nothing expands), no
-duplicate keys (nothing is silently lost), at most 1 MiB, 10 levels and 10,000 values. A date is read as text.
+Plain mappings, lists and scalars only: no tags (nothing is constructed by name), no anchors and aliases (nothing
+expands), no duplicate keys (nothing is silently lost), no numbers that YAML reads in two ways (010, 1:30), at most 64
+KiB, 10 levels and 10,000 values. A date is read as text.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from metasched.errors import MetaschedError
+from metasched.errors import MetaschedError, printable
+from metasched.reading import read_regular
 
-MAX_BYTES = 2**20
+MAX_BYTES = 2**16
 MAX_DEPTH = 10
 MAX_VALUES = 10_000
+MAX_KEY = 64
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_AMBIGUOUS = re.compile(r"[-+]?0[0-9_]+|[^:]*:.*")  # octal or decimal; base 60 or text
 
 
 def read_mapping(path: str | Path) -> dict[str, Any]:
     """The mapping that a YAML file holds.
 
     Raises:
-        MetaschedError: not a readable file of at most 1 MiB of UTF-8, not YAML of the kind above, not a mapping.
+        MetaschedError: not a readable file of at most 64 KiB of UTF-8, not YAML of the kind above, not a mapping.
     """
-    where = str(path)
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        fix = "give the path of an experiment's YAML file"
-        raise MetaschedError(where, f"cannot be read ({reason})", fix) from error
-    if len(data) > MAX_BYTES:
-        raise MetaschedError(where, f"is larger than {MAX_BYTES} bytes", "give an experiment's YAML file")
+    where = printable(os.fspath(path))
+    data = read_regular(path, MAX_BYTES, "give the path of an experiment's YAML file")
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -59,6 +58,8 @@ def parse(text: str, where: str) -> Any:
         raise MetaschedError(line, error.problem or "is not YAML", "write plain lines of `field: value`") from error
     except yaml.YAMLError as error:
         raise MetaschedError(where, "is not YAML: it holds control characters", "save it as plain text") from error
+    except (ValueError, OverflowError) as error:  # from characters and version numbers that Python does not have
+        raise MetaschedError(where, "is not YAML: a number in it is out of range", "write plain text") from error
 
 
 class _Loader(yaml.SafeLoader):
@@ -69,6 +70,8 @@ class _Loader(yaml.SafeLoader):
         event: Any = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
             raise _refused("aliases are not read", event)
+        if event.anchor is not None:
+            raise _refused("anchors are not read", event)
         if event.tag is not None:
             raise _refused("tags are not read", event)
         if self.depth == MAX_DEPTH:
@@ -84,7 +87,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
-            if key.tag != "tag:yaml.org,2002:str" or not key.value.isprintable():
+            if key.tag != "tag:yaml.org,2002:str" or not key.value.isprintable() or len(key.value) > MAX_KEY:
                 raise _refused("the key of a field must be its name", key)
             if key.value in seen:
                 raise _refused(f"the key {key.value!r} occurs twice", key)
@@ -92,6 +95,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
+        if node.tag in _NUMBERS and _AMBIGUOUS.fullmatch(node.value):
+            raise _refused("is a number that YAML reads in two ways", node)
         try:
             value = super().construct_object(node, deep)
         except ValueError as error:  # such as 0x_

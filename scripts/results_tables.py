@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from metasched.evaluation.compare import Arm, Comparison
+from metasched.evaluation.comparison import Arm, Comparison
 from metasched.files import write_atomic
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +40,7 @@ def markdown(name: str, result: dict[str, Any]) -> str:
 
 def comparison_of(result: dict[str, Any]) -> Comparison:
     """The comparison that a result file holds."""
-    arms = [Arm(a["name"], a["horizon"], tuple(a["scores"]), a["inner_steps"]) for a in result["arms"]]
+    arms = [Arm(a["name"], a["horizon"], tuple(map(float, a["scores"])), a["inner_steps"]) for a in result["arms"]]
     return Comparison(tuple(result["seeds"]), tuple(arms), tuple(result["learned"]))
 
 

@@ -17,6 +17,8 @@ from metasched.errors import MetaschedError, unknown_name
         (("meta.steps", "must be at least 1"), "meta.steps: must be at least 1"),
         (("", "no file", "name one"), "no file; name one"),
         (("a\nb", "two\n  lines", "mend\tthem"), "a b: two lines; mend them"),
+        (("a\x1b[2J", "\u202eb\x9b\x07", "\ud800"), "a\\x1b[2J: \\u202eb\\x9b\\x07; \\ud800"),
+        (("caf\xe9", "\u4e2d", ""), "caf\xe9: \u4e2d"),
     ],
 )
 def test_it_is_one_line(arguments: tuple[str, ...], text: str) -> None:

@@ -7,14 +7,15 @@ read here only. Every arm trains for the same number of steps at each horizon.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from metasched.config import Experiment
 from metasched.errors import MetaschedError, unknown_name
 from metasched.evaluation.cells import cell_scores, played
-from metasched.evaluation.statistics import PairedDifference, Summary, paired_difference, summarize
+from metasched.evaluation.comparison import Arm, Comparison
+from metasched.evaluation.report import write_report
+from metasched.evaluation.statistics import counted, summarize
 from metasched.exchange.export import read_schedule
 from metasched.exchange.player import PlayedSchedule, check_method, match_layers
 from metasched.files import RunFolder, json_text, write_atomic
@@ -26,90 +27,8 @@ from metasched.tracking import Tracker, open_tracker
 from metasched.tracking.console import Console
 from metasched.tracking.plots import plot_comparison
 from metasched.training.mapped import mapping_pays
-from metasched.training.pool import Pool
+from metasched.training.pool import Mapper, Pool
 from metasched.training.problem import build_problem
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One schedule at one horizon.
-
-    Attributes:
-        name: of the schedule.
-        horizon: T, inner steps of each run.
-        scores: final score of the hardened network on the test split, one a seed.
-        inner_steps: training steps that this arm spent: T for each seed.
-    """
-
-    name: str
-    horizon: int
-    scores: tuple[float, ...]
-    inner_steps: int
-
-    @property
-    def summary(self) -> Summary:
-        """Mean, standard deviation, n."""
-        return summarize(self.scores)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """All arms at all horizons, on the same seeds in the same order.
-
-    Attributes:
-        seeds: the inner seeds.
-        arms: of each horizon, in the order given.
-        learned: names of the arms that others are compared against.
-    """
-
-    seeds: tuple[int, ...]
-    arms: tuple[Arm, ...]
-    learned: tuple[str, ...]
-
-    def at(self, horizon: int) -> dict[str, Arm]:
-        """The arms of one horizon by name."""
-        return {arm.name: arm for arm in self.arms if arm.horizon == horizon}
-
-    @property
-    def horizons(self) -> list[int]:
-        """The horizons, in inner steps."""
-        return sorted({arm.horizon for arm in self.arms})
-
-    def difference(self, arm: Arm, other: Arm) -> PairedDifference:
-        """Mean paired difference arm - other with its 95 % interval."""
-        return paired_difference(arm.scores, other.scores)
-
-    def rows(self, horizon: int) -> tuple[list[str], list[list[str]]]:
-        """The table of a horizon, best mean first: columns and rows as text."""
-        arms = self.at(horizon)
-        learned = [arms[name] for name in self.learned if name in arms]
-        columns = ["schedule", "mean", "sd", "n", "inner steps"]
-        columns += [f"{arm.name} - this [95 % interval]" for arm in learned]
-        rows = []
-        for arm in sorted(arms.values(), key=lambda a: -a.summary.mean):
-            s = arm.summary
-            row = [arm.name, f"{s.mean:.4f}", f"{s.sd:.4f}", str(s.n), str(arm.inner_steps)]
-            for reference in learned:
-                d = self.difference(reference, arm)
-                row.append("" if reference is arm else f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]")
-            rows.append(row)
-        return columns, rows
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything, for JSON."""
-        arms = []
-        for arm in self.arms:
-            entry: dict[str, Any] = {
-                "name": arm.name,
-                "horizon": arm.horizon,
-                **arm.summary._asdict(),
-                "inner_steps": arm.inner_steps,
-                "scores": list(arm.scores),
-            }
-            references = [self.at(arm.horizon)[n] for n in self.learned if n in self.at(arm.horizon)]
-            entry["differences"] = {r.name: self.difference(r, arm)._asdict() for r in references if r is not arm}
-            arms.append(entry)
-        return {"seeds": list(self.seeds), "learned": list(self.learned), "arms": arms}
 
 
 def fresh_seeds(experiment: Experiment) -> list[int]:
@@ -151,7 +70,7 @@ def compare(
     experiment: Experiment,
     schedules: Mapping[str, Schedule],
     learned: Sequence[str],
-    pool: Pool,
+    pool: Mapper,
     tracker: Tracker,
     console: Console,
 ) -> Comparison:
@@ -184,7 +103,7 @@ def compare(
         if (i + 1) % len(seeds) == 0:
             done, total = (i + 1) // len(seeds), len(cells) // len(seeds)
             console.note(
-                f"compare {done}/{total}: {name} over {steps} steps: {summarize(scores[name, steps]).mean:.4f}"
+                f"compare {done}/{total}: {name} over {steps} steps: {summarize(counted(scores[name, steps])).mean:.4f}"
             )
     arms = [Arm(n, steps, tuple(scores[n, steps]), steps * len(seeds)) for steps in horizons for n in schedules]
     return Comparison(tuple(seeds), tuple(arms), tuple(learned))
@@ -197,7 +116,7 @@ def publish(comparison: Comparison, folder: RunFolder, tracker: Tracker, console
         columns, rows = comparison.rows(horizon)
         console.table(f"Hardened test score after {horizon} steps", columns, rows)
         tracker.table(f"comparison_{horizon}", columns, rows)
-    scores = {h: {name: arm.scores for name, arm in comparison.at(h).items()} for h in comparison.horizons}
+    scores = {h: {name: counted(arm.scores) for name, arm in comparison.at(h).items()} for h in comparison.horizons}
     folder.plots.mkdir(exist_ok=True)
     plot_comparison(folder.plots / "comparison.png", scores, comparison.learned)
 
@@ -230,6 +149,8 @@ def run(experiment: Experiment, paths: Sequence[Path], folder: RunFolder, consol
         with Pool(experiment.run.workers) as pool:
             comparison = compare(experiment, arms, list(files), pool, tracker, console)
         publish(comparison, folder, tracker, console)
+        report = write_report(experiment, comparison, arms, folder)
     finally:
         tracker.close()
-    return {"comparison": str(folder.comparison), "arms": {a.name: a.summary.mean for a in comparison.arms}}
+    means = {arm.name: arm.summary.mean for arm in comparison.arms}
+    return {"report": str(report), "comparison": str(folder.comparison), "arms": means}

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import TypeAdapter, ValidationError
 
-from metasched.errors import MetaschedError
+from metasched.errors import MetaschedError, printable
 from metasched.exchange.format import FORMAT, VERSIONS, Provenance, ScheduleFile
 from metasched.exchange.strict_json import MAX_BYTES, join, parse, show
 from metasched.layers import Layer
+from metasched.reading import read_regular
 
 if TYPE_CHECKING:
     import torch
@@ -81,13 +82,8 @@ def read_schedule(path: str | os.PathLike[str]) -> ScheduleFile:
     Raises:
         MetaschedError: it cannot be read, or is not a schedule.
     """
-    try:
-        with open(path, "rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:  # ValueError: a null byte in the path
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise MetaschedError(_show_path(path), f"cannot be read: {why}", "give the path of a schedule file") from None
-    return loads(data, _show_path(path))
+    data = read_regular(path, MAX_BYTES, "give the path of a schedule file")
+    return loads(data, printable(os.fspath(path)))
 
 
 def export(
@@ -133,11 +129,6 @@ def export(
         "provenance": provenance,
     }
     return _validated(tree)
-
-
-def _show_path(path: str | os.PathLike[str]) -> str:
-    """A path as it may stand in a message: printable."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in os.fspath(path))
 
 
 def _check_version(tree: Any) -> None:

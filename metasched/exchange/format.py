@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import Annotated, Any, Literal, cast
 
@@ -71,6 +72,8 @@ class ControlEntry:
     def _check(self) -> ControlEntry:
         if self.low > self.high:
             raise MetaschedError("low", f"must be at most high = {self.high!r}, got {self.low!r}", "correct one")
+        if not math.isfinite(self.high - self.low):  # between two such values nothing can be interpolated
+            raise MetaschedError("high", f"is beyond float64 from low = {self.low!r}: {self.high!r}", "correct one")
         if self.end is not None and not self.low <= self.end <= self.high:
             raise MetaschedError("end", f"must lie in [{self.low!r}, {self.high!r}], got {self.end!r}", "correct one")
         return self
@@ -111,7 +114,7 @@ class Metric:
 class Provenance:
     """Where the schedule comes from."""
 
-    kind: Literal["learned", "hand-coded"]
+    kind: Literal["learned", "tuned", "hand-coded"]
     name: Name
     """of the experiment or of the hand-coded schedule"""
     citation: Text | None = None

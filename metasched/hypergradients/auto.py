@@ -20,7 +20,7 @@ from metasched.config import MetaConfig
 from metasched.hypergradients.base import Hypergradient
 from metasched.hypergradients.diagnosis import adjoint_growth
 from metasched.hypergradients.es import Pairs, antithetic_pairs
-from metasched.hypergradients.estimator import Estimate, State
+from metasched.hypergradients.estimator import PLACE, Estimate, State, check_like, check_range
 from metasched.hypergradients.mixed import Mix, require_spread
 from metasched.hypergradients.reverse import Differentiated, differentiate
 from metasched.hypergradients.runs import Runs
@@ -53,6 +53,12 @@ class Auto:
     def begin(self, schedule: nn.Module, runs: Runs) -> State:
         """Nothing decided (-1), nothing measured."""
         return {"mode": torch.tensor(-1), "asked": torch.tensor(-1), "step": torch.tensor(0), **unexamined()}
+
+    def check(self, schedule: nn.Module, runs: Runs, num_runs: int, state: State) -> None:
+        """See Estimator."""
+        check_like(PLACE, state, self.begin(schedule, runs))
+        for name, high in (("mode", len(MODES) - 1), ("asked", len(MODES) - 1), ("step", 2**62)):
+            check_range(name, state[name], 0, high)
 
     def estimate(self, schedule: nn.Module, runs: Runs, seeds: Sequence[int], state: State) -> Estimate:
         """See Estimator."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -13,6 +14,8 @@ from torch import nn
 
 from metasched.network import Tensors
 from metasched.schedules.base import progress_of_steps
+from metasched.training.faults import Fault
+from metasched.training.finite import FINITE
 from metasched.training.step import InnerProblem, TrainingState, own_draws, precise
 
 Controls = Mapping[str, torch.Tensor]  # control -> [T, L]
@@ -52,6 +55,7 @@ class ControlGradient(NamedTuple):
         nonfinite: number of values of loss and derivative that are not finite.
         dead_layers: share of (step, layer) pairs in which no gradient reached the layer's weights.
         seconds: wall time.
+        faults: where they come from.
     """
 
     loss: float
@@ -60,6 +64,7 @@ class ControlGradient(NamedTuple):
     nonfinite: int
     dead_layers: float
     seconds: float
+    faults: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class Diagnostics:
         seconds: wall time of the estimate.
         peak_bytes: largest resident memory of the process so far, as the system reports it.
         score: score of the judged network on the meta-validation split.
-        bad_controls: names of the controls whose derivative is not finite.
+        faults: where numbers first were not finite; of a population also those of runs that are left out of it.
     """
 
     gradient_norm: float
@@ -82,7 +87,7 @@ class Diagnostics:
     seconds: float
     peak_bytes: int
     score: float
-    bad_controls: tuple[str, ...] = ()
+    faults: tuple[Fault, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,8 +114,9 @@ def judge(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Outer loss and score of a state on the meta-validation split; ``controls`` are those of the last step, [L] each.
 
-    Batch normalization uses the statistics of the split itself: running statistics carry no gradient, and would bias
-    the loss.
+    The loss of a run in which anything was not finite is NaN, even where its network would have one. Batch
+    normalization uses the statistics of the split itself: running statistics carry no gradient, and would bias the
+    loss.
     """
     network, (x, y), call = problem.network, problem.task.validation, precise(problem, call)
     with own_draws(problem, problem.steps):
@@ -119,7 +125,8 @@ def judge(
         else:
             hardened = network.harden(state.params, state.method, outer.surrogate)
             outputs = network.forward_hardened(call, hardened, x, outer.surrogate)
-    return problem.task.loss(outputs, y), problem.task.score(outputs.detach(), y)
+    loss = problem.task.loss(outputs, y)
+    return torch.where(state.health[FINITE], loss, torch.nan), problem.task.score(outputs.detach(), y)
 
 
 def judged_steps(problem: InnerProblem, outer: OuterLoss) -> range:
@@ -144,7 +151,35 @@ def control_gradient(unroll: Unroll, problem: InnerProblem, controls: Controls, 
     nonfinite = sum(int((~torch.isfinite(g)).sum()) for g in (*wrt.values(), result.loss.detach()))
     seconds = time.perf_counter() - start
     loss, score = float(result.loss.detach()), float(result.score)
-    return ControlGradient(loss, score, wrt, nonfinite, result.dead_layers, seconds)
+    faults = derivative_faults(wrt, [layer.name for layer in problem.network.layers])
+    if not math.isfinite(loss):
+        faults = (Fault("outer loss"), *faults)
+    return ControlGradient(loss, score, wrt, nonfinite, result.dead_layers, seconds, faults)
+
+
+def derivative_faults(wrt: Controls, layers: Sequence[str]) -> tuple[Fault, ...]:
+    """Where the derivative in each control, {control: [T, L]}, stopped to be finite on the way back."""
+    faults = []
+    for name, slope in wrt.items():
+        bad = (~slope.isfinite()).nonzero()  # sorted by step
+        if len(bad):
+            step, layer = (int(place) for place in bad[-1])
+            faults.append(Fault("hypergradient", name, layers[layer], step))
+    return tuple(faults)
+
+
+def norm(tensors: Sequence[torch.Tensor]) -> float:
+    """Euclidean norm over all elements; finite where it can be, though the squares overflow.
+
+    >>> norm([torch.tensor([3.0, 4.0], dtype=torch.float64) * 2.0**600]) == 5 * 2.0**600
+    True
+    """
+    flat = torch.cat([t.flatten() for t in tensors])
+    plain = float(flat.norm())
+    largest = float(flat.abs().max()) if len(flat) else 0.0
+    if math.isfinite(plain) or not math.isfinite(largest):
+        return plain
+    return largest * float((flat / largest).norm())
 
 
 def pull_back(schedule: nn.Module, values: Controls, found: ControlGradient) -> Hypergradient:
@@ -159,14 +194,15 @@ def pull_back(schedule: nn.Module, values: Controls, found: ControlGradient) -> 
         [values[n] for n in learned], parameters, seeds, allow_unused=True, retain_graph=True
     )
     gradient = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradient, strict=True)]
+    lost = sum(int((~g.isfinite()).sum()) for g in gradient) if found.nonfinite == 0 else 0
     diagnostics = Diagnostics(
-        gradient_norm=float(torch.cat([g.flatten() for g in gradient]).norm()),
-        nonfinite=found.nonfinite,
+        gradient_norm=norm(gradient),
+        nonfinite=found.nonfinite + lost,
         dead_layers=found.dead_layers,
         seconds=found.seconds,
         peak_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         score=found.score,
-        bad_controls=tuple(name for name, g in found.wrt.items() if not bool(torch.isfinite(g).all())),
+        faults=(*found.faults, Fault("hypergradient", place="the schedule")) if lost else found.faults,
     )
     return Hypergradient(found.loss, gradient, diagnostics)
 

@@ -62,6 +62,7 @@ def adjoint_growth(found: Sequence[ControlGradient]) -> Growth:
         for f in found
         if f.nonfinite == 0
     ]
+    norms = [n for n in norms if bool(n.isfinite().all())]  # a square can overflow
     if not norms:
         return Growth(math.inf, math.inf, math.inf)
     typical = torch.stack(norms).quantile(0.5, dim=0)

@@ -7,7 +7,7 @@ method, no relaxed mask and no noise floor. The two runs of a pair share their s
 Biased towards what stays good under perturbation: it is unbiased for the *smoothed* loss, and its variance grows with
 the number of parameters over the number of pairs.
 Source: Salimans et al., 2017, arXiv 1703.03864; for inner runs: Metz et al., ICML 2019, arXiv 1810.10180.
-We differ: parameters have scales; a loss that is not finite counts as the largest finite one of its population.
+We differ: parameters have scales; a pair in which a loss is not finite is left out.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ import math
 import resource
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from metasched.config import MetaConfig
-from metasched.hypergradients.base import Diagnostics, Hypergradient
-from metasched.hypergradients.estimator import Estimate, State
+from metasched.hypergradients.base import Diagnostics, Hypergradient, norm
+from metasched.hypergradients.estimator import PLACE, Estimate, State, check_like
 from metasched.hypergradients.perturbation import controls_at, direction, score_function
 from metasched.hypergradients.runs import Judged, Run, Runs
 from metasched.network import Tensors
+from metasched.training.faults import Fault
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ class EvolutionStrategies:
         """Nothing is carried on."""
         return {}
 
+    def check(self, schedule: nn.Module, runs: Runs, num_runs: int, state: State) -> None:
+        """See Estimator."""
+        check_like(PLACE, state, {})
+
     def estimate(self, schedule: nn.Module, runs: Runs, seeds: Sequence[int], state: State) -> Estimate:
         """See Estimator."""
         pairs = antithetic_pairs(schedule, runs, seeds, self.sigma)
@@ -51,7 +56,7 @@ class EvolutionStrategies:
 
 
 class Pairs(NamedTuple):
-    """Antithetic pairs, one for each seed.
+    """Antithetic pairs, one for each seed, without those of which a loss is not finite (all, where none is left).
 
     Attributes:
         deltas: direction of each pair, {parameter: change}.
@@ -78,23 +83,31 @@ def antithetic_pairs(schedule: nn.Module, runs: Runs, seeds: Sequence[int], sigm
         for sign in (1, -1)
     ]
     judged = runs.judged(both)
-    losses = finite_losses([j.loss for j in judged])
-    rises = [(up - down) / (2 * sigma) for up, down in zip(losses[::2], losses[1::2], strict=True)]
+    kept = finite_pairs([j.loss for j in judged])
+    deltas = [deltas[i] for i in kept]
+    rises = [(judged[2 * i].loss - judged[2 * i + 1].loss) / (2 * sigma) for i in kept]
     terms = [[rise * e for e in score_function(schedule, delta)] for rise, delta in zip(rises, deltas, strict=True)]
-    mean = population_mean(terms, losses, judged, time.perf_counter() - start)
+    mean = population_mean(terms, [judged[j] for i in kept for j in (2 * i, 2 * i + 1)], time.perf_counter() - start)
+    mean = with_faults(mean, [j.fault for j in judged])
     notes = {"pairs": float(len(seeds)), "spread": spread(rises), "bad_losses": float(bad_losses(judged))}
     return Pairs(deltas, rises, terms, mean, notes)
 
 
-def finite_losses(losses: Sequence[float]) -> list[float]:
-    """The losses, with the largest finite one in place of those that are not finite; all NaN where none is finite.
+def finite_pairs(values: Sequence[float]) -> list[int]:
+    """Which pairs, of values one after the other, are finite; all where none is, so that their mean is not either.
 
-    >>> finite_losses([1.0, float("nan"), 3.0])
-    [1.0, 3.0, 3.0]
+    >>> nan = float("nan")
+    >>> finite_pairs([1.0, nan, 3.0, 4.0]), finite_pairs([1.0, nan, nan, 4.0])
+    ([1], [0, 1])
     """
-    finite = [loss for loss in losses if math.isfinite(loss)]
-    worst = max(finite, default=math.nan)
-    return [loss if math.isfinite(loss) else worst for loss in losses]
+    pairs = range(len(values) // 2)
+    return [i for i in pairs if math.isfinite(values[2 * i]) and math.isfinite(values[2 * i + 1])] or list(pairs)
+
+
+def with_faults(found: Hypergradient, faults: Sequence[Fault | None]) -> Hypergradient:
+    """Which of its runs were broken, and where."""
+    named = tuple(fault for fault in faults if fault)
+    return replace(found, diagnostics=replace(found.diagnostics, faults=named))
 
 
 def bad_losses(judged: Sequence[Judged]) -> int:
@@ -107,20 +120,19 @@ def spread(values: Sequence[float]) -> float:
     return float(torch.tensor(values, dtype=torch.float64).std()) if len(values) > 1 else 0.0
 
 
-def population_mean(
-    terms: Sequence[Sequence[torch.Tensor]], losses: Sequence[float], judged: Sequence[Judged], seconds: float
-) -> Hypergradient:
+def population_mean(terms: Sequence[Sequence[torch.Tensor]], judged: Sequence[Judged], seconds: float) -> Hypergradient:
     """One hypergradient from the terms of all pairs; losses and scores are means over the population."""
     gradient = [torch.stack(of_pairs).mean(0) for of_pairs in zip(*terms, strict=True)]
+    loss = sum(j.loss for j in judged) / len(judged)
     diagnostics = Diagnostics(
-        gradient_norm=float(torch.cat([g.flatten() for g in gradient]).norm()),
-        nonfinite=sum(int((~torch.isfinite(g)).sum()) for g in gradient),
+        gradient_norm=norm(gradient),
+        nonfinite=sum(int((~torch.isfinite(g)).sum()) for g in gradient) + (not math.isfinite(loss)),
         dead_layers=math.nan,  # no gradient of a layer's weights is looked at
         seconds=seconds,
         peak_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         score=sum(j.score for j in judged) / len(judged),
     )
-    return Hypergradient(sum(losses) / len(losses), gradient, diagnostics)
+    return Hypergradient(loss, gradient, diagnostics)
 
 
 def build(meta: MetaConfig) -> EvolutionStrategies:

@@ -8,10 +8,14 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import nn
 
+from metasched.errors import MetaschedError
 from metasched.hypergradients.base import Hypergradient
 from metasched.hypergradients.runs import Runs
 
 State = Mapping[str, torch.Tensor]  # flat, so that it can be saved and resumed exactly
+
+PLACE = "state.estimator"  # of a state in a checkpoint
+MEND = "give a checkpoint that `metasched train` has left, or start a new run"
 
 
 class Estimate(NamedTuple):
@@ -32,11 +36,43 @@ class Estimate(NamedTuple):
     line: str | None = None
 
 
+def check_like(place: str, tensors: State, like: State) -> None:
+    """Refuse tensors that have other names, types or shapes than those that are expected.
+
+    Raises:
+        MetaschedError: the first that differs.
+    """
+    for name in sorted(tensors.keys() ^ like.keys()):
+        raise MetaschedError(f"{place}.{name}", "is missing" if name in like else "is unknown", MEND)
+    for name, t in tensors.items():
+        found, wanted = ((x.dtype, tuple(x.shape)) for x in (t, like[name]))
+        if found != wanted:
+            raise MetaschedError(f"{place}.{name}", f"is {found[0]} {found[1]}, not {wanted[0]} {wanted[1]}", MEND)
+
+
+def check_range(name: str, value: torch.Tensor, low: int, high: int) -> None:
+    """Refuse a number of a state that is not in low..high.
+
+    Raises:
+        MetaschedError: it is not.
+    """
+    if not low <= int(value) <= high:
+        raise MetaschedError(f"{PLACE}.{name}", f"must be in {low}..{high}, is {int(value)}", MEND)
+
+
 class Estimator(Protocol):
     """A way to compute a hypergradient. Implementations are frozen dataclasses: their fields are their settings."""
 
     def begin(self, schedule: nn.Module, runs: Runs) -> State:
         """The state before the first estimate; empty for those that carry nothing on."""
+        ...
+
+    def check(self, schedule: nn.Module, runs: Runs, num_runs: int, state: State) -> None:
+        """Refuse what is no state after an estimate from ``num_runs`` seeds: a file may hold anything.
+
+        Raises:
+            MetaschedError: with the place of what is wrong.
+        """
         ...
 
     def estimate(self, schedule: nn.Module, runs: Runs, seeds: Sequence[int], state: State) -> Estimate:

@@ -21,8 +21,8 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 
 from metasched.config import MetaConfig
-from metasched.hypergradients.base import Diagnostics, Hypergradient
-from metasched.hypergradients.estimator import Estimate, State
+from metasched.hypergradients.base import Diagnostics, Hypergradient, norm
+from metasched.hypergradients.estimator import PLACE, Estimate, State, check_like
 from metasched.hypergradients.reverse import Floored
 from metasched.hypergradients.runs import Along, Runs
 from metasched.hypergradients.tangent import Slope, tangents
@@ -44,6 +44,10 @@ class Forward:
     def begin(self, schedule: nn.Module, runs: Runs) -> State:
         """Nothing is carried on."""
         return {}
+
+    def check(self, schedule: nn.Module, runs: Runs, num_runs: int, state: State) -> None:
+        """See Estimator."""
+        check_like(PLACE, state, {})
 
     def estimate(self, schedule: nn.Module, runs: Runs, seeds: Sequence[int], state: State) -> Estimate:
         """See Estimator."""
@@ -91,12 +95,13 @@ def _hypergradient(schedule: nn.Module, slopes: dict[int, Slope]) -> Hypergradie
     sizes = [p.numel() for p in parameters]
     one = next(iter(slopes.values()))
     diagnostics = Diagnostics(
-        gradient_norm=float(flat.norm()),
+        gradient_norm=norm([flat]),
         nonfinite=int((~torch.isfinite(flat)).sum()) + (not math.isfinite(one.loss)),
         dead_layers=one.dead_layers,
         seconds=sum(slope.seconds for slope in slopes.values()),
         peak_bytes=1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         score=one.score,
+        faults=tuple(dict.fromkeys(slope.fault for slope in slopes.values() if slope.fault)),
     )
     gradient = [part.reshape(p.shape) for part, p in zip(flat.split(sizes), parameters, strict=True)]
     return Hypergradient(one.loss, gradient, diagnostics)

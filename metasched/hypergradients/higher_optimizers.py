@@ -82,6 +82,10 @@ class _Exact(DifferentiableOptimizer):
                 )
                 group["params"] = list(new_params.values())
 
+    def carried(self) -> list[torch.Tensor]:
+        """The state of the rule, of all groups."""
+        return [t for state in self._states.values() for t in state.values()]
+
 
 class DifferentiableSGD(_Exact):
     """torch.optim.SGD without dampening and Nesterov's variant."""
@@ -120,7 +124,7 @@ def differentiable(
     fmodel: nn.Module | None = None,
     override: dict[str, list[Any]] | None = None,
     track_higher_grads: bool = True,
-) -> DifferentiableOptimizer:
+) -> _Exact:
     """The differentiable form of an optimizer, in the state that it is in.
 
     ``step(loss, params=..., override={"lr": [tensor], "betas": [(tensor, tensor)]})`` gives the next parameters.

@@ -24,6 +24,7 @@ from metasched.hypergradients.base import (
 )
 from metasched.hypergradients.higher_optimizers import DIFFERENTIABLE, differentiable, monkeypatch, refuse
 from metasched.network import Tensors, rows
+from metasched.training.finite import FINITE, all_finite
 from metasched.training.step import Hyper, InnerProblem, training_loss
 
 _TORCH: dict[type, Callable[..., torch.optim.Optimizer]] = {
@@ -71,7 +72,8 @@ def unroll(problem: InnerProblem, controls: Controls, outer: OuterLoss) -> Unrol
         params, method = network.update(
             params, dict(zip(names, proposed, strict=True)), method, now, problem.seed, step
         )
-        state = state._replace(params=params, method=method)
+        finite = all_finite([loss, *now.values(), *proposed, *diffopt.carried()])
+        state = state._replace(params=params, method=method, health={FINITE: state.health[FINITE] & finite})
         if step in judged_steps(problem, outer):
             outer_loss, score = judge(problem, outer, state, now, call)
             losses.append(outer_loss)

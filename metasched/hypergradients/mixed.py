@@ -27,10 +27,10 @@ from torch import nn
 
 from metasched.config import MetaConfig
 from metasched.errors import MetaschedError
-from metasched.hypergradients.base import Diagnostics, Hypergradient
+from metasched.hypergradients.base import Diagnostics, Hypergradient, norm
 from metasched.hypergradients.diagnosis import Moments, cosine, moments
 from metasched.hypergradients.es import Pairs, antithetic_pairs
-from metasched.hypergradients.estimator import Estimate, State
+from metasched.hypergradients.estimator import PLACE, Estimate, State, check_like
 from metasched.hypergradients.perturbation import scales
 from metasched.hypergradients.reverse import differentiate
 from metasched.hypergradients.runs import Runs
@@ -54,6 +54,10 @@ class Mixed:
     def begin(self, schedule: nn.Module, runs: Runs) -> State:
         """Moving averages of the logarithms of both variances."""
         return no_averages()
+
+    def check(self, schedule: nn.Module, runs: Runs, num_runs: int, state: State) -> None:
+        """See Estimator."""
+        check_like(PLACE, state, no_averages())
 
     def estimate(self, schedule: nn.Module, runs: Runs, seeds: Sequence[int], state: State) -> Estimate:
         """See Estimator."""
@@ -134,19 +138,21 @@ def _with_diagnostics(gradient: list[torch.Tensor], exact: Sequence[Hypergradien
     """Loss and score are those of the exact runs, which are at the schedule itself, or else of the pairs."""
     whole = [e for e in exact if math.isfinite(e.loss)] or [es]
     every = [*exact, es]
+    loss = _mean([e.loss for e in whole])
     diagnostics = Diagnostics(
-        gradient_norm=float(torch.cat([g.flatten() for g in gradient]).norm()),
-        nonfinite=sum(int((~torch.isfinite(g)).sum()) for g in gradient),
+        gradient_norm=norm(gradient),
+        nonfinite=sum(int((~torch.isfinite(g)).sum()) for g in gradient) + (not math.isfinite(loss)),
         dead_layers=_mean([e.diagnostics.dead_layers for e in exact]),
         seconds=sum(e.diagnostics.seconds for e in every),
         peak_bytes=max(e.diagnostics.peak_bytes for e in every),
         score=_mean([e.diagnostics.score for e in whole]),
+        faults=tuple(fault for e in every for fault in e.diagnostics.faults),
     )
-    return Hypergradient(_mean([e.loss for e in whole]), gradient, diagnostics)
+    return Hypergradient(loss, gradient, diagnostics)
 
 
 def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
+    return sum(values) / len(values)  # fsum raises where a sum overflows
 
 
 def require_spread(meta: MetaConfig) -> None:

@@ -20,7 +20,7 @@ from torch import nn
 
 from metasched.config import MetaConfig
 from metasched.hypergradients.estimator import Estimate, State
-from metasched.hypergradients.particles import Particle, Perturbed, estimate_by_particles
+from metasched.hypergradients.particles import Particle, Perturbed, check_particles, estimate_by_particles
 from metasched.hypergradients.perturbation import direction
 from metasched.hypergradients.runs import Runs
 
@@ -40,6 +40,10 @@ class NoiseReuseES:
     def begin(self, schedule: nn.Module, runs: Runs) -> State:
         """Empty: the first estimate has the seeds that the particles begin with."""
         return {}
+
+    def check(self, schedule: nn.Module, runs: Runs, num_runs: int, state: State) -> None:
+        """See Estimator."""
+        check_particles(schedule, runs, num_runs, state)
 
     def estimate(self, schedule: nn.Module, runs: Runs, seeds: Sequence[int], state: State) -> Estimate:
         """See Estimator; always with the same number of seeds."""

@@ -14,8 +14,8 @@ The pairs are spread evenly over the windows, from a random one on, so that ever
 get there, a pair plays the windows before its first one in the first estimate; they are perturbed like all others, and
 their shares are not used. So the first episode answers for all of its steps, as the later ones do.
 
-A run whose loss or state is not finite counts as the largest finite share of its population; its pair begins anew, with
-a fresh seed. The early windows are then seen more often than the late ones.
+A pair of which a loss or a state is not finite is left out, and begins anew with a fresh seed. The early windows are
+then seen more often than the late ones.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import nn
 
-from metasched.hypergradients.es import finite_losses, population_mean, spread
-from metasched.hypergradients.estimator import Estimate, State
+from metasched.hypergradients.es import finite_pairs, population_mean, spread, with_faults
+from metasched.hypergradients.estimator import PLACE, Estimate, State, check_like, check_range
 from metasched.hypergradients.perturbation import controls_at, score_function
 from metasched.hypergradients.runs import Judged, Reached, Runs, Segment
-from metasched.network import Tensors
+from metasched.network import Tensors, rows
 from metasched.randomness import generator
 from metasched.training.step import TrainingState
 
@@ -124,16 +124,14 @@ def estimate_by_particles(
                 particles[i] = moved.particle
             warm_up += moves
     moves = move(estimator, schedule, runs, particles, seeds)
-    shares = finite_losses([share for moved in moves for share in moved.shares])
-    differences = [up - down for up, down in zip(shares[::2], shares[1::2], strict=True)]
-    rises = [num_windows * d / (2 * estimator.sigma) for d in differences]
+    kept = [moves[i] for i in finite_pairs([share for moved in moves for share in moved.shares])]
+    rises = [num_windows * (moved.shares[0] - moved.shares[1]) / (2 * estimator.sigma) for moved in kept]
     terms = [
-        [rise * e for e in score_function(schedule, moved.answered)] for rise, moved in zip(rises, moves, strict=True)
+        [rise * e for e in score_function(schedule, moved.answered)] for rise, moved in zip(rises, kept, strict=True)
     ]
-    judged = _judged(moves)
-    losses = finite_losses([j.loss for j in judged])
-    found = population_mean(terms, losses, judged, time.perf_counter() - start)
     everything = warm_up + moves
+    found = population_mean(terms, _judged(moves, kept), time.perf_counter() - start)
+    found = with_faults(found, [stand.fault for moved in everything for stand in moved.stands])
     notes = {
         "pairs": float(len(seeds)),
         "spread": spread(rises),
@@ -177,7 +175,7 @@ def _moved(p: Particle, answered: Tensors, up: Reached, down: Reached, steps: in
         particle=replace(p, step=up.step, up=up, down=down, answered=answered),
         shares=(_share(up, p.up), _share(down, p.down)),
         answered=answered,
-        stands=(Judged(up.loss, up.score), Judged(down.loss, down.score)),
+        stands=(Judged(up.loss, up.score, up.fault), Judged(down.loss, down.score, down.fault)),
         inner_steps=2 * (up.step - p.step),
     )
     if moved.broken:
@@ -194,9 +192,9 @@ def _share(reached: Reached, since: Reached | None) -> float:
     return reached.loss - (since.loss if since else 0.0)
 
 
-def _judged(moves: Sequence[Moved]) -> list[Judged]:
+def _judged(moves: Sequence[Moved], kept: Sequence[Moved]) -> list[Judged]:
     ended = [Judged(*moved.particle.ends) for moved in moves if math.isfinite(moved.particle.ends[0])]
-    return ended or [stand for moved in moves for stand in moved.stands]
+    return ended or [stand for moved in kept for stand in moved.stands]
 
 
 def _window(estimator: ParticleEstimator, runs: Runs) -> int:
@@ -226,6 +224,22 @@ def load(state: State) -> list[Particle]:
     """The particles that were saved, in their order."""
     saved = _branches(state)
     return [_load_particle(_branches(saved[f"particle{i}"])) for i in range(len(saved))]
+
+
+def check_particles(schedule: nn.Module, runs: Runs, num_particles: int, state: State) -> None:
+    """Refuse what ``save`` did not make of so many particles of this problem; see Estimator."""
+    zeros = {name: torch.zeros_like(p) for name, p in schedule.named_parameters()}
+    start = runs.problem.initial(rows(controls_at(schedule, runs.problem, zeros, 0.0), 0))
+    like = []
+    for i in range(num_particles):
+        seed, step = f"particle{i}/seed", f"particle{i}/step"
+        numbers = {name: torch.tensor(0) for name in (seed, step)}
+        check_like(PLACE, {name: t for name, t in state.items() if name in numbers}, numbers)
+        check_range(seed, state[seed], 0, 2**63 - 1)
+        check_range(step, state[step], 0, runs.problem.steps - 1)
+        somewhere = Reached(int(state[step]), start, 0.0, 0.0) if state[step] else None
+        like.append(Particle(0, int(state[step]), somewhere, somewhere, zeros if somewhere else {}))
+    check_like(PLACE, state, save(like))
 
 
 def _load_particle(own: dict[str, Tensors]) -> Particle:

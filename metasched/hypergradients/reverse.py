@@ -17,7 +17,7 @@ from torch import nn
 
 from metasched.config import MetaConfig
 from metasched.hypergradients.base import ControlGradient, Hypergradient, pull_back
-from metasched.hypergradients.estimator import Estimate, State
+from metasched.hypergradients.estimator import PLACE, Estimate, State, check_like
 from metasched.hypergradients.runs import Run, Runs
 from metasched.layers import Layer
 from metasched.schedules.base import progress_of_steps
@@ -36,6 +36,10 @@ class Reverse:
     def begin(self, schedule: nn.Module, runs: Runs) -> State:
         """Nothing is carried on."""
         return {}
+
+    def check(self, schedule: nn.Module, runs: Runs, num_runs: int, state: State) -> None:
+        """See Estimator."""
+        check_like(PLACE, state, {})
 
     def estimate(self, schedule: nn.Module, runs: Runs, seeds: Sequence[int], state: State) -> Estimate:
         """See Estimator."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
@@ -19,6 +20,8 @@ from metasched.hypergradients.base import (
 )
 from metasched.hypergradients.tangent import Slope, slope_along
 from metasched.network import Tensors, rows
+from metasched.training.faults import Fault, broken, locate
+from metasched.training.finite import FINITE
 from metasched.training.mapped import mappable, mapped_step, mapping_pays, of_run, stacked
 from metasched.training.step import InnerProblem, TrainingState, inner_step
 
@@ -31,10 +34,11 @@ class Run(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """Outer loss and score of a run."""
+    """Outer loss and score of a run; where a number first was not finite, if one was."""
 
     loss: float
     score: float
+    fault: Fault | None = None
 
 
 class Reached(NamedTuple):
@@ -47,12 +51,14 @@ class Reached(NamedTuple):
             judged steps' part of the mean, so that it is 0 before the first of them. After the last step either one
             is the outer loss of the run.
         score: likewise.
+        fault: where a number first was not finite, if one was; the loss is NaN then.
     """
 
     step: int
     state: TrainingState
     loss: float
     score: float
+    fault: Fault | None = None
 
 
 class Segment(NamedTuple):
@@ -122,18 +128,33 @@ class LocalRuns:
 
     def gradients(self, runs: Sequence[Run]) -> list[ControlGradient]:
         """See Runs."""
-        return [
-            control_gradient(self.unroll, self.problem.with_seed(run.seed), run.controls, self.outer) for run in runs
-        ]
+        answers = []
+        for run in runs:
+            problem = self.problem.with_seed(run.seed)
+            found = control_gradient(self.unroll, problem, run.controls, self.outer)
+            if not math.isfinite(found.loss) and (fault := locate(problem, run.controls, None, range(problem.steps))):
+                found = found._replace(faults=(fault,))
+            answers.append(found)
+        return answers
 
     def slopes(self, runs: Sequence[Along]) -> list[Slope]:
         """See Runs."""
-        return [slope_along(self.problem.with_seed(r.seed), r.controls, r.direction, self.outer) for r in runs]
+        answers = []
+        for run in runs:
+            problem = self.problem.with_seed(run.seed)
+            found = slope_along(problem, run.controls, run.direction, self.outer)
+            if not math.isfinite(found.loss):
+                fault = locate(problem, run.controls, None, range(problem.steps))
+                found = found._replace(fault=fault or Fault("outer loss"))
+            elif not math.isfinite(found.slope):
+                found = found._replace(fault=Fault("hypergradient"))
+            answers.append(found)
+        return answers
 
     def judged(self, runs: Sequence[Run]) -> list[Judged]:
         """See Runs."""
         whole = [Segment(run.controls, run.seed, None, self.played.steps) for run in runs]
-        return [Judged(end.loss, end.score) for end in self.segments(whole)]
+        return [Judged(end.loss, end.score, end.fault) for end in self.segments(whole)]
 
     def segments(self, segments: Sequence[Segment]) -> list[Reached]:
         """See Runs."""
@@ -143,7 +164,15 @@ class LocalRuns:
         ends: dict[int, Reached] = {}
         for indices in alike.values():
             ends |= zip(indices, reach_each(self.played, [segments[i] for i in indices], self.outer), strict=True)
-        return [ends[i] for i in range(len(segments))]
+        return [self._named(s, ends[i]) for i, s in enumerate(segments)]
+
+    def _named(self, segment: Segment, end: Reached) -> Reached:
+        """With the fault of a run that has one."""
+        if math.isfinite(end.loss) and not broken(end.state):
+            return end
+        since, first = (segment.since.state, segment.since.step) if segment.since else (None, 0)
+        fault = locate(self.played.with_seed(segment.seed), segment.controls, since, range(first, segment.stop))
+        return end._replace(loss=math.nan, fault=fault or Fault("outer loss"))
 
 
 def reach(problem: InnerProblem, segment: Segment, outer: OuterLoss) -> Reached:
@@ -221,8 +250,12 @@ def _judge_mapped(
         params: Tensors, buffers: Tensors, method: Tensors, controls: Tensors, seed: torch.Tensor
     ) -> torch.Tensor:
         run = replace(problem, task=raw, seed=seed)
-        return judge(run, outer, TrainingState(params, buffers, {}, method), controls, run.network.call(buffers))[0]
+        ended = TrainingState(params, buffers, {}, method, {FINITE: torch.ones((), dtype=torch.bool)})
+        return judge(run, outer, ended, controls, run.network.call(buffers))[0]
 
     outputs = torch.vmap(outputs_of)(state.params, buffers, state.method, controls, seeds)
-    task, y = problem.task, problem.task.validation.y
-    return [(float(task.loss(own, y)), float(task.score(own, y))) for own in outputs]
+    task, y, finite = problem.task, problem.task.validation.y, state.health[FINITE].tolist()
+    return [
+        (float(task.loss(own, y)) if sound else math.nan, float(task.score(own, y)))
+        for own, sound in zip(outputs, finite, strict=True)
+    ]

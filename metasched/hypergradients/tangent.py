@@ -22,6 +22,7 @@ from torch.autograd import forward_ad
 from metasched.errors import MetaschedError
 from metasched.hypergradients.base import Controls, OuterLoss, dead_layers, judge, judged_steps
 from metasched.network import Tensors
+from metasched.training.faults import Fault
 from metasched.training.step import InnerProblem, TrainingState, inner_step
 
 
@@ -33,6 +34,7 @@ class Slope(NamedTuple):
         slope: d loss / d h of the run under controls + h direction, at h = 0.
         dead_layers: share of (step, layer) pairs in which no gradient reached the layer's weights.
         seconds: wall time.
+        fault: where a number first was not finite, if one was.
     """
 
     loss: float
@@ -40,6 +42,7 @@ class Slope(NamedTuple):
     slope: float
     dead_layers: float
     seconds: float
+    fault: Fault | None = None
 
 
 def slope_along(problem: InnerProblem, controls: Controls, direction: Controls, outer: OuterLoss) -> Slope:

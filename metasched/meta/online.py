@@ -21,6 +21,7 @@ carried through the whole run in forward mode, which costs as many times more as
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -43,7 +44,7 @@ from metasched.hypergradients.base import (
 )
 from metasched.hypergradients.reverse import Floored
 from metasched.layers import Layer
-from metasched.meta.guards import clip, keep
+from metasched.meta.guards import MOST_BAD_STEPS, RunStopped, clip, keep, listed, update
 from metasched.meta.train import learned_controls
 from metasched.methods.base import Control
 from metasched.network import Tensors, rows
@@ -51,6 +52,7 @@ from metasched.randomness import derive_seed, generator
 from metasched.schedules.base import Schedule, progress_of_steps
 from metasched.schedules.learnable import build_learnable
 from metasched.tasks.base import Split
+from metasched.training.faults import locate
 from metasched.training.problem import build_problem
 from metasched.training.step import InnerProblem, TrainingState, inner_step
 
@@ -65,11 +67,13 @@ class Adaptation(NamedTuple):
         step: steps played, with those after it.
         loss, score: of the hardened network at the end of the window, on the held-out batch.
         gradient_norm: of the hypergradient, before clipping.
-        clipped, skipped: whether the gradient was scaled down, and whether it was left out for not being finite.
+        clipped, skipped: whether the gradient was scaled down, and whether a number was not finite, so that nothing
+            was updated.
         dead_layers: share of (step, layer) pairs of the window in which no gradient reaches the weights.
         inner_steps: training steps done, look-ahead included; the way back is not counted.
         train_loss: mean over the steps that were played.
         looking, playing: seconds, of the CPU where that is what trains.
+        fault: numbers that were not finite; empty where all were.
     """
 
     step: int
@@ -83,6 +87,7 @@ class Adaptation(NamedTuple):
     train_loss: float
     looking: float
     playing: float
+    fault: str = ""
 
 
 class OnlineRun(NamedTuple):
@@ -144,7 +149,11 @@ def held_out_size(experiment: Experiment, problem: InnerProblem) -> int:
 def train_online(
     experiment: Experiment, start: Schedule, seed: int, log: Callable[[Adaptation], None] | None = None
 ) -> OnlineRun:
-    """Train once from a seed, under a schedule that starts at ``start`` and adapts itself; ``log`` gets each record."""
+    """Train once from a seed, under a schedule that starts at ``start`` and adapts itself; ``log`` gets each record.
+
+    Raises:
+        RunStopped: three look-aheads in a row changed nothing, because of numbers that are not finite.
+    """
     online, meta = experiment.online, experiment.meta
     problem = build_problem(experiment).with_seed(seed)
     relaxed = build_problem(experiment, relaxation=meta.relaxation).with_seed(seed)
@@ -158,18 +167,19 @@ def train_online(
     state: TrainingState | None = None
     played: list[Tensors] = []
     history: list[Adaptation] = []
+    bad = 0  # look-aheads in a row without an update
     for step in range(0, problem.steps, online.every):
         began = clock()
         onward = Onward(schedule, controls, rows(played[-1], -1) if played else {})
         window = range(step, min(step + online.window, problem.steps))
         judged_on = held_out(problem.task.validation, size, seed, step)
         found = look_ahead(relaxed, state, Floored(onward, meta.noise_floor), window, outer, judged_on)
-        gradient, clipped = clip(found.gradient, meta.clip)
-        finite = bool(keep([found]))
+        finite, clipped, faults = bool(keep([found])), False, found.diagnostics.faults
         if finite:
-            for p, g in zip(schedule.parameters(), gradient, strict=True):
-                p.grad = g
-            optimizer.step()
+            gradient, clipped = clip(found.gradient, meta.clip)
+            if fault := update(schedule, optimizer, gradient, problem.steps, layers):
+                finite, faults = False, (*faults, fault)
+        bad = 0 if finite else bad + 1
         looked = clock()
         with torch.no_grad():
             values = onward(progress[step : step + online.every], layers)
@@ -192,10 +202,14 @@ def train_online(
             train_loss=float(torch.stack(losses).mean()),  # waits for the device, before the clock is read
             looking=looked - began,
             playing=clock() - looked,
+            fault=listed(faults),
         )
         history.append(record)
         if log is not None:
             log(record)
+        if bad == MOST_BAD_STEPS:
+            why = f"no update in {bad} look-aheads in a row, because numbers are not finite ({record.fault})"
+            raise RunStopped(f"step {record.step} of {experiment.task.name}", why, "lower online.lr or optimizer.lr")
     assert state is not None
     return OnlineRun({name: torch.cat([v[name] for v in played]) for name in played[0]}, state, tuple(history))
 
@@ -211,7 +225,15 @@ def look_ahead(
     """The hypergradient of a schedule over a window of steps from a state (None: from the run's beginning)."""
     judged = replace(problem, task=replace(problem.task, validation=judged_on))
     values = schedule(progress_of_steps(problem.steps)[window.start : window.stop], problem.network.layers)
-    return pull_back(schedule, values, control_gradient(_unroll_from(state, window), judged, values, outer))
+    found = control_gradient(_unroll_from(state, window), judged, values, outer)
+    if not math.isfinite(found.loss):
+        before = {name: v[:1].expand(window.start, -1) for name, v in values.items()}
+        whole = {name: torch.cat([before[name], v]) for name, v in values.items()}
+        if fault := locate(problem, whole, state, window):
+            found = found._replace(faults=(fault,))
+    else:  # steps are counted from the beginning of the run
+        found = found._replace(faults=tuple(f._replace(step=(f.step or 0) + window.start) for f in found.faults))
+    return pull_back(schedule, values, found)
 
 
 def held_out(split: Split, size: int, seed: int, step: int) -> Split:

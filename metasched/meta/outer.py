@@ -5,12 +5,15 @@
 g_r are the hypergradients of an estimator: one for each inner run, or one of a population. Each outer step draws fresh
 inner seeds. The schedule that is returned has the mean of the parameters over the last half of the steps: the estimates
 are noisy, and the mean of the iterates is a better point than the last of them.
+
+A step is a function of the configuration and of one record, OuterState, and gives the next one: whoever saves it can go
+on from there, with the same bits. Random numbers are functions of (seed, step) and have no state.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,15 +22,19 @@ from metasched.config import Experiment
 from metasched.errors import MetaschedError
 from metasched.hypergradients import build_estimator, find_unroll
 from metasched.hypergradients.base import OuterLoss
+from metasched.hypergradients.estimator import Estimator
 from metasched.hypergradients.sweep import plan_for
-from metasched.meta.guards import clip, keep
+from metasched.meta.guards import MOST_BAD_STEPS, RunStopped, clip, keep, listed, update
 from metasched.meta.runs import PooledRuns
+from metasched.network import Tensors
 from metasched.randomness import derive_seed
 from metasched.schedules.learnable import LearnableSchedule
+from metasched.training.faults import Fault
 from metasched.training.pool import Pool
 from metasched.training.problem import build_problem
+from metasched.training.step import InnerProblem
 
-_MOST_BAD_STEPS = 3  # outer steps in a row without one finite estimate
+ADAM = ("step", "exp_avg", "exp_avg_sq")  # quantities that torch.optim.Adam keeps for each parameter
 
 
 class OuterStep(NamedTuple):
@@ -45,6 +52,32 @@ class OuterStep(NamedTuple):
     seconds: float
     notes: dict[str, float]
     line: str | None = None
+    updates_skipped: int = 0  # of all steps so far: logged as guard/skipped
+    fault: str = ""  # numbers of this step that were not finite: logged as guard/fault
+
+
+class OuterState(NamedTuple):
+    """Where the outer loop stands; nothing in it is changed in place.
+
+    Attributes:
+        step: outer steps done.
+        parameters: of the schedule, by name.
+        optimizer: ``<quantity>.<parameter>`` of Adam; empty before the first update.
+        totals: sums of the parameters over those steps of the last half that are done.
+        averaged: how many these are.
+        estimator: what the estimator carries on.
+        bad_steps: the latest steps, in a row, without an update.
+        history: one record a step.
+    """
+
+    step: int
+    parameters: Tensors
+    optimizer: Tensors
+    totals: Tensors
+    averaged: int
+    estimator: Tensors
+    bad_steps: int
+    history: tuple[OuterStep, ...]
 
 
 class MetaTraining(NamedTuple):
@@ -85,79 +118,139 @@ def check_estimator(experiment: Experiment) -> None:
 
 
 def meta_train(
-    experiment: Experiment, schedule: LearnableSchedule, pool: Pool, log: Callable[[OuterStep], None]
+    experiment: Experiment,
+    schedule: LearnableSchedule,
+    pool: Pool,
+    log: Callable[[OuterStep], None],
+    since: OuterState | None = None,
+    save: Callable[[OuterState], None] | None = None,
 ) -> MetaTraining:
-    """Learn the schedule; ``log`` is called after each outer step.
+    """Learn the schedule, in place.
+
+    Args:
+        experiment: its ``meta`` says how.
+        schedule: what is learned.
+        pool: where inner runs are done.
+        log: called after each outer step.
+        since: where to go on; None starts at the schedule as it is.
+        save: called before the first step and after each, once it is logged.
 
     Raises:
-        MetaschedError: three outer steps in a row gave no finite estimate.
+        MetaschedError: three outer steps in a row changed nothing, because of numbers that are not finite (RunStopped).
     """
-    meta = experiment.meta
-    runs = PooledRuns(experiment, pool)
-    estimator = build_estimator(meta)
-    state = estimator.begin(schedule, runs)
-    optimizer = torch.optim.Adam(schedule.parameters(), lr=meta.lr)
-    history: list[OuterStep] = []
-    tail = _Mean(schedule)
-    bad = 0
-    for step in range(meta.steps):
-        start = time.perf_counter()
-        seeds = [derive_seed(experiment.seed, "inner run", step, run) for run in range(meta.runs)]
-        found, state, inner_steps, notes, line = estimator.estimate(schedule, runs, seeds, state)
-        finite = keep(found)
-        bad = 0 if finite else bad + 1
-        if bad == _MOST_BAD_STEPS:
-            names = sorted({name for f in found for name in f.diagnostics.bad_controls})
-            raise MetaschedError(
-                f"outer step {step}",
-                f"no finite hypergradient of {experiment.task.name} in {bad} steps in a row "
-                f"(controls: {', '.join(names) or 'none: the loss itself'})",
-                "raise meta.noise_floor, lower meta.lr, shorten task.steps or set meta.estimator to es",
-            )
-        clipped = [clip(e.gradient, meta.clip) for e in finite]
-        if finite:
-            for p, *gradients in zip(schedule.parameters(), *(g for g, _ in clipped), strict=True):
-                p.grad = torch.stack(gradients).mean(0)
-            optimizer.step()
-        if step >= meta.steps // 2:
-            tail.add(schedule)
-        record = OuterStep(
-            step=step,
-            loss=_mean([e.loss for e in finite]),
-            score=_mean([e.diagnostics.score for e in finite]),
-            gradient_norm=_mean([e.diagnostics.gradient_norm for e in finite]),
-            clipped=sum(was for _, was in clipped),
-            skipped=len(found) - len(finite),
-            dead_layers=_mean([e.diagnostics.dead_layers for e in found]),
-            nonfinite=sum(e.diagnostics.nonfinite for e in found),
-            inner_steps=inner_steps,
-            seconds=time.perf_counter() - start,
-            notes=notes,
-            line=line,
-        )
-        history.append(record)
-        log(record)
-    tail.store(schedule)
-    return MetaTraining(schedule, sum(r.inner_steps for r in history), tuple(history))
+    runs, estimator = PooledRuns(experiment, pool), build_estimator(experiment.meta)
+    state = since or _begin(schedule, estimator, runs)
+    if save:
+        save(state)
+    while state.step < experiment.meta.steps:
+        state = _advance(experiment, schedule, runs, estimator, state)
+        log(state.history[-1])
+        if state.bad_steps == MOST_BAD_STEPS:
+            raise _stopped(experiment, state)
+        if save:
+            save(state)
+    put(schedule, averages(state))
+    return MetaTraining(schedule, sum(r.inner_steps for r in state.history), state.history)
 
 
-class _Mean:
-    """Running mean of a schedule's parameters."""
+def put(schedule: LearnableSchedule, values: Mapping[str, torch.Tensor]) -> None:
+    """Give a schedule its parameters, by name."""
+    with torch.no_grad():
+        for name, p in schedule.named_parameters():
+            p.copy_(values[name])
 
-    def __init__(self, schedule: LearnableSchedule) -> None:
-        self.sums = [torch.zeros_like(p) for p in schedule.parameters()]
-        self.count = 0
 
-    def add(self, schedule: LearnableSchedule) -> None:
-        for total, p in zip(self.sums, schedule.parameters(), strict=True):
-            total += p.detach()
-        self.count += 1
+def averages(state: OuterState) -> Tensors:
+    """The mean of the parameters over the last half of the steps; before it, the parameters."""
+    return {name: t / state.averaged for name, t in state.totals.items()} if state.averaged else state.parameters
 
-    def store(self, schedule: LearnableSchedule) -> None:
-        if self.count:
-            with torch.no_grad():
-                for total, p in zip(self.sums, schedule.parameters(), strict=True):
-                    p.copy_(total / self.count)
+
+def _begin(schedule: LearnableSchedule, estimator: Estimator, runs: PooledRuns) -> OuterState:
+    parameters = _parameters(schedule)
+    totals = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    return OuterState(0, parameters, {}, totals, 0, dict(estimator.begin(schedule, runs)), 0, ())
+
+
+def _advance(
+    experiment: Experiment, schedule: LearnableSchedule, runs: PooledRuns, estimator: Estimator, state: OuterState
+) -> OuterState:
+    """One outer step; the schedule is where it is computed, whatever its parameters were."""
+    start = time.perf_counter()
+    meta, step = experiment.meta, state.step
+    put(schedule, state.parameters)
+    seeds = [derive_seed(experiment.seed, "inner run", step, run) for run in range(meta.runs)]
+    found, carried, inner_steps, notes, line = estimator.estimate(schedule, runs, seeds, state.estimator)
+    finite = keep(found)
+    faults = [fault for e in found for fault in e.diagnostics.faults]
+    clipped = [clip(e.gradient, meta.clip) for e in finite]
+    optimizer, moved = state.optimizer, bool(finite)
+    if finite:
+        optimizer, fault = _update(schedule, state.optimizer, [g for g, _ in clipped], experiment, runs.problem)
+        if fault:
+            faults, moved = [*faults, fault], False
+    parameters = _parameters(schedule)
+    late = moved and step >= meta.steps // 2
+    record = OuterStep(
+        step=step,
+        loss=_mean([e.loss for e in finite]),
+        score=_mean([e.diagnostics.score for e in finite]),
+        gradient_norm=_mean([e.diagnostics.gradient_norm for e in finite]),
+        clipped=sum(was for _, was in clipped),
+        skipped=len(found) - len(finite),
+        dead_layers=_mean([e.diagnostics.dead_layers for e in found]),
+        nonfinite=sum(e.diagnostics.nonfinite for e in found),
+        inner_steps=inner_steps,
+        seconds=time.perf_counter() - start,
+        notes=notes,
+        line=line,
+        updates_skipped=(state.history[-1].updates_skipped if state.history else 0) + (not moved),
+        fault=listed(faults),
+    )
+    return OuterState(
+        step=step + 1,
+        parameters=parameters,
+        optimizer=optimizer,
+        totals={name: t + parameters[name] for name, t in state.totals.items()} if late else state.totals,
+        averaged=state.averaged + late,
+        estimator={name: t.detach().clone() for name, t in carried.items()},  # as if it had been saved and read
+        bad_steps=0 if moved else state.bad_steps + 1,
+        history=(*state.history, record),
+    )
+
+
+def _update(
+    schedule: LearnableSchedule,
+    state: Tensors,
+    gradients: Sequence[list[torch.Tensor]],
+    experiment: Experiment,
+    problem: InnerProblem,
+) -> tuple[Tensors, Fault | None]:
+    """Move the schedule by one Adam step along the mean of the gradients; Adam's state after it.
+
+    Where that would make anything that is not finite, nothing changes, and what it was is given back too.
+    """
+    named = dict(schedule.named_parameters())
+    optimizer = torch.optim.Adam(named.values(), lr=experiment.meta.lr)
+    if state:
+        for name, p in named.items():
+            optimizer.state[p] = {q: state[f"{q}.{name}"].clone() for q in ADAM}
+    mean = [torch.stack(of_runs).mean(0) for of_runs in zip(*gradients, strict=True)]
+    if fault := update(schedule, optimizer, mean, problem.steps, problem.network.layers):
+        return state, fault
+    return {f"{q}.{name}": optimizer.state[p][q] for name, p in named.items() for q in ADAM}, None
+
+
+def _parameters(schedule: LearnableSchedule) -> Tensors:
+    return {name: p.detach().clone() for name, p in schedule.named_parameters()}
+
+
+def _stopped(experiment: Experiment, state: OuterState) -> RunStopped:
+    return RunStopped(
+        f"outer step {state.step}",
+        f"no update on {experiment.task.name} in {state.bad_steps} steps in a row, because numbers are not finite "
+        f"({state.history[-1].fault or 'hypergradient'})",
+        "raise meta.noise_floor, lower meta.lr or optimizer.lr, shorten task.steps or set meta.estimator to es",
+    )
 
 
 def _mean(values: list[float]) -> float:

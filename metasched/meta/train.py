@@ -2,42 +2,59 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from metasched.config import Experiment
-from metasched.errors import MetaschedError
-from metasched.evaluation.cells import cell_score, played
-from metasched.evaluation.compare import Comparison, baselines, compare, publish, read_playable
-from metasched.evaluation.statistics import summarize
+from metasched.errors import MetaschedError, unknown_name
+from metasched.evaluation.cells import Remembered, cell_scores, digest, played
+from metasched.evaluation.compare import baselines, compare, publish, read_playable
+from metasched.evaluation.comparison import Comparison
+from metasched.evaluation.report import write_report
+from metasched.evaluation.statistics import counted, summarize
 from metasched.exchange.export import export, read_schedule, write_schedule
 from metasched.exchange.format import Metric, Provenance
 from metasched.exchange.player import PlayedSchedule
-from metasched.files import RunFolder, version
+from metasched.files import RunFolder, settled_size, version
 from metasched.hypergradients.auto import summary
 from metasched.layers import Layer
 from metasched.loading import config_hash, to_dict
-from metasched.meta.outer import MetaTraining, OuterStep, check_estimator, meta_train
+from metasched.meta.checkpoint import Checkpoint, write_checkpoint
+from metasched.meta.outer import MetaTraining, OuterState, OuterStep, check_estimator, meta_train
+from metasched.meta.resume import last_checkpoint, resumable_state, write_config
 from metasched.methods.base import Control
 from metasched.network import QuantizedNetwork
 from metasched.randomness import derive_seed
 from metasched.schedules.base import Schedule
 from metasched.schedules.learnable import build_learnable
 from metasched.schedules.table import hand_coded
-from metasched.tracking import Tracker, open_tracker
+from metasched.tracking import Tracker, cut_back, open_tracker
 from metasched.tracking.console import Console
 from metasched.tracking.plots import plot_schedule
-from metasched.training.pool import Pool
+from metasched.training.pool import Mapper, Pool
 from metasched.training.problem import build_problem
 
 LEARNED = "learned"
 
 
+class Start(NamedTuple):
+    """The schedule that learning starts at: its name, itself, and the inner steps that choosing it took."""
+
+    name: str
+    schedule: Schedule
+    selecting: int
+
+
 def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[str, Any]:
     """Learn a schedule, write ``schedule.json`` and compare it with the hand-coded ones.
+
+    Goes on where the run in the folder was stopped, if it was: what is left there is what an uninterrupted run leaves.
 
     Args:
         experiment: the whole configuration.
@@ -48,7 +65,8 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
         what a program would want to read: paths, the start, inner steps spent, mean scores.
 
     Raises:
-        MetaschedError: names, files or a memory budget that do not fit, or outer steps that give no finite gradient.
+        MetaschedError: names, files or a memory budget that do not fit, outer steps that give no finite gradient, or a
+            folder that cannot be resumed or written.
     """
     problem = build_problem(experiment)
     layers, controls = problem.network.layers, problem.network.method.controls
@@ -56,30 +74,50 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
     compared = baselines(experiment)
     given = given_start(experiment, problem.network)
     check_estimator(experiment)
+    checkpoint = last_checkpoint(experiment, folder)
+    cut_back(folder.metrics, checkpoint.position if checkpoint else 0)
     tracker = open_tracker(experiment, folder, "outer")
     try:
-        with Pool(experiment.run.workers) as pool:
+        with Pool(experiment.run.workers) as pool, closing(Remembered(pool, folder.cells)) as cells:
             console.note(f"{experiment.name}: {experiment.method.name} on {problem.task.name}, {problem.steps} steps")
             for line in problem.network.describe().splitlines():
                 console.note(f"  {line}")
-            start, base, selecting = (*given, 0) if given else best_start(experiment, pool, tracker, console)
+            if checkpoint:
+                console.note(f"goes on after outer step {checkpoint.state.step}/{experiment.meta.steps}")
+                start = start_of(checkpoint, given, experiment)
+            else:
+                start = Start(*given, 0) if given else best_start(experiment, cells, tracker, console)
+            base = digest([], played(experiment, start.schedule, experiment.task.steps))
             seed = derive_seed(experiment.seed, "schedule network")
-            schedule = build_learnable(experiment.schedule, controls, base, learn, layers, seed)
-            outcome = meta_train(experiment, schedule, pool, _logger(experiment, tracker, console))
-            _export(experiment, outcome, start, layers, controls, folder)
+            schedule = build_learnable(experiment.schedule, controls, start.schedule, learn, layers, seed)
+
+            def save(state: OuterState) -> None:
+                done = settled_size(folder.metrics)
+                now = Checkpoint(to_dict(experiment), _versions(), start.name, base, start.selecting, done, state)
+                write_checkpoint(folder.checkpoint, now)
+
+            since = None
+            if checkpoint:
+                since = resumable_state(checkpoint, folder, base, schedule, experiment, pool)
+                if checkpoint.config != to_dict(experiment):  # fields that were allowed to differ
+                    write_config(folder, experiment)
+            outcome = meta_train(experiment, schedule, pool, _logger(experiment, tracker, console, since), since, save)
+            _export(experiment, outcome, start.name, layers, controls, folder)
             learned = PlayedSchedule(read_schedule(folder.schedule))  # what is compared is what was exported
             _show(folder, learned, layers, tracker)
-            comparison = compare(experiment, {LEARNED: learned, **compared}, [LEARNED], pool, tracker, console)
+            comparison = compare(experiment, {LEARNED: learned, **compared}, [LEARNED], cells, tracker, console)
         publish(comparison, folder, tracker, console)
-        spent = {"selecting": selecting, "learning": outcome.inner_steps}
+        write_report(experiment, comparison, {LEARNED: learned, **compared}, folder)
+        spent = {"selecting": start.selecting, "learning": outcome.inner_steps}
         console.note(
-            f"inner steps spent: {selecting} to choose the start ({start}), {outcome.inner_steps} to learn, "
+            f"inner steps spent: {start.selecting} to choose the start ({start.name}), {outcome.inner_steps} to learn, "
             f"{sum(a.inner_steps for a in comparison.arms)} to compare"
         )
         tracker.artifact(folder.schedule, experiment.name, "schedule", _metadata(experiment, comparison))
     finally:
         tracker.close()
-    result = {"schedule": str(folder.schedule), "start": start, "inner_steps": spent, "verdict": verdict(comparison)}
+    result: dict[str, Any] = {"schedule": str(folder.schedule), "start": start.name, "inner_steps": spent}
+    result["verdict"] = verdict(comparison)
     if experiment.meta.estimator == "auto" and outcome.history:
         result["estimator"] = summary([step.notes for step in outcome.history])
     return result
@@ -115,14 +153,26 @@ def given_start(experiment: Experiment, network: QuantizedNetwork) -> tuple[str,
     if start in family:
         return start, family[start]
     path = Path(start)
-    if path.suffix != ".json" and not path.exists():
+    if path.suffix != ".json" and not os.path.exists(path):  # Path.exists raises on a name too long
         problem = f"{start!r} is neither a hand-coded schedule of {experiment.method.name} nor a file"
         raise MetaschedError("schedule.start", problem, f"use best, a file, or one of {', '.join(family)}")
     return path.stem, read_playable(path, experiment, network)
 
 
-def best_start(experiment: Experiment, pool: Pool, tracker: Tracker, console: Console) -> tuple[str, Schedule, int]:
-    """The best hand-coded schedule: its name, itself, and the inner steps that choosing it took.
+def start_of(checkpoint: Checkpoint, given: tuple[str, Schedule] | None, experiment: Experiment) -> Start:
+    """The start that a checkpoint names.
+
+    Raises:
+        MetaschedError: there is no such schedule.
+    """
+    known = dict([given]) if given else hand_coded(experiment.method.name)
+    if checkpoint.start not in known:
+        raise unknown_name("the checkpoint's start", checkpoint.start, known)
+    return Start(checkpoint.start, known[checkpoint.start], checkpoint.selecting)
+
+
+def best_start(experiment: Experiment, pool: Mapper, tracker: Tracker, console: Console) -> Start:
+    """The best hand-coded schedule.
 
     Every hand-coded schedule of the method is played on the same seeds; the best mean score on meta-validation wins.
     """
@@ -130,14 +180,14 @@ def best_start(experiment: Experiment, pool: Pool, tracker: Tracker, console: Co
     steps, runs = experiment.task.steps, experiment.meta.select_runs
     seeds = [derive_seed(experiment.seed, "select", i) for i in range(runs)]
     values = {name: played(experiment, s, steps) for name, s in family.items()}
-    work = [(experiment, values[name], seed, steps, "validation") for name in family for seed in seeds]
-    found = list(pool.map(cell_score, work))
-    means = {name: summarize(found[i * runs : (i + 1) * runs]).mean for i, name in enumerate(family)}
+    work = [(experiment, values[name], [seed], steps, "validation") for name in family for seed in seeds]
+    found = [score for (score,) in pool.map(cell_scores, work)]
+    means = {name: summarize(counted(found[i * runs : (i + 1) * runs])).mean for i, name in enumerate(family)}
     for name, mean in means.items():
         tracker.log({"select/name": name, "select/score": mean})
     best = max(means, key=lambda name: means[name])
     console.note(f"start: {best}, {means[best]:.4f} on meta-validation, best of {len(family)} hand-coded schedules")
-    return best, family[best], len(work) * steps
+    return Start(best, family[best], len(work) * steps)
 
 
 def verdict(comparison: Comparison) -> list[dict[str, Any]]:
@@ -162,22 +212,34 @@ def verdict(comparison: Comparison) -> list[dict[str, Any]]:
     return lines
 
 
-def _logger(experiment: Experiment, tracker: Tracker, console: Console) -> Callable[[OuterStep], None]:
-    spent = 0
+def _logger(
+    experiment: Experiment, tracker: Tracker, console: Console, since: OuterState | None
+) -> Callable[[OuterStep], None]:
+    spent = sum(record.inner_steps for record in since.history) if since else 0
 
     def log(record: OuterStep) -> None:
         nonlocal spent
         spent += record.inner_steps
         values = record._asdict() | {"step": record.step + 1, "inner_steps": spent}
-        del values["notes"], values["line"]
+        for own in ("notes", "line", "updates_skipped", "fault"):
+            del values[own]
         metrics = {f"outer/{name}": value for name, value in values.items()}
         metrics |= {f"estimator/{name}": value for name, value in record.notes.items()}
+        metrics["guard/skipped"] = record.updates_skipped
+        if record.fault:
+            metrics["guard/fault"] = record.fault
         tracker.log(metrics)
         console.outer(record.step + 1, experiment.meta.steps, metrics)
         if record.line is not None:
             console.note(record.line)
+        if record.fault:
+            console.note(f"outer step {record.step + 1}: not finite: {record.fault}")
 
     return log
+
+
+def _versions() -> dict[str, str]:
+    return {name: v for name in ("metasched", "torch", "numpy", "higher") if (v := version(name)) is not None}
 
 
 def _export(
@@ -190,6 +252,7 @@ def _export(
 ) -> None:
     settings = to_dict(experiment)["method"]
     tail = outcome.history[len(outcome.history) // 2 :]
+    tail = [r for r in tail if math.isfinite(r.score)]  # steps without a finite run have none
     score = sum(r.score for r in tail) / len(tail) if tail else float("nan")
     runs = sum(r.inner_steps for r in tail) // experiment.task.steps
     provenance = Provenance(
@@ -200,7 +263,7 @@ def _export(
         seeds=(experiment.seed,),
         tasks=(experiment.task.name,),
         outer_steps=experiment.meta.steps,
-        versions={name: v for name in ("metasched", "torch", "numpy", "higher") if (v := version(name)) is not None},
+        versions=_versions(),
         metric=Metric(name="meta-validation score", value=score, n=runs) if runs else None,
     )
     file = export(

@@ -9,12 +9,14 @@ from typing import Any
 from metasched.config import Experiment
 from metasched.errors import MetaschedError
 from metasched.evaluation.cells import cell_score, played
-from metasched.evaluation.compare import Arm, Comparison, fresh_seeds, publish
+from metasched.evaluation.compare import fresh_seeds, publish
+from metasched.evaluation.comparison import Arm, Comparison
 from metasched.exchange.export import export, write_schedule
 from metasched.exchange.format import MAX_KNOTS, Metric, Provenance
 from metasched.exchange.strict_json import MAX_BYTES
 from metasched.files import RunFolder, version
 from metasched.loading import config_hash, to_dict
+from metasched.meta.guards import RunStopped
 from metasched.meta.online import Adaptation, OnlineRun, expected_cost, held_out_size, train_online
 from metasched.meta.train import given_start, learned_controls
 from metasched.randomness import derive_seed
@@ -22,6 +24,7 @@ from metasched.schedules.base import Schedule, progress_of_steps
 from metasched.tracking import Tracker, open_tracker
 from metasched.tracking.console import Console
 from metasched.tracking.plots import plot_schedule
+from metasched.training.faults import broken
 from metasched.training.loop import hardened_score
 from metasched.training.pool import Pool
 from metasched.training.problem import build_problem
@@ -127,10 +130,17 @@ def compare_with_start(
 
 
 def online_cell(experiment: Experiment, seed: int) -> tuple[float, int]:
-    """Test score of the hardened network after an online run from a seed, and the inner steps it took."""
+    """Test score of the hardened network after an online run from a seed, and the inner steps it took.
+
+    The score of a run that diverged is NaN; if it was stopped, its inner steps are those of a whole run.
+    """
     problem = build_problem(experiment)
-    outcome = train_online(experiment, _start(experiment)[1], seed)
-    return hardened_score(problem, outcome.state, problem.task.test), outcome.inner_steps
+    try:
+        outcome = train_online(experiment, _start(experiment)[1], seed)
+    except RunStopped:
+        return math.nan, experiment.task.steps
+    score = math.nan if broken(outcome.state) else hardened_score(problem, outcome.state, problem.task.test)
+    return score, outcome.inner_steps
 
 
 def _start(experiment: Experiment) -> tuple[str, Schedule]:
@@ -151,7 +161,7 @@ def _logger(experiment: Experiment, tracker: Tracker, console: Console) -> Calla
         console.note(
             f"step {record.step}/{experiment.task.steps}  training loss {record.train_loss:.4f}  "
             f"held-out loss {record.loss:.4f}  |gradient| {record.gradient_norm:.1e}"
-            + ("  skipped: not finite" if record.skipped else "")
+            + (f"  skipped, not finite: {record.fault}" if record.skipped else "")
         )
 
     return log

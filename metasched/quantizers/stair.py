@@ -43,13 +43,13 @@ def hard(x: torch.Tensor, levels: LevelSet) -> torch.Tensor:
         return torch.where(x.isnan(), x, _row(levels.levels, x)[index])
     value, *above = _row(levels.levels, x)
     for theta, level in zip(levels.thresholds, above, strict=True):
-        value = torch.lerp(level, value, _positive_(theta - x))
+        value = torch.lerp(level, value, _positive(theta - x))
     return value
 
 
-def _positive_(x: torch.Tensor) -> torch.Tensor:
-    """In place: 1 where x > 0, 0 where x <= 0, NaN where x is. As weight of lerp far faster than a mask of where."""
-    return x.clamp_(0, 1).ceil_()
+def _positive(x: torch.Tensor) -> torch.Tensor:
+    """1 where x > 0, 0 where x <= 0, NaN where x is: as weight of lerp far faster than a mask of where."""
+    return x.clamp(0, 1).ceil()
 
 
 def straight_through(x: torch.Tensor, levels: LevelSet, half_width: float) -> torch.Tensor:
@@ -241,7 +241,7 @@ def _mode(above: list[torch.Tensor], levels: LevelSet, uniform: torch.Tensor | N
     value, *others = _row(levels.levels, most)
     for k, level in enumerate(others, 1):
         probability = above[k - 1] - above[k] if k < len(above) else above[k - 1]
-        value = torch.lerp(level, value, _positive_(most - probability))
+        value = torch.lerp(level, value, _positive(most - probability))
         most = torch.maximum(probability, most)
     return value
 

@@ -55,10 +55,11 @@ class ScheduleNetwork(nn.Module):
         self.base = base
         self.knots = progress_of_steps(knots)
         num_inputs = 1 + _WAVES + _LAYER_FEATURES
-        self.body = nn.Sequential(
-            nn.Linear(num_inputs, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh()
-        ).double()
-        self.heads = nn.Linear(hidden, 2 * len(self.learned)).double()  # per control: rate or value, and start
+        with torch.random.fork_rng(devices=[]):  # torch draws weights of its own from its global generator
+            self.body = nn.Sequential(
+                nn.Linear(num_inputs, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh()
+            ).double()
+            self.heads = nn.Linear(hidden, 2 * len(self.learned)).double()  # per control: rate or value, and start
         draws = generator(seed, "schedule network")
         for layer in self.body:
             if isinstance(layer, nn.Linear):

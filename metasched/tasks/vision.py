@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -71,8 +72,8 @@ def npz_task(config: TaskConfig) -> Task:
 def _root(config: TaskConfig, fix: str, must_exist: bool) -> Path:
     if config.root is None:
         raise MetaschedError("task.root", f"is missing, but {config.name} is read from a folder", fix)
-    root = Path(config.root).expanduser()
-    if must_exist and not root.is_dir():
+    root = Path(os.path.expanduser(config.root))  # as Path does it, but ~nobody stays as it is
+    if must_exist and not os.path.isdir(root):
         raise MetaschedError("task.root", f"there is no folder {root}", fix)
     return root
 

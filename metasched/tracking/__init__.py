@@ -7,7 +7,7 @@ from pathlib import Path
 from metasched.config import Experiment
 from metasched.files import RunFolder
 from metasched.loading import to_dict
-from metasched.tracking.json_lines import JsonLines, read_json_lines
+from metasched.tracking.json_lines import JsonLines, cut_back, read_json_lines
 from metasched.tracking.metrics import METRICS, unknown_metrics
 from metasched.tracking.tracker import Memory, Several, Tracker, warn_dropped
 from metasched.tracking.wandb_tracker import Wandb
@@ -19,6 +19,7 @@ __all__ = [
     "Several",
     "Tracker",
     "Wandb",
+    "cut_back",
     "open_tracker",
     "read_json_lines",
     "unknown_metrics",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TextIO
 
+from metasched.errors import printable
 from metasched.tracking.tracker import Scalar
 
 _SHOWN = {  # metric -> label and format
@@ -18,7 +19,7 @@ _SHOWN = {  # metric -> label and format
 
 
 class Console(Protocol):
-    """Tells a person how far an experiment is."""
+    """Tells a person how far an experiment is. Text is shown printable: none of it can steer the terminal."""
 
     def outer(self, step: int, total: int, metrics: Mapping[str, Scalar]) -> None:
         """Outer step ``step`` of 1..total is done, with these metrics."""
@@ -59,10 +60,10 @@ class _Plain:
         self.note(f"outer step {step}/{total}  {summary(metrics)}")
 
     def note(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        print(printable(text), file=self._stream, flush=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Scalar]]) -> None:
-        cells = [list(columns), *([_cell(value) for value in row] for row in rows)]
+        cells = [[_cell(value) for value in row] for row in (columns, *rows)]
         widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
         self.note(title)
         for row in cells:
@@ -97,15 +98,15 @@ class _Live:
             self._progress.stop()
 
     def note(self, text: str) -> None:
-        self._terminal.print(text, markup=False, soft_wrap=True)
+        self._terminal.print(printable(text), markup=False, soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Scalar]]) -> None:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=Text(title, "bold"), title_justify="left")
+        table = Table(title=Text(printable(title), "bold"), title_justify="left")
         for column in columns:
-            table.add_column(Text(column))
+            table.add_column(Text(printable(column)))
         for row in rows:
             table.add_row(*(Text(_cell(value)) for value in row))
         self._terminal.print(table)
@@ -115,4 +116,4 @@ class _Live:
 
 
 def _cell(value: Scalar) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else printable(str(value))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from metasched.errors import MetaschedError
 from metasched.tracking.metrics import unknown_metrics
 
 Scalar = float | int | str
@@ -60,7 +61,10 @@ class Memory:
 
 
 class Several:
-    """Hands everything to several trackers; one that fails is dropped with a warning, and the run goes on."""
+    """Hands everything to several trackers; one that fails is dropped with a warning, and the run goes on.
+
+    A MetaschedError is no such failure: it ends the run, as when the run folder cannot be written any more.
+    """
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self._trackers = list(trackers)
@@ -85,6 +89,8 @@ class Several:
         for tracker in list(self._trackers):
             try:
                 call(tracker)
+            except MetaschedError:
+                raise
             except Exception as error:  # whatever a tracking service throws must not end hours of training
                 self._trackers.remove(tracker)
                 warn_dropped(type(tracker).__name__, error)

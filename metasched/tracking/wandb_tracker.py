@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from metasched.errors import MetaschedError
+from metasched.files import write_atomic
+from metasched.reading import read_regular
 from metasched.tracking.metrics import AXES
 from metasched.tracking.tracker import Scalar
 
@@ -22,6 +27,9 @@ class Wandb:
         config: the resolved experiment.
         mode: ``offline`` or ``online``.
         project, group, job_type, name: as wandb has them; all runs of an experiment share its name as group.
+
+    The run's id is kept in ``folder/wandb_id``, so that a run that is resumed goes on as the same one. What is logged
+    twice is in wandb twice: it takes nothing back.
 
     Raises:
         ImportError: wandb is not installed.
@@ -53,6 +61,8 @@ class Wandb:
                 group=group,
                 job_type=job_type,
                 name=name,
+                id=_run_id(folder / "wandb_id"),
+                resume="allow" if mode == "online" else None,
                 reinit="create_new",
                 settings=wandb.Settings(console="off", silent=True),
             )
@@ -88,3 +98,13 @@ class Wandb:
     def _restore(self) -> None:
         for variable in self._redirected:
             os.environ.pop(variable, None)
+
+
+def _run_id(path: Path) -> str:
+    """The id that a file holds, or a new one."""
+    if not path.exists():
+        write_atomic(path, f"{secrets.token_hex(4)}\n".encode())
+    found = read_regular(path, 100, "take it away, for a new wandb run").decode("ascii", "replace").strip()
+    if not re.fullmatch("[a-z0-9]{1,64}", found):
+        raise MetaschedError(str(path), "does not hold the id of a wandb run", "take it away, for a new wandb run")
+    return found

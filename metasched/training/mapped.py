@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from metasched.network import Tensors
+from metasched.training.finite import FINITE, each_finite
 from metasched.training.loop import train
 from metasched.training.mapped_norm import with_mapped_norms
 from metasched.training.step import InnerProblem, TrainingState, training_loss
@@ -106,7 +107,7 @@ def mapped_step(
         params: Tensors, buffers: Tensors, method: Tensors, controls: Tensors, seed: torch.Tensor
     ) -> tuple[torch.Tensor, Tensors]:
         run = replace(problem, seed=seed)
-        return training_loss(run, TrainingState(params, buffers, {}, method), controls, step)
+        return training_loss(run, TrainingState(params, buffers, {}, method, {}), controls, step)
 
     def settle(
         params: Tensors, proposed: Tensors, method: Tensors, controls: Tensors, seed: torch.Tensor
@@ -122,7 +123,9 @@ def mapped_step(
         proposed, optimizer = problem.optimizer.update(params, grads, state.optimizer, problem.hyper_at(step))
         settled, method = torch.vmap(settle)(params, proposed, method, controls, seeds)
     settled, method = ({name: t.detach() for name, t in part.items()} for part in (settled, method))
-    return TrainingState(settled, buffers, optimizer, method)
+    finite = each_finite([losses, *controls.values(), *proposed.values(), *optimizer.values()])
+    health = {FINITE: state.health[FINITE] & finite}
+    return TrainingState(settled, buffers, optimizer, method, health)
 
 
 def stacked(problem: InnerProblem, states: Sequence[TrainingState]) -> TrainingState:
@@ -130,13 +133,13 @@ def stacked(problem: InnerProblem, states: Sequence[TrainingState]) -> TrainingS
 
     What the optimizer has once for all parameters, such as the number of steps, stays as it is.
     """
-    params, buffers, own, method = (
+    params, buffers, own, method, health = (
         {name: torch.stack([part[name] for part in parts]) for name in parts[0]} for parts in zip(*states, strict=True)
     )
     optimizer = {
         name: own[name] if t.dim() else states[0].optimizer[name] for name, t in problem.optimizer.init(params).items()
     }
-    return TrainingState(params, buffers, optimizer, method)
+    return TrainingState(params, buffers, optimizer, method, health)
 
 
 def of_run(state: TrainingState, run: int) -> TrainingState:

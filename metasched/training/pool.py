@@ -11,16 +11,42 @@ import multiprocessing
 import os
 import pickle
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
+from metasched.errors import MetaschedError
+from metasched.files import INNER_THREADS
+
+
+class Mapper(Protocol):
+    """Something that computes functions of independent work, in order: a Pool, or a memory before one."""
+
+    @property
+    def workers(self) -> int:
+        """How many processes share the work."""
+        ...
+
+    def map(self, function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        """``function(*a)`` for each ``a``, in order, as they become ready."""
+        ...
+
 
 def _start() -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(INNER_THREADS)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)  # it was killed, and nobody else will end this process
 
 
 def _by_value(work: bytes) -> bytes:
@@ -37,10 +63,12 @@ class Pool:
 
     def __init__(self, workers: int) -> None:
         self.workers = workers or os.cpu_count() or 1
+        self._threads = torch.get_num_threads()  # given back at the end
         self._executor: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Pool:
-        torch.set_num_threads(1)
+        self._threads = torch.get_num_threads()
+        torch.set_num_threads(INNER_THREADS)
         if self.workers > 1:
             context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
             self._executor = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_start)
@@ -55,6 +83,7 @@ class Pool:
                     process.terminate()  # what they are at is of no use any more
             self._executor.shutdown(cancel_futures=True)
             self._executor = None
+        torch.set_num_threads(self._threads)
 
     def map(self, function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
         """``function(*a)`` for each ``a``, in order, as they become ready."""
@@ -66,4 +95,12 @@ class Pool:
             futures = [self._executor.submit(_by_value, pickle.dumps((function, a))) for a in arguments]
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, masked)
-        return (pickle.loads(future.result()) for future in futures)
+        return (_answer(future) for future in futures)
+
+
+def _answer(future: Future[bytes]) -> Any:
+    try:
+        return pickle.loads(future.result())
+    except BrokenProcessPool as error:
+        problem = "a worker process ended before its work was done, as when memory runs out"
+        raise MetaschedError("run.workers", problem, "set it lower, or make the inner runs smaller") from error

@@ -50,7 +50,7 @@ def build_problem(experiment: Experiment, *, steps: int | None = None, relaxatio
 
 def _check_device(name: str) -> None:
     try:
-        torch.empty(0, device=name)
+        torch.zeros(1, device=name).item()  # a device that computes: not meta
     except (RuntimeError, AssertionError) as error:  # the latter where torch was built without it
         why = str(error).partition("\n")[0].partition(". ")[0]
         raise MetaschedError("run.device", f"{name!r} cannot be used ({why})", "set it to cpu, or another") from None

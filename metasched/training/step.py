@@ -18,6 +18,7 @@ from torch import nn
 from metasched.network import ControlRows, QuantizedNetwork, Tensors
 from metasched.randomness import derive_seed
 from metasched.tasks.base import Task
+from metasched.training.finite import FINITE, all_finite
 from metasched.training.optimizers import Optimizer
 
 Hyper = Mapping[str, float | torch.Tensor]  # of one step
@@ -26,12 +27,16 @@ _DRAWING = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.RNNBase, nn.MultiheadAtt
 
 
 class TrainingState(NamedTuple):
-    """All that training carries from step to step: flat dicts of tensors."""
+    """All that training carries from step to step: flat dicts of tensors.
+
+    ``health`` says whether all numbers so far were finite (see finite.py).
+    """
 
     params: Tensors
     buffers: Tensors
     optimizer: Tensors
     method: Tensors
+    health: Tensors
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,8 @@ class InnerProblem:
         like = {name: p for name, p in module.named_parameters()}
         own = {name: p.detach().to(like[name]) for name, p in fresh.named_parameters()}
         params, method = self.network.initialize(own, first, self.seed)
-        return TrainingState(params, self.network.buffers(), self.optimizer.init(params), method)
+        health = {FINITE: all_finite(params.values())}
+        return TrainingState(params, self.network.buffers(), self.optimizer.init(params), method, health)
 
     def with_seed(self, seed: int) -> InnerProblem:
         """The same problem from another seed."""
@@ -165,4 +171,6 @@ def inner_step(
     if not differentiable:
         settled = {k: p.detach() for k, p in settled.items()}
         method = {k: v.detach() for k, v in method.items()}
-    return TrainingState(settled, buffers, optimizer, method), loss.detach(), grads
+    finite = all_finite([loss, *controls.values(), *proposed.values(), *optimizer.values()])
+    health = {FINITE: state.health[FINITE] & finite}
+    return TrainingState(settled, buffers, optimizer, method, health), loss.detach(), grads

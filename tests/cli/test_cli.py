@@ -18,9 +18,10 @@ from metasched.exchange.export import dumps, write_schedule
 from metasched.exchange.format import ControlEntry, LayerEntry, MethodEntry, Metric, Provenance, ScheduleFile
 from metasched.fields import fields
 from metasched.files import RunFolder
+from metasched.signals import Terminated
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["train", "online", "compare", "check", "sensitivity", "export", "show"]
+COMMANDS = ["train", "online", "compare", "check", "sensitivity", "export", "import", "show"]
 
 
 @pytest.fixture
@@ -205,7 +206,7 @@ MISTAKES = [
     ([], "the following arguments are required: COMMAND"),
     (["trian", "x.yaml"], "invalid choice: 'trian'"),
     (["train"], "the following arguments are required: CONFIG"),
-    (["train", "missing.yaml"], "missing.yaml: cannot be read (No such file or directory)"),
+    (["train", "missing.yaml"], "missing.yaml: cannot be read: No such file or directory"),
     (["train", "CONFIG", "--meta.stps", "3"], "--meta.stps: unknown argument; did you mean --meta.steps?"),
     (["train", "--meta.stps", "3", "CONFIG"], "--meta.stps: unknown argument; did you mean --meta.steps?"),
     (["train", "CONFIG", "--meta.stps=3"], "--meta.stps: unknown argument; did you mean --meta.steps?"),
@@ -217,6 +218,10 @@ MISTAKES = [
     (["train", "CONFIG", "--method.name", "ste"], "method.name: there is nothing to learn for ste"),
     (["train", "CONFIG", "--folder", "CONFIG"], "cannot be made a run folder"),
     (["train", "CONFIG", "--run.folder", "CONFIG"], "cannot be made a run folder"),
+    (["train", "--resume", "."], ".: holds no run"),
+    (["train", "--resume", ".", "--folder", "x"], "--folder: does not go with --resume"),
+    (["train", "CONFIG", "--allow", "seed"], "--allow: is for --resume only"),
+    (["compare", "CONFIG", "--resume", "."], "--resume: unknown argument"),
     (["show", "missing.json"], "missing.json: cannot be read"),
     (["show", "CONFIG"], "experiment.yaml: "),
     (["export", "."], ".: holds no schedule.json"),
@@ -244,7 +249,9 @@ def test_several_mistakes_are_a_line_each(config: Path, capsys: pytest.CaptureFi
     ("error", "code", "message"),
     [
         (MetaschedError("task.root", "is missing", "set it"), 2, "metasched: error: task.root: is missing; set it\n"),
-        (KeyboardInterrupt(), 130, "metasched: interrupted\n"),
+        (KeyboardInterrupt(), 130, "metasched: interrupted; go on with `metasched train --resume RUN`\n"),
+        (Terminated(), 143, "metasched: terminated; go on with `metasched train --resume RUN`\n"),
+        (OSError(28, "No space left", "x.png"), 2, "metasched: error: x.png: cannot be written (No space left)\n"),
     ],
 )
 def test_what_ends_a_run(
@@ -260,7 +267,7 @@ def test_what_ends_a_run(
 
     monkeypatch.setitem(sys.modules, "metasched.meta.train", SimpleNamespace(train=train))  # type: ignore[arg-type]
     assert main(["train", str(config)]) == code
-    assert capsys.readouterr().err == message
+    assert capsys.readouterr().err == message.replace("RUN", str(config.parent / "runs/tiny-001"))
     assert not (config.parent / "runs/tiny-001/DONE").exists()
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import metasched
-from metasched.evaluation.compare import Arm, Comparison
+from metasched.evaluation.comparison import Arm, Comparison
 from metasched.exchange.format import ScheduleFile
 from metasched.fields import fields
 from metasched.schedules.table import hand_coded

@@ -27,7 +27,8 @@ def test_interrupt(config: Path, tmp_path: Path) -> None:
     assert seen is not None, process.communicate()
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
     _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (130, "metasched: interrupted\n")
+    said = f"metasched: interrupted; go on with `metasched train --resume {tmp_path / 'run'}`\n"
+    assert (process.returncode, errors) == (130, said)
     assert not (tmp_path / "run" / "DONE").exists()
     deadline = time.monotonic() + 20
     while _alive(process.pid):

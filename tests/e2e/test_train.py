@@ -32,12 +32,18 @@ def test_what_a_run_leaves(trained: Path) -> None:
     assert left == {
         "DONE",
         "PID",
+        "cells.jsonl",
+        "checkpoint.pt",
         "comparison.json",
         "config.resolved.yaml",
         "environment.json",
         "metrics.jsonl",
         "plots/comparison.png",
+        "plots/differences_12_0.png",
+        "plots/differences_6_0.png",
         "plots/schedule.png",
+        *(f"plots/schedule_{i:02d}.png" for i in range(3)),
+        "report.html",
         "schedule.json",
     }
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in (trained / "plots").iterdir())

@@ -10,7 +10,8 @@ from scipy import stats
 from metasched.config import CompareConfig, Experiment, MethodConfig, RunConfig, TaskConfig
 from metasched.errors import MetaschedError
 from metasched.evaluation.cells import cell_score, played
-from metasched.evaluation.compare import Arm, Comparison, baselines, compare, fresh_seeds
+from metasched.evaluation.compare import baselines, compare, fresh_seeds
+from metasched.evaluation.comparison import Arm, Comparison
 from metasched.randomness import derive_seed
 from metasched.tracking import Memory
 from metasched.training.pool import Pool
@@ -57,9 +58,11 @@ def test_paired_numbers_by_hand() -> None:
     assert difference["mean"] == pytest.approx(0.1) and difference["n"] == 3
     assert (difference["low"], difference["high"]) == pytest.approx((0.1 - half, 0.1 + half))
     columns, rows = comparison.rows(8)
-    assert columns[-1] == "learned - this [95 % interval]" and [row[0] for row in rows] == ["learned", "b"]
+    assert columns[-2:] == ["learned - this [95 % interval]", "p (Holm)"]
+    assert [row[0] for row in rows] == ["learned", "b"]
     assert rows[0][1:4] == ["0.7000", "0.2000", "3"]
-    assert rows[1][-1] == f"+0.1000 [{0.1 - half:+.4f}, {0.1 + half:+.4f}]"
+    assert rows[1][-2] == f"+0.1000 [{0.1 - half:+.4f}, {0.1 + half:+.4f}]"
+    assert rows[1][-1] == f"{2 * stats.t.sf(math.sqrt(3), 2):.2g}"  # of t = 0.1 / (0.1 / sqrt(3)); one arm: uncorrected
 
 
 def test_unknown_baselines_are_named() -> None:

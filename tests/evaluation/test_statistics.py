@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from metasched.evaluation.statistics import PairedDifference, paired_difference, summarize
+from metasched.evaluation.statistics import PairedDifference, holm, paired_difference, summarize
 
 SCORES = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=30)
 
@@ -31,7 +31,7 @@ def test_summary_of_one_score_has_no_spread() -> None:
 def test_paired_t_is_that_of_scipy(pairs: list[tuple[float, float]], confidence: float) -> None:
     a, b = (list(arm) for arm in zip(*pairs, strict=True))
     differences = np.subtract(a, b)
-    if np.ptp(differences) < 1e-9:  # scipy loses the spread to rounding
+    if np.ptp(differences) < 1e-5:  # what is taken for rounding is another matter
         return
     found = paired_difference(a, b, confidence)
     reference = stats.ttest_rel(a, b)
@@ -55,7 +55,19 @@ def test_an_example_by_hand() -> None:
 
 def test_arms_without_spread() -> None:
     assert paired_difference([1.0, 0.5], [1.0, 0.5]) == PairedDifference(0.0, 0.0, 0.0, 2, 1.0)
-    assert paired_difference([1.0, 0.75], [0.5, 0.25]) == PairedDifference(0.5, 0.5, 0.5, 2, 0.0)
+    found = paired_difference([1.0, 0.75], [0.5, 0.25])  # with one degree of freedom p = 0.5 is at t = 1
+    margin = 0.5 * 12.706204736174694  # the 97.5 % point of t (tables)
+    assert found[:3] == (0.5, pytest.approx(0.5 - margin), pytest.approx(0.5 + margin)) and found[3:] == (2, 0.5)
+    assert paired_difference([0.85, 0.9, 0.7], [0.8, 0.85, 0.65]).p == 0.25  # equal up to rounding
+
+
+@pytest.mark.parametrize("n", [2, 5, 6, 12])
+def test_equal_differences_are_significant_from_six_pairs_on(n: int) -> None:
+    """2^(1 - n) is below 0.05 from n = 6 on."""
+    for sign in (1, -1):
+        found = paired_difference([0.5 + 0.125 * sign] * n, [0.5] * n)
+        assert found.p == 2.0 ** (1 - n) and found.mean == 0.125 * sign
+        assert (found.low > 0 or found.high < 0) == (found.p < 0.05) == (n >= 6)
 
 
 def test_swapping_the_arms_turns_the_sign() -> None:
@@ -90,3 +102,21 @@ def test_an_effect_of_two_standard_deviations_is_found_in_ten_pairs() -> None:
     ]
     assert np.mean([d.low > 0 for d in found]) >= 0.9
     assert 0.92 <= np.mean([d.low <= 0.02 <= d.high for d in found]) <= 0.98  # the truth lies in the interval
+
+
+def test_holm_rejects_what_the_step_down_procedure_rejects() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        p = generator.uniform(size=6) ** 3
+        rejected = set()
+        for rank, i in enumerate(np.argsort(p)):  # the procedure as the paper has it: stop at the first that fails
+            if p[i] > 0.05 / (6 - rank):
+                break
+            rejected.add(int(i))
+        assert {i for i, value in enumerate(holm(list(p))) if value <= 0.05} == rejected
+
+
+def test_holm_keeps_the_family_wise_error() -> None:
+    generator = np.random.default_rng(1)
+    wrong = sum(min(holm(list(generator.uniform(size=20)))) <= 0.05 for _ in range(2000))
+    assert 0.035 < wrong / 2000 < 0.065  # 1 - 0.95, within three standard errors

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-GOLDEN = Path(__file__).parent / "formats" / "schedule_v1.json"
+GOLDEN = Path(__file__).parents[1] / "formats" / "schedule_v1.json"
 
 
 @pytest.fixture

@@ -112,7 +112,7 @@ def test_layers_at_the_depth_of_a_known_one_or_beyond_get_its_curve_exactly(gold
 @given(st.lists(st.tuples(st.floats(0, 1), st.sampled_from(["conv", "linear"])), min_size=1, max_size=6))
 @settings(max_examples=100, deadline=None, derandomize=True)
 def test_any_network_keeps_the_range_and_the_end(features: list[tuple[float, Kind]]) -> None:
-    golden = Path(__file__).parent / "formats" / "schedule_v1.json"
+    golden = Path(__file__).parents[1] / "formats" / "schedule_v1.json"
     file = loads(golden.read_bytes(), "schedule.json")
     layers = [layer(f"l{i}", depth, kind) for i, (depth, kind) in enumerate(features)]
     values = table(file, 33, layers)

@@ -111,6 +111,11 @@ EDITS: dict[str, tuple[Edit, str, str]] = {
     "wrong end": (lambda f: put(f, "freeze_fraction", 2, 4, 0.9), "values.freeze_fraction[2][4]", "must be 1.0"),
     "leaves too late": (lambda f: put(f, "noise_scale", 1, 3, 0.1), "values.noise_scale[1][3]", "the last 0.25"),
     "empty range": (lambda f: f["controls"][0].update(low=2), "controls[0].low", "at most high = 1.0, got 2.0"),
+    "endless range": (
+        lambda f: f["controls"][2].update(low=-1e308, high=1e308),
+        "controls[2].high",
+        "beyond float64 from low = -1e+308: 1e+308",
+    ),
     "end out of range": (lambda f: f["controls"][0].update(end=-1), "controls[0].end", "in [0.0, 1.0], got -1.0"),
     "dwell beyond 1": (lambda f: f["controls"][0].update(dwell=2), "controls[0].dwell", "less than or equal to 1"),
 }

@@ -24,6 +24,7 @@ from metasched.methods.base import Control
 
 INT64 = st.integers(-(2**63) + 1, 2**63 - 1)
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
+ENDS = st.floats(-8e307, 8e307)  # of a range, whose width is finite
 NAMES = st.sampled_from(["a", "z9_", "noise_scale", "freeze_fraction", "b" * 64])
 MODULES = st.sampled_from(["0", "conv1", "features.0", "A_b.C_1.d", "." * 128])
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -34,7 +35,7 @@ def controls_with_curves(draw: st.DrawFn, name: str, progress: list[float], num_
     directions: list[typing.Literal["free", "nonincreasing", "nondecreasing"]]
     directions = ["free", "nonincreasing", "nondecreasing"]
     direction = draw(st.sampled_from(directions))
-    low, high = sorted([draw(FINITE), draw(FINITE)])
+    low, high = sorted([draw(ENDS), draw(ENDS)])
     inside = st.floats(low, high)
     end = draw(st.none() | {"free": inside, "nonincreasing": st.just(low), "nondecreasing": st.just(high)}[direction])
     dwell = draw(st.floats(0, 1))

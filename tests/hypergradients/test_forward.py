@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -308,14 +309,14 @@ def test_a_run_that_is_not_finite_is_counted():
     controls = random_controls(here.network.method.controls, here.steps, len(here.network.layers), 0, 0)
     controls["noise_mean"][1, 1] = float("nan")
     broken = slope_along(here, controls, {n: torch.ones_like(v) for n, v in controls.items()}, OuterLoss("relaxed"))
-    assert torch.tensor([broken.loss, broken.slope]).isnan().all()
+    assert math.isnan(broken.loss)
 
     class Broken(Counting):
         def slopes(self, runs: list[Along]) -> list[Slope]:
             return [broken] * len(runs)
 
     estimate: Estimate = Forward(0.0).estimate(Line(), Broken(quadratic(4).problem), [0], {})  # type: ignore[arg-type]
-    assert estimate.found[0].diagnostics.nonfinite == 2  # the loss and one slope
+    assert estimate.found[0].diagnostics.nonfinite == 1  # the loss
 
 
 class _Double(torch.autograd.Function):

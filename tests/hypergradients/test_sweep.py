@@ -309,7 +309,8 @@ def test_the_measured_cost_and_a_budget():
     state, graph, judgement = engine.cost(here, controls, outer)
     values = sum(p.numel() for p in here.network.module.parameters())
     statistics = sum(b.numel() for b in here.network.module.buffers())
-    assert state == 8 * (3 * values + statistics + 1 + 2)  # weights and Adam's two moments; its step; two scales
+    # weights and Adam's two moments, its step, two scales, and whether all was finite
+    assert state == 8 * (3 * values + statistics + 1 + 2) + 1
     assert graph > 8 * 8 * (5 + 4) * 2 and judgement > 8 * 16 * (5 + 4)  # what batch normalization saves, at least
     assert engine.cost(here.with_seed(9), controls, outer) == (state, graph, judgement)
     expected = control_gradient(unroll, here, controls, outer)

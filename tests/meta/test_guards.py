@@ -14,11 +14,12 @@ from metasched.config import MethodConfig
 from metasched.hypergradients.base import Diagnostics, Hypergradient
 from metasched.hypergradients.reverse import Floored
 from metasched.layers import Layer
-from metasched.meta.guards import clip, keep
+from metasched.meta.guards import clip, first_fault, keep, listed, update
 from metasched.methods import build_method
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.network import ScheduleNetwork
 from metasched.schedules.table import hand_coded
+from metasched.training.faults import Fault
 
 LAYERS = [Layer(f"layer{i}", float(i), "conv", "weight+activation", 9, 81, 1.585) for i in range(2)]
 
@@ -53,6 +54,75 @@ def test_clipping_is_over_all_parameters_together_and_changes_none_of_them() -> 
     assert was and [g.tolist() for g in clipped] == [[[pytest.approx(0.6), 0.0]], pytest.approx(0.8)]
     assert [g.tolist() for g in gradient] == [[[3.0, 0.0]], 4.0]
     assert clip(gradient, 5.0) == (gradient, False)
+
+
+def test_an_estimator_is_not_taken_at_its_word() -> None:
+    good = estimate(0)
+    for gradient, loss in (([torch.tensor([1.0, math.nan])], 1.0), ([torch.ones(2)], math.inf)):
+        assert keep([Hypergradient(loss, gradient, good.diagnostics), good]) == [good]
+
+
+@pytest.mark.parametrize("size", [1e160, 1.7e308])
+def test_a_gradient_whose_norm_overflows_keeps_its_direction(size: float) -> None:
+    gradient = [torch.tensor([3.0, 0.0]) / 4 * size, torch.tensor(-size)]
+    assert math.isinf(float(torch.cat([g.flatten() for g in gradient]).norm()))
+    clipped, was = clip(gradient, 5.0)
+    assert was and [g.tolist() for g in clipped] == [[pytest.approx(3.0, rel=1e-12), 0.0], pytest.approx(-4.0)]
+
+
+def moved_by(gradient: list[torch.Tensor], steps: int = 2) -> tuple[list[Fault | None], ScheduleNetwork, object]:
+    """What each of some updates along a gradient says, the schedule, and the optimizer's state after them."""
+    schedule = learner()
+    optimizer = torch.optim.Adam(schedule.parameters(), lr=0.1)
+    said = [update(schedule, optimizer, gradient, 7, LAYERS) for _ in range(steps)]
+    return said, schedule, optimizer.state_dict()["state"]
+
+
+def test_an_update_is_that_of_the_optimizer() -> None:
+    gradient = [torch.full_like(p, 0.5) for p in learner().parameters()]
+    said, schedule, _ = moved_by(gradient)
+    plain = learner()
+    optimizer = torch.optim.Adam(plain.parameters(), lr=0.1)
+    for _ in range(2):
+        for p, g in zip(plain.parameters(), gradient, strict=True):
+            p.grad = g
+        optimizer.step()
+    assert said == [None, None]
+    assert all(torch.equal(a, b) for a, b in zip(schedule.parameters(), plain.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("size", "what"), [(math.nan, "outer gradient"), (-math.inf, "outer gradient"), (1e200, "optimizer's state")]
+)
+def test_an_update_that_would_overflow_is_not_made(size: float, what: str) -> None:
+    """The square of 1e200 is no number: Adam's second moment would be infinite, and the parameter stay for ever."""
+    gradient = [torch.zeros_like(p) for p in learner().parameters()]
+    gradient[0][0, 0] = size
+    said, schedule, state = moved_by(gradient)
+    assert [str(fault).startswith(f"{what} of ") for fault in said] == [True, True] and "body.0.weight" in str(said[0])
+    assert state == {}
+    assert all(torch.equal(a, b) for a, b in zip(schedule.parameters(), learner().parameters(), strict=True))
+
+
+def test_parameters_at_which_the_schedule_has_no_values_are_not_taken() -> None:
+    schedule = learner()
+    with torch.no_grad():
+        schedule.heads.weight.fill_(1e308)  # two hidden units add up to more than there is
+        dict(schedule.named_parameters())["body.2.bias"].fill_(100.0)
+    before = [p.detach().clone() for p in schedule.parameters()]
+    optimizer = torch.optim.Adam(schedule.parameters(), lr=1e-3)
+    fault = update(schedule, optimizer, [torch.ones_like(p) for p in schedule.parameters()], 7, LAYERS)
+    assert fault is not None and str(fault).startswith("control of ")
+    assert all(torch.equal(a, b) for a, b in zip(schedule.parameters(), before, strict=True))
+
+
+def test_the_first_fault_is_named() -> None:
+    good, bad = {"a": torch.ones(2)}, {"a": torch.ones(2), "b": torch.tensor(math.inf)}
+    assert first_fault({"x": good, "y": good}) is None
+    assert first_fault({"x": good, "y": bad, "z": bad}) == Fault("y", place="b")
+    faults = [Fault("loss", step=i) for i in (0, 0, 1, 2, 3, 4)]
+    assert listed(faults) == "loss at inner step 0, loss at inner step 1, loss at inner step 2 and 2 more"
+    assert listed([]) == ""
 
 
 def learner() -> ScheduleNetwork:

@@ -20,7 +20,8 @@ from metasched.config import (
     TrackingConfig,
 )
 from metasched.errors import MetaschedError
-from metasched.evaluation.compare import Arm, Comparison, compare
+from metasched.evaluation.compare import compare
+from metasched.evaluation.comparison import Arm, Comparison
 from metasched.files import RunFolder
 from metasched.meta.train import learned_controls, train, verdict
 from metasched.methods import build_method

@@ -87,23 +87,72 @@ def test_run_folders_are_numbered(tmp_path: Path) -> None:
     assert names == ["a-001", "a-002", "a-008", "b-001"]
 
 
-@pytest.mark.parametrize("mark", ["DONE", "config.resolved.yaml", "PID"])
+@pytest.mark.parametrize("mark", ["DONE", "config.resolved.yaml", "checkpoint.pt", "metrics.jsonl"])
 def test_a_folder_that_holds_a_run_is_refused(tmp_path: Path, mark: str) -> None:
     (tmp_path / mark).write_text("123\n")
-    with pytest.raises(MetaschedError) as caught:
-        RunFolder.claim(tmp_path)
-    assert str(caught.value).startswith(f"{tmp_path}: already holds a run (")
-    assert ("123" if mark == "PID" else mark) in str(caught.value)
+    for _ in range(2):  # it leaves no lock
+        with pytest.raises(MetaschedError) as caught:
+            RunFolder.claim(tmp_path)
+        assert str(caught.value).startswith(f"{tmp_path}: already holds a run (it has a {mark})")
+    assert (tmp_path / mark).read_text() == "123\n"
 
 
 def test_a_given_folder_is_made_once(tmp_path: Path) -> None:
-    folder = RunFolder.claim(tmp_path / "x" / "y")
-    assert (folder.path / "PID").read_text() == f"{os.getpid()}\n"
-    with pytest.raises(MetaschedError, match=f"of process {os.getpid()}"):
+    folder = RunFolder.claim(tmp_path / "x" / "y", "online")
+    assert (folder.path / "PID").read_text() == f"{os.getpid()} online\n"
+    with pytest.raises(MetaschedError, match=f"is in use by process {os.getpid()};"):
         RunFolder.claim(folder.path)
     assert not folder.done.exists()
     folder.finish()
     assert folder.done.exists()
+    folder.release()
+
+
+def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from metasched.files import RunFolder\n"
+        "folder = RunFolder.claim(sys.argv[1]); folder.config.touch(); print(flush=True); time.sleep(100)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b"\n"
+    for take in (RunFolder.claim, RunFolder.resume):
+        with pytest.raises(MetaschedError, match=f"is in use by process {process.pid};"):
+            take(tmp_path)
+    process.kill()
+    process.communicate()
+    folder = RunFolder.resume(tmp_path)
+    assert (tmp_path / "PID").read_text() == f"{os.getpid()} train\n"
+    folder.release()
+
+
+def test_what_can_be_resumed(tmp_path: Path) -> None:
+    def refused(path: Path) -> str:
+        with pytest.raises(MetaschedError) as caught:
+            RunFolder.resume(path)
+        return str(caught.value)
+
+    assert f"{tmp_path}: holds no run" in refused(tmp_path) and os.listdir(tmp_path) == []
+    assert "holds no run" in refused(tmp_path / "nowhere")
+    folder = RunFolder.claim(tmp_path, "compare")
+    folder.config.touch()
+    folder.release()
+    assert "holds a run of `metasched compare`; only runs of `metasched train` can be resumed" in refused(tmp_path)
+    (tmp_path / "PID").write_text("1 train\n")
+    (tmp_path / ".schedule.json.1a2b.tmp").touch()
+    RunFolder.resume(tmp_path).release()
+    assert sorted(os.listdir(tmp_path)) == ["PID", "config.resolved.yaml"]  # what was half written is taken away
+    folder.finish()
+    assert f"holds a run that has finished; see {folder.schedule}" in refused(tmp_path)
+
+
+def test_a_lock_that_leads_elsewhere_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "PID").symlink_to(tmp_path / "mine")
+    with pytest.raises(MetaschedError, match="cannot be made a run folder"):
+        RunFolder.claim(folder)
+    assert (tmp_path / "mine").read_text() == "mine"
 
 
 def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
@@ -135,7 +184,7 @@ def test_environment_names_versions_and_nothing_private() -> None:
 def test_git_state_of_a_checkout(tmp_path: Path) -> None:
     package = tmp_path / "metasched"
     package.mkdir()
-    for name in ("__init__.py", "errors.py", "files.py"):
+    for name in ("__init__.py", "errors.py", "files.py", "lock.py"):
         (package / name).write_bytes((ROOT / "metasched" / name).read_bytes())
 
     def git(*arguments: str) -> str:

@@ -15,6 +15,7 @@ import pytest
 from metasched.config import Experiment, MetaConfig, TrackingConfig
 from metasched.files import RunFolder
 from metasched.tracking import open_tracker
+from metasched.tracking.metrics import AXES
 
 pytest.importorskip("wandb")
 
@@ -57,13 +58,8 @@ def test_identity_and_config(run) -> None:
 
 def test_each_family_has_its_axis(run) -> None:
     metrics = [r["metric"] for r in run[1] if r["type"] == "metric"]
-    assert {m["glob_name"]: m["step_metric"] for m in metrics if "glob_name" in m} == {
-        "outer/*": "outer/step",
-        "estimator/*": "outer/step",
-        "online/*": "online/step",
-        "schedule/*": "schedule/progress",
-        "compare/*": "compare/seed",
-    }
+    assert {m["glob_name"]: m["step_metric"] for m in metrics if "glob_name" in m} == AXES
+    assert AXES["outer/*"] == "outer/step" and AXES["compare/*"] == "compare/seed"
 
 
 def test_every_row_arrives_with_its_axis(run) -> None:
@@ -96,3 +92,15 @@ def test_table_of_the_comparison(run) -> None:
     (file,) = run[0].glob("wandb/offline-run-*/files/media/table/comparison_*.table.json")
     table = json.loads(file.read_text())
     assert (table["columns"], table["data"]) == (["arm", "score"], [["learned", 0.75]])
+
+
+def test_a_resumed_run_goes_on_under_its_id(tmp_path: Path) -> None:
+    folder, experiment = RunFolder(tmp_path), Experiment()
+    for _ in range(2):
+        open_tracker(experiment, folder, "outer").close()
+        own = (tmp_path / "wandb_id").read_text().strip()
+        assert [f.name for f in tmp_path.glob("wandb/offline-run-*/run-*.wandb")] != []
+        assert {f.name for f in tmp_path.glob("wandb/offline-run-*/run-*.wandb")} == {f"run-{own}.wandb"}
+    (tmp_path / "wandb_id").write_text("../../elsewhere")
+    with pytest.warns(RuntimeWarning, match=r"Wandb failed \(MetaschedError: .*wandb_id: does not hold the id"):
+        open_tracker(experiment, folder, "outer").close()

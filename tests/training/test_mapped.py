@@ -93,7 +93,7 @@ def distance(one: TrainingState, other: TrainingState) -> float:
         assert a.keys() == b.keys()
         for name, t in a.items():
             assert t.shape == b[name].shape and t.dtype == b[name].dtype and not b[name].requires_grad, name
-            found.append((t - b[name]).abs().max().item())
+            found.append((t.double() - b[name].double()).abs().max().item())
     return max(found)
 
 

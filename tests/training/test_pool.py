@@ -55,3 +55,9 @@ def test_mistakes_cross_the_processes_whole(two: Pool) -> None:
 def test_numbers_of_workers() -> None:
     assert Pool(0).workers == os.cpu_count()
     assert Pool(3).workers == 3
+
+
+def test_a_worker_that_is_killed_is_one_line() -> None:
+    with pytest.raises(MetaschedError, match=r"run\.workers: a worker process ended before its work was done"):
+        with Pool(2) as pool:
+            list(pool.map(os._exit, [(1,)]))

@@ -1,0 +1,128 @@
+"""A comparison as one HTML file that needs nothing else: no script, no network, pictures inside."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metasched.config import Experiment
+from metasched.evaluation.comparison import Comparison
+from metasched.files import RunFolder, environment, json_text, write_atomic
+from metasched.loading import dump_yaml
+from metasched.schedules.base import Schedule
+from metasched.tracking.plots import plot_differences, plot_schedule
+from metasched.training.problem import build_problem
+
+_OTHERS_SHOWN = 3  # hand-coded schedules whose curves are drawn
+_STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 64rem; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .875rem; }
+th, td { padding: .25rem .75rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e2e2e2; }
+th:first-child, td:first-child { text-align: left; }
+thead th { border-bottom: 2px solid #888; }
+tr.learned td { color: #c1272d; font-weight: 600; }
+img { max-width: 100%; height: auto; }
+pre { background: #f6f6f6; padding: .75rem; overflow-x: auto; font-size: .8rem; }
+summary { cursor: pointer; padding: .25rem 0; }
+"""
+
+
+def write_report(
+    experiment: Experiment, comparison: Comparison, schedules: Mapping[str, Schedule], folder: RunFolder
+) -> Path:
+    """Write ``report.html`` into the run folder.
+
+    Args:
+        experiment: what was compared on.
+        comparison: the scores.
+        schedules: the arms by name, as they were played.
+        folder: the run folder; ``plots/comparison.png`` is there already.
+
+    Returns:
+        its path.
+    """
+    parts = [f"<h1>{escape(experiment.name)}: {escape(experiment.method.name)} on {escape(experiment.task.name)}</h1>"]
+    parts.append(f"<p>{escape(_setting(comparison))}</p>")
+    for horizon in comparison.horizons:
+        parts.append(f"<h2>After {horizon} steps</h2>")
+        parts.append(_table(*comparison.rows(horizon), marked=comparison.learned))
+        parts += [_picture(path, alt) for path, alt in _differences(comparison, horizon, folder)]
+    parts.append("<h2>All scores</h2>")
+    parts.append(_picture(folder.plots / "comparison.png", "scores of each schedule, one dot a seed"))
+    parts.append("<h2>The schedules</h2>")
+    shown = [*comparison.learned, *_best_others(comparison)]
+    for name, path in zip(shown, _curves(experiment, [schedules[n] for n in shown], folder), strict=True):
+        opened = " open" if name in comparison.learned else ""
+        picture = _picture(path, f"controls of {name} in each layer over progress")
+        parts.append(f"<details{opened}><summary>{escape(name)}</summary>{picture}</details>")
+    parts.append("<h2>What it ran on</h2>")
+    parts.append(f"<details><summary>Versions and device</summary><pre>{_escaped(environment())}</pre></details>")
+    parts.append(f"<details><summary>Configuration</summary><pre>{escape(dump_yaml(experiment))}</pre></details>")
+    page = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(experiment.name)}</title><style>{_STYLE}</style></head>\n<body>\n"
+        + "\n".join(parts)
+        + "\n</body></html>\n"
+    )
+    write_atomic(folder.report, page.encode())
+    return folder.report
+
+
+def _best_others(comparison: Comparison) -> list[str]:
+    """The best of the arms that nothing is compared against, at the first horizon."""
+    arms = comparison.at(comparison.horizons[0])
+    others = [name for name in arms if name not in comparison.learned]
+    return sorted(others, key=lambda name: -arms[name].summary.mean)[:_OTHERS_SHOWN]
+
+
+def _setting(comparison: Comparison) -> str:
+    return (
+        f"Hardened score on test data, {len(comparison.seeds)} fresh seeds, the same for every schedule. Differences "
+        "are paired by seed; intervals are Student's t at 95 %. p is corrected for the number of schedules (Holm)."
+    )
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]], marked: Sequence[str]) -> str:
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    body = "\n".join(
+        f"<tr{' class=learned' if row[0] in marked else ''}>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>"
+        for row in rows
+    )
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+
+
+def _picture(path: Path, alt: str) -> str:
+    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    return f'<p><img alt="{escape(alt)}" src="data:image/png;base64,{data}"></p>'
+
+
+def _differences(comparison: Comparison, horizon: int, folder: RunFolder) -> Iterable[tuple[Path, str]]:
+    arms = comparison.at(horizon)
+    for i, name in enumerate(n for n in comparison.learned if n in arms):
+        others = {n: comparison.difference(arms[name], arm) for n, arm in arms.items() if n != name}
+        if others:
+            path = folder.plots / f"differences_{horizon}_{i}.png"
+            plot_differences(path, {n: (d.mean, d.low, d.high) for n, d in others.items()}, name)
+            yield path, f"paired differences of {name} to the others"
+
+
+def _curves(experiment: Experiment, schedules: Sequence[Schedule], folder: RunFolder) -> Iterable[Path]:
+    layers = build_problem(experiment).network.layers
+    progress = torch.linspace(0, 1, 101, dtype=torch.float64)
+    for i, schedule in enumerate(schedules):
+        path = folder.plots / f"schedule_{i:02d}.png"
+        plot_schedule(path, schedule(progress, layers), [layer.name for layer in layers], progress)
+        yield path
+
+
+def _escaped(value: Any) -> str:
+    return escape(json_text(value, indent=2))

@@ -1,0 +1,133 @@
+"""``metasched train --resume``: what a stopped run goes on from, and what it must agree with."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from metasched.config import Experiment
+from metasched.errors import MetaschedError, unknown_name
+from metasched.fields import fields
+from metasched.files import RunFolder, environment, version, write_atomic
+from metasched.hypergradients import build_estimator
+from metasched.loading import differing, dump_yaml, load_experiment, to_dict
+from metasched.meta.checkpoint import Checkpoint, check_fit, read_checkpoint
+from metasched.meta.outer import OuterState
+from metasched.meta.runs import PooledRuns
+from metasched.schedules.learnable import LearnableSchedule
+from metasched.tracking.json_lines import JsonLines, read_json_lines
+from metasched.training.pool import Pool
+
+
+def resumed_experiment(
+    folder: RunFolder, config: Path | None, overrides: Sequence[str], allowed: Sequence[str]
+) -> Experiment:
+    """The experiment that a stopped run goes on with; what differs is written down with what it runs on now.
+
+    Args:
+        folder: of the run.
+        config: a configuration to hold against the run's own, or None.
+        overrides: fields to override in either.
+        allowed: dotted paths of fields that may differ from now on.
+
+    Raises:
+        MetaschedError: a field differs that may not.
+    """
+    names = [f.path for f in fields()]
+    for name in allowed:
+        if name not in names:
+            raise unknown_name("--allow", name, names)
+    own = load_experiment(folder.config)
+    given = load_experiment(config or folder.config, overrides)
+    was, now = to_dict(own), to_dict(given)
+    changes = differing(now, was)
+    for name in changes:
+        if name not in allowed:
+            raise _differs(name, was, now)
+    _allowed_before(folder)
+    lines = JsonLines(folder.resumes)
+    changed = {name: {"was": _at(was, name), "is": _at(now, name)} for name in changes}
+    lines.write({"allowed": changed, "environment": environment()})
+    lines.close()
+    if changes and not folder.checkpoint.exists():  # else once the checkpoint is known to fit
+        write_config(folder, given)
+    return given
+
+
+def write_config(folder: RunFolder, experiment: Experiment) -> None:
+    """From now on this is what a resume goes on with."""
+    write_atomic(folder.config, dump_yaml(experiment).encode())
+
+
+def last_checkpoint(experiment: Experiment, folder: RunFolder) -> Checkpoint | None:
+    """The checkpoint in a run folder; None where the run was stopped before the first one.
+
+    Raises:
+        MetaschedError: it cannot be used, or is of another experiment.
+    """
+    if not folder.checkpoint.exists():
+        return None
+    checkpoint = read_checkpoint(folder.checkpoint)
+    allowed = _allowed_before(folder)
+    now = to_dict(experiment)
+    for name in differing(now, checkpoint.config):
+        if name not in allowed:
+            raise _differs(name, checkpoint.config, now)
+    other = [f"{p} {v}" for p, v in checkpoint.versions.items() if version(p) != v]
+    if other:
+        warnings.warn(f"{folder.checkpoint}: was written with {', '.join(other)}: bits may differ", stacklevel=2)
+    return checkpoint
+
+
+def resumable_state(
+    checkpoint: Checkpoint,
+    folder: RunFolder,
+    base: str,
+    schedule: LearnableSchedule,
+    experiment: Experiment,
+    pool: Pool,
+) -> OuterState:
+    """The state of a checkpoint, once it is known to be one of this schedule and this estimator.
+
+    Args:
+        checkpoint: of the run.
+        folder: of the run.
+        base: a hash of the values of the schedule that learning starts at.
+        schedule: the learnable schedule, as it is built.
+        experiment, pool: of the run.
+
+    Raises:
+        MetaschedError: the start has changed, or a part of the state does not fit.
+    """
+    if checkpoint.base != base:
+        what = f"{checkpoint.start} has other values than when the run started"
+        raise MetaschedError("schedule.start", what, "put the schedule back, or start a new run")
+    try:
+        check_fit(checkpoint, schedule, experiment.meta.steps)
+        state = checkpoint.state
+        if state.step:
+            build_estimator(experiment.meta).check(
+                schedule, PooledRuns(experiment, pool), experiment.meta.runs, state.estimator
+            )
+    except MetaschedError as error:
+        raise MetaschedError(f"{folder.checkpoint}: {error.path}", error.problem, error.fix) from None
+    return state
+
+
+def _allowed_before(folder: RunFolder) -> set[str]:
+    """The fields that were allowed to differ when the run was resumed, now or before."""
+    lines = read_json_lines(folder.resumes) if folder.resumes.exists() else []
+    return {name for line in lines for name in (line.get("allowed") or ()) if isinstance(name, str)}
+
+
+def _differs(name: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> MetaschedError:
+    problem = f"is {_at(now, name)!r}, and {_at(was, name)!r} in the run that is resumed"
+    return MetaschedError(name, problem, f"leave it as it was, or add `--allow {name}` and answer for it")
+
+
+def _at(document: Any, name: str) -> Any:
+    for part in name.split("."):
+        document = document.get(part) if isinstance(document, Mapping) else None
+    return document

@@ -1,0 +1,56 @@
+"""SIGINT and SIGTERM: the work is left in order, as by an exception, and in any case within a few seconds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+WITHIN = 4.0  # seconds, if the work cannot be left in order
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM; what cleans up after an interrupt cleans up after this too."""
+
+
+@contextmanager
+def leaving(say: Callable[[type[KeyboardInterrupt]], None]) -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt and SIGTERM Terminated; a second one, or WITHIN seconds, end the process.
+
+    Only in the main thread, and only for signals that are not ignored. Worker processes end with this one.
+
+    Args:
+        say: called before the process is ended; with Terminated or KeyboardInterrupt.
+    """
+    timers: list[threading.Timer] = []
+
+    def end(number: int) -> None:
+        say(_error(number))
+        os._exit(128 + number)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if timers:
+            end(number)
+        timers.append(threading.Timer(WITHIN, end, [number]))
+        timers[0].daemon = True
+        timers[0].start()
+        raise _error(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        caught = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, handle) for number in caught}
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _error(number: int) -> type[KeyboardInterrupt]:
+    return Terminated if number == signal.SIGTERM else KeyboardInterrupt

@@ -1,0 +1,191 @@
+"""Same seed, same threads, same bits: twice, in any order, in another process, with other threads left behind.
+
+Small pieces of work stand for all that draws random numbers or keeps something. As a program this file prints their
+digests: ``python tests/determinism/test_same_bits.py``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from metasched.config import Experiment, MetaConfig, MethodConfig, OnlineConfig, RunConfig, ScheduleConfig, TaskConfig
+from metasched.evaluation.cells import cell_scores, played
+from metasched.meta.online import train_online
+from metasched.meta.outer import meta_train
+from metasched.meta.train import learned_controls
+from metasched.randomness import derive_seed
+from metasched.schedules.learnable import build_learnable
+from metasched.schedules.table import hand_coded
+from metasched.training.loop import train
+from metasched.training.pool import Pool
+from metasched.training.problem import build_problem
+
+
+def digest(value: Any) -> str:
+    """Of tensors by their bits, of everything else by its text."""
+    found = hashlib.blake2b(digest_size=12)
+
+    def add(part: Any) -> None:
+        if isinstance(part, torch.Tensor):
+            found.update(part.detach().cpu().contiguous().numpy().tobytes())
+        elif isinstance(part, Mapping):
+            for name in sorted(part):
+                add([name, part[name]])
+        elif isinstance(part, list | tuple):
+            for own in part:
+                add(own)
+        else:
+            found.update(repr(part).encode())
+
+    add(value)
+    return found.hexdigest()
+
+
+def tiny(method: str = "joint", model: str = "mlp", estimator: str = "sweep", workers: int = 1) -> Experiment:
+    return Experiment(
+        task=TaskConfig(model=model, width=2, depth=3, train=32, validation=16, test=16, batch=8, steps=4),  # type: ignore[arg-type]
+        method=MethodConfig(name=method, forward="random", partition="random"),  # type: ignore[arg-type]
+        schedule=ScheduleConfig(kind="family" if estimator == "forward" else "network", knots=3, hidden=2),
+        meta=MetaConfig(estimator=estimator, steps=2, runs=2, window=2),  # type: ignore[arg-type]
+        online=OnlineConfig(every=2, window=2, held_out=8),
+        run=RunConfig(workers=workers),
+    )
+
+
+def run_of(method: str, model: str) -> Any:
+    """State and losses of an inner run, and the score of a cell."""
+    experiment = tiny(method, model)
+    start = next(iter(hand_coded(method).values()))
+    controls = played(experiment, start, 4)
+    outcome = train(build_problem(experiment).with_seed(5), {name: v.float() for name, v in controls.items()})
+    return outcome.state, outcome.losses, cell_scores(experiment, controls, [7, 8, 9, 10], 4, "test")
+
+
+def learned_by(estimator: str, workers: int = 1) -> Any:
+    """A schedule after two outer steps, and what was logged, without the times."""
+    experiment = tiny(estimator=estimator, workers=workers)
+    network, start = build_problem(experiment).network, hand_coded("joint")["joint_linear"]
+    learn = ["noise_scale"] if estimator == "forward" else learned_controls(experiment, network.method.controls)
+    seed = derive_seed(experiment.seed, "schedule network")
+    schedule = build_learnable(experiment.schedule, network.method.controls, start, learn, network.layers, seed)
+    with Pool(workers) as pool:
+        outcome = meta_train(experiment, schedule, pool, lambda record: None)
+    return list(schedule.parameters()), [record._replace(seconds=0.0) for record in outcome.history]
+
+
+def online() -> Any:
+    outcome = train_online(tiny(), hand_coded("joint")["joint_linear"], 3)
+    return outcome.controls, outcome.state
+
+
+WORK: dict[str, Callable[[], Any]] = {
+    **{f"{m} {n}": lambda m=m, n=n: run_of(m, n) for m, n in (("ste", "mlp"), ("ana", "convnet"), ("inq", "mlp"))},
+    "joint convnet": lambda: run_of("joint", "convnet"),
+    **{e: lambda e=e: learned_by(e) for e in ("sweep", "higher", "truncated", "forward", "es", "pes", "nres", "auto")},
+    "online": online,
+}
+
+
+def digests(names: list[str]) -> dict[str, str]:
+    """Of pieces in this order, in torch's own default dtype, as a user has it."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        return {name: digest(WORK[name]()) for name in names}
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, str]:
+    return digests(list(WORK))
+
+
+def test_the_pieces_are_different(expected: dict[str, str]) -> None:
+    assert expected["sweep"] == expected["higher"]  # two ways to the same numbers
+    assert len(set(expected.values())) == len(WORK) - 1
+
+
+def test_the_same_bits_in_any_order_whatever_the_global_generators_say(expected: dict[str, str]) -> None:
+    names = list(WORK)
+    random.Random(1).shuffle(names)
+    build_problem.cache_clear()
+    torch.manual_seed(99)
+    np.random.seed(99)
+    random.seed(99)
+    assert digests(names) == expected
+
+
+@pytest.mark.parametrize(("threads", "hash_seed"), [("1", "1"), ("2", "2")])
+def test_the_same_bits_in_another_process(expected: dict[str, str], threads: str, hash_seed: str) -> None:
+    """Also where torch would take two threads: pools take one for inner runs."""
+    names = list(WORK) if threads == "1" else [name for name in WORK if name in ("sweep", "es", "pes")]
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": threads, "PYTHONHASHSEED": hash_seed}
+    command = [sys.executable, "-W", "ignore", __file__, *names]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {name: expected[name] for name in names}
+
+
+def test_the_same_bits_with_two_workers(expected: dict[str, str]) -> None:
+    torch.set_default_dtype(torch.float32)
+    assert digest(learned_by("pes", workers=2)) == expected["pes"]
+
+
+def global_state() -> dict[str, Any]:
+    """What a library has no business to change."""
+    return {
+        "torch's generator": digest(torch.random.get_rng_state()),
+        "numpy's generator": repr(np.random.get_state()),
+        "python's generator": random.getstate(),
+        "default dtype": torch.get_default_dtype(),
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "gradients": torch.is_grad_enabled(),
+        "matmul precision": torch.get_float32_matmul_precision(),
+        "errors of numpy": np.geterr(),
+        "warnings": list(warnings.filters),
+        "environment": dict(os.environ),
+        "working directory": os.getcwd(),
+    }
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_nothing_global_is_left_changed(name: str) -> None:
+    torch.set_num_threads(2)
+    before = global_state()
+    WORK[name]()
+    assert global_state() == before
+
+
+def test_one_thread_and_two_agree_to_rounding() -> None:
+    """Not to the bit: sums are added in another order. Over few steps that stays rounding; docs/reliability.md."""
+
+    def weights(threads: int) -> torch.Tensor:
+        torch.set_num_threads(threads)
+        experiment = tiny("ana", "convnet")
+        controls = played(experiment, hand_coded("ana")["ana_static"], 4)
+        end = train(build_problem(experiment).with_seed(5), {name: v.float() for name, v in controls.items()}).state
+        return torch.cat([p.flatten() for p in end.params.values()])
+
+    torch.set_default_dtype(torch.float32)
+    one, two = weights(1), weights(2)
+    assert float((one - two).norm() / one.norm()) <= 1e-5
+
+
+if __name__ == "__main__":
+    print(json.dumps(digests(sys.argv[1:])))
