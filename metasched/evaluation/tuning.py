@@ -1,0 +1,117 @@
+"""Hand-coded schedules tuned by search: what a careful person gets for the inner steps that learning takes.
+
+A candidate is a member of the family of schedules/family.py (for each control a window with a decay, of five to seven
+numbers), and its score the mean score of ``tune.runs`` fresh inner runs on meta-validation, hardened. A search that
+picks the best of many noisy scores flatters it, so a part of the budget is kept: the ``tune.finalists`` best candidates
+are played again from ``tune.final_runs`` seeds that are new and the same for all, and the best of these means wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from metasched.config import Experiment
+from metasched.errors import MetaschedError
+from metasched.evaluation.cells import cell_scores, played
+from metasched.evaluation.searchers import SEARCHERS
+from metasched.evaluation.statistics import counted, summarize
+from metasched.layers import Layer
+from metasched.network import Tensors
+from metasched.randomness import derive_seed
+from metasched.schedules.base import Schedule
+from metasched.schedules.family import ScheduleFamily
+from metasched.schedules.interpolation import Interpolation, interpolate
+from metasched.training.pool import Mapper
+
+# Half-widths of the box that is searched, around 0. They reach 2 to 98 % of a control's range and of the run, slopes
+# over depth that put the first and the last layer at opposite ends, and powers from 1/12 to 12.
+_BOX = {"power": 1.5}
+_WIDTH = 4.0
+
+
+class Sampled(NamedTuple):
+    """A schedule that is given by its values at knots."""
+
+    knots: torch.Tensor
+    values: Tensors
+    kind: Interpolation
+
+    def __call__(self, progress: torch.Tensor, layers: Sequence[Layer]) -> dict[str, torch.Tensor]:
+        """Values {control: [T, L]}, of the layers that it was sampled for."""
+        return {n: interpolate(progress, self.knots.to(progress), v, self.kind) for n, v in self.values.items()}
+
+
+class Candidate(NamedTuple):
+    """A schedule that a search has tried, and its mean score on meta-validation."""
+
+    schedule: Sampled
+    score: float
+
+
+def trials_within(experiment: Experiment) -> int:
+    """How many candidates the budget pays for, after what the finalists take.
+
+    Raises:
+        MetaschedError: not one.
+    """
+    tune = experiment.tune
+    runs = tune.inner_steps // experiment.task.steps - tune.finalists * tune.final_runs
+    if runs < tune.runs:
+        least = (tune.finalists * tune.final_runs + tune.runs) * experiment.task.steps
+        problem = f"{tune.inner_steps} steps leave nothing for the search after {tune.finalists} finalists are judged"
+        raise MetaschedError("tune.inner_steps", problem, f"give at least {least}, or lower tune.finalists")
+    return runs // tune.runs
+
+
+def search(
+    experiment: Experiment,
+    family: ScheduleFamily,
+    layers: Sequence[Layer],
+    pool: Mapper,
+    log: Callable[[int, float], None],
+) -> list[Candidate]:
+    """Candidates in the order in which ``tune.search`` tried them; ``log(trial, score)`` after each.
+
+    The first one is the member that the family was fitted to: the search starts where learning starts.
+    """
+    tune, steps = experiment.tune, experiment.task.steps
+    names = [name for name, _ in family.named_parameters()]
+    widths = [_BOX.get(name.rpartition(".")[2], _WIDTH) for name in names]
+    first = [
+        min(max(float(p.detach()) / width, -1.0), 1.0) for p, width in zip(family.parameters(), widths, strict=True)
+    ]
+    searcher = SEARCHERS[tune.search](first, derive_seed(experiment.seed, "tune"))
+    candidates = []
+    for trial in range(trials_within(experiment)):
+        point = searcher.ask()
+        with torch.no_grad():
+            for p, share, width in zip(family.parameters(), point, widths, strict=True):
+                p.fill_(share * width)
+        schedule = Sampled(family.knots, {n: v.detach() for n, v in family.at_knots(layers).items()}, "linear")
+        seeds = [derive_seed(experiment.seed, "tune", trial, run) for run in range(tune.runs)]
+        score = mean_score(experiment, schedule, seeds, steps, pool)
+        searcher.tell(score)
+        candidates.append(Candidate(schedule, score))
+        log(trial, score)
+    return candidates
+
+
+def mean_score(experiment: Experiment, schedule: Schedule, seeds: Sequence[int], steps: int, pool: Mapper) -> float:
+    """Mean score on meta-validation, hardened, over inner runs from these seeds."""
+    values = played(experiment, schedule, steps)
+    work = [(experiment, values, [seed], steps, "validation") for seed in seeds]
+    return summarize(counted([score for (score,) in pool.map(cell_scores, work)])).mean
+
+
+def best_of(experiment: Experiment, candidates: Sequence[Candidate], pool: Mapper) -> Candidate:
+    """The finalist with the best mean over seeds that no search has seen, with that mean as its score."""
+    tune = experiment.tune
+    seeds = [derive_seed(experiment.seed, "tune final", run) for run in range(tune.final_runs)]
+    finalists = sorted(candidates, key=lambda c: -c.score)[: tune.finalists]  # stable: the first tried of equals
+    judged = [
+        Candidate(c.schedule, mean_score(experiment, c.schedule, seeds, experiment.task.steps, pool)) for c in finalists
+    ]
+    return max(judged, key=lambda c: c.score)

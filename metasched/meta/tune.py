@@ -1,0 +1,100 @@
+"""``metasched tune``: a hand-coded family tuned by search, for as many inner steps as learning took."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Any
+
+from metasched.config import Experiment
+from metasched.evaluation.cells import Remembered, played
+from metasched.evaluation.population import population_search
+from metasched.evaluation.searchers import SEARCHERS
+from metasched.evaluation.tuning import Candidate, best_of, search, trials_within
+from metasched.exchange.export import export, write_schedule
+from metasched.exchange.format import Metric, Provenance
+from metasched.files import RunFolder
+from metasched.loading import config_hash, to_dict
+from metasched.meta.runs import PooledRuns
+from metasched.meta.train import Start, best_start, given_start, learned_controls
+from metasched.schedules.family import ScheduleFamily
+from metasched.tracking import open_tracker
+from metasched.tracking.console import Console
+from metasched.training.pool import Pool
+from metasched.training.problem import build_problem
+
+
+def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[str, Any]:
+    """Search, judge the finalists anew, and write the best one's schedule.
+
+    Args:
+        experiment: the whole configuration; ``tune`` says how and for how many inner steps.
+        folder: where everything is written.
+        console: where progress is shown.
+
+    Returns:
+        what a program would want to read: paths, the start, inner steps spent, the finalists' best score.
+
+    Raises:
+        MetaschedError: names or files that do not fit, a search whose library is missing, a budget that is too small.
+    """
+    network = build_problem(experiment).network
+    settings, steps = experiment.tune, experiment.task.steps
+    learn = learned_controls(experiment, network.method.controls)
+    trials_within(experiment)
+    if settings.search in SEARCHERS:
+        SEARCHERS[settings.search]([0.0], 0)  # is its library there?
+    given = given_start(experiment, network)
+    tracker = open_tracker(experiment, folder, "tune")
+    try:
+        with Pool(experiment.run.workers) as pool, closing(Remembered(pool, folder.cells)) as cells:
+            console.note(f"{experiment.name}: {settings.search} over {settings.inner_steps} inner steps")
+            start = Start(*given, 0) if given else best_start(experiment, cells, tracker, console)
+
+            def log(trial: int, score: float) -> None:
+                tracker.log({"tune/trial": trial + 1, "tune/score": score})
+                console.note(f"{settings.search} {trial + 1}: {score:.4f}")
+
+            if settings.search == "pbt":
+                learned = [c for c in network.method.controls if c.name in learn]
+                base = played(experiment, start.schedule, steps)
+                tried = population_search(experiment, learned, base, PooledRuns(experiment, pool), log)
+            else:
+                family = ScheduleFamily(
+                    network.method.controls,
+                    start.schedule,
+                    learn,
+                    knots=experiment.schedule.knots,
+                    layers=network.layers,
+                )
+                tried = search(experiment, family, network.layers, cells, log)
+            best = best_of(experiment, tried, cells)
+    finally:
+        tracker.close()
+    _export(experiment, best, start.name, folder)
+    console.note(f"best of {len(tried)}: {best.score:.4f} on meta-validation, over {settings.final_runs} fresh seeds")
+    spent = {"selecting": start.selecting, "tuning": settings.inner_steps}
+    return {"schedule": str(folder.schedule), "start": start.name, "inner_steps": spent, "score": best.score}
+
+
+def _export(experiment: Experiment, best: Candidate, start: str, folder: RunFolder) -> None:
+    network, settings = build_problem(experiment).network, experiment.tune
+    how = f"{settings.search}, {settings.inner_steps} inner steps, from {start}"
+    file = export(
+        best.schedule,
+        method_name=experiment.method.name,
+        method_parameters={k: v for k, v in to_dict(experiment)["method"].items() if k != "name"},
+        controls=network.method.controls,
+        layers=network.layers,
+        knots=best.schedule.knots,
+        interpolation=best.schedule.kind,
+        provenance=Provenance(
+            kind="tuned",
+            name=experiment.name,
+            citation=f"tuned by metasched: {how}",
+            config_hash=config_hash(experiment),
+            seeds=(experiment.seed,),
+            tasks=(experiment.task.name,),
+            metric=Metric(name="meta-validation score", value=best.score, n=settings.final_runs),
+        ),
+    )
+    write_schedule(folder.schedule, file)

@@ -1,0 +1,97 @@
+"""The wandb workspace of a project as code: schedules, scores, and the health of hypergradients."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from metasched.config import Experiment
+from metasched.errors import MetaschedError
+from metasched.methods.ana import NOISE_MEAN, NOISE_SCALE
+from metasched.methods.inq import FREEZE_FRACTION
+from metasched.tracking.metrics import AXES, METRICS
+
+if TYPE_CHECKING:
+    from wandb_workspaces.workspaces import Workspace
+
+_CONTROLS = (NOISE_SCALE, NOISE_MEAN, FREEZE_FRACTION)
+_LOGARITHMIC = {"outer/gradient_norm", "online/gradient_norm"}
+_STEPS_AGAINST = {"outer/inner_steps": ("outer/score", "outer/loss"), "online/inner_steps": ("online/score",)}
+
+
+def build(experiment: Experiment, entity: str) -> Workspace:
+    """The workspace, without a network: a section for each family of metrics, a panel for each number.
+
+    Args:
+        experiment: its ``tracking.project`` is the project, and its horizons are those of the tables of scores.
+        entity: user or team.
+
+    Raises:
+        MetaschedError: wandb-workspaces is not installed.
+    """
+    try:
+        import wandb_workspaces.reports.v2 as reports
+        import wandb_workspaces.workspaces as workspaces
+    except ModuleNotFoundError as error:
+        raise MetaschedError(
+            "dashboard", "wandb-workspaces is not installed", "install metasched[dashboard]"
+        ) from error
+
+    def line(name: str, axis: str, **more: Any) -> Any:
+        unit = METRICS[name].unit
+        return reports.LinePlot(
+            title=name, x=axis, y=[name], log_y=name in _LOGARITHMIC, title_x=axis, title_y=unit, **more
+        )
+
+    def family(prefix: str) -> list[Any]:
+        axis = AXES[f"{prefix}*"]
+        left_out = {axis, *_STEPS_AGAINST, *(name for name, metric in METRICS.items() if metric.unit == "text")}
+        return [line(name, axis) for name in METRICS if name.startswith(prefix) and name not in left_out]
+
+    schedules = [
+        reports.LinePlot(
+            title=f"{control.name} by layer",
+            x=AXES["schedule/*"],
+            metric_regex=f"schedule/{control.name}/.*",
+            title_x="progress",
+            title_y=control.unit,
+        )
+        for control in _CONTROLS
+    ]
+    steps = [multiple * experiment.task.steps for multiple in experiment.compare.horizons]
+    tables = [reports.WeavePanelSummaryTable(table_name=f"comparison_{horizon}") for horizon in steps]
+    costs = [line(name, axis) for axis, names in _STEPS_AGAINST.items() for name in names]
+    sections = {
+        "Learned schedules": schedules,
+        "Scores of schedules": tables,
+        "Score against compute": costs,
+        "Outer loop": family("outer/"),
+        "Health of numbers": family("guard/"),
+        "Estimator": family("estimator/"),
+        "Tuned baselines": family("tune/"),
+        "Online": family("online/"),
+    }
+    return workspaces.Workspace(
+        entity=entity,
+        project=experiment.tracking.project,
+        name="metasched",
+        sections=[
+            workspaces.Section(name=name, panels=panels, is_open=i < 4)
+            for i, (name, panels) in enumerate(sections.items())
+        ],
+    )
+
+
+def publish(experiment: Experiment, entity: str) -> str:
+    """Saves the workspace at wandb; its address.
+
+    Raises:
+        MetaschedError: wandb-workspaces is missing, or wandb does not take it (no login, no such entity, no network).
+    """
+    workspace = build(experiment, entity)
+    try:
+        workspace.save()
+    except Exception as error:  # the service has many ways to say no
+        reason = " ".join(str(error).split())[:200]
+        fix = "log in with `wandb login`, and see that entity and project exist"
+        raise MetaschedError("dashboard", f"wandb did not take it ({type(error).__name__}: {reason})", fix) from error
+    return workspace.url

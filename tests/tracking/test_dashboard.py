@@ -1,0 +1,72 @@
+"""The wandb workspace, offline: every number that is logged has its panel, against its own axis."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from metasched.config import CompareConfig, Experiment, TaskConfig, TrackingConfig
+from metasched.errors import MetaschedError
+from metasched.tracking.dashboard import build, publish
+from metasched.tracking.metrics import AXES, METRICS, unknown_metrics
+
+# wandb-workspaces is written for an older pydantic, which its import says many times
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+EXPERIMENT = Experiment(
+    task=TaskConfig(steps=30), compare=CompareConfig(horizons=(1, 3)), tracking=TrackingConfig(project="of-mine")
+)
+TEXT = {name for name, metric in METRICS.items() if metric.unit in ("text", "name")}
+
+
+def panels() -> list[Any]:
+    return [panel for section in build(EXPERIMENT, "me").sections for panel in section.panels]
+
+
+def lines() -> list[Any]:
+    return [panel for panel in panels() if getattr(panel, "y", None)]
+
+
+def test_it_is_of_the_experiments_project() -> None:
+    workspace = build(EXPERIMENT, "me")
+    assert (workspace.entity, workspace.project) == ("me", "of-mine")
+
+
+def test_panels_show_what_is_logged() -> None:
+    shown = {name for panel in lines() for name in panel.y}
+    assert unknown_metrics(shown) == [] and not shown & TEXT
+    families = [prefix[:-1] for prefix in AXES if prefix not in ("schedule/*", "compare/*")]
+    axes = {*AXES.values(), "outer/inner_steps", "online/inner_steps"}
+    wanted = {name for name in METRICS if name.startswith(tuple(families))} - axes - TEXT
+    assert shown == wanted
+
+
+def test_each_is_against_its_axis_or_against_compute() -> None:
+    for panel in lines():
+        (name,) = panel.y
+        prefix = name.split("/")[0]
+        assert panel.x in (AXES[f"{prefix}/*"], f"{prefix}/inner_steps")
+
+
+def test_schedules_are_found_by_their_pattern() -> None:
+    patterns = [panel.metric_regex for panel in panels() if getattr(panel, "metric_regex", None)]
+    for control in ("noise_scale", "noise_mean", "freeze_fraction"):
+        assert sum(bool(re.fullmatch(p, f"schedule/{control}/layer1.conv")) for p in patterns) == 1
+
+
+def test_tables_are_those_of_the_horizons() -> None:
+    assert [panel.table_name for panel in panels() if hasattr(panel, "table_name")] == [
+        "comparison_30",
+        "comparison_90",
+    ]
+
+
+def test_a_service_that_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Any) -> None:
+        raise ValueError("no\nsuch entity")
+
+    monkeypatch.setattr("wandb_workspaces.workspaces.Workspace.save", refuse)
+    with pytest.raises(MetaschedError, match=r"dashboard: wandb did not take it .ValueError: no such entity."):
+        publish(EXPERIMENT, "me")
