@@ -38,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def say(stopped: type[KeyboardInterrupt]) -> None:
         how = "terminated" if issubclass(stopped, Terminated) else "interrupted"
-        run = getattr(arguments, "resumable", None)
-        print(f"metasched: {how}{f'; go on with `metasched train --resume {run}`' if run else ''}", file=sys.stderr)
+        run, command = getattr(arguments, "resumable", None), getattr(arguments, "command", say).__name__
+        print(f"metasched: {how}{f'; go on with `metasched {command} --resume {run}`' if run else ''}", file=sys.stderr)
 
     with warnings.catch_warnings(), leaving(say):
         warnings.showwarning = lambda message, *_: print(
@@ -66,13 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(arguments: argparse.Namespace) -> None:
     """Learns a schedule and compares it, or goes on with that."""
-    if arguments.resume is None and arguments.config is None:
-        arguments.parser.error("the following arguments are required: CONFIG (or --resume RUN)")
-    if arguments.resume is None and arguments.allow:
-        raise MetaschedError("--allow", "is for --resume only", "leave it out")
-    if arguments.resume is not None and arguments.folder:
-        raise MetaschedError("--folder", "does not go with --resume", "leave it out: a run goes on in its own folder")
-    with _train_folder(arguments) as (experiment, folder), closing(_console(arguments)) as console:
+    with _resumable_folder(arguments) as (experiment, folder), closing(_console(arguments)) as console:
         from metasched.meta.train import train
 
         result = train(experiment, folder, console)
@@ -93,24 +87,19 @@ def online(arguments: argparse.Namespace) -> None:
 
 
 def compare(arguments: argparse.Namespace) -> None:
-    """Plays schedules on the same seeds."""
-    experiment = _load(arguments)
-    from metasched.evaluation.compare import run
+    """Plays schedules on the same seeds, or goes on with that."""
+    with _resumable_folder(arguments) as (experiment, folder), closing(_console(arguments)) as console:
+        from metasched.evaluation.compare import run
 
-    with _run_folder(experiment, arguments) as folder, closing(_console(arguments)) as console:
         result = run(experiment, [Path(path) for path in arguments.schedule], folder, console)
     _print({"folder": str(folder.path), **result}, arguments.json)
 
 
 def tune(arguments: argparse.Namespace) -> None:
-    """Tunes a hand-coded family by search."""
-    experiment = _load(arguments)
-    from metasched.loading import require_learnable
+    """Tunes a hand-coded family by search, or goes on with that."""
+    with _resumable_folder(arguments) as (experiment, folder), closing(_console(arguments)) as console:
+        from metasched.meta.tune import tune
 
-    require_learnable(experiment)
-    from metasched.meta.tune import tune
-
-    with _run_folder(experiment, arguments) as folder, closing(_console(arguments)) as console:
         result = tune(experiment, folder, console)
     _print({"folder": str(folder.path), **result}, arguments.json)
 
@@ -225,12 +214,15 @@ def _parse(argv: Sequence[str], arguments: argparse.Namespace) -> None:
     feel.add_argument("--runs", type=int, default=8, metavar="N", help="inner runs that are differentiated [8]")
     for added in (learn, adapt, play, seek, feel):
         added.add_argument("--folder", help="run folder (default: a new one in run.folder)")
-    learn.add_argument("--resume", metavar="RUN", help="go on with the stopped run in this folder, with the same bits")
+    resumable = (learn, play, seek)
+    resume = "go on with the stopped run in this folder, with the same bits"
     allow = "with --resume: this field may differ from the run's (may be given several times)"
-    learn.add_argument("--allow", metavar="FIELD", action="append", default=[], help=allow)
+    for added in resumable:
+        added.add_argument("--resume", metavar="RUN", help=resume)
+        added.add_argument("--allow", metavar="FIELD", action="append", default=[], help=allow)
     for added in (learn, adapt, play, seek, board, look, feel):
         added.usage = "%(prog)s CONFIG [options] [--section.field VALUE ...]"
-        nargs = "?" if added is learn else None
+        nargs = "?" if added in resumable else None
         added.add_argument("config", metavar="CONFIG", nargs=nargs, help="the experiment, a YAML file")
         _add_overrides(added)
 
@@ -294,26 +286,34 @@ def _load(arguments: argparse.Namespace) -> Experiment:
 
 
 @contextmanager
-def _train_folder(arguments: argparse.Namespace) -> Iterator[tuple[Experiment, RunFolder]]:
+def _resumable_folder(arguments: argparse.Namespace) -> Iterator[tuple[Experiment, RunFolder]]:
     """An experiment with its run folder, a new one or one to go on in."""
+    if arguments.resume is None and arguments.config is None:
+        arguments.parser.error("the following arguments are required: CONFIG (or --resume RUN)")
+    if arguments.resume is None and arguments.allow:
+        raise MetaschedError("--allow", "is for --resume only", "leave it out")
+    if arguments.resume is not None and arguments.folder:
+        raise MetaschedError("--folder", "does not go with --resume", "leave it out: a run goes on in its own folder")
     from metasched.loading import require_learnable
 
     if arguments.resume is None:
         experiment = _load(arguments)
-        require_learnable(experiment)
+        if arguments.command is not compare:
+            require_learnable(experiment)
         with _run_folder(experiment, arguments) as folder:
             yield experiment, folder
         return
     from metasched.files import RunFolder
 
-    folder = RunFolder.resume(arguments.resume)
+    folder = RunFolder.resume(arguments.resume, arguments.command.__name__)
     try:
         from metasched.meta.resume import resumed_experiment
 
         arguments.resumable = folder.path
         config = Path(arguments.config) if arguments.config else None
         experiment = resumed_experiment(folder, config, arguments.overrides, arguments.allow)
-        require_learnable(experiment)
+        if arguments.command is not compare:
+            require_learnable(experiment)
         yield experiment, folder
         folder.finish()
     finally:
@@ -332,7 +332,7 @@ def _run_folder(experiment: Experiment, arguments: argparse.Namespace) -> Iterat
     folder = RunFolder.claim(path, command) if path else RunFolder.create(place, experiment.name, command)
     try:
         write_atomic(folder.config, dump_yaml(experiment).encode())
-        arguments.resumable = folder.path if command == "train" else None
+        arguments.resumable = folder.path if "resume" in arguments else None
         write_atomic(folder.environment, json_text(environment(), indent=2).encode())
         yield folder
         folder.finish()

@@ -160,7 +160,7 @@ class RunFolder:
                 fix = f"only runs of `metasched {command}` can be resumed"
                 raise MetaschedError(str(path), f"holds a run of `metasched {made_by[0][:20]}`", fix)
             if folder.done.exists():
-                raise MetaschedError(str(path), "holds a run that has finished", f"see {folder.schedule}")
+                raise MetaschedError(str(path), "holds a run that has finished", "look into it")
             lock.sign(command)
             for torn in path.glob(".*.tmp"):  # what write_atomic was at when the run was killed
                 torn.unlink()
@@ -208,6 +208,11 @@ class RunFolder:
     def schedule(self) -> Path:
         """The learned schedule."""
         return self.path / "schedule.json"
+
+    @property
+    def schedules(self) -> Path:
+        """Copies of the schedule files that are compared, each in a folder with its number."""
+        return self.path / "schedules"
 
     @property
     def comparison(self) -> Path:

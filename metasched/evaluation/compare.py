@@ -6,24 +6,26 @@ read here only. Every arm trains for the same number of steps at each horizon.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from metasched.config import Experiment
 from metasched.errors import MetaschedError, unknown_name
-from metasched.evaluation.cells import cell_scores, played
+from metasched.evaluation.cells import Remembered, cell_scores, played
 from metasched.evaluation.comparison import Arm, Comparison
 from metasched.evaluation.report import write_report
 from metasched.evaluation.statistics import counted, summarize
-from metasched.exchange.export import read_schedule
+from metasched.exchange.export import read_schedule, write_schedule
 from metasched.exchange.player import PlayedSchedule, check_method, match_layers
 from metasched.files import RunFolder, json_text, write_atomic
 from metasched.network import QuantizedNetwork
 from metasched.randomness import derive_seed
 from metasched.schedules.base import Schedule
 from metasched.schedules.table import hand_coded
-from metasched.tracking import Tracker, open_tracker
+from metasched.tracking import Tracker, cut_back, open_tracker
 from metasched.tracking.console import Console
 from metasched.tracking.plots import plot_comparison
 from metasched.training.mapped import mapping_pays
@@ -134,6 +136,8 @@ def run(experiment: Experiment, paths: Sequence[Path], folder: RunFolder, consol
         MetaschedError: a file that is no schedule, is for another method, or whose layers do not fit the network.
     """
     problem = build_problem(experiment)
+    if folder.resumes.exists():
+        paths = _of_the_run(folder, paths)
     files: dict[str, Schedule] = {}
     for path in paths:
         schedule = read_playable(path, experiment, problem.network)
@@ -144,13 +148,41 @@ def run(experiment: Experiment, paths: Sequence[Path], folder: RunFolder, consol
     arms = {**files, **baselines(experiment)}
     if not arms:
         raise MetaschedError("compare.baselines", "nothing to compare", "name a schedule file or a baseline")
+    if not folder.schedules.exists():
+        _keep(dict(zip(files, paths, strict=True)), folder)
+    cut_back(folder.metrics, 0)
     tracker = open_tracker(experiment, folder, "compare")
     try:
-        with Pool(experiment.run.workers) as pool:
-            comparison = compare(experiment, arms, list(files), pool, tracker, console)
+        with Pool(experiment.run.workers) as pool, closing(Remembered(pool, folder.cells)) as cells:
+            comparison = compare(experiment, arms, list(files), cells, tracker, console)
         publish(comparison, folder, tracker, console)
         report = write_report(experiment, comparison, arms, folder)
     finally:
         tracker.close()
     means = {arm.name: arm.summary.mean for arm in comparison.arms}
     return {"report": str(report), "comparison": str(folder.comparison), "arms": means}
+
+
+def _keep(paths: Mapping[str, Path], folder: RunFolder) -> None:
+    """Copies of the schedule files, all or none: what a resumed comparison plays."""
+    made = folder.path / ".schedules.new"
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir()
+    for i, (name, path) in enumerate(paths.items()):
+        (made / f"{i:03d}").mkdir()
+        write_schedule(made / f"{i:03d}" / f"{name}.json", read_schedule(path))
+    made.rename(folder.schedules)
+
+
+def _of_the_run(folder: RunFolder, given: Sequence[Path]) -> list[Path]:
+    """The schedule files of a comparison that is resumed: those that it kept, or before it did those given now."""
+    if not folder.schedules.exists():
+        if not given:
+            problem = "the run was stopped before it kept its schedule files"
+            raise MetaschedError("--schedule", problem, "give them again, or start a new run")
+        return list(given)
+    if given:
+        raise MetaschedError(
+            "--schedule", "does not go with --resume", "leave it out: a run goes on with its own files"
+        )
+    return sorted(folder.schedules.glob("*/*.json"))

@@ -17,7 +17,7 @@ from metasched.loading import config_hash, to_dict
 from metasched.meta.runs import PooledRuns
 from metasched.meta.train import Start, best_start, given_start, learned_controls
 from metasched.schedules.family import ScheduleFamily
-from metasched.tracking import open_tracker
+from metasched.tracking import cut_back, open_tracker
 from metasched.tracking.console import Console
 from metasched.training.pool import Pool
 from metasched.training.problem import build_problem
@@ -44,6 +44,7 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
     if settings.search in SEARCHERS:
         SEARCHERS[settings.search]([0.0], 0)  # is its library there?
     given = given_start(experiment, network)
+    cut_back(folder.metrics, 0)
     tracker = open_tracker(experiment, folder, "tune")
     try:
         with Pool(experiment.run.workers) as pool, closing(Remembered(pool, folder.cells)) as cells:

@@ -221,7 +221,7 @@ MISTAKES = [
     (["train", "--resume", "."], ".: holds no run"),
     (["train", "--resume", ".", "--folder", "x"], "--folder: does not go with --resume"),
     (["train", "CONFIG", "--allow", "seed"], "--allow: is for --resume only"),
-    (["compare", "CONFIG", "--resume", "."], "--resume: unknown argument"),
+    (["online", "CONFIG", "--resume", "."], "--resume: unknown argument"),
     (["show", "missing.json"], "missing.json: cannot be read"),
     (["show", "CONFIG"], "experiment.yaml: "),
     (["export", "."], ".: holds no schedule.json"),

@@ -1,0 +1,94 @@
+"""``compare`` and ``tune`` that were stopped go on, with the same outcome, and do no inner run twice."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metasched.evaluation import cells
+from metasched.tracking import read_json_lines
+
+Cli = Callable[..., int]
+
+
+class Counted:
+    """hardened_score that counts its calls, and is interrupted at one of them."""
+
+    def __init__(self, stop: int | None = None) -> None:
+        self.calls, self.stop, self.score = 0, stop, cells.hardened_score
+
+    def __call__(self, *arguments: Any) -> float:
+        self.calls += 1
+        if self.calls == self.stop:
+            raise KeyboardInterrupt
+        return self.score(*arguments)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, call: Callable[[], int], stop: int | None = None) -> tuple[int, int]:
+    """Exit code, and how many networks were scored."""
+    with monkeypatch.context() as patch:
+        counter = Counted(stop)
+        patch.setattr(cells, "hardened_score", counter)
+        return call(), counter.calls
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [row for row in read_json_lines(folder / "metrics.jsonl") if "artifact" not in row]
+
+
+def test_compare(cli: Cli, config: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learned = tmp_path / "mine.json"
+    shutil.copy(trained / "schedule.json", learned)
+    ask = ["compare", config, "--schedule", learned, "--folder"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert counted(monkeypatch, lambda: cli(*ask, whole)) == (0, 12)  # 3 arms, 2 seeds, 2 horizons
+    assert counted(monkeypatch, lambda: cli(*ask, parts), stop=6) == (130, 6)
+    learned.unlink()  # the run keeps what it needs
+    assert counted(monkeypatch, lambda: cli("compare", "--resume", parts)) == (0, 12 - 5)
+    assert (parts / "comparison.json").read_bytes() == (whole / "comparison.json").read_bytes()
+    assert rows(parts) == rows(whole)
+    assert (parts / "schedules" / "000" / "mine.json").read_bytes() == (trained / "schedule.json").read_bytes()
+
+
+def test_compare_keeps_to_its_schedules(
+    cli: Cli, config: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    ask = ["compare", config, "--schedule", trained / "schedule.json", "--folder", tmp_path / "run"]
+    assert counted(monkeypatch, lambda: cli(*ask), stop=1) == (130, 1)
+    assert f"go on with `metasched compare --resume {tmp_path / 'run'}`" in capsys.readouterr().err
+    assert cli("compare", "--resume", tmp_path / "run", "--schedule", trained / "schedule.json") == 2
+    assert "--schedule: does not go with --resume" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "run" / "schedules")  # as if it was killed before it kept them
+    assert cli("compare", "--resume", tmp_path / "run") == 2
+    assert "give them again" in capsys.readouterr().err
+    assert cli("compare", "--resume", tmp_path / "run", "--schedule", trained / "schedule.json") == 0
+
+
+def test_a_run_of_another_command_is_not_resumed(cli: Cli, config: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    assert counted(monkeypatch, lambda: cli("compare", config, "--folder", tmp_path / "run"), stop=1) == (130, 1)
+    assert cli("train", "--resume", tmp_path / "run") == 2
+
+
+@pytest.mark.parametrize("search", ["tpe", "cmaes"])
+def test_tune(search: str, cli: Cli, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("optuna" if search == "tpe" else "cma", reason="optional: tuning")
+    budget = {"inner_steps": 240, "runs": 2, "finalists": 2, "final_runs": 3, "search": search}
+    ask = ["tune", config, *(f"--tune.{name}={value}" for name, value in budget.items()), "--folder"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert counted(monkeypatch, lambda: cli(*ask, whole)) == (0, 40)
+    assert counted(monkeypatch, lambda: cli(*ask, parts), stop=21) == (130, 21)
+    assert counted(monkeypatch, lambda: cli("tune", "--resume", parts)) == (0, 40 - 20)
+    assert (parts / "schedule.json").read_bytes() == (whole / "schedule.json").read_bytes()
+    assert rows(parts) == rows(whole)
+
+
+def test_tune_by_population(cli: Cli, config: Path, tmp_path: Path) -> None:
+    budget = {"search": "pbt", "inner_steps": 120, "finalists": 1, "final_runs": 2, "population": 5, "interval": 2}
+    ask = ["tune", config, *(f"--tune.{name}={value}" for name, value in budget.items()), "--folder"]
+    assert cli(*ask, tmp_path / "a") == cli(*ask, tmp_path / "b", "--run.workers", "2") == 0
+    scores = [row["tune/score"] for row in rows(tmp_path / "a")]
+    assert len(scores) == (120 // 6 - 2) // 5 and scores == [row["tune/score"] for row in rows(tmp_path / "b")]
