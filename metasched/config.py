@@ -68,7 +68,7 @@ class TaskConfig:
     """test examples (default: all)"""
     data_seed: Annotated[Int, Field(ge=0)] = 0
     """seed of the split"""
-    model: Literal["mlp", "convnet", "vgg8", "resnet20"] = "convnet"
+    model: Literal["mlp", "convnet", "lenet", "vgg7", "vgg8", "resnet20"] = "convnet"
     """the float network"""
     width: Units = 8
     """channels of the first block (units of the hidden layers for the MLP)"""
@@ -104,10 +104,11 @@ class OptimizerConfig:
 class MethodConfig:
     """The quantization method and its fixed parameters; what varies over training are its controls."""
 
-    name: Literal["ste", "ana", "inq", "joint"] = "joint"
-    """straight-through estimator, noise annealing (ANA), incremental freezing (INQ), or both at once"""
+    name: Literal["ste", "ana", "inq", "joint", "gxnor", "metropolis"] = "joint"
+    """straight-through estimator, noise annealing (ANA), incremental freezing (INQ), or both at once; or without float
+    weights: discrete state transition (GXNOR), or Metropolis"""
     levels: Word = "ternary"
-    """weight levels: binary, ternary, intB, uintB, balancedB, pow2_B"""
+    """weight levels: binary, ternary, intB, uintB, balancedB, pow2_B, statesN (2^N + 1 of them)"""
     activation_levels: Word | None = "ternary"
     """activation levels; null keeps activations in float"""
     scale: Literal["unit", "max", "least_squares", "pow2"] = "unit"
@@ -115,7 +116,7 @@ class MethodConfig:
     granularity: Literal["tensor", "channel"] = "tensor"
     """one scale for a weight tensor or one for each output channel"""
     noise: Literal["uniform", "triangular", "normal", "logistic"] = "triangular"
-    """noise family (ana, joint)"""
+    """noise family (ana, joint); the window of the activations' derivative (gxnor, metropolis)"""
     forward: Literal["expectation", "mode", "random"] = "mode"
     """what the forward pass sees of the noise (ana, joint)"""
     activation_scale: Annotated[Float, Field(gt=0)] = 1.0
@@ -124,6 +125,12 @@ class MethodConfig:
     """derivative of the noise's own width, or of a fixed half-width of 0.5 quanta (ANA's 2019 form)"""
     partition: Literal["magnitude", "random", "relaxation"] = "magnitude"
     """which weights freeze first (inq, joint): largest, random, or random partition relaxation"""
+    steepness: Annotated[Float, Field(gt=0)] = 3.0
+    """m, of the chance tanh(m |x|) that a step of x quanta below 1 moves its weight (gxnor, metropolis)"""
+    half_width: Annotated[Float, Field(gt=0)] = 0.5
+    """half-width of the window of the activations' derivative, in quanta (gxnor, metropolis)"""
+    uphill: Annotated[Float, Field(ge=0, le=0.5)] = 0.5
+    """share of jumps that are proposed against the optimizer's step (metropolis)"""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

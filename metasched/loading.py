@@ -205,10 +205,13 @@ def _show(value: object) -> str:
 
 
 _READ_BY = (  # section, field, and the `name`s of the section that read it
-    ("method", "noise", ("ana", "joint")),
+    ("method", "noise", ("ana", "joint", "gxnor", "metropolis")),
     ("method", "forward", ("ana", "joint")),
     ("method", "backward", ("ana", "joint")),
     ("method", "partition", ("inq", "joint")),
+    ("method", "steepness", ("gxnor", "metropolis")),
+    ("method", "half_width", ("gxnor", "metropolis")),
+    ("method", "uphill", ("metropolis",)),
     ("optimizer", "momentum", ("sgd",)),
     ("optimizer", "betas", ("adam", "adamw")),
     ("optimizer", "eps", ("adam", "adamw")),

@@ -14,9 +14,11 @@ from metasched.exchange.format import Provenance, ScheduleFile
 from metasched.layers import Layer
 from metasched.methods.ana import NOISE_MEAN, NOISE_SCALE
 from metasched.methods.base import Control
+from metasched.methods.gxnor import STEP_TEMPERATURE
 from metasched.methods.inq import FREEZE_FRACTION
+from metasched.methods.metropolis import TEMPERATURE
 from metasched.models.vgg8 import VGG8
-from metasched.schedules.curves import RAMPS, HandCoded
+from metasched.schedules.curves import JUMP, RAMPS, HandCoded
 from metasched.schedules.interpolation import interpolate
 from metasched.schedules.table import hand_coded
 
@@ -26,6 +28,8 @@ _CONTROLS: dict[str, tuple[Control, ...]] = {
     "ana": (NOISE_SCALE, NOISE_MEAN),
     "inq": (FREEZE_FRACTION,),
     "joint": (NOISE_SCALE, NOISE_MEAN, FREEZE_FRACTION),
+    "gxnor": (STEP_TEMPERATURE,),
+    "metropolis": (TEMPERATURE,),
 }
 _WINDOWS_IN = (10, 12, 16)  # for 7 layers all windows begin and end at a multiple of one of these parts of the run
 
@@ -39,12 +43,14 @@ def write_baselines(folder: str | Path) -> list[Path]:
 
 
 def baselines() -> dict[str, ScheduleFile]:
-    """The schedules of ANA and of INQ, and the ramps of both at once, on VGG8, by name."""
+    """The schedules of all methods, of ANA and INQ at once the ramps alone, on VGG8, by name."""
     joint = hand_coded("joint")
     schedules = [
         *hand_coded("ana").values(),
         *hand_coded("inq").values(),
         *(joint[f"joint_{ramp}"] for ramp in RAMPS),
+        *hand_coded("gxnor").values(),
+        *hand_coded("metropolis").values(),
     ]
     layers = vgg8_layers()
     return {schedule.name: _baseline(schedule, layers) for schedule in schedules}
@@ -72,8 +78,9 @@ def vgg8_layers() -> tuple[Layer, ...]:
 def knots_within(schedule: HandCoded, layers: Sequence[Layer], tolerance: float) -> torch.Tensor:
     """Knots at which a schedule is sampled so that its interpolation is nowhere more than ``tolerance`` off.
 
-    Step functions have a knot at each jump and are exact. Others begin with equal parts of the run, and intervals are
-    halved until the schedule is within the tolerance at the quarters of each.
+    Step functions have a knot at each jump and are exact. Others begin with equal parts of the run and with the knots
+    around their jumps, and intervals but for those of the jumps are halved until the schedule is within the tolerance
+    at the quarters of each.
 
     Returns:
         [K] progress, float64, increasing from 0 to 1.
@@ -90,6 +97,7 @@ def knots_within(schedule: HandCoded, layers: Sequence[Layer], tolerance: float)
         for control, values in exact.items():
             error = (interpolate(quarters.flatten(), knots, coarse[control], "linear") - values).abs()
             off |= error.amax(1).reshape(-1, 3).amax(1) > tolerance
+        off &= knots.diff() > JUMP
         if not off.any():
             return knots
         knots = torch.cat([knots, quarters[off, 1]]).unique()

@@ -53,6 +53,8 @@ SMOOTH: dict[str, Callable[[Experiment], bool]] = {
     "ana": _soft_noise,
     "inq": lambda experiment: experiment.method.activation_levels is None,
     "joint": _soft_noise,
+    "gxnor": lambda experiment: False,
+    "metropolis": lambda experiment: False,
 }
 
 

@@ -7,8 +7,11 @@ from collections.abc import Callable
 from metasched.config import MethodConfig
 from metasched.methods.ana import ANA
 from metasched.methods.base import Control, Method
+from metasched.methods.discrete import check_even
+from metasched.methods.gxnor import GXNOR
 from metasched.methods.inq import INQ
 from metasched.methods.joint import Joint
+from metasched.methods.metropolis import Metropolis
 from metasched.methods.ste import STE
 from metasched.methods.tensors import LayerQuantizer
 from metasched.quantizers.levels import level_set
@@ -22,11 +25,23 @@ def _inq(config: MethodConfig, quantizer: LayerQuantizer) -> INQ:
     return INQ(quantizer, config.partition)
 
 
+def _gxnor(config: MethodConfig, quantizer: LayerQuantizer) -> GXNOR:
+    check_even(quantizer.levels, "method.levels")
+    return GXNOR(quantizer, config.noise, config.half_width, config.steepness)
+
+
+def _metropolis(config: MethodConfig, quantizer: LayerQuantizer) -> Metropolis:
+    check_even(quantizer.levels, "method.levels")
+    return Metropolis(quantizer, config.noise, config.half_width, config.steepness, config.uphill)
+
+
 METHODS: dict[str, Callable[[MethodConfig, LayerQuantizer], Method]] = {
     "ste": lambda config, quantizer: STE(quantizer),
     "ana": _ana,
     "inq": _inq,
     "joint": lambda config, quantizer: Joint(_ana(config, quantizer), _inq(config, quantizer)),
+    "gxnor": _gxnor,
+    "metropolis": _metropolis,
 }
 
 
@@ -34,7 +49,7 @@ def build_method(config: MethodConfig) -> Method:
     """The method that a configuration describes.
 
     Raises:
-        MetaschedError: a level set that does not exist.
+        MetaschedError: a level set that does not exist, or that does not suit the method.
     """
     activations = config.activation_levels
     quantizer = LayerQuantizer(

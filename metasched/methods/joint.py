@@ -19,6 +19,7 @@ from metasched.layers import Quantizes
 from metasched.methods.ana import ANA
 from metasched.methods.base import Control, State, Values
 from metasched.methods.inq import INQ
+from metasched.methods.tensors import LayerQuantizer
 from metasched.randomness import Draw
 
 
@@ -28,6 +29,10 @@ class Joint:
 
     ana: ANA
     inq: INQ
+
+    @property
+    def quantizer(self) -> LayerQuantizer:
+        return self.ana.quantizer
 
     @property
     def controls(self) -> tuple[Control, ...]:

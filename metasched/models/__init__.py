@@ -13,8 +13,10 @@ from torch import nn
 
 from metasched.errors import MetaschedError, unknown_name
 from metasched.models.convnet import ConvNet
+from metasched.models.lenet import LeNet
 from metasched.models.mlp import MLP
 from metasched.models.resnet import ResNet20
+from metasched.models.vgg7 import VGG7
 from metasched.models.vgg8 import VGG8
 
 Shape = tuple[int, int, int]  # channels, height, width of one image
@@ -22,6 +24,8 @@ Shape = tuple[int, int, int]  # channels, height, width of one image
 MODELS: dict[str, Callable[[Shape, int, int, int], nn.Module]] = {  # of (image, classes, width, depth)
     "mlp": lambda shape, num_classes, width, depth: MLP(math.prod(shape), num_classes, width, depth),
     "convnet": lambda shape, num_classes, width, depth: ConvNet(shape[0], shape[1:], num_classes, width, depth),
+    "lenet": lambda shape, num_classes, width, _depth: LeNet(shape[0], shape[1:], num_classes, width),
+    "vgg7": lambda shape, num_classes, width, _depth: VGG7(shape[0], num_classes, width),
     "vgg8": lambda shape, num_classes, width, _depth: VGG8(shape[0], num_classes, width),
     "resnet20": lambda shape, num_classes, width, _depth: ResNet20(shape[0], num_classes, width),
 }
@@ -29,7 +33,14 @@ MODELS: dict[str, Callable[[Shape, int, int, int], nn.Module]] = {  # of (image,
 DEPTH = 3  # hidden layers of the MLP, convolutions of the ConvNet
 SMALLEST_DEPTH: dict[str, int] = {"mlp": 1, "convnet": 3}  # the others have the depth that their name says
 
-SMALLEST_IMAGE: dict[str, int] = {"mlp": 1, "convnet": 8, "vgg8": 16, "resnet20": 8}  # pixels a side
+SMALLEST_IMAGE: dict[str, int] = {  # pixels a side
+    "mlp": 1,
+    "convnet": 8,
+    "lenet": 16,
+    "vgg7": 16,
+    "vgg8": 16,
+    "resnet20": 8,
+}
 
 
 def build_model(name: str, input_shape: Shape, num_classes: int, width: int, depth: int | None = None) -> nn.Module:

@@ -87,11 +87,21 @@ def powers_of_two(bits: int) -> LevelSet:
     return LevelSet(tuple([-p for p in positive] + [0.0] + positive[::-1]))
 
 
-_NAME = re.compile(r"(int|uint|balanced|pow2_)([1-9])")
+def states(n: int) -> LevelSet:
+    """The 2^n + 1 evenly spaced states of [-1, 1]: the discrete space Z_n of GXNOR-Net (arXiv 1705.09283).
+
+    >>> states(1).levels, states(2).levels
+    ((-1.0, 0.0, 1.0), (-1.0, -0.5, 0.0, 0.5, 1.0))
+    """
+    assert n >= 1, n
+    return LevelSet(tuple(-1 + 2.0 ** (1 - n) * k for k in range(2**n + 1)))
+
+
+_NAME = re.compile(r"(int|uint|balanced|pow2_|states)([1-9])")
 
 
 def level_set(name: str, path: str = "levels") -> LevelSet:
-    """The level set of a name: ``binary``, ``ternary``, ``int4``, ``uint4``, ``balanced4``, ``pow2_5``.
+    """The level set of a name: ``binary``, ``ternary``, ``int4``, ``uint4``, ``balanced4``, ``pow2_5``, ``states2``.
 
     Raises:
         MetaschedError: for any other name; ``path`` is the field that it names.
@@ -111,8 +121,10 @@ def level_set(name: str, path: str = "levels") -> LevelSet:
         return integers(bits, signed=True, balanced=True)
     if kind == "pow2_" and bits >= 2:
         return powers_of_two(bits)
+    if kind == "states":
+        return states(bits)
     raise MetaschedError(
         path,
         f"unknown level set {name!r}",
-        "use binary, ternary, intB, uintB (B = 1 to 9 bits), balancedB or pow2_B (B = 2 to 9)",
+        "use binary, ternary, intB, uintB (B = 1 to 9 bits), balancedB or pow2_B (B = 2 to 9), or statesN (N = 1 to 9)",
     )

@@ -19,8 +19,8 @@ from metasched.schedules.interpolation import Interpolation
 
 Curve = Callable[[torch.Tensor, Sequence[Layer]], torch.Tensor]
 
-# Progress just before a jump: 1 - 2**-24 is the last float32 below 1, and no run of under 2**24 steps has a step there.
-_BEFORE = 2.0**-24
+# Width of a jump: 1 - 2**-24 is the last float32 below 1, and no run of under 2**24 steps has a step within it.
+JUMP = 2.0**-24
 
 
 class Window(NamedTuple):
@@ -124,7 +124,7 @@ class HandCoded:
 
     Attributes:
         name: ``[a-z][a-z0-9_]*``, unique over all families.
-        family: the method that it drives: ``ste``, ``ana``, ``inq`` or ``joint``.
+        family: the method that it drives, a name of METHODS.
         citation: where it comes from, and what it needs.
         curves: control -> curve.
         interpolation: how to play its samples: ``previous`` for pure step functions, else ``linear``.
@@ -152,7 +152,7 @@ class HandCoded:
         assert num >= 2, num
         if self.interpolation == "previous":
             return torch.tensor(sorted({0.0, *self.jumps, 1.0}), dtype=torch.float64)
-        around_jumps = {u for jump in self.jumps for u in (jump - _BEFORE, jump)}
+        around_jumps = {u for jump in self.jumps for u in (jump - JUMP, jump)}
         return torch.tensor(sorted({*progress_of_steps(num).tolist(), *around_jumps}), dtype=torch.float64)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 from metasched.errors import unknown_name
+from metasched.schedules import cooling
 from metasched.schedules.curves import RAMPS, Curve, HandCoded, falling, rising, steps
 from metasched.schedules.published import NO_MEAN, RAMP_CITATIONS, START, STATIC_NOISE, ana, inq
 
@@ -63,6 +64,8 @@ _FAMILIES: dict[str, dict[str, HandCoded]] = {
     "ana": {s.name: s for s in _ANA},
     "inq": {s.name: s for s in _INQ},
     "joint": {s.name: s for s in _JOINT},
+    "gxnor": {s.name: s for s in cooling.gxnor()},
+    "metropolis": {s.name: s for s in cooling.metropolis()},
 }
 
 

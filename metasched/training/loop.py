@@ -38,21 +38,30 @@ def train(problem: InnerProblem, controls: Mapping[str, torch.Tensor]) -> InnerR
     return InnerRun(state, torch.stack(losses))
 
 
-def hardened_score(problem: InnerProblem, state: TrainingState, split: Split) -> float:
-    """Mean score of the deployed network on a split.
+def harden(problem: InnerProblem, state: TrainingState) -> tuple[Tensors, Tensors]:
+    """Parameters and buffers of the deployed network.
 
-    Weights and activations are hard; the statistics of batch normalization are estimated anew for the hard network,
-    over the training set, because the running ones were gathered while the network was still soft.
+    Weights are hard; the statistics of batch normalization are estimated anew for the hard network, over the training
+    set, because the running ones were gathered while the network was still soft.
     """
-    network, task = problem.network, problem.task
+    network, x = problem.network, problem.task.train.x
     with torch.no_grad():
         hardened = network.harden(state.params, state.method)
         buffers = {name: b.clone() for name, b in state.buffers.items()}
         call = network.call(buffers)
         with _reestimating(network.module, buffers):
             # equal parts: a rest of few examples would weigh as much as a whole batch, and one cannot be normalized
-            for x in task.train.x.tensor_split(-(-len(task.train.x) // _EVALUATION_BATCH)):
-                network.forward_hardened(call, hardened, x)
+            for part in x.tensor_split(-(-len(x) // _EVALUATION_BATCH)):
+                network.forward_hardened(call, hardened, part)
+    return hardened, buffers
+
+
+def hardened_score(problem: InnerProblem, state: TrainingState, split: Split) -> float:
+    """Mean score of the deployed network (see ``harden``, activations hard as well) on a split."""
+    network, task = problem.network, problem.task
+    hardened, buffers = harden(problem, state)
+    with torch.no_grad():
+        call = network.call(buffers)
         network.module.eval()
         try:
             outputs = [network.forward_hardened(call, hardened, x) for x in split.x.split(_EVALUATION_BATCH)]

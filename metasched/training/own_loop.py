@@ -64,7 +64,7 @@ class QuantizedModule(nn.Module):
         """Outputs under the controls of this step; in training mode, ``settle`` must follow the optimizer's step."""
         rows = self._rows(controls)
         params: Tensors = dict(self.network.module.named_parameters())
-        state = self.network.prepare(params, self._state(), rows, self.seed, step)
+        state = self.network.prepare(params, self.method_state(), rows, self.seed, step)
         if self.training:
             before = {name: p.detach().clone() for name, p in params.items()}
             self._pending = before, {k: v.detach() for k, v in state.items()}, rows, step
@@ -88,7 +88,7 @@ class QuantizedModule(nn.Module):
     @torch.no_grad()
     def hardened(self) -> Tensors:
         """The deployed parameters by name: every quantized weight exactly on its level set."""
-        return self.network.harden(dict(self.network.module.named_parameters()), self._state())
+        return self.network.harden(dict(self.network.module.named_parameters()), self.method_state())
 
     @torch.no_grad()
     def deployed(self, x: torch.Tensor) -> torch.Tensor:
@@ -96,7 +96,8 @@ class QuantizedModule(nn.Module):
         call = self.network.call(dict(self.network.module.named_buffers()))
         return self.network.forward_hardened(call, self.hardened(), x)
 
-    def _state(self) -> Tensors:
+    def method_state(self) -> Tensors:
+        """The state of the method by name, as ``QuantizedNetwork.harden`` takes it."""
         return {name: self.get_buffer(f"method_state_{i}") for i, name in enumerate(self._state_names)}
 
     def _rows(self, values: LayerValues) -> Tensors:

@@ -13,7 +13,9 @@ from metasched.exchange.export import read_schedule
 from metasched.exchange.player import PlayedSchedule, check_method
 from metasched.layers import Layer
 from metasched.methods.ana import NOISE_MEAN, NOISE_SCALE
+from metasched.methods.gxnor import STEP_TEMPERATURE
 from metasched.methods.inq import FREEZE_FRACTION
+from metasched.methods.metropolis import TEMPERATURE
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.table import hand_coded
 
@@ -26,11 +28,15 @@ CONTROLS = {
     "ana": [NOISE_SCALE, NOISE_MEAN],
     "inq": [FREEZE_FRACTION],
     "joint": [NOISE_SCALE, NOISE_MEAN, FREEZE_FRACTION],
+    "gxnor": [STEP_TEMPERATURE],
+    "metropolis": [TEMPERATURE],
 }
 RAMPS = ["linear", "cosine", "cubic", "input_first", "output_first"]
 EXPECTED = {
     **hand_coded("ana"),
     **hand_coded("inq"),
+    **hand_coded("gxnor"),
+    **hand_coded("metropolis"),
     **{f"joint_{ramp}": hand_coded("joint")[f"joint_{ramp}"] for ramp in RAMPS},
 }
 PIECEWISE_LINEAR = {"ana_2019", *(f"{m}_{r}" for m in CONTROLS for r in ("linear", "input_first", "output_first"))}

@@ -11,8 +11,10 @@ from torch import nn
 from metasched.config import TaskConfig
 from metasched.errors import MetaschedError
 from metasched.models import MODELS, SMALLEST_IMAGE, build_model
+from metasched.models.lenet import LeNet
 from metasched.models.mlp import MLP
 from metasched.models.resnet import Block, ResNet20
+from metasched.models.vgg7 import VGG7
 from metasched.models.vgg8 import VGG8
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32)]
@@ -92,6 +94,19 @@ def test_vgg8_count_at_the_width_of_the_paper():
     linear = 512 * 4 * 4 * 1024 + 1024 * 1024 + 1024 * 10 + 10
     norms = 2 * (128 + 256 + 256 + 512 + 512 + 1024 + 1024)
     assert count(VGG8(in_channels=3, num_classes=10)) == convolutions + linear + norms
+
+
+def test_vgg7_count_at_the_width_of_the_paper():
+    convolutions = 9 * (3 * 128 + 128 * 128 + 128 * 256 + 256 * 256 + 256 * 512 + 512 * 512)
+    linear = 512 * 4 * 4 * 1024 + 1024 * 10 + 10
+    norms = 2 * (128 + 128 + 256 + 256 + 512 + 512 + 1024)
+    assert count(VGG7(in_channels=3, num_classes=10)) == convolutions + linear + norms
+
+
+def test_lenet_count_at_the_width_of_the_paper():
+    # 28 -> 24 -> 12 -> 8 -> 4 pixels
+    layers = 25 * (32 + 32 * 64) + 64 * 4 * 4 * 512 + 512 * 10 + 10
+    assert count(LeNet(1, (28, 28), num_classes=10)) == layers + 2 * (32 + 64 + 512)
 
 
 def test_vgg8_average_pool_is_the_identity_for_cifar():

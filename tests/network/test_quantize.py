@@ -16,18 +16,26 @@ from metasched.methods import Method, build_method
 from metasched.models import build_model
 from metasched.network import ActivationSite, QuantizedNetwork, activations, quantize, rows
 
-SHAPES = {"mlp": (1, 8, 8), "convnet": (1, 8, 8), "vgg8": (3, 16, 16), "resnet20": (3, 8, 8)}
+SHAPES = {
+    "mlp": (1, 8, 8),
+    "convnet": (1, 8, 8),
+    "vgg7": (3, 16, 16),
+    "vgg8": (3, 16, 16),
+    "resnet20": (3, 8, 8),
+}
 ANA = build_method(MethodConfig(name="ana"))
 WEIGHTS_ONLY = build_method(MethodConfig(name="inq", activation_levels=None))
 WEIGHTED = {
     "mlp": ["linear1", "linear2", "linear3", "linear4"],
     "convnet": ["conv1", "conv2", "conv3", "linear"],
+    "vgg7": ["conv1", "conv2", "conv3", "conv4", "conv5", "conv6", "linear7", "linear8"],
     "vgg8": ["conv1", "conv2", "conv3", "conv4", "conv5", "linear6", "linear7", "linear8"],
     "resnet20": ["conv", *(f"blocks.{i}.conv{j}" for i in range(9) for j in (1, 2)), "linear"],
 }
 ACTIVATION_AFTER = {
     "mlp": {f"linear{i}": f"act{i}" for i in (1, 2, 3)},
     "convnet": {f"conv{i}": f"act{i}" for i in (1, 2, 3)},
+    "vgg7": {**{f"conv{i}": f"act{i}" for i in range(1, 7)}, "linear7": "act7"},
     "vgg8": {**{f"conv{i}": f"act{i}" for i in range(1, 6)}, "linear6": "act6", "linear7": "act7"},
     "resnet20": {"conv": "act", **{f"blocks.{i}.conv{j}": f"blocks.{i}.act{j}" for i in range(9) for j in (1, 2)}},
 }

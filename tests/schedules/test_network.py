@@ -98,7 +98,7 @@ def test_the_documented_formula() -> None:
     base = hand_coded("joint")["joint_ana_same_start_homogeneous_dynamic"]
     network = learner(base, knots=9)
     randomize(network, 6, 1.5)
-    network_layers = layers(3)
+    network_layers = [layers(3)[0], replace(layers(3)[1], quantizes="weight"), replace(layers(3)[2], bits=4.0)]
     w = {key: t.numpy() for key, t in network.state_dict().items()}
 
     def correction(u: np.ndarray) -> np.ndarray:
@@ -108,7 +108,8 @@ def test_the_documented_formula() -> None:
                 time = [moment, *(np.cos(k * np.pi * moment) for k in (1, 2, 3, 4))]
                 kind = 1 if layer.kind == "linear" else -1
                 size = [np.log10(layer.fan_in) - 2, np.log10(layer.num_weights) - 4, layer.bits - 2]
-                rows.append([*time, 2 * layer.depth - 1, kind, 1, *size])
+                both = 1 if layer.quantizes == "weight+activation" else -1
+                rows.append([*time, 2 * layer.depth - 1, kind, both, *size])
         hidden = np.tanh(np.array(rows) @ w["body.0.weight"].T + w["body.0.bias"])
         hidden = np.tanh(hidden @ w["body.2.weight"].T + w["body.2.bias"])
         return (hidden @ w["heads.weight"].T + w["heads.bias"]).reshape(len(u), 3, -1) / 6  # a mean over hidden units
@@ -287,6 +288,29 @@ def test_the_seed_and_nothing_else_makes_the_initial_weights() -> None:
     assert all(torch.equal(t, second[key]) for key, t in first.items())
     assert not torch.equal(first["body.0.weight"], other["body.0.weight"])
     assert {t.dtype for t in first.values()} == {torch.float64}
+
+
+def test_initial_weights_and_scales_are_of_the_order_of_their_inputs() -> None:
+    """11 inputs: progress, its four cosines, and six features of a layer."""
+    base = hand_coded("ana")["ana_linear"]
+    network = ScheduleNetwork(CONTROLS["ana"], base, ["noise_scale"], knots=3, hidden=256, seed=0)
+    own = network.state_dict()
+    for name, inputs in (("body.0.weight", 11), ("body.2.weight", 256)):
+        assert own[name].shape == (256, inputs)
+        assert float(own[name].std()) == pytest.approx(inputs**-0.5, rel=0.05)
+        assert abs(float(own[name].mean())) < 0.1 * inputs**-0.5
+    assert not any(own[name].any() for name in ("body.0.bias", "body.2.bias", "heads.bias", "heads.weight"))
+    assert network.scales() == pytest.approx(
+        {
+            "body.0.weight": 1 / np.sqrt(11),
+            "body.0.bias": 1.0,
+            "body.2.weight": 1 / 16,
+            "body.2.bias": 1.0,
+            "heads.weight": 16.0,
+            "heads.bias": 256.0,
+        }
+    )
+    assert network.scales().keys() == own.keys()
 
 
 def test_it_goes_through_pickle_and_state_dict() -> None:

@@ -44,6 +44,8 @@ METHODS = {
     "inq_random": MethodConfig(name="inq", partition="random", scale="least_squares"),
     "inq_relaxation": MethodConfig(name="inq", partition="relaxation"),
     "joint": MethodConfig(name="joint", forward="random", partition="relaxation"),
+    "gxnor": MethodConfig(name="gxnor"),
+    "metropolis": MethodConfig(name="metropolis", levels="states3", scale="max", granularity="channel"),
 }
 # eps: gradients that are rounding noise would become steps of Adam
 OPTIMIZERS = {

@@ -100,7 +100,7 @@ def test_frozen_weights_do_not_move_at_all(method: str, optimizer: str) -> None:
         one_step(module, player, plain, problem, step)
         for layer in module.network.layers:
             own = module.module.get_parameter(f"{layer.name}.weight")
-            mask = module._state()[f"{layer.name}/frozen"] == 1
+            mask = module.method_state()[f"{layer.name}/frozen"] == 1
             assert torch.equal(own[mask], held[f"{layer.name}.weight"][mask])
             assert bool((own[~mask] != held[f"{layer.name}.weight"][~mask]).any()) or bool(mask.all())
             assert int(mask.sum()) >= int(frozen.get(layer.name, torch.zeros(1)).sum())

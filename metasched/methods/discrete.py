@@ -1,0 +1,114 @@
+"""What methods without float weights share: the weight tensor holds states of a level set, and nothing else does.
+
+    w = scale * (q_0 + k quantum), k in {0, ..., n};    update: k <- transition(k, (proposed - w) / (scale * quantum))
+
+The optimizer computes its step at the discrete weight, from the gradient in it; the transition says which states the
+weights go to. Weights are deployed as they are, so the derivative of hardening is 1.
+
+Activations are hard from the first step on. Their derivative is the density of a noise family of fixed width around
+each threshold: ``uniform`` is the rectangular window of GXNOR-Net, ``triangular`` its triangular one.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+
+from metasched.errors import MetaschedError
+from metasched.layers import Quantizes
+from metasched.methods.base import Control, State, Values
+from metasched.methods.tensors import LayerQuantizer
+from metasched.quantizers.levels import LevelSet
+from metasched.quantizers.noise import NOISE_FAMILIES
+from metasched.quantizers.stair import hard, stair
+from metasched.randomness import Draw
+
+
+@dataclass(frozen=True)
+class Discrete(ABC):
+    """A method whose weights move by transitions between states; see the module's docstring.
+
+    Attributes:
+        quantizer: evenly spaced weight levels, and scales.
+        window: noise family whose density is the activations' derivative.
+        half_width: of that window, in activation quanta.
+        steepness: m, of the chance tanh(m nu) of one quantum more.
+    """
+
+    quantizer: LayerQuantizer
+    window: str = "uniform"
+    half_width: float = 0.5
+    steepness: float = 3.0
+
+    @property
+    @abstractmethod
+    def controls(self) -> tuple[Control, ...]:
+        """What a schedule has to supply at every step."""
+
+    @abstractmethod
+    def transition(self, k: torch.Tensor, step: torch.Tensor, top: int, controls: Values, draw: Draw) -> torch.Tensor:
+        """The next states, from whole numbers in [0, top] and steps in quanta."""
+
+    @property
+    def quantizes(self) -> Quantizes:
+        return self.quantizer.quantizes
+
+    @property
+    def bits(self) -> float:
+        return self.quantizer.levels.bits
+
+    def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State]:
+        w, state = self.quantizer.initialize(w, draw)
+        return hard(w / state["scale"], self.quantizer.levels) * state["scale"], state
+
+    def prepare(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
+        return state
+
+    def weight(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
+        return w
+
+    def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
+        levels, unit = self.quantizer.activation_levels, self.quantizer.activation_scale
+        assert levels is not None, "this layer's activation stays in float"
+        none = torch.zeros((), dtype=x.dtype, device=x.device)
+        width = self.half_width * NOISE_FAMILIES[self.window].unit
+        x = x if unit == 1 else x / unit
+        y = stair(x, levels, mean=none, scale=none, family=self.window, forward="mode", backward_scale=width)
+        return y if unit == 1 else y * unit
+
+    def penalty(self, w: torch.Tensor, state: State, controls: Values) -> torch.Tensor | None:
+        return None
+
+    def update(
+        self, w: torch.Tensor, proposed: torch.Tensor, state: State, controls: Values, draw: Draw
+    ) -> tuple[torch.Tensor, State]:
+        levels, scale = self.quantizer.levels, state["scale"]
+        first, quantum, top = levels.levels[0], levels.jumps[0], len(levels.levels) - 1
+        k = (w / scale - first) / quantum
+        k = k + (k.round() - k).detach()  # a scale that is no power of two leaves rounding errors
+        k = self.transition(k, (proposed - w) / (scale * quantum), top, controls, draw)
+        return (first + quantum * k) * scale, state
+
+    def harden(self, w: torch.Tensor, state: State, surrogate: float) -> torch.Tensor:
+        level = hard(w / state["scale"], self.quantizer.levels) * state["scale"]
+        return level + (w - w.detach())
+
+    def harden_activation(self, x: torch.Tensor, surrogate: float) -> torch.Tensor:
+        return self.quantizer.harden_activation(x, surrogate)
+
+    def relaxed(self, width: float) -> Self:
+        return self
+
+
+def check_even(levels: LevelSet, path: str) -> None:
+    """Refuses levels that a transition could not count in quanta.
+
+    Raises:
+        MetaschedError: levels that are not evenly spaced.
+    """
+    if len(set(levels.jumps)) > 1:
+        problem = "must be evenly spaced for weights that move from state to state"
+        raise MetaschedError(path, problem, "use ternary, statesN (2^N + 1 of them), intB, uintB or balancedB")

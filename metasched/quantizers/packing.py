@@ -1,0 +1,52 @@
+"""Packed states: a weight on a level set takes 1, 2, 4 or 8 bits instead of a float's 32; ternary ones take 2.
+
+State k of each weight, first weight in the lowest bits of the first byte, padded with zeros to whole bytes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from metasched.quantizers.levels import LevelSet
+
+
+def bits_of(levels: LevelSet) -> int:
+    """Bits of a packed state: the smallest power of two that counts the levels.
+
+    >>> from metasched.quantizers.levels import level_set
+    >>> [bits_of(level_set(name)) for name in ("binary", "ternary", "states2", "int5")]
+    [1, 2, 4, 8]
+    """
+    bits = next(b for b in (1, 2, 4, 8, 16) if 2**b >= len(levels.levels))
+    assert bits <= 8, "more than 256 levels do not fit into a byte"
+    return bits
+
+
+def pack(w: torch.Tensor, scale: torch.Tensor, levels: LevelSet) -> torch.Tensor:
+    """The states of weights that are exactly on ``scale * level``; uint8, 8 / bits of them a byte.
+
+    Args:
+        w: any shape.
+        scale: broadcastable to w.
+        levels: at most 256.
+    """
+    bits = bits_of(levels)
+    thresholds = torch.tensor(levels.thresholds, dtype=w.dtype, device=w.device)
+    k = torch.bucketize((w / scale).flatten(), thresholds, right=True).to(torch.uint8)
+    per_byte = 8 // bits
+    rows = torch.nn.functional.pad(k, (0, -len(k) % per_byte)).reshape(-1, per_byte)
+    return (rows << _shifts(bits, rows)).sum(1, dtype=torch.uint8)
+
+
+def unpack(packed: torch.Tensor, like: torch.Size, scale: torch.Tensor, levels: LevelSet) -> torch.Tensor:
+    """The weights again, bit for bit, in the dtype of ``scale`` and the shape ``like``."""
+    bits = bits_of(levels)
+    k = (packed[:, None] >> _shifts(bits, packed)) & (2**bits - 1)
+    values = torch.tensor(levels.levels, dtype=scale.dtype, device=scale.device)
+    return values[k.flatten()[: math.prod(like)].int()].reshape(like) * scale
+
+
+def _shifts(bits: int, like: torch.Tensor) -> torch.Tensor:
+    return torch.arange(0, 8, bits, dtype=torch.uint8, device=like.device)
