@@ -135,27 +135,55 @@ def dashboard(arguments: argparse.Namespace) -> None:
     _print({"workspace": publish(experiment, arguments.entity)}, arguments.json)
 
 
+def deploy(arguments: argparse.Namespace) -> None:
+    """Trains under a schedule and writes the network as integers."""
+    from metasched.files import RunFolder
+    from metasched.loading import load_experiment
+
+    run = RunFolder(Path(arguments.config)) if os.path.isdir(arguments.config) else None
+    experiment = load_experiment(run.config if run else arguments.config, arguments.overrides)
+    schedule = arguments.schedule or (str(run.schedule) if run else None)
+    if schedule is None:
+        raise MetaschedError("--schedule", "is missing", "name a hand-coded schedule or a file, or give a run folder")
+    from metasched.deploy.deploy import deploy
+
+    with closing(_console(arguments)) as console:
+        result = deploy(experiment, schedule, Path(arguments.output), console)
+    _print({"folder": arguments.output, **result}, arguments.json)
+
+
 def export(arguments: argparse.Namespace) -> None:
-    """Writes a run's learned schedule."""
+    """Writes a run's learned schedule, as a schedule file or in the form of QuantLab."""
     from metasched.exchange.export import read_schedule
     from metasched.files import RunFolder
 
-    folder = RunFolder(Path(arguments.run))
-    if not os.path.isfile(folder.schedule):
+    if (arguments.to == "quantlab") != (arguments.epochs is not None):
+        raise MetaschedError("--epochs", "is for --to quantlab, which needs it", "give both or neither")
+    path = Path(arguments.run)
+    if not os.path.isfile(path):
+        path = RunFolder(path).schedule
+    if not os.path.isfile(path):
         fix = "give the folder of a `metasched train` run that has come to its end"
-        raise MetaschedError(arguments.run, f"holds no {folder.schedule.name}", fix)
-    _write(read_schedule(folder.schedule), arguments.output)
+        raise MetaschedError(arguments.run, f"holds no {path.name}", fix)
+    schedule = read_schedule(path)
+    if arguments.to is None:
+        _write(schedule, arguments.output)
+    else:
+        _write_quantlab(schedule, arguments.epochs, arguments.output)
 
 
 def import_(arguments: argparse.Namespace) -> None:
-    """Makes a schedule file of what population-based training has found."""
+    """Makes a schedule file of what population-based training has found, or of a schedule of QuantLab."""
+    if arguments.source == "ray" and arguments.total is None:
+        arguments.parser.error("the following arguments are required: --total")
     experiment = _load(arguments)
     from metasched.exchange.pbt import import_policy
+    from metasched.exchange.quantlab.importing import import_quantlab
     from metasched.loading import to_dict
     from metasched.training.problem import build_problem
 
     network = build_problem(experiment).network
-    schedule = import_policy(
+    schedule = {"ray": import_policy, "quantlab": import_quantlab}[arguments.source](
         arguments.policy,
         total=arguments.total,
         name=experiment.name,
@@ -212,6 +240,12 @@ def _parse(argv: Sequence[str], arguments: argparse.Namespace) -> None:
     feel = command(sensitivity, "where in time and in which layer would a change of a schedule help?")
     feel.add_argument("--schedule", metavar="NAME_OR_FILE", help="hand-coded one or a file (default: schedule.start)")
     feel.add_argument("--runs", type=int, default=8, metavar="N", help="inner runs that are differentiated [8]")
+    ship = command(deploy, "train under a schedule and write the hardened network as integers, packed and as ONNX")
+    ship.usage = "%(prog)s CONFIG [options] -o FOLDER [--section.field VALUE ...]"
+    ship.add_argument("config", metavar="CONFIG", help="the experiment, a YAML file, or the folder of a run")
+    ship.add_argument("--schedule", metavar="NAME_OR_FILE", help="hand-coded one or a file (default: the run's)")
+    ship.add_argument("-o", "--output", metavar="FOLDER", required=True, help="is made; must not be there")
+    _add_overrides(ship)
     for added in (learn, adapt, play, seek, feel):
         added.add_argument("--folder", help="run folder (default: a new one in run.folder)")
     resumable = (learn, play, seek)
@@ -227,15 +261,20 @@ def _parse(argv: Sequence[str], arguments: argparse.Namespace) -> None:
         _add_overrides(added)
 
     copy = command(export, "write the schedule that a run has learned", json=False)
-    copy.add_argument("run", metavar="RUN", help="run folder")
+    copy.add_argument("run", metavar="RUN", help="run folder, or a schedule file")
+    copy.add_argument("--to", choices=["quantlab"], help="as a controller of QuantLab (methods ana and inq)")
+    copy.add_argument("--epochs", type=int, metavar="N", help="with --to quantlab: epochs of the whole run there")
     copy.add_argument("-o", "--output", metavar="FILE", help="default: standard output")
     fetch = command(
-        import_, "make a schedule file of a policy file of Ray Tune's population-based training", json=False
+        import_, "make a schedule file of a policy of Ray Tune's population-based training, or of QuantLab", json=False
     )
-    fetch.usage = "%(prog)s CONFIG POLICY --total N [options] [--section.field VALUE ...]"
+    fetch.usage = "%(prog)s CONFIG FILE [--from quantlab] [--total N] [options] [--section.field VALUE ...]"
     fetch.add_argument("config", metavar="CONFIG", help="the experiment that it is for, a YAML file")
-    fetch.add_argument("policy", metavar="POLICY", help="pbt_policy_<trial>.txt")
-    fetch.add_argument("--total", type=int, required=True, metavar="N", help="iterations of the whole run in Ray Tune")
+    fetch.add_argument("policy", metavar="FILE", help="pbt_policy_<trial>.txt, or a JSON file of QuantLab")
+    kinds = ["ray", "quantlab"]
+    fetch.add_argument("--from", dest="source", choices=kinds, default=kinds[0], help="what has written it [ray]")
+    whole = "iterations of the whole run in Ray Tune, or epochs in QuantLab (default there: the file's)"
+    fetch.add_argument("--total", type=int, metavar="N", help=whole)
     fetch.add_argument("-o", "--output", metavar="FILE", help="default: standard output")
     _add_overrides(fetch)
     describe = command(show, "describe a schedule file")
@@ -350,6 +389,21 @@ def _write(schedule: ScheduleFile, output: str | None) -> None:
         sys.stdout.write(dumps(schedule))
     else:
         write_schedule(output, schedule)
+
+
+def _write_quantlab(schedule: ScheduleFile, epochs: int, output: str | None) -> None:
+    from metasched.exchange.quantlab.exporting import export_quantlab
+    from metasched.files import json_text, write_atomic
+
+    written = export_quantlab(schedule, epochs)
+    text = json_text(written.config, indent=2) + "\n"
+    if output is None:
+        sys.stdout.write(text)
+    else:
+        write_atomic(Path(output), text.encode())
+    for fit in written.fits:
+        exact = "exact" if fit.largest == 0 else f"off by {fit.largest:.2g} at most, {fit.rms:.2g} root mean square"
+        print(f"{fit.layer}: {fit.control} is {exact}", file=sys.stderr)
 
 
 def _console(arguments: argparse.Namespace) -> Any:

@@ -27,7 +27,7 @@ PUBLIC = """
 
 LAYERS = """
     errors signals lock reading layers randomness config fields yaml_reader files quantizers loading models tasks
-    methods network schedules training hypergradients tracking exchange evaluation meta cli __main__
+    methods network schedules training hypergradients tracking exchange evaluation meta deploy cli __main__
 """.split()  # each imports from those before it only
 
 IMPORTED_IN = {  # libraries with one door

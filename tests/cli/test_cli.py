@@ -21,7 +21,7 @@ from metasched.files import RunFolder
 from metasched.signals import Terminated
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["train", "online", "compare", "check", "sensitivity", "export", "import", "show"]
+COMMANDS = ["train", "online", "compare", "check", "sensitivity", "deploy", "export", "import", "show"]
 
 
 @pytest.fixture

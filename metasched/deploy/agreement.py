@@ -1,0 +1,87 @@
+"""Do the PyTorch network and the integer network agree? Every activation and every class, image by image.
+
+The PyTorch side computes in float64 with the deployed weights, on the codes that the integer network gets, and gives
+sums that lie on a threshold the same slack (see thresholds.py).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.func import functional_call
+
+from metasched.deploy import simulator
+from metasched.deploy.stages import Array, IntegerNetwork, Thresholds
+from metasched.deploy.thresholds import SLACK
+from metasched.network import QuantizedNetwork, Tensors, activations
+
+Twin = Callable[[torch.Tensor], tuple[torch.Tensor, list[torch.Tensor]]]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What was compared.
+
+    Attributes:
+        images: compared.
+        integers: activations compared.
+        other_integers: of them, those that differ.
+        other_classes: images whose arg-max differs.
+    """
+
+    images: int = 0
+    integers: int = 0
+    other_integers: int = 0
+    other_classes: int = 0
+
+    @property
+    def complete(self) -> bool:
+        """No difference anywhere."""
+        return self.other_integers == self.other_classes == 0
+
+    def __add__(self, other: Agreement) -> Agreement:
+        return Agreement(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+
+def float_twin(network: QuantizedNetwork, integer: IntegerNetwork, params: Tensors, buffers: Tensors) -> Twin:
+    """The hardened PyTorch network in float64: from codes to outputs, and the levels of each activation in order."""
+    module = copy.deepcopy(network.module).double().eval()
+    like = next(module.parameters())
+    deployed = {name: p.detach().double() for name, p in {**params, **buffers}.items() if p.is_floating_point()}
+    for layer in integer.weighted:
+        steps = torch.tensor([float(s) for s in layer.steps], dtype=torch.float64, device=like.device)
+        weight = torch.from_numpy(layer.weight).to(like)
+        deployed[f"{layer.name}.weight"] = weight * steps.reshape(-1, *[1] * (weight.dim() - 1))
+
+    def twin(codes: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        seen: list[torch.Tensor] = []
+
+        def activate(layer: int, x: torch.Tensor) -> torch.Tensor:
+            seen.append(network.method.harden_activation(x + float(SLACK), 0.5))
+            return seen[-1]
+
+        with torch.no_grad(), activations(activate):
+            outputs = functional_call(module, deployed, (codes.to(like) * float(integer.step),))
+        return outputs, seen
+
+    return twin
+
+
+def agreement(twin: Twin, integer: IntegerNetwork, batches: Iterable[Array]) -> Agreement:
+    """Compares the twin with the simulator on batches of codes."""
+    total = Agreement()
+    for codes in batches:
+        outputs, seen = twin(torch.from_numpy(codes))
+        ours = list(simulator.outputs(integer, codes))
+        levels = [(s, y) for s, y in zip(integer.stages, ours, strict=True) if isinstance(s, Thresholds)]
+        differing = sum(
+            int((y != np.rint(theirs.cpu().numpy() / float(stage.step))).sum())
+            for (stage, y), theirs in zip(levels, seen, strict=True)
+        )
+        classes = int((ours[-1].argmax(1) != outputs.argmax(1).cpu().numpy()).sum())
+        total += Agreement(len(codes), sum(y.size for _, y in levels), differing, classes)
+    return total

@@ -1,0 +1,108 @@
+"""What a deployed network leaves on the disk: all of its files, or none.
+
+network.json   every stage with its thresholds, steps and units, and where its weights lie in weights.bin
+weights.bin    packed weights, layer after layer: 2, 4 or 8 bits each, or 32 for a layer in fixed point
+weights.trits  the ternary layers once more, five trits to a byte
+golden.npz     codes of a few test images, and what each stage puts out for them
+account.json   the size of each layer, and how the runtimes agree
+network.onnx   with the extra ``deploy``
+cutie/         the file set of an accelerator, see cutie.py
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metasched.deploy import simulator
+from metasched.deploy.packing import account, compression, pack_trits, packed
+from metasched.deploy.stages import Array, Convolution, IntegerNetwork, Linear, Stage
+from metasched.errors import MetaschedError
+from metasched.files import json_text, write_atomic
+
+FORMAT = 1
+
+
+def network_files(network: IntegerNetwork, golden: Array, report: Mapping[str, Any]) -> dict[str, bytes]:
+    """The files by name, without ONNX.
+
+    Args:
+        network: what is deployed.
+        golden: codes of a few images.
+        report: goes into ``account.json`` beside the sizes.
+    """
+    sizes = account(network)
+    seen = {f"stage{i}": y for i, y in enumerate(simulator.outputs(network, golden))}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, codes=golden, **seen)  # pyright: ignore[reportArgumentType]
+    stages, offset = [], 0
+    for stage in network.stages:
+        record = _record(stage)
+        if isinstance(stage, Convolution | Linear):
+            size = next(s for s in sizes if s.name == stage.name)
+            record["weight"] = {"shape": stage.weight.shape, "bits": size.bits, "offset": offset, "bytes": size.packed}
+            offset += size.packed
+        stages.append(record)
+    whole = {"format": FORMAT, "image": network.image, "step": _number(network.step), "stages": stages}
+    ternary = [layer for layer, size in zip(network.weighted, sizes, strict=True) if size.trits is not None]
+    counted = {"layers": [asdict(s) for s in sizes], "compression": compression(sizes), **report}
+    return {
+        "network.json": (json_text(whole, indent=1) + "\n").encode(),
+        "weights.bin": b"".join(packed(layer) for layer in network.weighted),
+        "weights.trits": b"".join(pack_trits(layer.weight) for layer in ternary),
+        "golden.npz": buffer.getvalue(),
+        "account.json": (json_text(counted, indent=2) + "\n").encode(),
+    }
+
+
+def _record(stage: Stage) -> dict[str, Any]:
+    values = {f.name: getattr(stage, f.name) for f in fields(stage)}
+    return {"stage": type(stage).__name__.lower(), **{k: _plain(v) for k, v in values.items() if k != "weight"}}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, tuple) and value and isinstance(value[0], Fraction):
+        return [_number(v) for v in value] if len(set(value)) > 1 else _number(value[0])
+    return _number(value) if isinstance(value, Fraction) else value
+
+
+def _number(value: Fraction) -> str:
+    return str(value)  # numerator/denominator: exact
+
+
+def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
+    """Makes a folder with these files, all of them or, whatever happens, none.
+
+    Raises:
+        MetaschedError: there is something by that name already, or it cannot be written.
+    """
+    check_new(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            temporary.mkdir(parents=True)
+            for name, data in files.items():
+                (temporary / name).parent.mkdir(exist_ok=True)
+                write_atomic(temporary / name, data)
+            os.rename(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        raise MetaschedError(str(path), f"cannot be written ({error.strerror})", "give another folder") from error
+
+
+def check_new(path: Path) -> None:
+    """Raises MetaschedError if a folder cannot be made there because there is something already."""
+    if os.path.lexists(path):
+        raise MetaschedError(str(path), "is there already", "give a new folder with -o")

@@ -1,0 +1,237 @@
+"""From a hardened quantized network to the integer network that computes the same.
+
+Supported are sequences of layers: convolution or linear, batch normalization, quantized activation, and max or average
+pooling wherever among them. All pooling before the activation works on the sums: average pooling commutes with batch
+normalization, and max pooling does once channels of negative gamma are negated. The last layer may be one that the
+method leaves in float: its weights are put in fixed point with 24 bits below the largest, float32's precision.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+
+import numpy as np
+import torch
+from torch import nn
+
+from metasched.deploy.folding import Folding, exact, unit_of, unsupported
+from metasched.deploy.stages import (
+    Array,
+    Convolution,
+    Flatten,
+    Flip,
+    IntegerNetwork,
+    Linear,
+    MaxPool,
+    Pair,
+    SumPool,
+    Thresholds,
+)
+from metasched.deploy.thresholds import Norm, fold
+from metasched.errors import MetaschedError
+from metasched.methods.tensors import LayerQuantizer
+from metasched.network import ActivationSite, QuantizedNetwork, Tensors
+
+
+def input_step(images: torch.Tensor) -> Fraction:
+    """The smallest power of two by which all of the images fit in 8 bits.
+
+    >>> input_step(torch.tensor([-0.5, 1.0]))
+    Fraction(1, 64)
+    """
+    largest = max(float(images.abs().max()), 2.0**-100)
+    return Fraction(2) ** math.ceil(math.log2(largest / 127))
+
+
+def integer_network(
+    network: QuantizedNetwork, params: Tensors, state: Tensors, buffers: Tensors, example: torch.Tensor, step: Fraction
+) -> IntegerNetwork:
+    """The integer network of a trained quantized network.
+
+    Args:
+        network: what ``quantize`` gave.
+        params: after training; they are hardened here.
+        state: of the method, after training.
+        buffers: of the module; batch normalization uses the running statistics in them.
+        example: input [N, C, H, W], of which only the shape is read.
+        step: real size of a unit of the input, see ``input_step``.
+
+    Raises:
+        MetaschedError: a layer that has no integer form, by its name.
+    """
+    quantizer = getattr(network.method, "quantizer", None)
+    if not isinstance(quantizer, LayerQuantizer):
+        raise MetaschedError("method", "has no level sets to deploy", "use one of metasched's methods")
+    channels, height, width = example.shape[1:]
+    hardened = network.harden(params, state)
+    folding = Folding(network, quantizer, {**hardened, **buffers}, state, (channels, height, width), step)
+    for name, module in _sequence(network.module, ""):
+        add = _HANDLERS.get(type(module))
+        if add is None:
+            raise unsupported(name, f"is a {type(module).__name__}, which has no integer form")
+        add(folding, name, module)
+    folding.finish()
+    return IntegerNetwork((channels, height, width), step, tuple(folding.stages))
+
+
+def _sequence(module: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
+    if not isinstance(module, nn.Sequential):
+        return [(name, module)]
+    prefix = f"{name}." if name else ""
+    return [found for key, child in module.named_children() for found in _sequence(child, prefix + key)]
+
+
+def _pair(value: int | tuple[int, ...]) -> Pair:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def _convolution(folding: Folding, name: str, module: nn.Module) -> None:
+    assert isinstance(module, nn.Conv2d)
+    if isinstance(module.padding, str) or module.padding_mode != "zeros":
+        raise unsupported(name, "is padded otherwise than with a number of zeros")
+    weight, steps, on_levels = folding.weight(name)
+    if not on_levels:
+        raise unsupported(name, "is left in float", "set quantize.first and, if it is the last, quantize.last to true")
+    _, height, width = folding.shape
+    stride, padding, dilation = _pair(module.stride), _pair(module.padding), _pair(module.dilation)
+    reach = folding.sums(name, weight, steps)
+    folding.stages.append(Convolution(name, weight, steps, reach, stride, padding, dilation, module.groups))
+    kernel = [d * (k - 1) + 1 for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    folding.shape = (len(weight), *_windows((height, width), kernel, stride, padding))
+
+
+def _windows(size: tuple[int, int], kernel: list[int], stride: Pair, padding: Pair) -> list[int]:
+    return [(n + 2 * p - k) // s + 1 for n, k, s, p in zip(size, kernel, stride, padding, strict=True)]
+
+
+def _linear(folding: Folding, name: str, module: nn.Module) -> None:
+    if len(folding.shape) != 1:
+        raise unsupported(name, "is a linear layer on images", "put a Flatten before it")
+    weight, steps, on_levels = folding.weight(name)
+    reach = folding.sums(name, weight, steps)
+    folding.stages.append(Linear(name, weight, steps, reach, on_levels))
+    folding.shape = (len(weight),)
+
+
+def _norm(folding: Folding, name: str, module: nn.Module) -> None:
+    assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
+    if folding.open is None or folding.open[0].norm is not None:
+        raise unsupported(name, "does not follow a convolution or linear layer")
+    if not module.track_running_stats:
+        raise unsupported(name, "has no running statistics", "set track_running_stats")
+    tensors, count = folding.tensors, len(folding.open)
+
+    def column(key: str, default: float) -> list[Fraction]:
+        values = tensors[f"{name}.{key}"].tolist() if f"{name}.{key}" in tensors else [default] * count
+        return [exact(name, v) for v in values]
+
+    eps = Fraction(module.eps)
+    rows = zip(column("weight", 1), column("bias", 0), column("running_mean", 0), column("running_var", 1), strict=True)
+    norms = [Norm(gamma, beta, mean, variance + eps) for gamma, beta, mean, variance in rows]
+    channels = [c._replace(norm=norm) for c, norm in zip(folding.open, norms, strict=True)]
+    sign = [-1 if norm.gamma < 0 else 1 for norm in norms]
+    if -1 in sign:
+        folding.stages.append(Flip(np.array(sign, np.int64)))
+        channels = [c.flipped() if s < 0 else c for c, s in zip(channels, sign, strict=True)]
+    folding.open = channels
+
+
+def _activation(folding: Folding, name: str, module: nn.Module) -> None:
+    levels = folding.quantizer.activation_levels
+    if folding.open is None or levels is None:
+        raise unsupported(name, "does not follow a convolution or linear layer")
+    unit, finest = Fraction(folding.quantizer.activation_scale), unit_of(levels.levels)
+    values = fold(folding.open, [Fraction(t) * unit for t in levels.thresholds], folding.largest)
+    integers = tuple(int(q / finest) for q in levels.levels)
+    folding.step = unit * finest
+    folding.stages.append(Thresholds(name, values, integers, folding.step))
+    folding.open, folding.largest = None, max(map(abs, integers))
+
+
+def _max_pool(folding: Folding, name: str, module: nn.Module) -> None:
+    assert isinstance(module, nn.MaxPool2d)
+    if module.dilation not in (1, (1, 1)) or module.ceil_mode or module.return_indices:
+        raise unsupported(name, "is a MaxPool2d with dilation, ceil_mode or return_indices")
+    pool = MaxPool(_pair(module.kernel_size), _pair(module.stride), _pair(module.padding))
+    _, height, width = folding.shape
+    folding.shape = (folding.shape[0], *_windows((height, width), list(pool.kernel), pool.stride, pool.padding))
+    folding.stages.append(pool)
+
+
+def _average(folding: Folding, name: str, rows: list[range], columns: list[range]) -> None:
+    channels, height, width = folding.shape
+    matrices = _windows_matrix(rows, height), _windows_matrix(columns, width)
+    folding.shape = (channels, len(rows), len(columns))
+    if all(np.array_equal(m, np.eye(len(m))) for m in matrices):
+        return
+    factor = int(matrices[0][0].sum() * matrices[1][0].sum())
+    folding.largest *= factor
+    folding.stages.append(SumPool(name, *matrices, folding.largest))
+    if folding.open is None:
+        folding.step /= factor
+    else:
+        folding.open = [c._replace(step=c.step / factor) for c in folding.open]
+
+
+def _windows_matrix(windows: list[range], size: int) -> Array:
+    """[len(windows), size] integers, proportional to the average over each window."""
+    multiple = math.lcm(*map(len, windows))
+    return np.array([[multiple // len(w) if i in w else 0 for i in range(size)] for w in windows], np.int64)
+
+
+def _adaptive_average(folding: Folding, name: str, module: nn.Module) -> None:
+    assert isinstance(module, nn.AdaptiveAvgPool2d)
+    size, (_, *given) = module.output_size, folding.shape
+    wanted: Sequence[int | None] = size if isinstance(size, tuple) else (size, size)
+    counts = [(n, m or n) for n, m in zip(given, wanted, strict=True)]
+    rows, columns = ([range(i * n // m, -(-(i + 1) * n // m)) for i in range(m)] for n, m in counts)
+    _average(folding, name, rows, columns)
+
+
+def _fixed_average(folding: Folding, name: str, module: nn.Module) -> None:
+    assert isinstance(module, nn.AvgPool2d)
+    if _pair(module.padding) != (0, 0) or module.ceil_mode or module.divisor_override:
+        raise unsupported(name, "is an AvgPool2d with padding, ceil_mode or divisor_override")
+    kernel, stride = _pair(module.kernel_size), _pair(module.stride)
+    _, height, width = folding.shape
+    counts = _windows((height, width), list(kernel), stride, (0, 0))
+    windows = [[range(i * s, i * s + k) for i in range(m)] for m, k, s in zip(counts, kernel, stride, strict=True)]
+    _average(folding, name, windows[0], windows[1])
+
+
+def _flatten(folding: Folding, name: str, module: nn.Module) -> None:
+    assert isinstance(module, nn.Flatten)
+    if (module.start_dim, module.end_dim) != (1, -1):
+        raise unsupported(name, "flattens other than all but the first dimension")
+    if folding.open is not None and folding.shape[1:] != (1, 1):
+        raise unsupported(name, "flattens what no activation has quantized", "put the activation before it")
+    if len(folding.shape) > 1:
+        folding.stages.append(Flatten())
+        folding.shape = (math.prod(folding.shape),)
+
+
+def _skip(folding: Folding, name: str, module: nn.Module) -> None:
+    pass
+
+
+def _float_activation(folding: Folding, name: str, module: nn.Module) -> None:
+    fix = "set method.activation_levels, and quantize.first: true"
+    raise unsupported(name, "is an activation that stays in float", fix)
+
+
+_HANDLERS: dict[type[nn.Module], Callable[[Folding, str, nn.Module], None]] = {
+    nn.Conv2d: _convolution,
+    nn.Linear: _linear,
+    nn.BatchNorm1d: _norm,
+    nn.BatchNorm2d: _norm,
+    ActivationSite: _activation,
+    nn.MaxPool2d: _max_pool,
+    nn.AvgPool2d: _fixed_average,
+    nn.AdaptiveAvgPool2d: _adaptive_average,
+    nn.Flatten: _flatten,
+    nn.Identity: _skip,
+    nn.Dropout: _skip,
+    nn.ReLU: _float_activation,
+}

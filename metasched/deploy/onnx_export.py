@@ -1,0 +1,286 @@
+"""The integer network as ONNX with real low-bit storage, and onnxruntime to run it.
+
+Weights are INT2, INT4 or INT8 initializers behind DequantizeLinear of scale 1 (opset 25, IR version 13). All tensors
+are integers that float32 holds exactly, up to 2^24, and those of the class scores integers that float64 holds, so that
+the outputs are those of the simulator bit for bit, in any order of summation.
+
+Linear layers are Gemm nodes. onnxruntime replaces DequantizeLinear and MatMul by one kernel, with 8-bit activations by
+default, and of INT2 weights with a single scale that kernel gives other numbers at each call (1.31.1). It leaves Gemm
+alone, so that the file computes the same in any session.
+
+Needs the extra ``deploy``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from metasched.deploy.packing import pack_bits, storage_bits
+from metasched.deploy.stages import (
+    Array,
+    Convolution,
+    Flatten,
+    Flip,
+    IntegerNetwork,
+    Linear,
+    Logits,
+    MaxPool,
+    Stage,
+    SumPool,
+    Thresholds,
+)
+from metasched.errors import MetaschedError
+from metasched.files import write_atomic
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+
+OPSET, IR = 25, 13  # the first with INT2
+PRODUCER = "metasched"
+_QONNX, _QONNX_OPSET, _QONNX_IR = "qonnx.custom_op.general", 16, 8
+_EXACT = 2**24  # of integers in float32
+
+
+def onnx_model(network: IntegerNetwork, *, all_outputs: bool = False, qonnx: bool = False) -> onnx.ModelProto:
+    """The model: real images [N, C, H, W] float32 in, ``logits`` [N, K] int64 out.
+
+    Args:
+        network: what ``integer_network`` gave.
+        all_outputs: also put out what each stage puts out, as ``stage0``, ``stage1``, ...: golden outputs.
+        qonnx: weights are float32 behind the nodes Quant and BipolarQuant of QONNX; see ``run_qonnx``.
+
+    Raises:
+        MetaschedError: sums of a layer can exceed what float32 counts exactly, or the extra is not installed.
+    """
+    onnx = _onnx()
+    graph = _Graph(onnx, qonnx)
+    inverse = graph.constant(np.float32(1 / network.step))
+    low, high = graph.constant(np.float32(-128)), graph.constant(np.float32(127))
+    x = graph.node("Clip", [graph.node("Round", [graph.node("Mul", ["images", inverse])]), low, high])
+    staged: list[tuple[str, list[None]]] = []
+    for stage in network.stages:
+        x = _STAGES[type(stage)](graph, stage, x)
+        staged.append((x, [None] * (2 if graph.flat else 4)))
+    graph.nodes.append(onnx.helper.make_node("Identity", [x], ["logits"]))
+    info, batch = onnx.helper.make_tensor_value_info, "batch"
+    float32, int64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
+    outputs = [info("logits", int64, [batch, len(_logits(network).offset)])]
+    if all_outputs:
+        for i, (name, shape) in enumerate(staged):
+            graph.nodes.append(onnx.helper.make_node("Cast", [name], [f"stage{i}"], to=int64))
+            outputs.append(info(f"stage{i}", int64, shape))
+    made = onnx.helper.make_graph(
+        graph.nodes, PRODUCER, [info("images", float32, [batch, *network.image])], outputs, graph.tensors
+    )
+    imports = [("", _QONNX_OPSET), (_QONNX, 1)] if qonnx else [("", OPSET)]
+    opsets = [onnx.helper.make_opsetid(domain, number) for domain, number in imports]
+    model = onnx.helper.make_model(
+        made, producer_name=PRODUCER, opset_imports=opsets, ir_version=_QONNX_IR if qonnx else IR
+    )
+    units = {"input_step": repr(float(network.step)), "logit_step": repr(float(_logits(network).step))}
+    onnx.helper.set_model_props(model, units)
+    onnx.checker.check_model(model, full_check=not qonnx)  # whose nodes it does not know
+    return model
+
+
+def write_onnx(path: str | Path, network: IntegerNetwork) -> None:
+    """Writes the model, atomically."""
+    write_atomic(path, onnx_model(network).SerializeToString())
+
+
+def session(model: onnx.ModelProto | str | os.PathLike[str]) -> onnxruntime.InferenceSession:
+    """An onnxruntime session on the CPU that computes exactly, of a model or of a file.
+
+    Raises:
+        MetaschedError: the file cannot be read or is no model, or the extra is not installed.
+    """
+    _onnx()
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    named = isinstance(model, str | os.PathLike)
+    try:
+        data = Path(model).read_bytes() if named else model.SerializeToString()
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except OSError as error:
+        raise MetaschedError(str(model), f"cannot be read ({error.strerror})", "give an ONNX file") from None
+    except Exception as error:  # onnxruntime's own classes have no common base but this one
+        why = str(error).partition("\n")[0]
+        where = str(model) if named else "model"
+        raise MetaschedError(where, f"is no ONNX model that onnxruntime runs ({why})", "export it again") from None
+
+
+def run_onnx(session: onnxruntime.InferenceSession, images: npt.ArrayLike) -> list[Array]:
+    """All outputs, ``logits`` first, of images [N, C, H, W]."""
+    found = session.run(None, {"images": np.asarray(images, np.float32)})
+    return [np.asarray(y) for y in found]
+
+
+def run_qonnx(model: onnx.ModelProto, images: npt.ArrayLike) -> list[Array]:
+    """All outputs of a QONNX model, ``logits`` first, by the executor of the package qonnx: node by node."""
+    from qonnx.core.modelwrapper import ModelWrapper
+    from qonnx.core.onnx_exec import execute_onnx
+    from qonnx.transformation.infer_shapes import InferShapes
+
+    x = np.asarray(images, np.float32)
+    wrapped = ModelWrapper(model, make_deepcopy=True)
+    for value in (*wrapped.graph.input, *wrapped.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = len(x)  # the executor wants all shapes
+    found = execute_onnx(wrapped.transform(InferShapes()), {"images": x})
+    return [np.asarray(found[output.name]) for output in model.graph.output]
+
+
+def installed() -> bool:
+    """Whether the extra ``deploy`` is."""
+    return all(find_spec(name) is not None for name in ("onnx", "onnxruntime"))
+
+
+def _onnx() -> Any:
+    if not installed():
+        problem = "onnx and onnxruntime are not installed"
+        raise MetaschedError("deploy", problem, "pip install 'metasched[deploy]'")
+    import onnx
+
+    return onnx
+
+
+def _logits(network: IntegerNetwork) -> Logits:
+    last = network.stages[-1]
+    assert isinstance(last, Logits)
+    return last
+
+
+class _Graph:
+    """Nodes and initializers, each with a name of its own."""
+
+    def __init__(self, onnx: Any, qonnx: bool) -> None:
+        self.onnx = onnx
+        self.qonnx = qonnx
+        self.nodes: list[Any] = []
+        self.tensors: list[Any] = []
+        self.flat = False  # [N, C] and not [N, C, H, W]
+
+    def node(self, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
+        name = f"y{len(self.nodes)}"
+        self.nodes.append(self.onnx.helper.make_node(operator, inputs, [name], **attributes))
+        return name
+
+    def constant(self, values: Any) -> str:
+        name = f"c{len(self.tensors)}"
+        self.tensors.append(self.onnx.numpy_helper.from_array(np.asarray(values), name))
+        return name
+
+    def per_channel(self, values: npt.NDArray[Any]) -> str:
+        values = values.astype(np.float32)
+        return self.constant(values if self.flat else values[:, None, None])
+
+    def weight(self, name: str, values: Array) -> str:
+        if self.qonnx:
+            return self._quant(name, values)
+        bits = storage_bits(values)
+        kind = getattr(self.onnx.TensorProto, f"INT{bits}")
+        self.tensors.append(
+            self.onnx.helper.make_tensor(f"{name}.weight", kind, values.shape, pack_bits(values, bits), raw=True)
+        )
+        return self.node("DequantizeLinear", [f"{name}.weight", self.constant(np.float32(1))])
+
+    def _quant(self, name: str, values: Array) -> str:
+        self.tensors.append(self.onnx.numpy_helper.from_array(values.astype(np.float32), f"{name}.weight"))
+        one, zero = self.constant(np.float32(1)), self.constant(np.float32(0))
+        if set(np.unique(values)) == {-1, 1}:
+            return self.node("BipolarQuant", [f"{name}.weight", one], domain=_QONNX)
+        largest = int(max(-values.min(), values.max()))
+        bits = largest.bit_length() + 1  # with the sign, and without the lowest integer: narrow
+        width = self.constant(np.float32(bits))
+        inputs = [f"{name}.weight", one, zero, width]
+        return self.node("Quant", inputs, domain=_QONNX, signed=1, narrow=1, rounding_mode="ROUND")
+
+    def cast(self, x: str, kind: str) -> str:
+        return self.node("Cast", [x], to=getattr(self.onnx.TensorProto, kind))
+
+
+def _check_reach(stage: Convolution | Linear | SumPool) -> None:
+    if stage.reach > _EXACT:
+        problem = f"has sums of up to {stage.reach}, which float32 does not count exactly (2^24)"
+        raise MetaschedError(f"model.{stage.name}", problem, "use fewer inputs or fewer bits")
+
+
+def _convolution(graph: _Graph, stage: Convolution, x: str) -> str:
+    _check_reach(stage)
+    (ph, pw), kernel = stage.padding, stage.weight.shape[2:]
+    return graph.node(
+        "Conv",
+        [x, graph.weight(stage.name, stage.weight)],
+        kernel_shape=kernel,
+        strides=stage.stride,
+        pads=[ph, pw, ph, pw],
+        dilations=stage.dilation,
+        group=stage.groups,
+    )
+
+
+def _linear(graph: _Graph, stage: Linear, x: str) -> str:
+    if stage.on_levels:
+        _check_reach(stage)
+        return graph.node("Gemm", [x, graph.weight(stage.name, stage.weight)], transB=1)
+    weight = graph.constant(stage.weight.T.astype(np.float32))  # 24 bits: exact
+    return graph.node("MatMul", [graph.cast(x, "DOUBLE"), graph.cast(weight, "DOUBLE")])
+
+
+def _max_pool(graph: _Graph, stage: MaxPool, x: str) -> str:
+    (ph, pw), (kernel, strides) = stage.padding, (stage.kernel, stage.stride)
+    return graph.node("MaxPool", [x], kernel_shape=kernel, strides=strides, pads=[ph, pw, ph, pw])
+
+
+def _sum_pool(graph: _Graph, stage: SumPool, x: str) -> str:
+    _check_reach(stage)
+    rows, columns = (graph.constant(m.astype(np.float32)) for m in (stage.rows, stage.columns.T))
+    return graph.node("MatMul", [graph.node("MatMul", [rows, x]), columns])
+
+
+def _flip(graph: _Graph, stage: Flip, x: str) -> str:
+    return graph.node("Mul", [x, graph.per_channel(stage.sign)])
+
+
+def _thresholds(graph: _Graph, stage: Thresholds, x: str) -> str:
+    total = None
+    for t, low, high in zip(stage.values.T, stage.levels, stage.levels[1:], strict=False):
+        passed = graph.cast(graph.node("GreaterOrEqual", [x, graph.per_channel(t)]), "FLOAT")
+        if high - low != 1:
+            passed = graph.node("Mul", [passed, graph.constant(np.float32(high - low))])
+        total = passed if total is None else graph.node("Add", [total, passed])
+    assert total is not None
+    return graph.node("Add", [total, graph.constant(np.float32(stage.levels[0]))])
+
+
+def _flatten(graph: _Graph, stage: Flatten, x: str) -> str:
+    graph.flat = True
+    return graph.node("Flatten", [x], axis=1)
+
+
+def _scores(graph: _Graph, stage: Logits, x: str) -> str:
+    scaled = graph.node("Mul", [graph.cast(x, "DOUBLE"), graph.constant(stage.multiplier.astype(np.float64))])
+    return graph.cast(graph.node("Add", [scaled, graph.constant(stage.offset.astype(np.float64))]), "INT64")
+
+
+_STAGES: dict[type[Stage], Any] = {
+    Convolution: _convolution,
+    Linear: _linear,
+    MaxPool: _max_pool,
+    SumPool: _sum_pool,
+    Flip: _flip,
+    Thresholds: _thresholds,
+    Flatten: _flatten,
+    Logits: _scores,
+}

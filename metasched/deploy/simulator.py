@@ -1,0 +1,91 @@
+"""The integer network run in integers: the oracle of everything that is exported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from metasched.deploy.stages import (
+    Array,
+    Convolution,
+    Flatten,
+    Flip,
+    IntegerNetwork,
+    Linear,
+    Logits,
+    MaxPool,
+    Stage,
+    SumPool,
+    Thresholds,
+)
+
+_LOWEST = np.iinfo(np.int64).min
+
+
+def run(network: IntegerNetwork, codes: Array) -> Array:
+    """Logits [N, K], int64, of codes [N, C, H, W]."""
+    *_, logits = outputs(network, codes)
+    return logits
+
+
+def outputs(network: IntegerNetwork, codes: Array) -> Iterator[Array]:
+    """What each stage puts out, int64."""
+    y = codes
+    for stage in network.stages:
+        y = apply(stage, y)
+        yield y
+
+
+def apply(stage: Stage, y: Array) -> Array:
+    """One stage on a batch of integers."""
+    match stage:
+        case Convolution():
+            return _convolve(stage, y)
+        case Linear():
+            return _product(stage.weight, y.T, stage.reach).T
+        case MaxPool():
+            return _max_pool(stage, y)
+        case SumPool():
+            return stage.rows @ y @ stage.columns.T
+        case Flip():
+            return _per_channel(stage.sign, y) * y
+        case Thresholds():
+            index = sum((y >= _per_channel(t, y)).astype(np.int64) for t in stage.values.T)
+            return np.array(stage.levels)[index]
+        case Flatten():
+            return y.reshape(len(y), -1)
+        case Logits():
+            return stage.multiplier * y + stage.offset
+
+
+def _per_channel(values: Array, y: Array) -> Array:
+    return values.reshape(-1, *[1] * (y.ndim - 2))
+
+
+def _product(a: Array, b: Array, reach: int) -> Array:
+    """The integer matrix product, by BLAS: doubles are exact as long as no partial sum exceeds 2^53."""
+    assert reach < 2**53, reach
+    return np.matmul(a.astype(np.float64), b.astype(np.float64)).astype(np.int64)
+
+
+def _convolve(stage: Convolution, y: Array) -> Array:
+    n, groups = len(y), stage.groups
+    out_channels, _, kh, kw = stage.weight.shape
+    (sh, sw), (ph, pw), (dh, dw) = stage.stride, stage.padding, stage.dilation
+    y = np.pad(y, ((0, 0), (0, 0), (ph, ph), (pw, pw)))
+    height, width = (y.shape[2] - dh * (kh - 1) - 1) // sh + 1, (y.shape[3] - dw * (kw - 1) - 1) // sw + 1
+    weight = stage.weight.reshape(groups, out_channels // groups, -1, kh, kw)
+    total = np.zeros((n, groups, out_channels // groups, height * width), np.int64)
+    for i in range(kh):
+        for j in range(kw):
+            seen = y[:, :, i * dh :: sh, j * dw :: sw][:, :, :height, :width]
+            total += _product(weight[..., i, j], seen.reshape(n, groups, -1, height * width), stage.reach)
+    return total.reshape(n, out_channels, height, width)
+
+
+def _max_pool(stage: MaxPool, y: Array) -> Array:
+    (kh, kw), (sh, sw), (ph, pw) = stage.kernel, stage.stride, stage.padding
+    y = np.pad(y, ((0, 0), (0, 0), (ph, ph), (pw, pw)), constant_values=_LOWEST)
+    windows = np.lib.stride_tricks.sliding_window_view(y, (kh, kw), axis=(2, 3))
+    return windows[:, :, ::sh, ::sw].max(axis=(4, 5))

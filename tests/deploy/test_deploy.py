@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import json
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from metasched.cli import main
+from metasched.config import Experiment, MethodConfig, QuantizeConfig, TaskConfig
+from metasched.deploy.deploy import deploy
+from metasched.deploy.files import write_folder
+from metasched.deploy.packing import unpack_bits, unpack_trits
+from metasched.errors import MetaschedError
+from metasched.tracking.console import open_console
+
+ROOT = Path(__file__).parents[2]
+TINY = Experiment(
+    task=TaskConfig(train=200, test=150, width=4, steps=4, batch=32),
+    method=MethodConfig(name="ana"),
+    quantize=QuantizeConfig(last=True),
+)
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("deploy") / "deployed"
+    result = deploy(TINY, "ana_linear", folder, open_console(StringIO()))
+    assert result["images"] == 150 and result["classes_differing"] == result["integers_differing"] == 0
+    return folder
+
+
+def test_the_account_is_the_size_of_the_files(deployed: Path) -> None:
+    account = json.loads((deployed / "account.json").read_text())
+    layers = account["layers"]
+    assert (deployed / "weights.bin").stat().st_size == sum(layer["packed"] for layer in layers)
+    assert (deployed / "weights.trits").stat().st_size == sum(layer["trits"] for layer in layers)
+    assert (
+        15.9
+        <= account["compression"]
+        == sum(layer["float32"] for layer in layers) / sum(layer["packed"] for layer in layers)
+    )
+
+
+def test_the_files_are_enough_to_run_the_network(deployed: Path) -> None:
+    """An implementation of its own, of the first convolution and its thresholds, from the files alone."""
+    network = json.loads((deployed / "network.json").read_text())
+    weights, golden = (deployed / "weights.bin").read_bytes(), np.load(deployed / "golden.npz")
+    convolution = network["stages"][0]
+    place = convolution["weight"]
+    data = weights[place["offset"] : place["offset"] + place["bytes"]]
+    w = unpack_bits(data, place["bits"], int(np.prod(place["shape"]))).reshape(place["shape"])
+    x = np.pad(golden["codes"], ((0, 0), (0, 0), (1, 1), (1, 1)))
+    assert convolution["padding"] == [1, 1] and convolution["stride"] == [1, 1]
+    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(2, 3))
+    assert np.array_equal(np.einsum("nchwij,ocij->nohw", windows, w), golden["stage0"])
+    i = next(i for i, stage in enumerate(network["stages"]) if stage["stage"] == "thresholds")
+    low, high = np.array(network["stages"][i]["values"]).T[:, :, None, None]
+    before = golden[f"stage{i - 1}"]
+    assert np.array_equal((before >= low).astype(int) + (before >= high) - 1, golden[f"stage{i}"])
+
+
+def test_both_packings_hold_the_same_weights(deployed: Path) -> None:
+    layers = json.loads((deployed / "account.json").read_text())["layers"]
+    bits, trits = (deployed / "weights.bin").read_bytes(), (deployed / "weights.trits").read_bytes()
+    for layer in layers:
+        two, bits = bits[: layer["packed"]], bits[layer["packed"] :]
+        five, trits = trits[: layer["trits"]], trits[layer["trits"] :]
+        assert np.array_equal(unpack_bits(two, 2, layer["weights"]), unpack_trits(five, layer["weights"]))
+
+
+def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(MetaschedError, match="is there already"):
+        deploy(TINY, "ana_linear", tmp_path, open_console(StringIO()))
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    with pytest.raises(MetaschedError, match="cannot be written"):
+        write_folder(tmp_path / "out", {"a": b"1", "x" * 300: b"2"})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        ([], "--schedule: is missing"),
+        (["--schedule", "nothing"], "--schedule: 'nothing' is neither a hand-coded schedule of ana nor a file"),
+        (["--schedule", str(ROOT / "experiments" / "baselines" / "inq_linear.json")], "is for method 'inq', not 'ana'"),
+        (["--schedule", "ana_linear", "--task.model", "resnet20"], "model: is a ResNet20, which has no integer form"),
+        (["--schedule", "ana_linear", "--method.activation_levels", "null"], "is an activation that stays in float"),
+    ],
+)
+def test_mistakes_are_one_line_and_leave_nothing(
+    arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "tiny.yaml"
+    config.write_text("name: tiny\ntask: {train: 200, test: 50, steps: 2, batch: 32}\nmethod: {name: ana}\n")
+    assert main(["deploy", str(config), "-o", str(tmp_path / "out"), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["tiny.yaml"]

@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from metasched.config import MethodConfig
+from metasched.deploy import simulator
+from metasched.deploy.agreement import Agreement, agreement, float_twin
+from metasched.deploy.integer import input_step, integer_network
+from metasched.deploy.stages import Convolution, Flip, IntegerNetwork, Linear, Logits, MaxPool, SumPool, Thresholds
+from metasched.errors import MetaschedError
+from metasched.methods import build_method
+from metasched.models import build_model
+from metasched.network import quantize
+
+RNG = np.random.default_rng(0)
+
+
+def compared(trained: Any) -> Agreement:
+    integer = trained.integer()
+    twin = float_twin(trained.network, integer, trained.params, trained.buffers)
+    return agreement(twin, integer, [RNG.integers(-128, 128, (6, *integer.image))])
+
+
+@given(st.data())
+@settings(max_examples=60)
+def test_random_networks_agree_with_pytorch(random_networks: Any, data: st.DataObject) -> None:
+    found = compared(data.draw(random_networks))
+    assert found.complete, found
+
+
+@pytest.mark.slow
+@given(st.data())
+@settings(max_examples=400)
+def test_many_random_networks_agree_with_pytorch(random_networks: Any, data: st.DataObject) -> None:
+    found = compared(data.draw(random_networks))
+    assert found.complete, found
+
+
+@pytest.mark.parametrize("name, size", [("mlp", 8), ("convnet", 16), ("vgg8", 16), ("vgg8", 32)])
+@pytest.mark.parametrize("last", [True, False])
+def test_the_models_agree_with_pytorch(as_trained: Any, name: str, size: int, last: bool) -> None:
+    model = build_model(name, (3, size, size), num_classes=10, width=4)
+    found = compared(as_trained(model, MethodConfig(name="ana"), torch.zeros(1, 3, size, size), 1, last))
+    assert found.complete and found.integers > 0, found
+
+
+def test_a_difference_is_found(as_trained: Any) -> None:
+    model = build_model("mlp", (1, 4, 4), num_classes=3, width=8)
+    trained = as_trained(model, MethodConfig(name="ana"), torch.zeros(1, 1, 4, 4), 1)
+    integer = trained.integer()
+    twin = float_twin(trained.network, integer, trained.params, trained.buffers)
+    off = tuple(
+        Thresholds(s.name, s.values + 1, s.levels, s.step) if isinstance(s, Thresholds) else s for s in integer.stages
+    )
+    codes = RNG.integers(-20, 20, (50, 1, 4, 4))
+    found = agreement(twin, IntegerNetwork(integer.image, integer.step, off), [codes])
+    assert found.other_integers > 0 and not found.complete and found.images == 50
+
+
+def test_stages_of_a_small_network_by_hand() -> None:
+    """conv - max pool - norm with gamma < 0 - ternary activation - linear, all by hand."""
+    model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.MaxPool2d(2), nn.BatchNorm2d(1, eps=0), nn.ReLU())
+    model = nn.Sequential(*model, nn.Flatten(), nn.Linear(1, 2))
+    network = quantize(model, build_method(MethodConfig(name="ste")), torch.zeros(1, 1, 2, 2), last=True)
+    params = {
+        "0.weight": torch.tensor([[[[0.9]]]]),
+        "2.weight": torch.tensor([-2.0]),
+        "2.bias": torch.tensor([1.0]),
+        "5.weight": torch.tensor([[1.0], [-1.0]]),
+        "5.bias": torch.zeros(2),
+    }
+    buffers = {"2.running_mean": torch.tensor([1.0]), "2.running_var": torch.tensor([4.0])}
+    state = {"0/scale": torch.ones(1, 1, 1, 1), "5/scale": torch.ones(1, 1)}
+    integer = integer_network(network, params, state, buffers, torch.zeros(1, 1, 2, 2), Fraction(1, 4))
+    convolution, pool, flip, thresholds, _, last, logits = integer.stages
+    assert isinstance(convolution, Convolution) and convolution.reach == 128
+    assert convolution.weight.tolist() == [[[[1]]]]
+    assert isinstance(pool, MaxPool) and isinstance(flip, Flip) and flip.sign.tolist() == [-1]
+    # -2 (y / 4 - 1) / 2 + 1 = 2 - y / 4 >= -1/2, 1/2 for y <= 10, 6
+    assert isinstance(thresholds, Thresholds) and thresholds.values.tolist() == [[-10, -6]]
+    assert isinstance(last, Linear) and isinstance(logits, Logits) and logits.multiplier.tolist() == [1, 1]
+    codes = np.array([[[[5, 6], [1, 0]]], [[[7, 0], [0, 0]]], [[[-99, 11], [0, 0]]]])
+    assert simulator.run(integer, codes).tolist() == [[1, -1], [0, 0], [-1, 1]]
+
+
+@given(st.integers(1, 3), st.integers(1, 2), st.integers(0, 2), st.integers(1, 2), st.sampled_from([1, 2]))
+def test_the_simulators_convolution_is_pytorchs(
+    kernel: int, stride: int, padding: int, dilation: int, groups: int
+) -> None:
+    x, w = RNG.integers(-9, 10, (2, 4, 7, 8)), RNG.integers(-3, 4, (6, 4 // groups, kernel, kernel))
+    pairs = (stride, stride), (padding, padding), (dilation, dilation)
+    ours = simulator.apply(Convolution("c", w, (), 10**6, *pairs, groups), x)
+    theirs = F.conv2d(torch.tensor(x), torch.tensor(w), None, stride, padding, dilation, groups)
+    assert np.array_equal(ours, theirs.numpy())  # int64 on both sides
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (2, 2), (5, 3), (4, 5), (3, 1), (2, 3)])
+def test_the_simulators_adaptive_average_is_pytorchs(height: int, width: int) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), nn.ReLU(), nn.AdaptiveAvgPool2d((height, width)))
+    model = nn.Sequential(*model, nn.Flatten(), nn.Linear(height * width, 2))
+    network = quantize(model, build_method(MethodConfig(name="ste")), torch.zeros(1, 1, 5, 3), last=True)
+    params = {name: p.detach() for name, p in network.module.named_parameters()}
+    state = {"0/scale": torch.ones(1, 1, 1, 1), "4/scale": torch.ones(1, 1)}
+    integer = integer_network(network, params, state, {}, torch.zeros(1, 1, 5, 3), Fraction(1))
+    pools = [s for s in integer.stages if isinstance(s, SumPool)]
+    x = RNG.integers(-9, 10, (2, 1, 5, 3))
+    theirs = F.adaptive_avg_pool2d(torch.tensor(x).double(), (height, width))
+    ours = torch.tensor(simulator.apply(pools[0], x)) if pools else torch.tensor(x)
+    factor = int(pools[0].rows[0].sum() * pools[0].columns[0].sum()) if pools else 1
+    assert np.allclose(ours.double(), theirs * factor)
+
+
+def test_codes_are_the_nearest_multiples_within_eight_bits() -> None:
+    assert input_step(torch.tensor([127.0])) == 1 and input_step(torch.tensor([-127.5])) == 2
+    codes = IntegerNetwork((1, 1, 1), Fraction(1, 2), ()).encode([0.26, -0.25, 0.75, 99, -99])
+    assert codes.tolist() == [1, 0, 2, 127, -128]
+
+
+def refused(model: nn.Module, example: torch.Tensor, config: MethodConfig | None = None, **which: bool) -> str:
+    network = quantize(model, build_method(config or MethodConfig(name="ste")), example, **which)
+    params = {name: p.detach() for name, p in network.module.named_parameters()}
+    params, state = network.initialize(params, {}, 0)
+    with pytest.raises(MetaschedError) as error:
+        integer_network(network, params, state, network.buffers(), example, Fraction(1))
+    return str(error.value)
+
+
+IMAGE, ROW = torch.zeros(1, 1, 8, 8), nn.Sequential(nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize(
+    "model, says",
+    [
+        (build_model("resnet20", (1, 8, 8), 10, 2), "model: is a ResNet20"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Tanhshrink(), nn.Linear(4, 2)), "model.2: is a Tanhshrink"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Linear(4, 2)), "model.2: follows a layer whose activation"),
+        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 6)), "model: does not end with class scores"),
+        (nn.Sequential(nn.Conv2d(1, 2, 3, padding="same"), nn.ReLU()), "model.0: is padded otherwise"),
+        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2, ceil_mode=True), nn.ReLU()), "model.1: is a MaxPool2d with"),
+        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.AvgPool2d(2, padding=1), nn.ReLU()), "model.1: is an AvgPool2d with"),
+        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.ReLU()), "model.1: flattens what no activation has"),
+        (nn.Sequential(nn.Linear(8, 2), nn.ReLU()), "model.0: is a linear layer on images"),
+    ],
+)
+def test_what_has_no_integer_form_is_one_line(model: nn.Module, says: str) -> None:
+    message = refused(model, IMAGE, last=True)
+    assert message.startswith(says) and "\n" not in message
+
+
+def test_float_activations_are_named() -> None:
+    config = MethodConfig(name="ste", activation_levels=None)
+    assert refused(nn.Sequential(nn.Flatten(), *ROW), IMAGE, config).startswith("model.2: is an activation that stays")
+
+
+def test_a_first_layer_in_float_is_named() -> None:
+    model = build_model("convnet", (1, 8, 8), 10, 2)
+    assert refused(model, IMAGE, first=False).startswith("model.conv1: is left in float")
+
+
+def test_levels_beyond_eight_bits_are_named() -> None:
+    config = MethodConfig(name="ste", levels="pow2_5")
+    assert "model.1: has weight levels beyond 8 bits" in refused(nn.Sequential(nn.Flatten(), *ROW), IMAGE, config)
+
+
+def test_parameters_that_are_not_finite_are_named() -> None:
+    network = quantize(nn.Sequential(nn.Flatten(), *ROW), build_method(MethodConfig(name="ste")), IMAGE)
+    params = {name: p.detach() for name, p in network.module.named_parameters()}
+    params, state = network.initialize(params, {}, 0)
+    params["3.bias"] = torch.tensor([0.0, torch.inf])
+    with pytest.raises(MetaschedError, match=r"model\.3: has parameters or statistics that are not finite"):
+        integer_network(network, params, state, {}, IMAGE, Fraction(1))
