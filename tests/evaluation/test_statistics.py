@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from metasched.evaluation.statistics import PairedDifference, holm, paired_difference, summarize
+from metasched.evaluation.statistics import PairedDifference, counted, holm, paired_difference, summarize
 
 SCORES = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=30)
 
@@ -21,6 +21,11 @@ def test_summary_is_that_of_numpy(scores: list[float]) -> None:
     assert found.n == len(scores)
     assert found.mean == pytest.approx(np.mean(scores), rel=1e-12, abs=1e-12)
     assert found.sd == pytest.approx(np.std(scores, ddof=1), rel=1e-9, abs=1e-9)
+
+
+def test_a_run_that_diverged_counts_as_0() -> None:
+    assert counted([0.5, math.nan, -0.25, 1.0]) == (0.5, 0.0, -0.25, 1.0)
+    assert counted([math.nan]) == (0.0,) and counted([]) == ()
 
 
 def test_summary_of_one_score_has_no_spread() -> None:
@@ -55,6 +60,7 @@ def test_an_example_by_hand() -> None:
 
 def test_arms_without_spread() -> None:
     assert paired_difference([1.0, 0.5], [1.0, 0.5]) == PairedDifference(0.0, 0.0, 0.0, 2, 1.0)
+    assert paired_difference([0.0, 0.0], [0.0, 0.0]) == PairedDifference(0.0, 0.0, 0.0, 2, 1.0)  # all have diverged
     found = paired_difference([1.0, 0.75], [0.5, 0.25])  # with one degree of freedom p = 0.5 is at t = 1
     margin = 0.5 * 12.706204736174694  # the 97.5 % point of t (tables)
     assert found[:3] == (0.5, pytest.approx(0.5 - margin), pytest.approx(0.5 + margin)) and found[3:] == (2, 0.5)
@@ -114,6 +120,12 @@ def test_holm_rejects_what_the_step_down_procedure_rejects() -> None:
                 break
             rejected.add(int(i))
         assert {i for i, value in enumerate(holm(list(p))) if value <= 0.05} == rejected
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.75, 0.25, 0.0625]) == [0.75, 0.5, 0.1875]  # times 1, 2 and 3
+    assert holm([0.5, 0.9, 0.4]) == [1.0, 1.0, 1.0]  # no probability is above 1, and the order is kept
+    assert holm([]) == []
 
 
 def test_holm_keeps_the_family_wise_error() -> None:

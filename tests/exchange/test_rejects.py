@@ -89,7 +89,7 @@ EDITS: dict[str, tuple[Edit, str, str]] = {
     "1025 layers": (lambda f: f.update(layers=f["layers"][:1] * 1025), "layers", "at most 1024"),
     "4097 knots": (lambda f: f.update(progress=[i / 4096 for i in range(4097)]), "progress", "at most 4096"),
     "1025 members": (lambda f: f["values"].update({f"a{i}": [] for i in range(1025)}), "values", "more than 1024"),
-    "one knot": (lambda f: f.update(progress=[1.0]), "progress", "at least 2"),
+    "one knot": (lambda f: f.update(progress=[1.0]), "progress", "must have at least 2 items, not 1, got [1.0];"),
     "no layer": (lambda f: f.update(layers=[]), "layers", "at least 1"),
     "first knot": (lambda f: f["progress"].__setitem__(0, 0.01), "progress[0]", "must be 0, got 0.01"),
     "last knot": (lambda f: f["progress"].__setitem__(4, 0.99), "progress[4]", "must be 1, got 0.99"),
@@ -133,6 +133,25 @@ def test_an_edit_that_breaks_the_file_is_named_by_its_path(case: str, golden: st
     message = refusal(json.dumps(tree))
     assert message.startswith(f"schedule.json: {path}"), message
     assert words in message, message
+
+
+MENDED = {
+    "no format": 'its first level needs "format": "metasched.schedule"',
+    "unknown version": "update metasched or export it again",
+    "missing key": "add it",
+    "unknown key": "remove it",
+    "list for an object": "put it in braces",
+    "list for a map": "put it in braces",
+    "object for a list": "put it in brackets",
+    "true for a number": "correct it",
+}
+
+
+@pytest.mark.parametrize("case", MENDED)
+def test_a_refusal_says_how_to_mend_it(case: str, golden: str) -> None:
+    tree = json.loads(golden)
+    EDITS[case][0](tree)
+    assert refusal(json.dumps(tree)).endswith(f"; {MENDED[case]}")
 
 
 TEXTS: dict[str, tuple[Callable[[str], str | bytes], str]] = {
@@ -199,6 +218,14 @@ def test_a_path_that_cannot_be_read_is_one_line(tmp_path: Path, path: str, probl
         read_schedule(f"{tmp_path}/{path}")
     assert problem in str(caught.value)
     assert str(caught.value).isprintable()
+    assert str(caught.value).endswith("; give the path of a schedule file")
+
+
+def test_a_refused_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a\nb.json").write_text("[]")
+    with pytest.raises(MetaschedError) as caught:
+        read_schedule(tmp_path / "a\nb.json")
+    assert str(caught.value).startswith(f"{tmp_path}/a\\nb.json: format: this is not a schedule file")
 
 
 def test_a_large_file_is_refused_by_its_size(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import metasched.exchange.export
 from metasched import layers
 from metasched.errors import MetaschedError
 from metasched.exchange import format as file_format
@@ -188,9 +189,21 @@ def test_a_schedule_too_large_to_read_is_not_written(tmp_path: Any, golden: str)
         layers=tuple(dataclasses.replace(layer, name=f"l{i}") for i in range(100)),
         values={"noise_mean": [[0.1] * 4096] * 100},
     )
-    with pytest.raises(MetaschedError, match="larger than 1048576 bytes"):
-        write_schedule(tmp_path / "schedule.json", large)
-    assert not (tmp_path / "schedule.json").exists()
+    path = tmp_path / "schedule.json"
+    with pytest.raises(MetaschedError) as caught:
+        write_schedule(path, large)
+    assert str(caught.value) == f"{path}: would be larger than 1048576 bytes; use fewer knots"
+    assert not path.exists()
+
+
+def test_a_schedule_of_the_largest_size_is_written(tmp_path: Any, golden: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = loads(golden, "schedule.json")
+    monkeypatch.setattr(metasched.exchange.export, "MAX_BYTES", len(golden))
+    write_schedule(tmp_path / "schedule.json", file)
+    assert read_schedule(tmp_path / "schedule.json") == file
+    monkeypatch.setattr(metasched.exchange.export, "MAX_BYTES", len(golden) - 1)
+    with pytest.raises(MetaschedError, match="would be larger"):
+        write_schedule(tmp_path / "schedule.json", file)
 
 
 CONTROL = Control("noise_scale", 0.0, 1.0, "quantum", "nonincreasing", end=0.0)

@@ -7,6 +7,7 @@ import math
 import os
 import pickle
 import random
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ import metasched.meta.checkpoint
 from metasched.config import Experiment, MetaConfig, MethodConfig, RunConfig, ScheduleConfig, TaskConfig
 from metasched.errors import MetaschedError
 from metasched.hypergradients import build_estimator
+from metasched.hypergradients.estimator import MEND
 from metasched.loading import to_dict
 from metasched.meta.checkpoint import Checkpoint, check_fit, read_checkpoint, write_checkpoint
 from metasched.meta.outer import OuterState, OuterStep, meta_train
@@ -30,6 +32,7 @@ from metasched.training.problem import build_problem
 
 ROOT = Path(__file__).parents[2]
 NAN = math.nan
+NEWER = "update metasched, or start a new run"
 
 
 def record(step: int, **changed: Any) -> OuterStep:
@@ -75,6 +78,7 @@ def refused(path: Path) -> str:
     with pytest.raises(MetaschedError) as caught:
         read_checkpoint(path)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
+    assert caught.value.fix == (NEWER if "unknown version" in str(caught.value) else MEND)
     return str(caught.value).removeprefix(f"{path}: ")
 
 
@@ -129,7 +133,10 @@ class Planted:
 
 
 @pytest.mark.parametrize("place", ["tree", "field", "estimator", "plain pickle", "legacy"])
-def test_a_planted_pickle_has_no_effect(path: Path, tmp_path: Path, checkpoint: Checkpoint, place: str) -> None:
+def test_a_planted_pickle_has_no_effect(
+    path: Path, tmp_path: Path, checkpoint: Checkpoint, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # torch's way to have all files unpickled
     target, planted = tmp_path / "planted", Planted(tmp_path / "planted")
     write_checkpoint(path, checkpoint)
     tree = torch.load(path, weights_only=True)
@@ -175,15 +182,21 @@ def _sparse() -> torch.Tensor:
     return torch.eye(2, dtype=torch.float64).to_sparse()
 
 
+def _quantized() -> torch.Tensor:
+    with warnings.catch_warnings(action="ignore"):  # torch is giving them up
+        return torch.quantize_per_tensor(torch.zeros(2, dtype=torch.float32), 1.0, 0, torch.qint8)
+
+
 EDITS: list[tuple[Callable[[Any], Any], str]] = [
     (lambda tree: [tree], "format: this is not a checkpoint of metasched"),
     (_set("format", to="metasched.schedule"), "format: this is not a checkpoint of metasched"),
     (_set("version", to=2), "version: unknown version 2; known: 1"),
+    (_set("version", to=10**30), "version: unknown version 10000000000000000000; known: 1"),
     (_set("version", to=True), "version: unknown version True; known: 1"),
     (_set("version", to=1.0), "version: unknown version 1.0; known: 1"),
     (_drop("start"), "start: Field required"),
     (_set("more", to=1), "more: Unexpected"),
-    (_set(1, to=1), "must be an object"),
+    (_set(1, to=1), "must be an object;"),
     (_set("start", to=b"x"), "start: must be a valid string"),
     (_set("start", to="a\nb"), "start: String should match"),
     (_set("start", to="a" * 301), "start: String should match"),
@@ -206,6 +219,8 @@ EDITS: list[tuple[Callable[[Any], Any], str]] = [
     (_set("state", "totals", "w", to=torch.tensor(math.inf)), "state.totals.w: must be a tensor of finite numbers"),
     (_set("state", "optimizer", "step.w", to=torch.tensor(NAN)), "state.optimizer.step.w: must be a tensor of finite"),
     (_set("state", "parameters", "w", to=torch.zeros(1).expand(10**9)), "state.parameters.w: must be a plain tensor"),
+    (_set("state", "parameters", "w", to=torch.zeros(1).expand(2)), "state.parameters.w: must be a plain tensor"),
+    (_set("state", "estimator", "x", to=_quantized()), "state.estimator.x: must be a plain tensor"),
     (_set("state", "parameters", "w", to=torch.nn.Parameter(torch.zeros(1))), "state.parameters.w: must be a plain"),
     (
         _set("state", "estimator", "x", to=torch.zeros(1, requires_grad=True)),
@@ -214,6 +229,10 @@ EDITS: list[tuple[Callable[[Any], Any], str]] = [
     (_set("state", "parameters", "w", to=torch.empty(9, device="meta")), "state.parameters.w: must be a plain tensor"),
     (_set("state", "estimator", "x", to=_sparse()), "state.estimator.x: must be a plain tensor"),
     (_set("state", "estimator", "\x1b[31m", to=torch.zeros(1)), "state.estimator."),
+    (
+        _set("state", "estimator", "a" * 301, to=torch.zeros(1)),
+        f"state.estimator.{'a' * 59}.[key]: String should match",
+    ),
     (_set("state", "history", to=[{}, {}]), "state.history[0].step: Field required"),
     (_set("state", "history", 1, "step", to=0), "state.history: is not that of 2 steps"),
     (_set("state", "history", 1, "loss", to="0.5"), "state.history[1].loss: must be a valid number"),
@@ -230,6 +249,12 @@ def test_each_field_is_checked(path: Path, checkpoint: Checkpoint, edit: Callabl
     write_checkpoint(path, checkpoint)
     torch.save(edit(torch.load(path, weights_only=True)), path)
     assert refused(path).startswith(expected)
+
+
+def test_every_step_may_have_been_bad_or_averaged(path: Path, checkpoint: Checkpoint) -> None:
+    most = checkpoint._replace(state=checkpoint.state._replace(averaged=2, bad_steps=2))
+    write_checkpoint(path, most)
+    assert bits(read_checkpoint(path)) == bits(most)
 
 
 def test_what_is_no_zip_of_torch(path: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,8 +339,24 @@ def test_the_parts_of_another_schedule_do_not_fit(checkpoint: Checkpoint) -> Non
             assert caught.value.path.startswith(f"state.{part}.") and name in caught.value.path
     with pytest.raises(MetaschedError, match=r"state\.parameters\..*, not "):
         check_fit(checkpoint._replace(state=state), schedule_of(experiment_of("es"), hidden=3), 1)
-    with pytest.raises(MetaschedError, match=r"state\.step: is 1, and the run has 0 outer steps"):
+    with pytest.raises(MetaschedError) as caught:
         check_fit(checkpoint._replace(state=state), schedule, 0)
+    assert str(caught.value) == f"state.step: is 1, and the run has 0 outer steps; {MEND}"
+
+
+@pytest.mark.parametrize("here", [torch.float32, torch.float64])
+@pytest.mark.parametrize("there", [torch.float32, torch.float64])
+def test_adam_counts_in_the_default_dtype_of_the_process_that_wrote(
+    checkpoint: Checkpoint, here: torch.dtype, there: torch.dtype
+) -> None:
+    _, schedule, state = learned("es")
+    torch.set_default_dtype(here)
+    counts = {name: t.to(there) for name, t in state.optimizer.items() if name.startswith("step.")}
+    check_fit(checkpoint._replace(state=state._replace(optimizer=state.optimizer | counts)), schedule, 1)
+    other = torch.float64 if there == torch.float32 else torch.float32
+    mixed = state.optimizer | counts | {min(counts): counts[min(counts)].to(other)}
+    with pytest.raises(MetaschedError, match=r"^state\.optimizer\.step\."):
+        check_fit(checkpoint._replace(state=state._replace(optimizer=mixed)), schedule, 1)
 
 
 @pytest.mark.parametrize("estimator", ["sweep", "es", "mixed", "auto", "pes", "nres"])
