@@ -1,1 +1,1 @@
-"""Schedules as JSON files: the format, reading and writing, and the player for any training loop."""
+"""Schedules as JSON files: the format, reading and writing, the player for any training loop, and other software."""

@@ -1,0 +1,61 @@
+"""A callback for the Trainer of Hugging Face transformers (extra ``transformers``)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from metasched.exchange.format import ScheduleFile
+from metasched.exchange.integrations import Apply, missing
+from metasched.exchange.player import SchedulePlayer
+from metasched.layers import Layer
+from metasched.schedules.base import Schedule
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+
+def callback(
+    schedule: str | os.PathLike[str] | ScheduleFile | Schedule,
+    apply: Apply,
+    *,
+    settle: Callable[[], object] | None = None,
+    layers: Sequence[Layer] | None = None,
+    total_steps: int | None = None,
+) -> TrainerCallback:
+    """A callback that plays a schedule: ``Trainer(..., callbacks=[callback("schedule.json", apply)])``.
+
+    At the start of each optimizer step it calls ``apply(values, step)`` with the values {layer: {control: value}} of
+    ``state.global_step``, which Trainer keeps in its checkpoints. Accumulated gradients are one step.
+
+    Args:
+        schedule: the path of a schedule file, what ``read_schedule`` gave, or any schedule.
+        apply: sets the values, for instance ``DrivenModule.apply_controls``.
+        settle: called after ``optimizer.step()``, for instance ``DrivenModule.settle``.
+        layers: of the network; default: the layers in the file.
+        total_steps: length of the run; default: ``state.max_steps``. A run that is stopped and goes on with another
+            number of steps needs it.
+
+    Raises:
+        MetaschedError: transformers is not installed; from ``train()``, as ``SchedulePlayer``.
+    """
+    try:
+        from transformers import TrainerCallback
+    except ImportError:
+        raise missing("transformers", "transformers") from None
+
+    class PlaySchedule(TrainerCallback):
+        player: SchedulePlayer
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.player = SchedulePlayer(schedule, state.max_steps if total_steps is None else total_steps, layers)
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            apply(self.player.at(state.global_step), state.global_step)
+
+        def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if settle is not None:
+                settle()
+
+    return PlaySchedule()

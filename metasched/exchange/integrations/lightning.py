@@ -1,0 +1,82 @@
+"""A callback for the Trainer of PyTorch Lightning (extra ``lightning``)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from metasched.errors import MetaschedError
+from metasched.exchange.format import ScheduleFile
+from metasched.exchange.integrations import Apply, missing
+from metasched.exchange.player import SchedulePlayer
+from metasched.layers import Layer
+from metasched.schedules.base import Schedule
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Callback
+
+_PACKAGES = ("pytorch_lightning", "lightning.pytorch")  # two names of one library, whose classes do not mix
+
+
+def callback(
+    schedule: str | os.PathLike[str] | ScheduleFile | Schedule,
+    apply: Apply,
+    *,
+    settle: Callable[[], object] | None = None,
+    layers: Sequence[Layer] | None = None,
+    total_steps: int | None = None,
+) -> Callback:
+    """A callback that plays a schedule: ``Trainer(..., callbacks=[callback("schedule.json", apply)])``.
+
+    Before each batch it calls ``apply(values, step)`` with the values {layer: {control: value}} of
+    ``trainer.global_step``, the number of optimizer steps taken, which Lightning keeps in its checkpoints. Batches
+    whose gradients are accumulated belong to one step. With several optimizers ``global_step`` counts the steps of all.
+
+    Args:
+        schedule: the path of a schedule file, what ``read_schedule`` gave, or any schedule.
+        apply: sets the values, for instance ``DrivenModule.apply_controls``.
+        settle: called after the optimizer's step, for instance ``DrivenModule.settle``.
+        layers: of the network; default: the layers in the file.
+        total_steps: length of the run; default: ``trainer.estimated_stepping_batches``. A run that is stopped and goes
+            on with another number of steps needs it.
+
+    Raises:
+        MetaschedError: Lightning is not installed; from ``fit()``, as ``SchedulePlayer``, and for a run without end.
+    """
+
+    class PlaySchedule(_package().Callback):
+        player: SchedulePlayer
+        step: int
+
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            length = trainer.estimated_stepping_batches if total_steps is None else total_steps
+            if length == float("inf"):
+                raise MetaschedError(
+                    "total_steps", "the trainer has no end", "give total_steps, max_steps or max_epochs"
+                )
+            self.player = SchedulePlayer(schedule, int(length), layers)
+
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            self.step = trainer.global_step
+            apply(self.player.at(self.step), self.step)
+
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if settle is not None and trainer.global_step != self.step:  # not while gradients are accumulated
+                settle()
+
+    return PlaySchedule()
+
+
+def _package() -> ModuleType:
+    """The one that is imported already, or the first that is installed."""
+    for name in sorted(_PACKAGES, key=lambda name: name not in sys.modules):
+        try:
+            return import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name not in ("pytorch_lightning", "lightning"):
+                raise
+    raise missing("pytorch_lightning", "lightning")

@@ -1,0 +1,1 @@
+"""Schedules of QuantLab (pulp-platform/quantlab), both ways."""

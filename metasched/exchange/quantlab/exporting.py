@@ -1,0 +1,203 @@
+"""Schedule files as controllers of QuantLab: exactly where its form can, by least squares where it cannot.
+
+QuantLab sets a control at the start of an epoch and holds it: what counts are a schedule's values at progress
+t / epochs. INQ takes them as they are, one for all layers. For ANA the decay of least squares is sought for each layer
+and control.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from metasched.errors import MetaschedError
+from metasched.exchange.format import ScheduleFile
+from metasched.exchange.player import PlayedSchedule
+from metasched.exchange.quantlab.controllers import FUNCTIONS, Decay
+from metasched.exchange.quantlab.importing import MAX_EPOCHS
+from metasched.quantizers.noise import NOISE_FAMILIES
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+_POWERS = (0, 1, 2, 4, 8, 16, 32)
+_PARTS = 8  # of the epochs, between which windows are sought first
+_SHAPES: dict[str, Callable[[Array, int, float, int], Array]] = {  # FUNCTIONS, for all epochs at once
+    "bws": lambda t, start, stop, alpha: ((stop - t.clip(start, stop)) / (stop - start)) ** alpha,
+    "uws": lambda t, start, stop, alpha: _cut((1 / (t.clip(start) - start + 1)) ** alpha, stop),
+}
+
+
+class Fit(NamedTuple):
+    """How far QuantLab's form is from a layer's curve over the epochs, in the unit of the control."""
+
+    control: str
+    layer: str
+    rms: float
+    largest: float
+
+
+class Written(NamedTuple):
+    """A part of an experiment of QuantLab, to be merged into one, and how well it fits."""
+
+    config: dict[str, Any]
+    fits: tuple[Fit, ...]
+
+
+def export_quantlab(file: ScheduleFile, epochs: int) -> Written:
+    """The controller of QuantLab that comes nearest to a schedule.
+
+    INQ: the fractions themselves, where all layers have the same; else the mean over the layers, since QuantLab has one
+    schedule for all. At the last epoch all is frozen. ANA: a timer for each layer, named after it. QuantLab wants the
+    modules of the activations there too, which schedule files do not name.
+
+    Args:
+        file: of method ``ana`` or ``inq``.
+        epochs: of the whole run.
+
+    Raises:
+        MetaschedError: another method, or no or too many epochs.
+    """
+    if not 1 <= epochs <= MAX_EPOCHS:
+        problem = f"must be in [1, {MAX_EPOCHS}], got {epochs}"
+        raise MetaschedError("--epochs", problem, "give the epochs of the whole run")
+    if file.method.name not in _WRITERS:
+        problem = f"is {file.method.name!r}; QuantLab has {' and '.join(_WRITERS)}"
+        raise MetaschedError("method.name", problem, "export a schedule of one of these")
+    schedule = PlayedSchedule(file)
+    starts = torch.arange(epochs, dtype=torch.float64) / epochs
+    played = {name: values.numpy() for name, values in schedule(starts, schedule.layers).items()}
+    quantize, fits = _WRITERS[file.method.name](file, played)
+    return Written({"training": {"n_epochs": epochs, "quantize": quantize}}, tuple(fits))
+
+
+def fit_decay(curve: Array) -> Decay:
+    """The decay with the least squared error over the epochs, of both functions.
+
+    Start and stop are sought on a grid and then by steps that halve, the power among powers of 2 and then by steps of
+    1; beta has a closed form.
+
+    >>> fit_decay(np.array([0.5, 0.5, 0.125, 0.0, 0.0]))
+    Decay(beta=0.5, function='bws', start=1, stop=3, alpha=2)
+    """
+    return min((_search_power(curve, function) for function in FUNCTIONS), key=_error).decay
+
+
+def _ana(file: ScheduleFile, played: dict[str, Array]) -> tuple[dict[str, Any], list[Fit]]:
+    unit = NOISE_FAMILIES[str(file.method.parameters.get("noise", "uniform"))].unit
+    timers, fits = [], []
+    for i, layer in enumerate(file.layers):
+        timer: dict[str, Any] = {"modules": [layer.name]}
+        for key, control, scale in (("mi", "noise_mean", 1.0), ("sigma", "noise_scale", unit)):
+            curve = played[control][:, i]
+            decay = fit_decay(curve)
+            fitted = np.array([decay.at(t) for t in range(len(curve))])
+            fits.append(_compare(control, layer.name, curve, fitted))
+            timer[key] = _spec(decay._replace(beta=decay.beta * scale))
+        timers.append(timer)
+    return {"function": "all_ana_controller", "kwargs": {"ctrl_spec": timers}}, fits
+
+
+def _inq(file: ScheduleFile, played: dict[str, Array]) -> tuple[dict[str, Any], list[Fit]]:
+    curves = played["freeze_fraction"]
+    same = curves.min(1) == curves.max(1)
+    fractions = np.maximum.accumulate(np.where(same, curves[:, 0], curves.mean(1)))  # a mean of equal ones is rounded
+    fractions[-1] = 1.0  # what is deployed is frozen
+    before = [0.0, *fractions[:-1]]
+    steps = {str(t): float(f) for t, f in enumerate(fractions) if f != before[t]}
+    fits = [
+        _compare("freeze_fraction", layer.name, curve, fractions)
+        for layer, curve in zip(file.layers, curves.T, strict=True)
+    ]
+    config = {"INQ": {"schedule": steps, "clear_optim_state_on_step": False}}
+    return {"function": "layers_ste_inq_get_controllers", "kwargs": {"config": config}}, fits
+
+
+_WRITERS: dict[str, Callable[[ScheduleFile, dict[str, Array]], tuple[dict[str, Any], Sequence[Fit]]]] = {
+    "ana": _ana,
+    "inq": _inq,
+}
+
+
+def _compare(control: str, layer: str, curve: Array, fitted: Array) -> Fit:
+    off = curve - fitted
+    return Fit(control, layer, float(np.sqrt(np.mean(off**2))), float(np.abs(off).max()))
+
+
+def _spec(decay: Decay) -> dict[str, Any]:
+    kwargs = {"tstart": decay.start, FUNCTIONS[decay.function][0]: decay.stop, "alpha": decay.alpha}
+    return {"beta": decay.beta, "fun": decay.function, "kwargs": kwargs}
+
+
+class _Found(NamedTuple):
+    error: float
+    decay: Decay
+    window: tuple[int, int]
+
+
+def _error(found: _Found) -> float:
+    return found.error
+
+
+def _search_power(curve: Array, function: str) -> _Found:
+    own = _own_window(curve)
+    likely = min((_candidate(curve, function, alpha, own) for alpha in range(max(_POWERS))), key=_error).decay.alpha
+    best = min((_search_window(curve, function, alpha) for alpha in {*_POWERS, likely}), key=_error)
+    while True:
+        near = [best.decay.alpha + step for step in (-1, 1)]
+        other = min((_search_window(curve, function, alpha) for alpha in near if alpha >= 0), key=_error)
+        if other.error >= best.error:
+            return best
+        best = other
+
+
+def _search_window(curve: Array, function: str, alpha: int) -> _Found:
+    epochs, own = len(curve), _own_window(curve)
+    grid = {round(epochs * i / _PARTS) for i in range(_PARTS + 1)}
+    windows = [(start, end) for start in sorted({*grid, own[0]}) for end in sorted({*grid, own[1]}) if start < end]
+    best = min((_candidate(curve, function, alpha, window) for window in windows), key=_error)
+    step = max(epochs // _PARTS, 1)
+    while True:
+        near = [(best.window[0] + i * step, best.window[1] + j * step) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+        inside = [window for window in near if 0 <= window[0] < window[1] <= epochs]
+        other = min((_candidate(curve, function, alpha, window) for window in inside), key=_error)
+        if other.error < best.error:
+            best = other
+        elif step == 1:
+            return best
+        else:
+            step //= 2
+
+
+def _own_window(curve: Array) -> tuple[int, int]:
+    """From where the curve itself leaves its first value to where it is 0: exact, if it is a decay."""
+    moved, gone = np.flatnonzero(curve != curve[0]), np.flatnonzero(curve == 0)
+    start = int(moved[0]) - 1 if len(moved) else 0
+    end = int(gone[0]) if len(gone) else len(curve)
+    return start, max(end, start + 1)
+
+
+def _candidate(curve: Array, function: str, alpha: int, window: tuple[int, int]) -> _Found:
+    start, end = window
+    stop = _stop(function, start, end, alpha, len(curve))
+    shape = _SHAPES[function](np.arange(len(curve), dtype=np.float64), start, stop, alpha)
+    square = shape @ shape
+    # The value at the start is beta where the decay is exact; the closed form is that but for rounding.
+    betas = (float(curve[0]), float(shape @ curve / square) if square else 0.0)
+    error, beta = min((float(np.sum((curve - beta * shape) ** 2)), beta) for beta in betas)
+    return _Found(error, Decay(beta, function, start, stop, alpha), window)
+
+
+def _stop(function: str, start: int, end: int, alpha: int, epochs: int) -> float:
+    """The parameter that makes a decay 0 from epoch ``end`` on: the end itself, or an eps between two of its values."""
+    if function == "bws":
+        return end
+    if end == epochs or alpha == 0:
+        return 0.0
+    return ((1 / (end - start)) ** alpha + (1 / (end - start + 1)) ** alpha) / 2
+
+
+def _cut(values: Array, below: float) -> Array:
+    return np.where(values < below, 0.0, values)
