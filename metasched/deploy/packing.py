@@ -43,7 +43,7 @@ def unpack_bits(data: bytes, bits: int, count: int) -> Array:
 def pack_trits(values: npt.ArrayLike) -> bytes:
     """Numbers -1, 0 and 1, five to a byte; the last byte is filled with zeros.
 
-    >>> pack_trits([1, 0, -1]).hex(), list(unpack_trits(pack_trits([1, 0, -1]), 3))
+    >>> pack_trits([1, 0, -1]).hex(), unpack_trits(pack_trits([1, 0, -1]), 3).tolist()
     ('71', [1, 0, -1])
     """
     flat = np.asarray(values, np.int64).reshape(-1)
