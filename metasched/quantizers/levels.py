@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from functools import cached_property
 
 from metasched.errors import MetaschedError
 
@@ -29,12 +30,12 @@ class LevelSet:
         assert len(self.levels) >= 2, "a quantizer needs at least two levels"
         assert all(a < b for a, b in zip(self.levels, self.levels[1:], strict=False)), "levels must increase"
 
-    @property
+    @cached_property
     def thresholds(self) -> tuple[float, ...]:
         """Midpoints between neighbouring levels: x at or above threshold k is on level k + 1 or higher."""
         return tuple((a + b) / 2 for a, b in zip(self.levels, self.levels[1:], strict=False))
 
-    @property
+    @cached_property
     def jumps(self) -> tuple[float, ...]:
         """Heights q_{k+1} - q_k of the stair's steps."""
         return tuple(b - a for a, b in zip(self.levels, self.levels[1:], strict=False))

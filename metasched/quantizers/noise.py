@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import torch
 
+from metasched.quantizers.constants import constants
+
 
 class NoiseFamily(NamedTuple):
     """A noise family.
@@ -33,21 +35,24 @@ class NoiseFamily(NamedTuple):
 
 
 def _uniform(z: torch.Tensor) -> torch.Tensor:
-    return ((z + 1) / 2).clamp(0, 1)
+    one, half = constants((1.0, 0.5), z)
+    return ((z + one) * half).clamp(0, 1)
 
 
 def _uniform_density(z: torch.Tensor) -> torch.Tensor:
     # half of it on the edges: where two windows meet, as at 0 for ternary levels and s = 1/2, the sum is the derivative
-    return ((1 - z.detach().abs()).sign() + 1) / 4
+    one, quarter = constants((1.0, 0.25), z)
+    return ((one - z.detach().abs()).sign() + one) * quarter
 
 
 def _triangular(z: torch.Tensor) -> torch.Tensor:
-    z = z.clamp(-1, 1)
-    return (z * (2 - z.abs()) + 1) / 2
+    z, (one, two, half) = z.clamp(-1, 1), constants((1.0, 2.0, 0.5), z)
+    return (z * (two - z.abs()) + one) * half
 
 
 def _triangular_density(z: torch.Tensor) -> torch.Tensor:
-    return (1 - z.abs()).clamp_min(0)
+    (one,) = constants((1.0,), z)
+    return (one - z.abs()).clamp_min(0)
 
 
 def _normal_density(z: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from metasched.quantizers.constants import constants
 from metasched.quantizers.levels import LevelSet
 from metasched.quantizers.noise import NOISE_FAMILIES
 
@@ -41,15 +42,15 @@ def hard(x: torch.Tensor, levels: LevelSet) -> torch.Tensor:
     if len(levels.levels) > _FEW:
         index = torch.bucketize(x, _row(levels.thresholds, x), right=True)
         return torch.where(x.isnan(), x, _row(levels.levels, x)[index])
-    value, *above = _row(levels.levels, x)
-    for theta, level in zip(levels.thresholds, above, strict=True):
+    value, *above = constants(levels.levels, x)
+    for theta, level in zip(constants(levels.thresholds, x), above, strict=True):
         value = torch.lerp(level, value, _positive(theta - x))
     return value
 
 
 def _positive(x: torch.Tensor) -> torch.Tensor:
-    """1 where x > 0, 0 where x <= 0, NaN where x is: as weight of lerp far faster than a mask of where."""
-    return x.clamp(0, 1).ceil()
+    """1 where x > 0, 0 where x <= 0, NaN where x is, in place: as weight of lerp far faster than a mask of where."""
+    return x.clamp_(0, 1).ceil_()
 
 
 def straight_through(x: torch.Tensor, levels: LevelSet, half_width: float) -> torch.Tensor:
@@ -122,15 +123,15 @@ class _Stair(torch.autograd.Function):
         uniform: torch.Tensor | None,
         backward_scale: float | None,
     ) -> torch.Tensor:
-        levels = shape.levels
-        silent = _silent(scale, x)
+        levels, cdf = shape.levels, NOISE_FAMILIES[shape.family].cdf
+        silent, centred, thresholds = _silent(scale, x), x - mean, constants(levels.thresholds, x)
         if bool(silent.all()):
-            return hard(x - mean, levels)
-        inverse = 1 / torch.where(silent, 1.0, scale)
-        centred, cdf = x - mean, NOISE_FAMILIES[shape.family].cdf
-        above = [cdf((centred - theta) * inverse) for theta in levels.thresholds]
-        if bool(silent.any()):
-            steps = [(centred >= theta).to(x.dtype) for theta in levels.thresholds]
+            return hard(centred, levels)
+        everywhere = scale.dim() == 0 or not bool(silent.any())
+        inverse = (scale if everywhere else torch.where(silent, 1.0, scale)).reciprocal()
+        above = [cdf((centred - theta).mul_(inverse)) for theta in thresholds]
+        if not everywhere:
+            steps = [(centred >= theta).to(x.dtype) for theta in thresholds]
             above = [torch.where(silent, step, f) for step, f in zip(steps, above, strict=True)]
         return _OF_PROBABILITIES[shape.forward](above, levels, uniform)
 
@@ -197,13 +198,9 @@ def _derivatives(
     x: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor, levels: LevelSet, family: str, *, stretch: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """sum_k d_k f(z_k) / s and, if asked for, sum_k d_k z_k f(z_k) / s; both exactly 0 where there is no noise."""
-    pdf = NOISE_FAMILIES[family].pdf
-    silent = _silent(scale, x)
-    # the double where: neither the value nor its derivative may meet 1 / 0
-    inverse = torch.where(silent, 0.0, 1 / torch.where(silent, 1.0, scale))
-    centred = x - mean
+    pdf, inverse, centred = NOISE_FAMILIES[family].pdf, _inverse(scale, x), x - mean
     slope = weighted = torch.zeros((), dtype=x.dtype, device=x.device)
-    for theta, jump in zip(levels.thresholds, levels.jumps, strict=True):
+    for theta, jump in zip(constants(levels.thresholds, x), levels.jumps, strict=True):
         z = (centred - theta) * inverse
         density = pdf(z) if jump == 1 else pdf(z) * jump
         slope = slope + density
@@ -220,6 +217,18 @@ def _over(t: torch.Tensor, runs: int | None, x: torch.Tensor) -> torch.Tensor:
     return t.reshape(len(t), *[1] * (x.dim() - t.dim()), *t.shape[1:])
 
 
+def _inverse(scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """1 / s, and 0 where there is no noise; the usual case, one scale that is not 0, by a single operation."""
+    silent = _silent(scale, x)
+    try:
+        if scale.dim() == 0 and not silent:
+            return scale.reciprocal()
+    except RuntimeError:  # within torch.vmap nobody can look
+        pass
+    # the double where: neither the value nor its derivative may meet 1 / 0
+    return torch.where(silent, 0.0, torch.where(silent, 1.0, scale).reciprocal())
+
+
 def _silent(scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return scale < torch.finfo(x.dtype).eps
 
@@ -229,16 +238,16 @@ def _row(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
 
 
 def _expectation(above: list[torch.Tensor], levels: LevelSet, uniform: torch.Tensor | None) -> torch.Tensor:
-    total = above[0] * levels.jumps[0]
-    for f, jump in zip(above[1:], levels.jumps[1:], strict=True):
-        total = total + f * jump
-    return total + levels.levels[0]
+    jumps = constants(levels.jumps, above[0])
+    rises = [f if jump == 1 else f * d for f, jump, d in zip(above, levels.jumps, jumps, strict=True)]
+    return sum(rises[1:], rises[0]) + constants(levels.levels[:1], above[0])[0]
 
 
 def _mode(above: list[torch.Tensor], levels: LevelSet, uniform: torch.Tensor | None) -> torch.Tensor:
     """Level of largest probability; at ties the higher one, as the hard quantizer (right continuous) has it."""
-    most = 1 - above[0]
-    value, *others = _row(levels.levels, most)
+    (one,) = constants((1.0,), above[0])
+    most = one - above[0]
+    value, *others = constants(levels.levels, most)
     for k, level in enumerate(others, 1):
         probability = above[k - 1] - above[k] if k < len(above) else above[k - 1]
         value = torch.lerp(level, value, _positive(most - probability))

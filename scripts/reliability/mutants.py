@@ -35,6 +35,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 MODULES = {  # -> the tests of what runs on import
     "metasched/schedules/base.py": [],
+    "metasched/schedules/cooling.py": ["tests/schedules/test_cooling.py", "tests/schedules/test_published.py"],
     "metasched/schedules/curves.py": ["tests/schedules/test_curves.py", "tests/schedules/test_published.py"],
     "metasched/schedules/family.py": ["tests/schedules/test_family.py"],
     "metasched/schedules/interpolation.py": [],
@@ -46,7 +47,10 @@ MODULES = {  # -> the tests of what runs on import
     "metasched/meta/checkpoint.py": ["tests/meta/test_checkpoint.py", "tests/formats/test_formats.py"],
     "metasched/evaluation/statistics.py": ["tests/evaluation/test_statistics.py"],
 }
-ON_IMPORT = {"ana", "inq", "_ana_2022", "_ana", "_equal_shares", "_portions", "_same_ramp", "_with_other"}
+ON_IMPORT = {
+    *("ana", "inq", "_ana_2022", "_ana", "_equal_shares", "_portions", "_same_ramp", "_with_other"),
+    *("gxnor", "metropolis", "_ramps", "_cooled"),
+}
 TESTS = [
     *("tests/schedules", "tests/exchange", "tests/evaluation/test_statistics.py", "tests/meta/test_checkpoint.py"),
     "tests/formats",
