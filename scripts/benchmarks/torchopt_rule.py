@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from metasched.training.optimizers import Hyper, Optimizer, OptState
 
@@ -28,12 +29,19 @@ class TorchOpt:
         self.apply = torchopt.apply_updates
 
     def init(self, params: Mapping[str, torch.Tensor]) -> OptState:
-        """TorchOpt's own state."""
-        return {"torchopt": self.rule.init(dict(params))}
+        """The leaves of TorchOpt's own state, by number; its structure stays the same."""
+        leaves, self.structure = tree_flatten(self.rule.init(dict(params)))
+        return _numbered(leaves)
 
     def update(
         self, params: Mapping[str, torch.Tensor], grads: Mapping[str, Any], state: OptState, hyper: Hyper
     ) -> tuple[dict[str, torch.Tensor], OptState]:
         """One step, in the graph."""
-        updates, new = self.rule.update(dict(grads), state["torchopt"], params=dict(params), inplace=False)
-        return self.apply(dict(params), updates, inplace=False), {"torchopt": new}
+        own = tree_unflatten([state[str(i)] for i in range(len(state))], self.structure)
+        updates, new = self.rule.update(dict(grads), own, params=dict(params), inplace=False)
+        return self.apply(dict(params), updates, inplace=False), _numbered(tree_flatten(new)[0])
+
+
+def _numbered(leaves: list[torch.Tensor]) -> OptState:
+    assert all(isinstance(leaf, torch.Tensor) for leaf in leaves), "a state of other things than tensors"
+    return {str(i): leaf for i, leaf in enumerate(leaves)}
