@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from metasched.layers import Layer
+from metasched.schedules.cooling import geometric
 from metasched.schedules.table import hand_coded
 
 LAYERS = [Layer("a", 0.0, "conv", "weight", 9, 81, 1.585), Layer("b", 1.0, "linear", "weight", 9, 81, 1.585)]
@@ -40,6 +41,11 @@ def test_mnist_by_the_loop_over_epochs() -> None:
 def test_geometric_cooling_takes_equal_shares_in_equal_times() -> None:
     values = played("metropolis", "metropolis_geometric", [0.0, 0.25, 0.5, 0.75, 1.0])
     np.testing.assert_allclose(values, [1, 10**-0.5, 0.1, 10**-1.5, 0.01])
+
+
+def test_geometric_cooling_starts_and_ends_where_it_is_told() -> None:
+    values = geometric(torch.tensor([0.0, 0.5, 1.0]), LAYERS, start=4.0, end=0.25)
+    np.testing.assert_allclose(values[:, 1].numpy(), [4.0, 1.0, 0.25])
 
 
 def test_logarithmic_cooling_is_geman_and_geman_over_100_sweeps() -> None:
