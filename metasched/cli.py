@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from metasched.errors import MetaschedError, printable
 from metasched.signals import Terminated, leaving
+from metasched.training.ranks import serve, serves
 
 if TYPE_CHECKING:
     from metasched.config import Experiment
@@ -39,24 +40,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     def say(stopped: type[KeyboardInterrupt]) -> None:
         how = "terminated" if issubclass(stopped, Terminated) else "interrupted"
         run, command = getattr(arguments, "resumable", None), getattr(arguments, "command", say).__name__
-        print(f"metasched: {how}{f'; go on with `metasched {command} --resume {run}`' if run else ''}", file=sys.stderr)
+        _tell(f"metasched: {how}{f'; go on with `metasched {command} --resume {run}`' if run else ''}")
 
     with warnings.catch_warnings(), leaving(say):
-        warnings.showwarning = lambda message, *_: print(
-            f"metasched: warning: {printable(str(message))}", file=sys.stderr
-        )
+        warnings.showwarning = lambda message, *_: _tell(f"metasched: warning: {printable(str(message))}")
         try:
             _parse(sys.argv[1:] if argv is None else argv, arguments)
-            arguments.command(arguments)
+            if not serves():
+                arguments.command(arguments)
+            elif arguments.command in _SPREAD:
+                serve()
         except MetaschedError as error:
             for line in str(error).splitlines():
-                print(f"metasched: error: {line}", file=sys.stderr)
+                _tell(f"metasched: error: {line}")
             return error.exit_code
         except OSError as error:
             if error.errno not in _NO_ROOM:
                 raise
             where = printable(str(error.filename or "output"))
-            print(f"metasched: error: {where}: cannot be written ({error.strerror})", file=sys.stderr)
+            _tell(f"metasched: error: {where}: cannot be written ({error.strerror})")
             return 2
         except KeyboardInterrupt as stopped:
             say(type(stopped))
@@ -136,20 +138,43 @@ def dashboard(arguments: argparse.Namespace) -> None:
 
 
 def deploy(arguments: argparse.Namespace) -> None:
-    """Trains under a schedule and writes the network as integers."""
+    """Trains under a schedule, which it may learn first, and writes the network as integers."""
     from metasched.files import RunFolder
     from metasched.loading import load_experiment
 
+    if arguments.folder and not arguments.learn:
+        raise MetaschedError("--folder", "is for --learn only", "leave it out")
     run = RunFolder(Path(arguments.config)) if os.path.isdir(arguments.config) else None
+    if arguments.learn and not (run and run.done.exists()):
+        run = _learned(arguments)
     experiment = load_experiment(run.config if run else arguments.config, arguments.overrides)
     schedule = arguments.schedule or (str(run.schedule) if run else None)
     if schedule is None:
-        raise MetaschedError("--schedule", "is missing", "name a hand-coded schedule or a file, or give a run folder")
+        fix = "name a hand-coded schedule or a file, give a run folder, or --learn one"
+        raise MetaschedError("--schedule", "is missing", fix)
     from metasched.deploy.deploy import deploy
 
     with closing(_console(arguments)) as console:
-        result = deploy(experiment, schedule, Path(arguments.output), console)
-    _print({"folder": arguments.output, **result}, arguments.json)
+        result = deploy(experiment, schedule, Path(arguments.output), console, horizon=arguments.horizon)
+    learned = {"run": str(run.path)} if arguments.learn and run else {}
+    _print({"folder": arguments.output, **learned, **result}, arguments.json)
+
+
+def _learned(arguments: argparse.Namespace) -> RunFolder:
+    """Learns the schedule that is deployed, as ``train`` does: in a run folder that can be resumed by it."""
+    if arguments.schedule:
+        raise MetaschedError("--schedule", "does not go with --learn", "leave one of the two out")
+    command, config = arguments.command, arguments.config
+    arguments.command, arguments.allow = train, []
+    arguments.config, arguments.resume = (None, config) if os.path.isdir(config) else (config, None)
+    with _resumable_folder(arguments) as (experiment, folder), closing(_console(arguments)) as console:
+        from metasched.deploy.deploy import check
+        from metasched.meta.train import train as learn
+
+        check(experiment, Path(arguments.output))
+        learn(experiment, folder, console)
+    arguments.command, arguments.resumable = command, None
+    return folder
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -208,6 +233,14 @@ def show(arguments: argparse.Namespace) -> None:
             show_schedule(schedule, console)
 
 
+_SPREAD = (train, online, compare, tune, sensitivity)  # over the processes of torchrun, if it has started several
+
+
+def _tell(line: str) -> None:
+    if not serves():
+        print(line, file=sys.stderr)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise MetaschedError("", message, f"see `{self.prog} --help`")
@@ -241,12 +274,16 @@ def _parse(argv: Sequence[str], arguments: argparse.Namespace) -> None:
     feel.add_argument("--schedule", metavar="NAME_OR_FILE", help="hand-coded one or a file (default: schedule.start)")
     feel.add_argument("--runs", type=int, default=8, metavar="N", help="inner runs that are differentiated [8]")
     ship = command(deploy, "train under a schedule and write the hardened network as integers, packed and as ONNX")
-    ship.usage = "%(prog)s CONFIG [options] -o FOLDER [--section.field VALUE ...]"
+    ship.usage = "%(prog)s CONFIG [--learn] [options] -o FOLDER [--section.field VALUE ...]"
     ship.add_argument("config", metavar="CONFIG", help="the experiment, a YAML file, or the folder of a run")
     ship.add_argument("--schedule", metavar="NAME_OR_FILE", help="hand-coded one or a file (default: the run's)")
+    first = "learn it first: in a new run folder, or go on in the given one if that was stopped"
+    ship.add_argument("--learn", action="store_true", help=first)
+    longer = "train for this multiple of task.steps [1]"
+    ship.add_argument("--horizon", type=_multiple, default=1, metavar="N", help=longer)
     ship.add_argument("-o", "--output", metavar="FOLDER", required=True, help="is made; must not be there")
     _add_overrides(ship)
-    for added in (learn, adapt, play, seek, feel):
+    for added in (learn, adapt, play, seek, feel, ship):
         added.add_argument("--folder", help="run folder (default: a new one in run.folder)")
     resumable = (learn, play, seek)
     resume = "go on with the stopped run in this folder, with the same bits"
@@ -300,6 +337,12 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
             type=lambda text, path=field.path: f"--{path}={text}",
             help=_about(field).replace("%", "%%"),
         )
+
+
+def _multiple(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text[:5]) <= 10_000):
+        raise argparse.ArgumentTypeError(f"must be an integer in [1, 10000], got {text[:20]!r}")
+    return int(text[:5])
 
 
 def _about(field: FieldInfo) -> str:

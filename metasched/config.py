@@ -54,21 +54,24 @@ NonNegative = Annotated[Float, Field(ge=0)]
 class TaskConfig:
     """Data, model and length of an inner run."""
 
-    name: Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar10_npz", "quadratic"] = "digits"
+    name: Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar10_npz", "imagenet", "quadratic"] = "digits"
     """data set; digits comes with scikit-learn, the others are read under `root`"""
     root: PathText | None = None
-    """folder of the data set, as torchvision lays it out (cifar10_npz: the folder of the npz file)"""
+    """folder of the data set, as torchvision lays it out (cifar10_npz: the folder of the npz file; imagenet: that of
+    the folders train and val, with a folder for each class)"""
     download: Boolean = False
     """let torchvision fetch the data set into `root`"""
     train: Positive | None = None
     """training examples (default: all that the split leaves)"""
     validation: Positive | None = None
-    """meta-validation examples, taken from the training part (default: a fifth of it)"""
+    """meta-validation examples, taken from the training part (default: a fifth of it; imagenet: 512, in memory)"""
     test: Positive | None = None
     """test examples (default: all)"""
+    image_size: Annotated[Int, Field(ge=1, le=2048)] = 224
+    """imagenet only: pixels a side, after resizing and a crop of the centre"""
     data_seed: Annotated[Int, Field(ge=0)] = 0
     """seed of the split"""
-    model: Literal["mlp", "convnet", "lenet", "vgg7", "vgg8", "resnet20"] = "convnet"
+    model: Literal["mlp", "convnet", "lenet", "cutie", "vgg7", "vgg8", "resnet20"] = "convnet"
     """the float network"""
     width: Units = 8
     """channels of the first block (units of the hidden layers for the MLP)"""
@@ -131,6 +134,12 @@ class MethodConfig:
     """half-width of the window of the activations' derivative, in quanta (gxnor, metropolis)"""
     uphill: Annotated[Float, Field(ge=0, le=0.5)] = 0.5
     """share of jumps that are proposed against the optimizer's step (metropolis)"""
+    cooling: Literal["schedule", "adaptive"] = "schedule"
+    """temperature as scheduled, or times a factor for each layer that follows what is accepted (metropolis)"""
+    energy: Literal["first_order", "batch"] = "first_order"
+    """change of the loss by a jump: to first order, or evaluated on the batch for all jumps of a block (metropolis)"""
+    blocks: Repeats = 1
+    """parts of a layer that are accepted or rejected by themselves, a forward pass each (metropolis by energy batch)"""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

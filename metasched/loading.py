@@ -212,7 +212,11 @@ _READ_BY = (  # section, field, and the `name`s of the section that read it
     ("method", "steepness", ("gxnor", "metropolis")),
     ("method", "half_width", ("gxnor", "metropolis")),
     ("method", "uphill", ("metropolis",)),
+    ("method", "cooling", ("metropolis",)),
+    ("method", "energy", ("metropolis",)),
+    ("method", "blocks", ("metropolis",)),
     ("optimizer", "momentum", ("sgd",)),
+    ("task", "image_size", ("imagenet",)),
     ("optimizer", "betas", ("adam", "adamw")),
     ("optimizer", "eps", ("adam", "adamw")),
 )
@@ -233,6 +237,9 @@ def _contradictions(experiment: Experiment, place: Callable[[str], str]) -> list
             _ = name is None or level_set(name, place(f"method.{field}"))
         except MetaschedError as error:
             problems.append(error)
+    if experiment.method.blocks > 1 and experiment.method.energy != "batch":
+        problem = "has no effect, because method.energy is first_order"
+        problems.append(MetaschedError(place("method.blocks"), problem, "leave it out; it is for batch"))
     if not experiment.compare.horizons:
         problems.append(MetaschedError(place("compare.horizons"), "is empty", "give at least one, such as [1]"))
     return problems

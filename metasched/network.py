@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from metasched.errors import MetaschedError
 from metasched.layers import Layer
-from metasched.methods.base import Method
+from metasched.methods.base import Evaluating, Method
 from metasched.randomness import Draw
 
 Tensors = dict[str, torch.Tensor]
@@ -117,14 +117,62 @@ class QuantizedNetwork:
             return call(seen, x), penalty
 
     def update(
-        self, params: Tensors, proposed: Tensors, state: Tensors, controls: ControlRows, seed: int, step: int
+        self,
+        params: Tensors,
+        proposed: Tensors,
+        state: Tensors,
+        controls: ControlRows,
+        seed: int,
+        step: int,
+        loss: Callable[[Tensors], torch.Tensor] | None = None,
     ) -> tuple[Tensors, Tensors]:
-        """What becomes of the optimizer's proposal."""
+        """What becomes of the optimizer's proposal.
+
+        Args:
+            params, proposed, state, controls, seed, step: of this step.
+            loss: of its batch at other parameters, 0-d, without a graph; for methods that evaluate it.
+
+        Raises:
+            MetaschedError: the method evaluates the loss, and there is none.
+        """
+        if isinstance(self.method, Evaluating):
+            return self._update_evaluated(self.method, params, proposed, state, controls, seed, step, loss)
         settled, updated = dict(proposed), {}
         for i, (layer, key) in enumerate(self._weights()):
             settled[key], own = self.method.update(
                 params[key], proposed[key], _own(layer, state), _row(controls, i), Draw(seed, step, i)
             )
+            updated |= _prefixed(layer, own)
+        return settled, updated
+
+    def _update_evaluated(
+        self,
+        method: Evaluating,
+        params: Tensors,
+        proposed: Tensors,
+        state: Tensors,
+        controls: ControlRows,
+        seed: int,
+        step: int,
+        loss: Callable[[Tensors], torch.Tensor] | None,
+    ) -> tuple[Tensors, Tensors]:
+        """``update``, layer by layer, each at the parameters that those before it have left."""
+        if loss is None:
+            problem = "batch needs the loss of the batch at other weights, which only metasched's own steps evaluate"
+            raise MetaschedError("method.energy", problem, "set it to first_order, or meta.estimator to sweep")
+        settled, updated, moved = dict(proposed), {}, {name: p.detach() for name, p in params.items()}
+        here = loss(moved)
+        for i, (layer, key) in enumerate(self._weights()):
+            settled[key], own, here = method.update_evaluated(
+                params[key],
+                proposed[key],
+                _own(layer, state),
+                _row(controls, i),
+                Draw(seed, step, i),
+                lambda w, key=key: loss({**moved, key: w.detach()}),
+                here,
+            )
+            moved[key] = settled[key].detach()
             updated |= _prefixed(layer, own)
         return settled, updated
 

@@ -1,6 +1,9 @@
 """Keeps the comparison of a run folder as a small result file, with the command, versions and hardware.
 
 python scripts/keep_result.py RUN experiments/results/NAME.json --command "metasched train experiments/NAME.yaml"
+python scripts/keep_result.py RUN experiments/results/NAME_deploy.json --deployed FOLDER --command "..."
+
+With --deployed it keeps the account of the network that was deployed from the run, and CUTIE's limits, instead.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from metasched.files import cpu_model, json_text, write_atomic
+from metasched.files import cpu_model, json_text, version, write_atomic
 
 
 def result(comparison: dict[str, Any], environment: dict[str, Any], command: str, cpu: str) -> dict[str, Any]:
@@ -21,16 +24,28 @@ def result(comparison: dict[str, Any], environment: dict[str, Any], command: str
     return {**comparison, "command": command, "versions": versions, "hardware": hardware}
 
 
+def deployed(folder: Path) -> dict[str, Any]:
+    """What a deployed network's folder says of it; all of the test images were run, from one seed."""
+    account = json.loads((folder / "account.json").read_text("utf-8"))
+    limits = json.loads((folder / "cutie" / "limits.json").read_text("utf-8"))
+    return {"n": 1, **account, "cutie": limits}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the run folder, write the result file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("output", type=Path)
     parser.add_argument("--command", required=True, help="what made the run")
+    parser.add_argument("--deployed", type=Path, metavar="FOLDER", help="keep the account of this deployed network")
     arguments = parser.parse_args(argv)
-    comparison = json.loads((arguments.run / "comparison.json").read_text("utf-8"))
     environment = json.loads((arguments.run / "environment.json").read_text("utf-8"))
-    kept = result(comparison, environment, arguments.command, cpu_model())
+    if arguments.deployed:
+        kept = result(deployed(arguments.deployed), environment, arguments.command, cpu_model())
+        kept["versions"] |= {name: found for name in ("onnx", "onnxruntime", "qonnx") if (found := version(name))}
+    else:
+        comparison = json.loads((arguments.run / "comparison.json").read_text("utf-8"))
+        kept = result(comparison, environment, arguments.command, cpu_model())
     write_atomic(arguments.output, (json_text(kept, indent=1) + "\n").encode())
 
 

@@ -26,8 +26,8 @@ PUBLIC = """
 """.split()
 
 LAYERS = """
-    errors signals lock reading layers randomness config fields yaml_reader files quantizers loading models tasks
-    methods network schedules training hypergradients tracking exchange evaluation meta deploy cli __main__
+    errors signals lock reading layers randomness config fields yaml_reader files quantizers kernels loading models
+    tasks methods network schedules training hypergradients tracking exchange evaluation meta deploy cli __main__
 """.split()  # each imports from those before it only
 
 IMPORTED_IN = {  # libraries with one door

@@ -1,4 +1,4 @@
-"""Do the PyTorch network and the integer network agree? Every activation and every class, image by image.
+"""Do the integer network and others agree: PyTorch, and the runtimes of what was exported? Image by image.
 
 The PyTorch side computes in float64 with the deployed weights, on the codes that the integer network gets, and gives
 sums that lie on a threshold the same slack (see thresholds.py).
@@ -7,10 +7,11 @@ sums that lie on a threshold the same slack (see thresholds.py).
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.func import functional_call
 
@@ -19,6 +20,7 @@ from metasched.deploy.stages import Array, IntegerNetwork, Thresholds
 from metasched.deploy.thresholds import SLACK
 from metasched.network import QuantizedNetwork, Tensors, activations
 
+Runtime = Callable[[npt.NDArray[np.floating]], Sequence[Array]]
 Twin = Callable[[torch.Tensor], tuple[torch.Tensor, list[torch.Tensor]]]
 
 
@@ -28,7 +30,7 @@ class Agreement:
 
     Attributes:
         images: compared.
-        integers: activations compared.
+        integers: that were compared.
         other_integers: of them, those that differ.
         other_classes: images whose arg-max differs.
     """
@@ -84,4 +86,23 @@ def agreement(twin: Twin, integer: IntegerNetwork, batches: Iterable[Array]) -> 
         )
         classes = int((ours[-1].argmax(1) != outputs.argmax(1).cpu().numpy()).sum())
         total += Agreement(len(codes), sum(y.size for _, y in levels), differing, classes)
+    return total
+
+
+def runtime_agreement(run: Runtime, integer: IntegerNetwork, batches: Iterable[Array]) -> Agreement:
+    """Compares a runtime with the simulator on batches of codes.
+
+    Args:
+        run: from real images to the logits and, if it puts them out, what each stage puts out.
+        integer: what the simulator runs.
+        batches: of codes.
+    """
+    total = Agreement()
+    for codes in batches:
+        ours = list(simulator.outputs(integer, codes))
+        logits, *seen = run(codes * float(integer.step))
+        pairs = [(ours[-1], logits), *(zip(ours, seen, strict=True) if seen else ())]
+        differing = sum(int((y != theirs).sum()) for y, theirs in pairs)
+        classes = int((ours[-1].argmax(1) != logits.argmax(1)).sum())
+        total += Agreement(len(codes), sum(y.size for y, _ in pairs), differing, classes)
     return total

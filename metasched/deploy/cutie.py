@@ -2,9 +2,9 @@
 
 CUTIE sums, then pools the sums, then compares strictly: +1 above ``thresh_hi``, -1 below ``thresh_lo``, else 0. So a
 flip goes into the weights, ``thresh_hi`` is one less than our threshold, and max pooling after an activation moves
-before it. Images are not ternary: the first layer runs on the host, and what it puts out is the accelerator's input. A
-linear layer is a convolution with a kernel as large as its image; the last one leaves its sums, and the host adds the
-offsets of the logits.
+before it. Images are not ternary: the host runs the encoding that makes them so or, without one, the first layer, and
+what it puts out is the accelerator's input. A linear layer is a convolution with a kernel as large as its image; the
+last one leaves its sums, and the host adds the offsets of the logits.
 
 Files, named as by quantlib's ``backends/cutie/cutie_export.py``: ``network_l{i}_weights.npy`` int8 [O, I, kh, kw],
 ``_thresh_lo.npy`` and ``_thresh_hi.npy`` [O], ``_config.json``; ours besides: ``input.npy``,
@@ -25,6 +25,7 @@ from metasched.deploy import simulator
 from metasched.deploy.stages import (
     Array,
     Convolution,
+    Encoding,
     Flatten,
     Flip,
     IntegerNetwork,
@@ -38,6 +39,7 @@ from metasched.deploy.stages import (
 from metasched.files import json_text
 
 CHANNELS, KERNEL, LAYERS, IMAGE, THRESHOLD_BITS = 96, 3, 8, 64, 11
+LIMITS = {"channels": CHANNELS, "kernel": KERNEL, "layers": LAYERS, "image": IMAGE, "threshold_bits": THRESHOLD_BITS}
 
 
 @dataclass
@@ -62,7 +64,7 @@ def cutie_files(network: IntegerNetwork, golden: Array) -> tuple[dict[str, bytes
     host, layers = _layers(network, golden)
     problems = [f"layer {i}: {p}" for i, layer in enumerate(layers) for p in layer.problems + _beyond(layer)]
     if not 1 <= len(layers) <= LAYERS:
-        problems.append(f"{len(layers)} layers after the first, at least 1 and at most {LAYERS}")
+        problems.append(f"{len(layers)} layers after those of the host, at least 1 and at most {LAYERS}")
     files = {"input.npy": _npy(host.astype(np.int8))}
     for i, layer in enumerate(layers):
         files[f"network_l{i}_weights.npy"] = _npy(layer.weight.astype(np.int8))
@@ -70,17 +72,24 @@ def cutie_files(network: IntegerNetwork, golden: Array) -> tuple[dict[str, bytes
             files[f"network_l{i}_thresh_{key}.npy"] = _npy(values)
         files[f"network_l{i}_config.json"] = (json_text(layer.config, indent=1) + "\n").encode()
         files[f"network_l{i}_output.npy"] = _npy(layer.output)
-    limits = {"fits": not problems, "problems": problems, "host": network.weighted[0].name, "comparison": "strict"}
+    limits = {
+        "fits": not problems,
+        "problems": problems,
+        "largest": _largest(layers),
+        "limits": LIMITS,
+        "host": _on_host(network),
+        "comparison": "strict",
+    }
     files["limits.json"] = (json_text(limits, indent=1) + "\n").encode()
     return files, tuple(problems)
 
 
 def _layers(network: IntegerNetwork, golden: Array) -> tuple[Array, list[_Layer]]:
     """What the host puts out, and the layers after it."""
-    second = _second(network.stages)
+    first = _first(network.stages)
     host, layers, y = golden, list[_Layer](), golden
     for i, (stage, output) in enumerate(zip(network.stages, simulator.outputs(network, golden), strict=True)):
-        if i < second:
+        if i < first:
             host = y = output
             continue
         if isinstance(stage, Convolution | Linear):
@@ -94,9 +103,14 @@ def _layers(network: IntegerNetwork, golden: Array) -> tuple[Array, list[_Layer]
     return host, layers
 
 
-def _second(stages: tuple[Stage, ...]) -> int:
-    """Index of the second weighted stage, or of a Flatten right before it."""
-    at = [i for i, s in enumerate(stages) if isinstance(s, Convolution | Linear)][1:2] or [len(stages)]
+def _on_host(network: IntegerNetwork) -> str:
+    return "encoding" if isinstance(network.stages[0], Encoding) else network.weighted[0].name
+
+
+def _first(stages: tuple[Stage, ...]) -> int:
+    """Index of the first stage on the accelerator: that of a weighted layer, or of a Flatten right before it."""
+    weighted = [i for i, s in enumerate(stages) if isinstance(s, Convolution | Linear)]
+    at = (weighted if isinstance(stages[0], Encoding) else weighted[1:])[:1] or [len(stages)]
     return at[0] - (at[0] < len(stages) and isinstance(stages[at[0] - 1], Flatten))
 
 
@@ -169,11 +183,25 @@ def _beyond(layer: _Layer) -> list[str]:
         problems.append("a dilated kernel")
     if np.abs(layer.weight).max() > 1:
         problems.append("weights that are not ternary")
-    if layer.thresholds is not None:
-        low, high = min(t.min() for t in layer.thresholds), max(t.max() for t in layer.thresholds)
-        if low < -(2 ** (THRESHOLD_BITS - 1)) or high >= 2 ** (THRESHOLD_BITS - 1):
-            problems.append(f"thresholds from {low} to {high}, at most {THRESHOLD_BITS} bits with the sign")
+    if (bits := _threshold_bits(layer)) > THRESHOLD_BITS:
+        problems.append(f"thresholds of {bits} bits with the sign, at most {THRESHOLD_BITS}")
     return problems
+
+
+def _threshold_bits(layer: _Layer) -> int:
+    """Of the widest threshold in two's complement; 0 without thresholds."""
+    return max((int(t if t >= 0 else ~t).bit_length() + 1 for ts in layer.thresholds or () for t in ts), default=0)
+
+
+def _largest(layers: list[_Layer]) -> dict[str, int]:
+    """What there is of each thing that is limited."""
+    return {
+        "channels": max((max(layer.weight.shape[:2]) for layer in layers), default=0),
+        "kernel": max((max(layer.weight.shape[2:]) for layer in layers), default=0),
+        "layers": len(layers),
+        "image": max((max(layer.image) for layer in layers), default=0),
+        "threshold_bits": max(map(_threshold_bits, layers), default=0),
+    }
 
 
 def _npy(values: npt.NDArray[Any]) -> bytes:

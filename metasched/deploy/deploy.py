@@ -4,89 +4,108 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from metasched.config import Experiment
 from metasched.deploy import simulator
-from metasched.deploy.agreement import agreement, float_twin
+from metasched.deploy.agreement import Agreement, Twin, agreement, float_twin, runtime_agreement
 from metasched.deploy.cutie import cutie_files
 from metasched.deploy.files import check_new, network_files, write_folder
 from metasched.deploy.integer import input_step, integer_network
-from metasched.deploy.onnx_export import installed, onnx_model, run_onnx, session
+from metasched.deploy.onnx_export import installed, onnx_model, qonnx_installed, run_onnx, run_qonnx, session
 from metasched.deploy.packing import LayerSize, account, compression
 from metasched.deploy.stages import Array, IntegerNetwork
 from metasched.errors import MetaschedError
 from metasched.evaluation.cells import played
 from metasched.evaluation.compare import read_playable
-from metasched.network import QuantizedNetwork, rows
+from metasched.network import QuantizedNetwork
 from metasched.randomness import derive_seed
 from metasched.schedules.base import Schedule
 from metasched.schedules.table import hand_coded
+from metasched.tasks.base import Split, Stored, Task
 from metasched.tracking.console import Console
 from metasched.training.faults import broken
 from metasched.training.loop import harden, hardened_score, train
 from metasched.training.problem import build_problem
+from metasched.training.step import InnerProblem
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 _BATCH = 100
+_QONNX_BATCH = 1000  # its executor takes its time for each node, however many images there are
 _GOLDEN = 4  # images
 
 
-def deploy(experiment: Experiment, schedule: str, folder: Path, console: Console) -> dict[str, Any]:
+def check(experiment: Experiment, folder: Path) -> None:
+    """What shows before any training.
+
+    Raises:
+        MetaschedError: the folder is there, or the network has no integer form.
+    """
+    check_new(folder)
+    _require_integers(build_problem(experiment))
+
+
+def deploy(
+    experiment: Experiment, schedule: str, folder: Path, console: Console, *, horizon: int = 1
+) -> dict[str, Any]:
     """Train under a schedule, harden, fold, compare on the whole test set, and write the files.
 
     Args:
-        experiment: task, method and horizon; the network is trained from one fresh seed.
-        schedule: name of a hand-coded schedule, or a schedule file; played over the whole horizon.
+        experiment: task and method; the network is trained from one fresh seed.
+        schedule: name of a hand-coded schedule, or a schedule file; played over all of the training.
         folder: is made; nothing is left of it if anything fails.
         console: where the account is shown.
+        horizon: multiple of ``task.steps`` that is trained.
 
     Returns:
         scores on the test set, the agreement, the compression.
 
     Raises:
-        MetaschedError: the folder is there, the network has no integer form, training went to numbers that are not
-            finite, or a runtime does not agree.
+        MetaschedError: as ``check``; and training went to numbers that are not finite, or a runtime does not agree.
     """
     check_new(folder)
-    problem = build_problem(experiment).with_seed(derive_seed(experiment.seed, "deploy"))
-    network, task = problem.network, problem.task
-    like, example, step = next(network.module.parameters()), task.train.x[:1], input_step(task.train.x)
-    playable = _schedule(experiment, schedule, network)
-    controls = {name: v.to(like) for name, v in played(experiment, playable, problem.steps).items()}
-    fresh = problem.initial(rows(controls, 0))
-    # what has no integer form is refused before the training
-    integer_network(network, fresh.params, fresh.method, fresh.buffers, example, step)
-    state = train(problem, controls).state
+    steps = horizon * experiment.task.steps
+    problem = build_problem(experiment, steps=steps).with_seed(derive_seed(experiment.seed, "deploy"))
+    _require_integers(problem)
+    network, (examples, test) = problem.network, _in_memory(problem.task)
+    like = next(network.module.parameters())
+    controls = played(experiment, _schedule(experiment, schedule, network), steps)
+    state = train(problem, {name: v.to(like) for name, v in controls.items()}).state
     if broken(state):
         raise MetaschedError("deploy", "training went to numbers that are not finite", "try another schedule or seed")
     _, buffers = harden(problem, state)
-    integer = integer_network(network, state.params, state.method, buffers, example, step)
-    codes = integer.encode(task.test.x.cpu().numpy())
-    twin = float_twin(network, integer, state.params, buffers)
-    found = agreement(twin, integer, _batches(codes))
-    if not found.complete:
-        raise MetaschedError("deploy", f"the integer network and PyTorch differ: {found}", "report it as a bug")
+    step = input_step(examples.x)
+    integer = integer_network(network, state.params, state.method, buffers, examples.x[:1], step)
+    codes = integer.encode(test.x.cpu().numpy())
+    model = onnx_model(integer) if installed() else None
+    found = _compared(integer, codes, float_twin(network, integer, state.params, buffers), model)
+    columns = ("with", "images", "integers", "differing", "classes differing")
+    console.table("the integer network compared", columns, [(name, *vars(a).values()) for name, a in found.items()])
+    for name, one in found.items():
+        if not one.complete:
+            raise MetaschedError("deploy", f"the integer network and {name} differ: {one}", "report it as a bug")
     logits = np.concatenate([simulator.run(integer, part) for part in _batches(codes)])
     result: dict[str, Any] = {
-        "score": float((logits.argmax(1) == task.test.y.cpu().numpy()).mean()),
-        "score_float_input": hardened_score(problem, state, task.test),
-        "images": found.images,
-        "integers_compared": found.integers,
-        "integers_differing": found.other_integers,
-        "classes_differing": found.other_classes,
+        "score": float((logits.argmax(1) == test.y.cpu().numpy()).mean()),
+        "score_float_input": hardened_score(problem, state, test),
+        "agreement": {name: asdict(one) for name, one in found.items()},
     }
     files: dict[str, bytes] = {}
-    if installed():
-        files["network.onnx"] = _onnx(integer, codes, logits)
+    if model is not None:
+        files["network.onnx"] = model.SerializeToString()
         result["onnx_bytes"] = len(files["network.onnx"])
     else:
         console.note("network.onnx is not written: pip install 'metasched[deploy]'")
     accelerator, problems = cutie_files(integer, codes[:_GOLDEN])
-    for problem in problems:
-        console.note(f"cutie: {problem}")
+    for line in problems or ("every limit is met",):
+        console.note(f"cutie: {line}")
     result["fits_cutie"] = not problems
     files |= {f"cutie/{name}": data for name, data in accelerator.items()}
     write_folder(folder, {**network_files(integer, codes[:_GOLDEN], result), **files})
@@ -94,6 +113,34 @@ def deploy(experiment: Experiment, schedule: str, folder: Path, console: Console
     columns = ("layer", "weights", "bits", "zeros", "entropy", "bytes", "5 in a byte", "float32")
     console.table("weights", columns, [_row(size) for size in sizes])
     return {**result, "compression": compression(sizes)}
+
+
+def _require_integers(problem: InnerProblem) -> None:
+    network, (examples, _) = problem.network, _in_memory(problem.task)
+    like = next(network.module.parameters())
+    fresh = problem.initial({c.name: like.new_full((len(network.layers),), c.low) for c in network.method.controls})
+    step = input_step(examples.x)
+    integer_network(network, fresh.params, fresh.method, fresh.buffers, examples.x[:1], step)
+
+
+def _in_memory(task: Task) -> tuple[Split, Split]:
+    """The training and the test part."""
+    if isinstance(task.train, Stored) or isinstance(task.test, Stored):
+        what = f"{task.name} stays on disk, and all of its images are coded at once"
+        raise MetaschedError("task.name", what, "deploy from a data set that fits into memory")
+    return task.train, task.test
+
+
+def _compared(integer: IntegerNetwork, codes: Array, twin: Twin, model: ModelProto | None) -> dict[str, Agreement]:
+    """The simulator and whatever else is there to run the network, on all of the codes."""
+    found = {"PyTorch": agreement(twin, integer, _batches(codes))}
+    if model is not None:
+        runtime = session(model)
+        found["onnxruntime"] = runtime_agreement(partial(run_onnx, runtime), integer, _batches(codes))
+        if qonnx_installed():
+            nodes = onnx_model(integer, all_outputs=True, qonnx=True)
+            found["qonnx"] = runtime_agreement(partial(run_qonnx, nodes), integer, _batches(codes, _QONNX_BATCH))
+    return found
 
 
 def _schedule(experiment: Experiment, named: str, network: QuantizedNetwork) -> Schedule:
@@ -106,19 +153,9 @@ def _schedule(experiment: Experiment, named: str, network: QuantizedNetwork) -> 
     return read_playable(Path(named), experiment, network)
 
 
-def _batches(codes: Array) -> Iterator[Array]:
-    for start in range(0, len(codes), _BATCH):
-        yield codes[start : start + _BATCH]
-
-
-def _onnx(integer: IntegerNetwork, codes: Array, logits: Array) -> bytes:
-    """The model as a file, once onnxruntime has put out the simulator's logits for all of the codes."""
-    model = onnx_model(integer)
-    runtime = session(model)
-    theirs = [run_onnx(runtime, part * float(integer.step))[0] for part in _batches(codes)]
-    if not np.array_equal(np.concatenate(theirs), logits):
-        raise MetaschedError("deploy", "onnxruntime and the simulator differ", "report it as a bug")
-    return model.SerializeToString()
+def _batches(codes: Array, size: int = _BATCH) -> Iterator[Array]:
+    for start in range(0, len(codes), size):
+        yield codes[start : start + size]
 
 
 def _row(size: LayerSize) -> tuple[str | float | int, ...]:

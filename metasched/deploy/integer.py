@@ -1,9 +1,10 @@
 """From a hardened quantized network to the integer network that computes the same.
 
 Supported are sequences of layers: convolution or linear, batch normalization, quantized activation, and max or average
-pooling wherever among them. All pooling before the activation works on the sums: average pooling commutes with batch
-normalization, and max pooling does once channels of negative gamma are negated. The last layer may be one that the
-method leaves in float: its weights are put in fixed point with 24 bits below the largest, float32's precision.
+pooling wherever among them; a thermometer may stand before the first. All pooling before the activation works on the
+sums: average pooling commutes with batch normalization, and max pooling does once channels of negative gamma are
+negated. The last layer may be one that the method leaves in float: its weights are put in fixed point with 24 bits
+below the largest, float32's precision.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from metasched.deploy.folding import Folding, exact, unit_of, unsupported
 from metasched.deploy.stages import (
     Array,
     Convolution,
+    Encoding,
     Flatten,
     Flip,
     IntegerNetwork,
@@ -32,6 +34,7 @@ from metasched.deploy.stages import (
 from metasched.deploy.thresholds import Norm, fold
 from metasched.errors import MetaschedError
 from metasched.methods.tensors import LayerQuantizer
+from metasched.models.cutie import Thermometer
 from metasched.network import ActivationSite, QuantizedNetwork, Tensors
 
 
@@ -85,6 +88,18 @@ def _sequence(module: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
 
 def _pair(value: int | tuple[int, ...]) -> Pair:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def _thermometer(folding: Folding, name: str, module: nn.Module) -> None:
+    assert isinstance(module, Thermometer)
+    if folding.stages:
+        raise unsupported(name, "is a Thermometer after other layers", "put it first")
+    thresholds = [Fraction(a) / folding.step for a in module.thresholds]
+    low, high = (np.array([math.ceil(sign * t) for t in thresholds], np.int64) for sign in (-1, 1))
+    folding.stages.append(Encoding(low, high))
+    channels, *size = folding.shape
+    folding.shape = (len(high) * channels, *size)
+    folding.step, folding.largest = Fraction(1), 1
 
 
 def _convolution(folding: Folding, name: str, module: nn.Module) -> None:
@@ -222,6 +237,7 @@ def _float_activation(folding: Folding, name: str, module: nn.Module) -> None:
 
 
 _HANDLERS: dict[type[nn.Module], Callable[[Folding, str, nn.Module], None]] = {
+    Thermometer: _thermometer,
     nn.Conv2d: _convolution,
     nn.Linear: _linear,
     nn.BatchNorm1d: _norm,

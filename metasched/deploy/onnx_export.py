@@ -26,6 +26,7 @@ from metasched.deploy.packing import pack_bits, storage_bits
 from metasched.deploy.stages import (
     Array,
     Convolution,
+    Encoding,
     Flatten,
     Flip,
     IntegerNetwork,
@@ -38,6 +39,7 @@ from metasched.deploy.stages import (
 )
 from metasched.errors import MetaschedError
 from metasched.files import write_atomic
+from metasched.reading import read_regular
 
 if TYPE_CHECKING:
     import onnx
@@ -47,6 +49,7 @@ OPSET, IR = 25, 13  # the first with INT2
 PRODUCER = "metasched"
 _QONNX, _QONNX_OPSET, _QONNX_IR = "qonnx.custom_op.general", 16, 8
 _EXACT = 2**24  # of integers in float32
+_MAX_BYTES = 2**30  # of a file that is read
 
 
 def onnx_model(network: IntegerNetwork, *, all_outputs: bool = False, qonnx: bool = False) -> onnx.ModelProto:
@@ -61,7 +64,7 @@ def onnx_model(network: IntegerNetwork, *, all_outputs: bool = False, qonnx: boo
         MetaschedError: sums of a layer can exceed what float32 counts exactly, or the extra is not installed.
     """
     onnx = _onnx()
-    graph = _Graph(onnx, qonnx)
+    graph = _Graph(onnx, qonnx, network.image)
     inverse = graph.constant(np.float32(1 / network.step))
     low, high = graph.constant(np.float32(-128)), graph.constant(np.float32(127))
     x = graph.node("Clip", [graph.node("Round", [graph.node("Mul", ["images", inverse])]), low, high])
@@ -108,13 +111,11 @@ def session(model: onnx.ModelProto | str | os.PathLike[str]) -> onnxruntime.Infe
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     options.intra_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what goes wrong is raised
     named = isinstance(model, str | os.PathLike)
+    data = read_regular(model, _MAX_BYTES, "give an ONNX file") if named else model.SerializeToString()
     try:
-        data = Path(model).read_bytes() if named else model.SerializeToString()
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except OSError as error:
-        raise MetaschedError(str(model), f"cannot be read ({error.strerror})", "give an ONNX file") from None
     except Exception as error:  # onnxruntime's own classes have no common base but this one
         why = str(error).partition("\n")[0]
         where = str(model) if named else "model"
@@ -146,6 +147,11 @@ def installed() -> bool:
     return all(find_spec(name) is not None for name in ("onnx", "onnxruntime"))
 
 
+def qonnx_installed() -> bool:
+    """Whether the second opinion is."""
+    return find_spec("qonnx") is not None
+
+
 def _onnx() -> Any:
     if not installed():
         problem = "onnx and onnxruntime are not installed"
@@ -164,9 +170,10 @@ def _logits(network: IntegerNetwork) -> Logits:
 class _Graph:
     """Nodes and initializers, each with a name of its own."""
 
-    def __init__(self, onnx: Any, qonnx: bool) -> None:
+    def __init__(self, onnx: Any, qonnx: bool, image: tuple[int, int, int]) -> None:
         self.onnx = onnx
         self.qonnx = qonnx
+        self.image = image
         self.nodes: list[Any] = []
         self.tensors: list[Any] = []
         self.flat = False  # [N, C] and not [N, C, H, W]
@@ -201,7 +208,7 @@ class _Graph:
         if set(np.unique(values)) == {-1, 1}:
             return self.node("BipolarQuant", [f"{name}.weight", one], domain=_QONNX)
         largest = int(max(-values.min(), values.max()))
-        bits = largest.bit_length() + 1  # with the sign, and without the lowest integer: narrow
+        bits = max(2, largest.bit_length() + 1)  # with the sign, and without the lowest integer: narrow; 1 is bipolar
         width = self.constant(np.float32(bits))
         inputs = [f"{name}.weight", one, zero, width]
         return self.node("Quant", inputs, domain=_QONNX, signed=1, narrow=1, rounding_mode="ROUND")
@@ -214,6 +221,16 @@ def _check_reach(stage: Convolution | Linear | SumPool) -> None:
     if stage.reach > _EXACT:
         problem = f"has sums of up to {stage.reach}, which float32 does not count exactly (2^24)"
         raise MetaschedError(f"model.{stage.name}", problem, "use fewer inputs or fewer bits")
+
+
+def _encoding(graph: _Graph, stage: Encoding, x: str) -> str:
+    wide = graph.node("Unsqueeze", [x, graph.constant(np.array([1]))])
+    low, high = (graph.constant(t.astype(np.float32).reshape(-1, 1, 1, 1)) for t in (stage.low, stage.high))
+    above = graph.cast(graph.node("GreaterOrEqual", [wide, high]), "FLOAT")
+    below = graph.cast(graph.node("Less", [wide, low]), "FLOAT")
+    channels, height, width = graph.image
+    shape = graph.constant(np.array([0, len(stage.low) * channels, height, width]))  # 0: the batch, as it is
+    return graph.node("Reshape", [graph.node("Sub", [above, below]), shape])
 
 
 def _convolution(graph: _Graph, stage: Convolution, x: str) -> str:
@@ -275,6 +292,7 @@ def _scores(graph: _Graph, stage: Logits, x: str) -> str:
 
 
 _STAGES: dict[type[Stage], Any] = {
+    Encoding: _encoding,
     Convolution: _convolution,
     Linear: _linear,
     MaxPool: _max_pool,

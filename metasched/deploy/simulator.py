@@ -9,6 +9,7 @@ import numpy as np
 from metasched.deploy.stages import (
     Array,
     Convolution,
+    Encoding,
     Flatten,
     Flip,
     IntegerNetwork,
@@ -40,6 +41,8 @@ def outputs(network: IntegerNetwork, codes: Array) -> Iterator[Array]:
 def apply(stage: Stage, y: Array) -> Array:
     """One stage on a batch of integers."""
     match stage:
+        case Encoding():
+            return _encode(stage, y)
         case Convolution():
             return _convolve(stage, y)
         case Linear():
@@ -57,6 +60,13 @@ def apply(stage: Stage, y: Array) -> Array:
             return y.reshape(len(y), -1)
         case Logits():
             return stage.multiplier * y + stage.offset
+
+
+def _encode(stage: Encoding, y: Array) -> Array:
+    n, channels, height, width = y.shape
+    low, high = (t.reshape(-1, 1, 1, 1) for t in (stage.low, stage.high))
+    trits = (y[:, None] >= high).astype(np.int64) - (y[:, None] < low)
+    return trits.reshape(n, len(stage.low) * channels, height, width)
 
 
 def _per_channel(values: Array, y: Array) -> Array:

@@ -1,6 +1,6 @@
 """The integer network: a sequence of stages on integer tensors, and nothing else.
 
-    images -> codes -> (weighted sum -> pooling -> thresholds)* -> logits
+    images -> codes (-> trits) -> (weighted sum -> pooling -> thresholds)* -> logits
 
 An integer y stands for the real number step * y; the stages know nothing of that, which is the point of them.
 """
@@ -15,6 +15,18 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.int64]
 Pair = tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Encoding:
+    """Trits of the codes: 1 where y >= high[k], -1 where y < low[k], else 0; [N, C, H, W] to [N, K C, H, W], k first.
+
+    Attributes:
+        low, high: [K], low[k] <= high[k].
+    """
+
+    low: Array
+    high: Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +144,7 @@ class Logits:
     step: Fraction
 
 
-Stage = Convolution | Linear | MaxPool | SumPool | Flip | Thresholds | Flatten | Logits
+Stage = Encoding | Convolution | Linear | MaxPool | SumPool | Flip | Thresholds | Flatten | Logits
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,8 +29,9 @@ from metasched.tracking import Tracker, cut_back, open_tracker
 from metasched.tracking.console import Console
 from metasched.tracking.plots import plot_comparison
 from metasched.training.mapped import mapping_pays
-from metasched.training.pool import Mapper, Pool
+from metasched.training.pool import Mapper
 from metasched.training.problem import build_problem
+from metasched.training.ranks import open_pool
 
 
 def fresh_seeds(experiment: Experiment) -> list[int]:
@@ -153,7 +154,7 @@ def run(experiment: Experiment, paths: Sequence[Path], folder: RunFolder, consol
     cut_back(folder.metrics, 0)
     tracker = open_tracker(experiment, folder, "compare")
     try:
-        with Pool(experiment.run.workers) as pool, closing(Remembered(pool, folder.cells)) as cells:
+        with open_pool(experiment.run.workers) as pool, closing(Remembered(pool, folder.cells)) as cells:
             comparison = compare(experiment, arms, list(files), cells, tracker, console)
         publish(comparison, folder, tracker, console)
         report = write_report(experiment, comparison, arms, folder)

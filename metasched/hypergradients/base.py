@@ -36,11 +36,14 @@ class OuterLoss(NamedTuple):
 
 
 class Unrolled(NamedTuple):
-    """An inner run with its graph: outer loss and score (0-d), and the share of dead (step, layer) pairs."""
+    """An inner run with its graph: outer loss and score, and the share of dead (step, layer) pairs.
+
+    0-d and a number, or [N] where N runs are stacked.
+    """
 
     loss: torch.Tensor
     score: torch.Tensor
-    dead_layers: float
+    dead_layers: float | torch.Tensor
 
 
 Unroll = Callable[[InnerProblem, Controls, OuterLoss], Unrolled]
@@ -148,13 +151,19 @@ def control_gradient(unroll: Unroll, problem: InnerProblem, controls: Controls, 
     result = unroll(problem, leaves, outer)
     found = torch.autograd.grad(result.loss, list(leaves.values()), allow_unused=True)
     wrt = {n: torch.zeros_like(c) if g is None else g for (n, c), g in zip(leaves.items(), found, strict=True)}
-    nonfinite = sum(int((~torch.isfinite(g)).sum()) for g in (*wrt.values(), result.loss.detach()))
     seconds = time.perf_counter() - start
-    loss, score = float(result.loss.detach()), float(result.score)
+    return described(problem, result.loss.detach(), result.score, wrt, float(result.dead_layers), seconds)
+
+
+def described(
+    problem: InnerProblem, loss: torch.Tensor, score: torch.Tensor, wrt: Tensors, dead_layers: float, seconds: float
+) -> ControlGradient:
+    """What was found of one run, with what of it is not finite."""
+    nonfinite = sum(int((~torch.isfinite(g)).sum()) for g in (*wrt.values(), loss))
     faults = derivative_faults(wrt, [layer.name for layer in problem.network.layers])
-    if not math.isfinite(loss):
+    if not math.isfinite(float(loss)):
         faults = (Fault("outer loss"), *faults)
-    return ControlGradient(loss, score, wrt, nonfinite, result.dead_layers, seconds, faults)
+    return ControlGradient(float(loss), float(score), wrt, nonfinite, dead_layers, seconds, faults)
 
 
 def derivative_faults(wrt: Controls, layers: Sequence[str]) -> tuple[Fault, ...]:

@@ -8,18 +8,66 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
 from metasched.errors import MetaschedError
-from metasched.hypergradients.base import Controls, OuterLoss, judge, judged_steps
+from metasched.hypergradients.base import Controls, OuterLoss, dead_layers, judge, judged_steps
 from metasched.network import Tensors
 from metasched.training.step import InnerProblem, TrainingState, inner_step
 
 Named = dict[tuple[str, str], torch.Tensor]  # (control, hyper or a part of the state; name) -> tensor
 Stored = list[tuple[int, TrainingState]]  # (step, the state before it)
 _PARTS = ("params", "optimizer", "method")  # what of a state may carry a derivative
+
+
+class Steps(Protocol):
+    """How a run is begun, moved on by a step, and judged; or many of them that are stacked."""
+
+    def initial(self, problem: InnerProblem, first: Tensors) -> TrainingState:
+        """The state before the first step, from the controls of that."""
+        ...
+
+    def step(
+        self, problem: InnerProblem, state: TrainingState, controls: Tensors, step: int, *, differentiable: bool
+    ) -> tuple[TrainingState, torch.Tensor, Tensors]:
+        """See ``inner_step``."""
+        ...
+
+    def judge(
+        self, problem: InnerProblem, outer: OuterLoss, state: TrainingState, controls: Tensors
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Outer loss and score of a state."""
+        ...
+
+    def dead_layers(self, problem: InnerProblem, gradients: Tensors) -> int | torch.Tensor:
+        """How many quantized layers have a weight gradient that is zero everywhere."""
+        ...
+
+
+class Single:
+    """One run."""
+
+    def initial(self, problem: InnerProblem, first: Tensors) -> TrainingState:
+        """See Steps."""
+        return problem.initial(first)
+
+    def step(
+        self, problem: InnerProblem, state: TrainingState, controls: Tensors, step: int, *, differentiable: bool
+    ) -> tuple[TrainingState, torch.Tensor, Tensors]:
+        """See Steps."""
+        return inner_step(problem, state, controls, step, differentiable=differentiable)
+
+    def judge(
+        self, problem: InnerProblem, outer: OuterLoss, state: TrainingState, controls: Tensors
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See Steps."""
+        return judge(problem, outer, state, controls, problem.network.call(problem.network.buffers()))
+
+    def dead_layers(self, problem: InnerProblem, gradients: Tensors) -> int:
+        """See Steps."""
+        return dead_layers(problem, gradients)
 
 
 class Link(NamedTuple):
@@ -46,8 +94,9 @@ class Recording:
 
     Attributes:
         problem, outer: what is trained, and how it is judged.
+        steps: how that is done.
         judged: the steps after which the outer loss is taken.
-        inputs: controls and hyper-parameters, whole: [T, L], [T] or 0-d.
+        inputs: controls and hyper-parameters, whole: [T, ...] or 0-d.
         strides: see ``memory.Plan``.
         start: the initial state, as a function of the first rows.
         stored: states between which steps are taken again.
@@ -56,6 +105,7 @@ class Recording:
 
     problem: InnerProblem
     outer: OuterLoss
+    steps: Steps
     judged: range
     inputs: Named
     strides: tuple[int, ...]
@@ -65,16 +115,16 @@ class Recording:
 
 
 def begin(
-    problem: InnerProblem, controls: Controls, outer: OuterLoss, strides: tuple[int, ...]
+    problem: InnerProblem, controls: Controls, outer: OuterLoss, strides: tuple[int, ...], steps: Steps
 ) -> tuple[Recording, TrainingState]:
     """A recording without steps, and the detached initial state."""
     hyper = {("hyper", name): v for name, v in problem.hyper.items() if isinstance(v, torch.Tensor)}
     inputs: Named = {**{("control", name): v for name, v in controls.items()}, **hyper}
     first = _rows(inputs, 0, leaves=True)
     with torch.enable_grad():
-        state = problem.initial({name: v for (part, name), v in first.items() if part == "control"})
-    start = Link(first, state, None)
-    return Recording(problem, outer, judged_steps(problem, outer), inputs, strides, start, [], []), detached(state)
+        state = steps.initial(problem, {name: v for (part, name), v in first.items() if part == "control"})
+    start, judged = Link(first, state, None), judged_steps(problem, outer)
+    return Recording(problem, outer, steps, judged, inputs, strides, start, [], []), detached(state)
 
 
 def take(recording: Recording, state: TrainingState, step: int, *, differentiable: bool) -> Taken:
@@ -87,10 +137,9 @@ def take(recording: Recording, state: TrainingState, step: int, *, differentiabl
         state = _with(state, carried)
     loss = score = None
     with torch.set_grad_enabled(differentiable):
-        after, _, gradients = inner_step(problem, state, controls, step, differentiable=differentiable)
+        after, _, gradients = recording.steps.step(problem, state, controls, step, differentiable=differentiable)
         if step in recording.judged:
-            call = problem.network.call(problem.network.buffers())
-            loss, score = judge(problem, recording.outer, after, controls, call)
+            loss, score = recording.steps.judge(problem, recording.outer, after, controls)
     for name, buffer in after.buffers.items():
         if buffer.requires_grad:
             raise MetaschedError(
@@ -152,7 +201,7 @@ def _run_again(recording: Recording, state: TrainingState, step: int, end: int, 
     stored = [(step, state)]
     for at in range(step, step + (end - 1 - step) // stride * stride):
         problem, controls = _placed(recording, _rows(recording.inputs, at, leaves=False))
-        state, _, _ = inner_step(problem, state, controls, at, differentiable=False)
+        state, _, _ = recording.steps.step(problem, state, controls, at, differentiable=False)
         if (at + 1 - step) % stride == 0:
             stored.append((at + 1, state))
     return stored

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
@@ -18,11 +18,18 @@ from metasched.hypergradients.base import (
     judge,
     judged_steps,
 )
+from metasched.hypergradients.mapped import control_gradients_mapped, judge_mapped
 from metasched.hypergradients.tangent import Slope, slope_along
-from metasched.network import Tensors, rows
+from metasched.network import rows
 from metasched.training.faults import Fault, broken, locate
-from metasched.training.finite import FINITE
-from metasched.training.mapped import mappable, mapped_step, mapping_pays, of_run, stacked
+from metasched.training.mapped import (
+    gradient_mapping_pays,
+    mappable,
+    mapped_step,
+    mapping_pays,
+    of_run,
+    stacked,
+)
 from metasched.training.step import InnerProblem, TrainingState, inner_step
 
 
@@ -112,30 +119,43 @@ class Runs(Protocol):
 
 @dataclass(frozen=True)
 class LocalRuns:
-    """Runs in this process: one after the other, or mapped where that pays and no derivative is asked for.
+    """Runs in this process: one after the other, or mapped where that pays (see ``mapping_pays``).
 
     Attributes:
         problem: what is differentiated.
         played: the same without relaxation: what is judged where no derivative is asked for.
         outer: how the end of a run is judged.
         unroll: how a run is differentiated.
+        memory: bytes that a run may take in a mapped sweep; None is economical.
+        sweeps: whether ``unroll`` is the sweep, which can be mapped.
     """
 
     problem: InnerProblem
     played: InnerProblem
     outer: OuterLoss
     unroll: Unroll
+    memory: int | None = None
+    sweeps: bool = False
 
     def gradients(self, runs: Sequence[Run]) -> list[ControlGradient]:
         """See Runs."""
         answers = []
-        for run in runs:
+        for run, found in zip(runs, self._differentiated(runs), strict=True):
             problem = self.problem.with_seed(run.seed)
-            found = control_gradient(self.unroll, problem, run.controls, self.outer)
             if not math.isfinite(found.loss) and (fault := locate(problem, run.controls, None, range(problem.steps))):
                 found = found._replace(faults=(fault,))
             answers.append(found)
         return answers
+
+    def _differentiated(self, runs: Sequence[Run]) -> list[ControlGradient]:
+        if self.sweeps and gradient_mapping_pays(self.problem, len(runs)):
+            controls, seeds = [run.controls for run in runs], [run.seed for run in runs]
+            try:
+                return control_gradients_mapped(self.problem, controls, seeds, self.outer, self.memory)
+            except RuntimeError:  # what torch.vmap refuses; any other reason comes up again below
+                pass
+        each = ((self.problem.with_seed(run.seed), run.controls) for run in runs)
+        return [control_gradient(self.unroll, problem, controls, self.outer) for problem, controls in each]
 
     def slopes(self, runs: Sequence[Along]) -> list[Slope]:
         """See Runs."""
@@ -227,35 +247,12 @@ def reach_mapped(problem: InnerProblem, segments: Sequence[Segment], outer: Oute
     seeds = torch.tensor([s.seed for s in segments], dtype=torch.int64)
     for step in range(start, stop):
         now = {name: v[:, step] for name, v in controls.items()}
-        state = mapped_step(problem, state, now, seeds, step)
+        state, _, _ = mapped_step(problem, state, now, seeds, step, differentiable=False)
         if step in judged:
-            found = _judge_mapped(problem, outer, state, now, seeds)
+            with torch.no_grad():
+                losses, scores = judge_mapped(problem, outer, state, now, seeds)
             totals = [
                 (loss + a / len(judged), score + b / len(judged))
-                for (loss, score), (a, b) in zip(totals, found, strict=True)
+                for (loss, score), a, b in zip(totals, losses.tolist(), scores.tolist(), strict=True)
             ]
     return [Reached(stop, of_run(state, i), loss, score) for i, (loss, score) in enumerate(totals)]
-
-
-@torch.no_grad()
-def _judge_mapped(
-    problem: InnerProblem, outer: OuterLoss, state: TrainingState, controls: Tensors, seeds: torch.Tensor
-) -> list[tuple[float, float]]:
-    """Loss and score of each run of a stacked state; ``controls`` are those of the last step, {control: [N, L]}."""
-    # mapped over runs, a mean sums in another order: losses are taken of each run's outputs by themselves
-    raw = replace(problem.task, loss=lambda outputs, y: outputs, score=lambda outputs, y: outputs)
-    buffers = {name: b.expand(len(seeds), *b.shape).clone() for name, b in problem.network.buffers().items()}
-
-    def outputs_of(
-        params: Tensors, buffers: Tensors, method: Tensors, controls: Tensors, seed: torch.Tensor
-    ) -> torch.Tensor:
-        run = replace(problem, task=raw, seed=seed)
-        ended = TrainingState(params, buffers, {}, method, {FINITE: torch.ones((), dtype=torch.bool)})
-        return judge(run, outer, ended, controls, run.network.call(buffers))[0]
-
-    outputs = torch.vmap(outputs_of)(state.params, buffers, state.method, controls, seeds)
-    task, y, finite = problem.task, problem.task.validation.y, state.health[FINITE].tolist()
-    return [
-        (float(task.loss(own, y)) if sound else math.nan, float(task.score(own, y)))
-        for own, sound in zip(outputs, finite, strict=True)
-    ]

@@ -26,12 +26,24 @@ from metasched.hypergradients.base import (
     Hypergradient,
     OuterLoss,
     Unrolled,
-    dead_layers,
     estimate_by,
     judged_steps,
 )
 from metasched.hypergradients.memory import Plan, bytes_of, graph_bytes, plan
-from metasched.hypergradients.replay import Link, Named, Recording, begin, detached, link, links, named, row, take
+from metasched.hypergradients.replay import (
+    Link,
+    Named,
+    Recording,
+    Single,
+    Steps,
+    begin,
+    detached,
+    link,
+    links,
+    named,
+    row,
+    take,
+)
 from metasched.training.step import InnerProblem
 
 
@@ -63,9 +75,11 @@ def plan_for(problem: InnerProblem, controls: Controls, outer: OuterLoss, memory
     return plan(problem.steps, state, graph, None if memory is None else memory - judgement)
 
 
-def sweep(problem: InnerProblem, controls: Controls, outer: OuterLoss, plan: Plan) -> Unrolled:
-    """As ``unroll``, by a given plan."""
-    recording, state = begin(problem, controls, outer, plan.strides)
+def sweep(
+    problem: InnerProblem, controls: Controls, outer: OuterLoss, plan: Plan, steps: Steps | None = None
+) -> Unrolled:
+    """As ``unroll``, by a given plan; ``steps`` are those of one run, if not given."""
+    recording, state = begin(problem, controls, outer, plan.strides, steps or Single())
     losses, scores, dead = [], [], 0
     for step in range(problem.steps):
         keeps = step >= problem.steps - plan.kept
@@ -73,14 +87,14 @@ def sweep(problem: InnerProblem, controls: Controls, outer: OuterLoss, plan: Pla
             recording.stored.append((step, state))
         taken = take(recording, state, step, differentiable=keeps)
         state = detached(taken.after)
-        dead += dead_layers(problem, taken.gradients)
+        dead += recording.steps.dead_layers(problem, taken.gradients)
         if taken.loss is not None and taken.score is not None:
             losses.append(taken.loss.detach())
             scores.append(taken.score)
         if keeps:
             recording.kept.append(Link(taken.leaves, taken.after, taken.loss))
-    loss = _Sweep.apply(torch.stack(losses).mean(), recording, *recording.inputs.values())
-    return Unrolled(loss, torch.stack(scores).mean(), dead / (problem.steps * len(problem.network.layers)))
+    loss = _Sweep.apply(torch.stack(losses).mean(0), recording, *recording.inputs.values())
+    return Unrolled(loss, torch.stack(scores).mean(0), dead / (problem.steps * len(problem.network.layers)))
 
 
 class _Sweep(torch.autograd.Function):
@@ -144,10 +158,10 @@ def cost(problem: InnerProblem, controls: Controls, outer: OuterLoss) -> Cost:
     shape = (type(problem.optimizer), problem.task.batch_size, len(problem.task.validation.x), outer.objective)
     known = _COSTS.setdefault(problem.network.module, {})
     if shape not in known:
-        recording, state = begin(problem, controls, outer, (1,))
+        recording, state = begin(problem, controls, outer, (1,), Single())
         step = min(1, problem.steps - 1)
         state = take(replace(recording, judged=range(0)), state, 0, differentiable=False).after
-        existing = [v for part in state for v in part.values()] + [*problem.task.train, *problem.task.validation]
+        existing = [v for part in state for v in part.values()] + [*problem.task.validation]
 
         def graph(judged: range) -> int:
             return graph_bytes(lambda: link(replace(recording, judged=judged), state, step), existing)

@@ -30,7 +30,7 @@ from metasched.network import Tensors
 from metasched.randomness import derive_seed
 from metasched.schedules.learnable import LearnableSchedule
 from metasched.training.faults import Fault
-from metasched.training.pool import Pool
+from metasched.training.pool import Mapper
 from metasched.training.problem import build_problem
 from metasched.training.step import InnerProblem
 
@@ -120,7 +120,7 @@ def check_estimator(experiment: Experiment) -> None:
 def meta_train(
     experiment: Experiment,
     schedule: LearnableSchedule,
-    pool: Pool,
+    pool: Mapper,
     log: Callable[[OuterStep], None],
     since: OuterState | None = None,
     save: Callable[[OuterState], None] | None = None,

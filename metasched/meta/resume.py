@@ -18,7 +18,7 @@ from metasched.meta.outer import OuterState
 from metasched.meta.runs import PooledRuns
 from metasched.schedules.learnable import LearnableSchedule
 from metasched.tracking.json_lines import JsonLines, read_json_lines
-from metasched.training.pool import Pool
+from metasched.training.pool import Mapper
 
 
 def resumed_experiment(
@@ -87,7 +87,7 @@ def resumable_state(
     base: str,
     schedule: LearnableSchedule,
     experiment: Experiment,
-    pool: Pool,
+    pool: Mapper,
 ) -> OuterState:
     """The state of a checkpoint, once it is known to be one of this schedule and this estimator.
 

@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from metasched.config import Experiment
-from metasched.hypergradients import find_unroll
+from metasched.hypergradients import engine, find_unroll
 from metasched.hypergradients.base import ControlGradient, OuterLoss
 from metasched.hypergradients.runs import Along, Judged, LocalRuns, Reached, Run, Segment
 from metasched.hypergradients.tangent import Slope
-from metasched.training.mapped import mapping_pays
-from metasched.training.pool import Pool
+from metasched.training.mapped import gradient_mapping_pays, mapping_pays
+from metasched.training.pool import Mapper
 from metasched.training.problem import build_problem
 from metasched.training.step import InnerProblem
 
 
 @dataclass(frozen=True)
 class PooledRuns:
-    """The runs of LocalRuns, spread over the processes of a pool."""
+    """The runs of LocalRuns, spread over the processes of a pool, or of torchrun."""
 
     experiment: Experiment
-    pool: Pool
+    pool: Mapper
 
     @property
     def problem(self) -> InnerProblem:
@@ -31,7 +31,7 @@ class PooledRuns:
 
     def gradients(self, runs: Sequence[Run]) -> list[ControlGradient]:
         """See Runs."""
-        return self._spread("gradients", runs)
+        return self._spread("gradients", runs, self._at_once(len(runs), gradient_mapping_pays))
 
     def slopes(self, runs: Sequence[Along]) -> list[Slope]:
         """See Runs."""
@@ -39,20 +39,20 @@ class PooledRuns:
 
     def judged(self, runs: Sequence[Run]) -> list[Judged]:
         """See Runs."""
-        return self._spread("judged", runs, self._at_once(len(runs)))
+        return self._spread("judged", runs, self._at_once(len(runs), mapping_pays))
 
     def segments(self, segments: Sequence[Segment]) -> list[Reached]:
         """See Runs."""
-        return self._spread("segments", segments, self._at_once(len(segments)))
+        return self._spread("segments", segments, self._at_once(len(segments), mapping_pays))
 
     def _spread(self, question: str, items: Sequence[Any], at_once: int = 1) -> list[Any]:
         work = [(self.experiment, question, part) for part in _parts(items, at_once)]
         return [found for answers in self.pool.map(answer, work) for found in answers]
 
-    def _at_once(self, runs: int) -> int:
-        """How many runs without a derivative a process is given: one, or its share where it can map them."""
+    def _at_once(self, runs: int, pays: Callable[[InnerProblem, int], bool]) -> int:
+        """How many runs a process is given: one, or its share where it can map them."""
         share = -(-runs // self.pool.workers)
-        return share if mapping_pays(build_problem(self.experiment), share) else 1
+        return share if pays(build_problem(self.experiment), share) else 1
 
 
 def _parts(items: Sequence[Any], size: int) -> list[list[Any]]:
@@ -67,6 +67,8 @@ def local_runs(experiment: Experiment) -> LocalRuns:
         played=build_problem(experiment),
         outer=OuterLoss(meta.objective, meta.surrogate),
         unroll=find_unroll(meta.estimator, meta.memory, meta.window),
+        memory=meta.memory,
+        sweeps=engine(meta.estimator) == "sweep",
     )
 
 

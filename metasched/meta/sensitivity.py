@@ -32,8 +32,8 @@ from metasched.schedules.base import Schedule
 from metasched.schedules.learnable import build_learnable
 from metasched.tracking.console import Console
 from metasched.tracking.plots import plot_sensitivity
-from metasched.training.pool import Pool
 from metasched.training.problem import build_problem
+from metasched.training.ranks import open_pool
 
 PARTS = ("first third", "middle third", "last third")
 
@@ -91,7 +91,7 @@ def sensitivity(
         experiment.schedule, controls, base, learn, layers, derive_seed(experiment.seed, "schedule network")
     )
     seeds = [derive_seed(experiment.seed, "sensitivity", run) for run in range(num_runs)]
-    with Pool(experiment.run.workers) as pool:
+    with open_pool(experiment.run.workers) as pool:
         runs = PooledRuns(experiment, pool)
         exact = differentiate(learnable, runs, seeds, experiment.meta.noise_floor)
         pairs = antithetic_pairs(learnable, runs, seeds, experiment.meta.sigma)

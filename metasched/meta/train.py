@@ -37,8 +37,9 @@ from metasched.schedules.table import hand_coded
 from metasched.tracking import Tracker, cut_back, open_tracker
 from metasched.tracking.console import Console
 from metasched.tracking.plots import plot_schedule
-from metasched.training.pool import Mapper, Pool
+from metasched.training.pool import Mapper
 from metasched.training.problem import build_problem
+from metasched.training.ranks import open_pool
 
 LEARNED = "learned"
 
@@ -78,7 +79,7 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
     cut_back(folder.metrics, checkpoint.position if checkpoint else 0)
     tracker = open_tracker(experiment, folder, "outer")
     try:
-        with Pool(experiment.run.workers) as pool, closing(Remembered(pool, folder.cells)) as cells:
+        with open_pool(experiment.run.workers) as pool, closing(Remembered(pool, folder.cells)) as cells:
             console.note(f"{experiment.name}: {experiment.method.name} on {problem.task.name}, {problem.steps} steps")
             for line in problem.network.describe().splitlines():
                 console.note(f"  {line}")

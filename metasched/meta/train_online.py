@@ -26,8 +26,9 @@ from metasched.tracking.console import Console
 from metasched.tracking.plots import plot_schedule
 from metasched.training.faults import broken
 from metasched.training.loop import hardened_score
-from metasched.training.pool import Pool
+from metasched.training.pool import Mapper
 from metasched.training.problem import build_problem
+from metasched.training.ranks import open_pool
 from metasched.training.step import InnerProblem
 
 LARGEST_COST = 3.0  # plain runs
@@ -55,7 +56,7 @@ def run(experiment: Experiment, folder: RunFolder, console: Console, *, compared
     check(experiment, problem)
     tracker = open_tracker(experiment, folder, "online")
     try:
-        with Pool(experiment.run.workers) as pool:  # one thread, as wherever it is played again
+        with open_pool(experiment.run.workers) as pool:  # one thread, as wherever it is played again
             console.note(f"{experiment.name}: {experiment.method.name} on {problem.task.name}, {problem.steps} steps")
             outcome = train_online(experiment, start, problem.seed, _logger(experiment, tracker, console))
             score = hardened_score(problem, outcome.state, problem.task.validation)
@@ -112,7 +113,7 @@ def check(experiment: Experiment, problem: InnerProblem) -> None:
 
 
 def compare_with_start(
-    experiment: Experiment, start_name: str, start: Schedule, pool: Pool, tracker: Tracker
+    experiment: Experiment, start_name: str, start: Schedule, pool: Mapper, tracker: Tracker
 ) -> Comparison:
     """Adapted and not adapted, from the fresh seeds of ``metasched compare``, on test data."""
     steps, seeds = experiment.task.steps, fresh_seeds(experiment)

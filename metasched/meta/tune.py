@@ -19,8 +19,8 @@ from metasched.meta.train import Start, best_start, given_start, learned_control
 from metasched.schedules.family import ScheduleFamily
 from metasched.tracking import cut_back, open_tracker
 from metasched.tracking.console import Console
-from metasched.training.pool import Pool
 from metasched.training.problem import build_problem
+from metasched.training.ranks import open_pool
 
 
 def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
     cut_back(folder.metrics, 0)
     tracker = open_tracker(experiment, folder, "tune")
     try:
-        with Pool(experiment.run.workers) as pool, closing(Remembered(pool, folder.cells)) as cells:
+        with open_pool(experiment.run.workers) as pool, closing(Remembered(pool, folder.cells)) as cells:
             console.note(f"{experiment.name}: {settings.search} over {settings.inner_steps} inner steps")
             start = Start(*given, 0) if given else best_start(experiment, cells, tracker, console)
 

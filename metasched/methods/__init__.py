@@ -7,6 +7,7 @@ from collections.abc import Callable
 from metasched.config import MethodConfig
 from metasched.methods.ana import ANA
 from metasched.methods.base import Control, Method
+from metasched.methods.batch_metropolis import BatchMetropolis
 from metasched.methods.discrete import check_even
 from metasched.methods.gxnor import GXNOR
 from metasched.methods.inq import INQ
@@ -32,7 +33,15 @@ def _gxnor(config: MethodConfig, quantizer: LayerQuantizer) -> GXNOR:
 
 def _metropolis(config: MethodConfig, quantizer: LayerQuantizer) -> Metropolis:
     check_even(quantizer.levels, "method.levels")
-    return Metropolis(quantizer, config.noise, config.half_width, config.steepness, config.uphill)
+    settings = (
+        quantizer,
+        config.noise,
+        config.half_width,
+        config.steepness,
+        config.uphill,
+        config.cooling == "adaptive",
+    )
+    return BatchMetropolis(*settings, config.blocks) if config.energy == "batch" else Metropolis(*settings)
 
 
 METHODS: dict[str, Callable[[MethodConfig, LayerQuantizer], Method]] = {

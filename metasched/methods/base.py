@@ -6,9 +6,9 @@ of tensors; controls come in as arguments at each call, one 0-d tensor a control
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -102,4 +102,31 @@ class Method(Protocol):
 
     def relaxed(self, width: float) -> Method:
         """The same method with its discrete choices smoothed over ``width``, to learn through; itself without any."""
+        ...
+
+
+@runtime_checkable
+class Evaluating(Protocol):
+    """What a method has beside its hooks that evaluates the loss in its update."""
+
+    def update_evaluated(
+        self,
+        w: torch.Tensor,
+        proposed: torch.Tensor,
+        state: State,
+        controls: Values,
+        draw: Draw,
+        loss: Callable[[torch.Tensor], torch.Tensor],
+        here: torch.Tensor,
+    ) -> tuple[torch.Tensor, State, torch.Tensor]:
+        """In place of ``update``.
+
+        Args:
+            w, proposed, state, controls, draw: as for ``update``.
+            loss: of the batch, 0-d, for another weight of this layer.
+            here: its value at w.
+
+        Returns:
+            the weight, the state, and the loss at the weight.
+        """
         ...

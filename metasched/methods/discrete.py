@@ -49,8 +49,10 @@ class Discrete(ABC):
         """What a schedule has to supply at every step."""
 
     @abstractmethod
-    def transition(self, k: torch.Tensor, step: torch.Tensor, top: int, controls: Values, draw: Draw) -> torch.Tensor:
-        """The next states, from whole numbers in [0, top] and steps in quanta."""
+    def transition(
+        self, k: torch.Tensor, step: torch.Tensor, state: State, controls: Values, draw: Draw
+    ) -> tuple[torch.Tensor, State]:
+        """The next states, from whole numbers in [0, ``top``] and steps in quanta."""
 
     @property
     def quantizes(self) -> Quantizes:
@@ -85,12 +87,26 @@ class Discrete(ABC):
     def update(
         self, w: torch.Tensor, proposed: torch.Tensor, state: State, controls: Values, draw: Draw
     ) -> tuple[torch.Tensor, State]:
+        k, state = self.transition(*self.in_quanta(w, proposed, state), state, controls, draw)
+        return self.weight_of(k, state), state
+
+    @property
+    def top(self) -> int:
+        """The highest state."""
+        return len(self.quantizer.levels.levels) - 1
+
+    def in_quanta(self, w: torch.Tensor, proposed: torch.Tensor, state: State) -> tuple[torch.Tensor, torch.Tensor]:
+        """States of a weight, and the optimizer's step."""
         levels, scale = self.quantizer.levels, state["scale"]
-        first, quantum, top = levels.levels[0], levels.jumps[0], len(levels.levels) - 1
+        first, quantum = levels.levels[0], levels.jumps[0]
         k = (w / scale - first) / quantum
         k = k + (k.round() - k).detach()  # a scale that is no power of two leaves rounding errors
-        k = self.transition(k, (proposed - w) / (scale * quantum), top, controls, draw)
-        return (first + quantum * k) * scale, state
+        return k, (proposed - w) / (scale * quantum)
+
+    def weight_of(self, k: torch.Tensor, state: State) -> torch.Tensor:
+        """The weight that has these states."""
+        levels = self.quantizer.levels
+        return (levels.levels[0] + levels.jumps[0] * k) * state["scale"]
 
     def harden(self, w: torch.Tensor, state: State, surrogate: float) -> torch.Tensor:
         level = hard(w / state["scale"], self.quantizer.levels) * state["scale"]

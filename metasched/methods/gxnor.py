@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from metasched.methods.base import Control, Values
+from metasched.methods.base import Control, State, Values
 from metasched.methods.discrete import Discrete
 from metasched.quantizers.transitions import discrete_transition
 from metasched.randomness import Draw
@@ -34,5 +34,8 @@ class GXNOR(Discrete):
     def controls(self) -> tuple[Control, ...]:
         return (STEP_TEMPERATURE,)
 
-    def transition(self, k: torch.Tensor, step: torch.Tensor, top: int, controls: Values, draw: Draw) -> torch.Tensor:
-        return discrete_transition(k, controls["temperature"] * step, top, self.steepness, draw.uniform("jump", k))
+    def transition(
+        self, k: torch.Tensor, step: torch.Tensor, state: State, controls: Values, draw: Draw
+    ) -> tuple[torch.Tensor, State]:
+        step, uniform = controls["temperature"] * step, draw.uniform("jump", k)
+        return discrete_transition(k, step, self.top, self.steepness, uniform), state

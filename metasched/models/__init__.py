@@ -13,6 +13,7 @@ from torch import nn
 
 from metasched.errors import MetaschedError, unknown_name
 from metasched.models.convnet import ConvNet
+from metasched.models.cutie import CutieNet
 from metasched.models.lenet import LeNet
 from metasched.models.mlp import MLP
 from metasched.models.resnet import ResNet20
@@ -25,6 +26,7 @@ MODELS: dict[str, Callable[[Shape, int, int, int], nn.Module]] = {  # of (image,
     "mlp": lambda shape, num_classes, width, depth: MLP(math.prod(shape), num_classes, width, depth),
     "convnet": lambda shape, num_classes, width, depth: ConvNet(shape[0], shape[1:], num_classes, width, depth),
     "lenet": lambda shape, num_classes, width, _depth: LeNet(shape[0], shape[1:], num_classes, width),
+    "cutie": lambda shape, num_classes, width, _depth: CutieNet(shape[0], shape[1:], num_classes, width),
     "vgg7": lambda shape, num_classes, width, _depth: VGG7(shape[0], num_classes, width),
     "vgg8": lambda shape, num_classes, width, _depth: VGG8(shape[0], num_classes, width),
     "resnet20": lambda shape, num_classes, width, _depth: ResNet20(shape[0], num_classes, width),
@@ -37,6 +39,7 @@ SMALLEST_IMAGE: dict[str, int] = {  # pixels a side
     "mlp": 1,
     "convnet": 8,
     "lenet": 16,
+    "cutie": 8,
     "vgg7": 16,
     "vgg8": 16,
     "resnet20": 8,

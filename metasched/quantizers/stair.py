@@ -49,8 +49,8 @@ def hard(x: torch.Tensor, levels: LevelSet) -> torch.Tensor:
 
 
 def _positive(x: torch.Tensor) -> torch.Tensor:
-    """1 where x > 0, 0 where x <= 0, NaN where x is, in place: as weight of lerp far faster than a mask of where."""
-    return x.clamp_(0, 1).ceil_()
+    """1 where x > 0, 0 where x <= 0, NaN where x is: as weight of lerp far faster than a mask of where."""
+    return x.clamp(0, 1).ceil()
 
 
 def straight_through(x: torch.Tensor, levels: LevelSet, half_width: float) -> torch.Tensor:

@@ -70,7 +70,7 @@ def discrete_transition(
     here = k.detach()
     near = (here + way * whole).clamp(0, top)
     far = (here + way * (whole + 1)).clamp(0, top)
-    return _sampled(torch.where(uniform < chance, far, near), k + (near - here) + chance * (far - near))
+    return sampled(torch.where(uniform < chance, far, near), k + (near - here) + chance * (far - near))
 
 
 def acceptance(energy_change: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
@@ -94,6 +94,12 @@ def propose(
     whole, chance, way = proposal(step.detach(), steepness)
     size = torch.where(uniform < chance, whole + 1, whole)
     return torch.where(turned < uphill, -way, way) * size
+
+
+def within(k: torch.Tensor, jump: torch.Tensor, top: int) -> torch.Tensor:
+    """The jump, or 0 where it would leave [0, top]: rejected whatever its energy, so that proposals stay symmetric."""
+    there = k.detach() + jump
+    return torch.where((there >= 0) & (there <= top), jump, 0.0)
 
 
 def metropolis(
@@ -148,9 +154,9 @@ def metropolis_transition(
             d = direction * size
             inside = ((here + d >= 0) & (here + d <= top)).to(k.dtype)
             expected = expected + share * probability * inside * d * acceptance(first_order(d, step), temperature)
-    return _sampled(taken, expected)
+    return sampled(taken, expected)
 
 
-def _sampled(value: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+def sampled(value: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     """The value, with the derivative of the expectation."""
     return value + (expected - expected.detach())

@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 from metasched.config import TaskConfig
 from metasched.errors import unknown_name
-from metasched.tasks.base import Split, Task
+from metasched.tasks.base import Split, Stored, Task
 from metasched.tasks.digits import digits_task
+from metasched.tasks.imagenet import imagenet_task
 from metasched.tasks.quadratic import default_quadratic, quadratic_task
 from metasched.tasks.vision import npz_task, torchvision_task
 
-__all__ = ["TASKS", "Split", "Task", "build_task", "quadratic_task"]
+__all__ = ["TASKS", "Split", "Stored", "Task", "build_task", "quadratic_task"]
 
 TASKS: dict[str, Callable[[TaskConfig], Task]] = {
     "digits": digits_task,
@@ -19,12 +20,13 @@ TASKS: dict[str, Callable[[TaskConfig], Task]] = {
     "fashion_mnist": torchvision_task,
     "cifar10": torchvision_task,
     "cifar10_npz": npz_task,
+    "imagenet": imagenet_task,
     "quadratic": default_quadratic,
 }
 
 
 def build_task(config: TaskConfig) -> Task:
-    """The task that a config describes, its inputs in float32 on the CPU.
+    """The task that a config describes, its inputs in float32 on the CPU (imagenet: on disk, but for validation).
 
     Raises:
         MetaschedError: with the path of the field, for data that are not there or sizes that do not fit.

@@ -11,7 +11,7 @@ from metasched.config import TaskConfig
 from metasched.errors import MetaschedError
 from metasched.models import build_model, check_model
 from metasched.tasks.base import Split, Task
-from metasched.tasks.splits import split_indices
+from metasched.tasks.splits import Indices, split_indices
 
 NUM_CLASSES = 10  # of every data set here
 
@@ -30,16 +30,40 @@ def classification_task(config: TaskConfig, pool: Split, official_test: Split | 
     """
     channels, height, width = pool.x.shape[1:]
     check_model(config.model, (channels, height, width), config.depth)
+    chosen = choose(config, len(pool.x), None if official_test is None else len(official_test.x))
+    train, test = _take(pool, chosen.train), _take(pool if official_test is None else official_test, chosen.test)
+    mean, std = channel_moments(train.x)
+    return Task(
+        name=config.name,
+        train=_standardize(train, mean, std),
+        validation=_standardize(_take(pool, chosen.validation), mean, std),
+        test=_standardize(test, mean, std),
+        build=partial(build_model, config.model, (channels, height, width), NUM_CLASSES, config.width, config.depth),
+        loss=F.cross_entropy,
+        score=accuracy,
+        batch_size=config.batch,
+    )
 
-    n = len(pool.x)
-    reserved = 0 if official_test else _size(config, "test", config.test, default=n // 3, available=n - 2)
-    remaining = n - reserved
-    default = max(1, remaining // 5)
+
+def choose(config: TaskConfig, pool: int, official_test: int | None, validation: int | None = None) -> Indices:
+    """Which examples each part takes, as ``classification_task`` says it.
+
+    Args:
+        config: sizes and seed.
+        pool: how many examples there are for training and validation.
+        official_test: size of the official test set, of which the test part then is; None: it is of the pool.
+        validation: default of its size, if not a fifth.
+
+    Raises:
+        MetaschedError: more examples asked for than there are, or a batch that does not fit.
+    """
+    reserved = _size(config, "test", config.test, pool // 3, available=pool - 2) if official_test is None else 0
+    remaining = pool - reserved
+    default = max(1, remaining // 5) if validation is None else min(validation, remaining - 1)
     num_validation = _size(config, "validation", config.validation, default, available=remaining - 1)
-    indices = split_indices(n, num_validation, reserved, config.data_seed)
+    indices = split_indices(pool, num_validation, reserved, config.data_seed)
 
     num_train = _size(config, "train", config.train, default=len(indices.train), available=len(indices.train))
-    train = _take(pool, indices.train[:num_train])
     if not 2 <= config.batch <= num_train:
         raise MetaschedError(
             "task.batch",
@@ -47,25 +71,11 @@ def classification_task(config: TaskConfig, pool: Split, official_test: Split | 
             f"got {config.batch}",
             f"set it to {min(64, num_train)}",
         )
-
-    if official_test is None:
-        test = _take(pool, indices.test)
-    else:
-        total = len(official_test.x)
-        num_test = _size(config, "test", config.test, default=total, available=total)
-        test = _take(official_test, split_indices(total, 0, num_test, config.data_seed).test)
-
-    mean, std = channel_moments(train.x)
-    return Task(
-        name=config.name,
-        train=_standardize(train, mean, std),
-        validation=_standardize(_take(pool, indices.validation), mean, std),
-        test=_standardize(test, mean, std),
-        build=partial(build_model, config.model, (channels, height, width), NUM_CLASSES, config.width, config.depth),
-        loss=F.cross_entropy,
-        score=accuracy,
-        batch_size=config.batch,
-    )
+    test = indices.test
+    if official_test is not None:
+        num_test = _size(config, "test", config.test, default=official_test, available=official_test)
+        test = split_indices(official_test, 0, num_test, config.data_seed).test
+    return Indices(indices.train[:num_train], indices.validation, test)
 
 
 def accuracy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -34,7 +34,7 @@ def torchvision_task(config: TaskConfig) -> Task:
 
     class_name, folder = _TORCHVISION[config.name]
     fix = f"set task.root to the folder that holds {folder}; task.download: true fetches it there"
-    root = _root(config, fix, must_exist=not config.download)
+    root = data_root(config, fix, must_exist=not config.download)
     dataset = getattr(datasets, class_name)
     try:
         train, test = (dataset(root, train=train, download=config.download) for train in (True, False))
@@ -53,7 +53,7 @@ def npz_task(config: TaskConfig) -> Task:
         MetaschedError: no root, no such file, or arrays of another kind; and as for ``classification_task``.
     """
     fix = f"set task.root to the folder that holds {NPZ}, with arrays x_train, y_train, x_test, y_test"
-    root = _root(config, fix, must_exist=True)
+    root = data_root(config, fix, must_exist=True)
     file = next((path for path in (root / NPZ, root / "cifar10-subset" / NPZ) if path.is_file()), None)
     if file is None:
         raise MetaschedError("task.root", f"there is no {NPZ} in {root}", fix)
@@ -69,7 +69,12 @@ def npz_task(config: TaskConfig) -> Task:
     )
 
 
-def _root(config: TaskConfig, fix: str, must_exist: bool) -> Path:
+def data_root(config: TaskConfig, fix: str, must_exist: bool) -> Path:
+    """The folder that ``task.root`` names.
+
+    Raises:
+        MetaschedError: it is missing, with ``fix`` as what to do; or, if it must exist, it does not.
+    """
     if config.root is None:
         raise MetaschedError("task.root", f"is missing, but {config.name} is read from a folder", fix)
     root = Path(os.path.expanduser(config.root))  # as Path does it, but ~nobody stays as it is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -10,10 +11,12 @@ import torch
 from torch import nn
 
 from metasched.network import Tensors, rows
-from metasched.tasks.base import Split
+from metasched.tasks.base import Inputs, Split, Stored
 from metasched.training.step import InnerProblem, TrainingState, inner_step
 
 _EVALUATION_BATCH = 1000
+_EVALUATION_NUMBERS = _EVALUATION_BATCH * 3 * 64 * 64  # of larger images there are fewer in a batch
+_MOST_FOR_STATISTICS = 100_000  # examples
 
 
 class InnerRun(NamedTuple):
@@ -42,7 +45,7 @@ def harden(problem: InnerProblem, state: TrainingState) -> tuple[Tensors, Tensor
     """Parameters and buffers of the deployed network.
 
     Weights are hard; the statistics of batch normalization are estimated anew for the hard network, over the training
-    set, because the running ones were gathered while the network was still soft.
+    set or its first 100,000 examples, because the running ones were gathered while the network was still soft.
     """
     network, x = problem.network, problem.task.train.x
     with torch.no_grad():
@@ -51,12 +54,13 @@ def harden(problem: InnerProblem, state: TrainingState) -> tuple[Tensors, Tensor
         call = network.call(buffers)
         with _reestimating(network.module, buffers):
             # equal parts: a rest of few examples would weigh as much as a whole batch, and one cannot be normalized
-            for part in x.tensor_split(-(-len(x) // _EVALUATION_BATCH)):
-                network.forward_hardened(call, hardened, part)
+            seen = torch.arange(min(len(x), _MOST_FOR_STATISTICS))
+            for places in seen.tensor_split(-(-len(seen) // _evaluation_batch(x))):
+                network.forward_hardened(call, hardened, _read(x, places))
     return hardened, buffers
 
 
-def hardened_score(problem: InnerProblem, state: TrainingState, split: Split) -> float:
+def hardened_score(problem: InnerProblem, state: TrainingState, split: Split | Stored) -> float:
     """Mean score of the deployed network (see ``harden``, activations hard as well) on a split."""
     network, task = problem.network, problem.task
     hardened, buffers = harden(problem, state)
@@ -64,10 +68,20 @@ def hardened_score(problem: InnerProblem, state: TrainingState, split: Split) ->
         call = network.call(buffers)
         network.module.eval()
         try:
-            outputs = [network.forward_hardened(call, hardened, x) for x in split.x.split(_EVALUATION_BATCH)]
+            parts = torch.arange(len(split.x)).split(_evaluation_batch(split.x))
+            outputs = [network.forward_hardened(call, hardened, _read(split.x, places)) for places in parts]
         finally:
             network.module.train()
         return float(task.score(torch.cat(outputs), split.y))
+
+
+def _evaluation_batch(x: torch.Tensor | Inputs) -> int:
+    return max(1, min(_EVALUATION_BATCH, _EVALUATION_NUMBERS // math.prod(x.shape[1:])))
+
+
+def _read(x: torch.Tensor | Inputs, places: torch.Tensor) -> torch.Tensor:
+    """The inputs at places that follow each other."""
+    return x[int(places[0]) : int(places[-1]) + 1]
 
 
 @contextmanager

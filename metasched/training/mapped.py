@@ -16,7 +16,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from metasched.methods.base import Evaluating
 from metasched.network import Tensors
+from metasched.tasks.base import Stored
 from metasched.training.finite import FINITE, each_finite
 from metasched.training.loop import train
 from metasched.training.mapped_norm import with_mapped_norms
@@ -33,13 +35,25 @@ def mapping_pays(problem: InnerProblem, runs: int) -> bool:
 
     On a GPU always. On the CPU from 4 runs of networks of at most 100,000 parameters, which spend their time between
     the operations (measured: docs/hypergradients.md), without convolutions, and with batch normalizations of multiples
-    of 8 channels: the last bits of others, and of products under autocast, depend on how many runs are mapped.
+    of 8 channels: the last bits of others, and of products under autocast, depend on how many runs are mapped. Nowhere
+    if the method evaluates the loss, or if examples are read from disk.
     """
     module = problem.network.module
+    if isinstance(problem.network.method, Evaluating) or isinstance(problem.task.train, Stored):
+        return False
     if next(module.parameters()).device.type != "cpu":
         return runs > 1
     small = sum(p.numel() for p in module.parameters()) <= _SMALL
     return runs >= _FEW and small and not problem.autocast and all(_same_bits_mapped(m) for m in module.modules())
+
+
+def gradient_mapping_pays(problem: InnerProblem, runs: int) -> bool:
+    """Whether so many hypergradients are taken by one mapped sweep: on a GPU, where ``mapping_pays``.
+
+    Not on a CPU: the last bits of sums over runs would depend on how many runs a process is given.
+    """
+    device = next(problem.network.module.parameters()).device
+    return device.type != "cpu" and mapping_pays(problem, runs)
 
 
 def _same_bits_mapped(m: nn.Module) -> bool:
@@ -80,7 +94,8 @@ def train_mapped(problem: InnerProblem, controls: Mapping[str, torch.Tensor], se
     first = [{name: v[i, 0] for name, v in controls.items()} for i in range(len(seeds))]
     state = stacked(problem, [problem.with_seed(s).initial(f) for s, f in zip(seeds, first, strict=True)])
     for step in range(problem.steps):
-        state = mapped_step(problem, state, {name: v[:, step] for name, v in controls.items()}, each, step)
+        now = {name: v[:, step] for name, v in controls.items()}
+        state, _, _ = mapped_step(problem, state, now, each, step, differentiable=False)
     return state
 
 
@@ -90,17 +105,27 @@ def mappable(problem: InnerProblem) -> InnerProblem:
 
 
 def mapped_step(
-    problem: InnerProblem, state: TrainingState, controls: Tensors, seeds: torch.Tensor, step: int
-) -> TrainingState:
-    """``inner_step`` of all runs, without a graph.
+    problem: InnerProblem,
+    state: TrainingState,
+    controls: Tensors,
+    seeds: torch.Tensor,
+    step: int,
+    *,
+    differentiable: bool,
+) -> tuple[TrainingState, torch.Tensor, Tensors]:
+    """``inner_step`` of all runs.
 
     Args:
         problem: a ``mappable`` one.
         state: stacked.
         controls: of this step, {control: [N, L]}.
         seeds: [N], int64 on the CPU.
+        differentiable: as for ``inner_step``.
+
+    Returns:
+        the new stacked state, the detached losses [N], and the gradients of the parameters.
     """
-    params = {name: p.detach().requires_grad_() for name, p in state.params.items()}
+    params = state.params if differentiable else {n: p.detach().requires_grad_() for n, p in state.params.items()}
     buffers = {name: b.clone() for name, b in state.buffers.items()}  # the forward pass updates them in place
 
     def loss_of(
@@ -117,15 +142,16 @@ def mapped_step(
 
     with torch.enable_grad():
         losses, method = torch.vmap(loss_of)(params, buffers, state.method, controls, seeds)
-        found = torch.autograd.grad(losses.sum(), list(params.values()), allow_unused=True)
+        found = torch.autograd.grad(losses.sum(), list(params.values()), create_graph=differentiable, allow_unused=True)
     grads = {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(params.items(), found, strict=True)}
-    with torch.no_grad():
+    with torch.set_grad_enabled(differentiable):
         proposed, optimizer = problem.optimizer.update(params, grads, state.optimizer, problem.hyper_at(step))
         settled, method = torch.vmap(settle)(params, proposed, method, controls, seeds)
-    settled, method = ({name: t.detach() for name, t in part.items()} for part in (settled, method))
+    if not differentiable:
+        settled, method = ({name: t.detach() for name, t in part.items()} for part in (settled, method))
     finite = each_finite([losses, *controls.values(), *proposed.values(), *optimizer.values()])
     health = {FINITE: state.health[FINITE] & finite}
-    return TrainingState(settled, buffers, optimizer, method, health)
+    return TrainingState(settled, buffers, optimizer, method, health), losses.detach(), grads
 
 
 def stacked(problem: InnerProblem, states: Sequence[TrainingState]) -> TrainingState:

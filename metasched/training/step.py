@@ -158,7 +158,7 @@ def inner_step(
         the new state, the detached loss, and the gradients of the parameters.
     """
     params = state.params if differentiable else {k: p.detach().requires_grad_() for k, p in state.params.items()}
-    buffers = {name: b.clone() for name, b in state.buffers.items()}
+    before, buffers = state.buffers, {name: b.clone() for name, b in state.buffers.items()}
     state = state._replace(params=params, buffers=buffers)
     with torch.enable_grad():
         loss, method = training_loss(problem, state, controls, step)
@@ -167,7 +167,13 @@ def inner_step(
     grads = {n: torch.zeros_like(params[n]) if g is None else g for n, g in zip(names, found, strict=True)}
     with torch.set_grad_enabled(differentiable):
         proposed, optimizer = problem.optimizer.update(params, grads, state.optimizer, problem.hyper_at(step))
-        settled, method = problem.network.update(params, proposed, method, controls, problem.seed, step)
+
+        @torch.no_grad()
+        def loss_at(params: Tensors) -> torch.Tensor:
+            here = state._replace(params=params, buffers={name: b.clone() for name, b in before.items()})
+            return training_loss(problem, here, controls, step)[0]
+
+        settled, method = problem.network.update(params, proposed, method, controls, problem.seed, step, loss_at)
     if not differentiable:
         settled = {k: p.detach() for k, p in settled.items()}
         method = {k: v.detach() for k, v in method.items()}

@@ -79,8 +79,9 @@ def disagreement(dtype: str, case: Case) -> dict[str, float]:
 
 def in_its_own_process(function: Callable[..., Any], *arguments: object) -> Any:
     """``function(*arguments)`` in a fresh process of one thread, forked from a server that has imported torch."""
-    here = str(Path(__file__).parent)  # the server of Python 3.11 does not look where this script does
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([here, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]))
+    # the server of Python 3.11 does not look where this script does
+    paths = [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(paths))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["engines"])
     with ProcessPoolExecutor(1, context, initializer=torch.set_num_threads, initargs=(1,)) as executor:

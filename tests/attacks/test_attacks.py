@@ -17,9 +17,12 @@ from typing import Any
 import pytest
 
 from metasched.cli import main
+from metasched.deploy.onnx_export import session
+from metasched.deploy.reading import read_network
 from metasched.errors import MetaschedError
 from metasched.exchange.export import read_schedule
 from metasched.exchange.pbt import import_policy
+from metasched.exchange.quantlab.controllers import read_quantlab
 from metasched.layers import Layer
 from metasched.loading import load_experiment
 from metasched.meta.checkpoint import read_checkpoint
@@ -168,6 +171,69 @@ ATTACKS |= {
 }
 
 
+TIMERS = "training.quantize.kwargs.ctrl_spec"
+NO_MODEL = "is no ONNX model that onnxruntime runs"
+ATTACKS |= {
+    "quantlab/boolean_width.json": (f"{TIMERS}[0].sigma.beta", "must be a number, got True"),
+    "quantlab/byte_order_mark.json": ("starts with a byte-order mark", ""),
+    "quantlab/constructor_argument.json": (f"{TIMERS}[0].sigma.kwargs", "unknown name 'path'"),
+    "quantlab/cut_off.json": ("line 16 column 17", "not JSON"),
+    "quantlab/deep.json": (f"{TIMERS}[0][0][0][0]", "nested more than 8 levels deep"),
+    "quantlab/duplicate_key.json": ("['5']", "occurs twice"),
+    "quantlab/empty.json": ("empty", ""),
+    "quantlab/empty_window.json": (f"{TIMERS}[0].sigma.kwargs.tend", "at least 1, got 0"),
+    "quantlab/endless_epoch.json": ("['9999", "must be an epoch"),
+    "quantlab/escape_in_a_function.json": (f"{TIMERS}[0].sigma.fun", "unknown name '\\x1b[2Jbws'"),
+    "quantlab/function_as_object.json": (f"{TIMERS}[0].sigma.fun", "unknown name \"{'class': 'os.system'}\""),
+    "quantlab/function_that_runs.json": (f"{TIMERS}[0].sigma.fun", "Known: bws, uws"),
+    "quantlab/half_a_power.json": (f"{TIMERS}[0].sigma.kwargs.alpha", "must be an integer of at least 0, got 0.5"),
+    "quantlab/huge_integer.json": (f"{TIMERS}[0].sigma.kwargs.tend", "one of 64 bits"),
+    "quantlab/nan.json": (f"{TIMERS}[0].sigma.beta", FINITE),
+    "quantlab/negative_width.json": (f"{TIMERS}[0].sigma.beta", "must be at least 0, got -0.5"),
+    "quantlab/no_controller.json": (
+        "training.quantize.kwargs",
+        "has neither ctrl_spec (of ANA) nor config.INQ (of INQ)",
+    ),
+    "quantlab/no_epochs.json": ("training.n_epochs", "at least 1, got 0"),
+    "quantlab/overflow.json": (f"{TIMERS}[0].sigma.beta", FINITE),
+    "quantlab/pickle.json": ("not UTF-8 at byte 0", ""),
+    "quantlab/share_beyond.json": ("['5']", "must be a share in [0, 1], got 1.5"),
+    "quantlab/thawing.json": ("['7']", "must be at least 0.5"),
+    "quantlab/two_timers_for_a_module.json": (f"{TIMERS}[1].modules", "'conv1' has a timer already"),
+    "quantlab/unknown_function.json": (f"{TIMERS}[0].sigma.fun", "unknown name 'lws'"),
+    "networks/another_format.json": ("format", "must be 1, got 2"),
+    "networks/boolean_format.json": ("format", "must be 1, got True"),
+    "networks/boolean_image.json": ("image[0]", "must be an integer, got True"),
+    "networks/cut_off.json": ("line 9 column 2", "not JSON"),
+    "networks/deep.json": ("stages[0]", "nested more than 8 levels deep"),
+    "networks/duplicate_key.json": ("format", "occurs twice"),
+    "networks/empty.json": ("empty", ""),
+    "networks/endless_step.json": ("step", "must be a positive fraction"),
+    "networks/escape_in_a_key.json": ("unknown name '\\x1b[2J'", ""),
+    "networks/flat_image.json": ("image", "must be an array of 3 integers, got [8, 8]"),
+    "networks/huge_integer.json": ("image[1]", "one of 64 bits"),
+    "networks/nan.json": ("step", FINITE),
+    "networks/no_image.json": ("image", "missing"),
+    "networks/no_object.json": ("must be an object, got []", ""),
+    "networks/path_as_step.json": ("step", "got '../planted'"),
+    "networks/path_as_weights.json": ("unknown name 'weights'", ""),
+    "networks/pickle.json": ("not UTF-8 at byte 0", ""),
+    "networks/stages_by_name.json": ("stages", "must be an array"),
+    "networks/step_by_zero.json": ("step", "got '1/0'"),
+    "onnx/cut_off.onnx": (NO_MODEL, "protobuf parsing failed"),
+    "onnx/cycle.onnx": (NO_MODEL, "the graph is not acyclic"),
+    "onnx/empty.onnx": (NO_MODEL, "No graph was found"),
+    "onnx/escape_in_a_name.onnx": (NO_MODEL, "No Op registered for \\x1b[2JAdd"),
+    "onnx/external_above.onnx": (NO_MODEL, "xternal data path"),
+    "onnx/external_absolute.onnx": (NO_MODEL, "Absolute path not allowed"),
+    "onnx/external_data.onnx": (NO_MODEL, "xternal data path"),
+    "onnx/future.onnx": (NO_MODEL, "Unsupported model IR version: 99"),
+    "onnx/pickle.onnx": (NO_MODEL, "protobuf parsing failed"),
+    "onnx/text.onnx": (NO_MODEL, "protobuf parsing failed"),
+    "onnx/unknown_operator.onnx": (NO_MODEL, "not a registered function/op"),
+}
+
+
 def read_policy(path: Path) -> object:
     return import_policy(
         path,
@@ -185,12 +251,16 @@ READERS: dict[str, Callable[[Any], object]] = {
     "configs": load_experiment,
     "policies": read_policy,
     "checkpoints": read_checkpoint,
+    "quantlab": read_quantlab,
+    "networks": read_network,
+    "onnx": session,
 }
 COMMANDS = {
     "schedules": ["show", "FILE"],
     "configs": ["check", "FILE"],
     "policies": ["import", "CONFIG", "FILE", "--total", "40", "-o", "schedule.json"],
-}  # none takes a checkpoint by its path; test_planted.py has some in a run folder
+    "quantlab": ["import", "CONFIG", "FILE", "--from", "quantlab", "-o", "schedule.json"],
+}  # none takes a checkpoint by its path (test_planted.py has some in a run folder), a network or an ONNX model
 
 
 @pytest.fixture
@@ -220,6 +290,8 @@ def alarm() -> Iterator[None]:
 
 def refusal(read: Callable[[Any], object], path: Path) -> str:
     """What the line says after the name of the file; it has to be one printable line of a reasonable length."""
+    if read is session:
+        pytest.importorskip("onnxruntime", reason="optional: deploy")
     with pytest.raises(MetaschedError) as caught:
         read(path)
     message = str(caught.value)

@@ -15,6 +15,7 @@ from metasched.config import MethodConfig
 from metasched.deploy.integer import integer_network
 from metasched.deploy.stages import IntegerNetwork
 from metasched.methods import build_method
+from metasched.models.cutie import Thermometer
 from metasched.network import QuantizedNetwork, Tensors, quantize
 
 
@@ -63,6 +64,9 @@ def networks(draw: st.DrawFn) -> Trained:
     channels, size = draw(st.integers(1, 3)), draw(st.integers(4, 9))
     shape, modules = (channels, size, size + draw(st.integers(0, 2))), list[nn.Module]()
     example = torch.zeros(1, *shape)
+    if draw(st.booleans()):
+        modules.append(Thermometer(draw(st.integers(1, 3)), draw(st.sampled_from([0.25, 0.7, 1.5]))))
+        channels *= len(modules[0].thresholds)
     for _ in range(draw(st.integers(0, 3))):
         kernel = draw(st.integers(1, 3))
         groups = draw(st.sampled_from([1, 1, channels]))
@@ -113,7 +117,8 @@ def networks(draw: st.DrawFn) -> Trained:
         granularity=draw(st.sampled_from(["tensor", "channel"])),
         activation_scale=draw(st.sampled_from([1.0, 0.5])),
     )
-    last = len(modules) == 2 or draw(st.booleans())  # a network of one layer must quantize it
+    single = sum(isinstance(m, nn.Conv2d | nn.Linear) for m in modules) == 1
+    last = single or draw(st.booleans())  # a network of one layer must quantize it
     return as_trained(nn.Sequential(*modules).eval(), config, example, seed, last)
 
 

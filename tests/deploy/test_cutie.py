@@ -62,6 +62,21 @@ def test_a_network_that_fits_runs_from_its_files(as_trained: Any, depth: int) ->
     assert check(as_trained(model, TERNARY, torch.zeros(1, 1, 8, 8), depth)) == ()
 
 
+@pytest.mark.parametrize(("shape", "width"), [((1, 8, 8), 96), ((1, 28, 28), 16), ((3, 32, 32), 5), ((3, 64, 64), 3)])
+def test_the_network_made_for_it_runs_there_as_a_whole(
+    as_trained: Any, shape: tuple[int, int, int], width: int
+) -> None:
+    trained = as_trained(build_model("cutie", shape, 10, width), TERNARY, torch.zeros(1, *shape), 1)
+    assert check(trained) == ()
+    integer = trained.integer()
+    files, _ = cutie_files(integer, RNG.integers(-60, 60, (1, *integer.image)))
+    limits = json.loads(files["limits.json"])
+    assert limits["host"] == "encoding" and limits["largest"]["layers"] == len(integer.weighted) == 8
+    assert set(limits["largest"]) == set(limits["limits"])
+    assert all(limits["largest"][name] <= limit for name, limit in limits["limits"].items())
+    assert set(np.unique(np.load(io.BytesIO(files["input.npy"])))) <= {-1, 0, 1}
+
+
 @pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.AvgPool2d(2)])
 @pytest.mark.parametrize("place", [1, 2, 3])
 def test_pooling_moves_before_the_thresholds(as_trained: Any, pool: nn.Module, place: int) -> None:
@@ -112,4 +127,4 @@ def test_what_exceeds_the_limits_is_reported(as_trained: Any) -> None:
 def test_a_single_layer_leaves_nothing_for_the_accelerator(as_trained: Any) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     trained = as_trained(model, TERNARY, torch.zeros(1, 1, 4, 4), 1)
-    assert check_problems(trained) == ("0 layers after the first, at least 1 and at most 8",)
+    assert check_problems(trained) == ("0 layers after those of the host, at least 1 and at most 8",)

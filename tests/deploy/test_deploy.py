@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,13 +12,16 @@ import torch
 
 from metasched.cli import main
 from metasched.config import Experiment, MethodConfig, QuantizeConfig, TaskConfig
+from metasched.deploy import simulator
 from metasched.deploy.deploy import deploy
 from metasched.deploy.files import write_folder
 from metasched.deploy.packing import unpack_bits, unpack_trits
+from metasched.deploy.reading import read_network
 from metasched.errors import MetaschedError
 from metasched.tracking.console import open_console
 
 ROOT = Path(__file__).parents[2]
+CONVOLUTIONS = str(ROOT / "experiments" / "learned" / "digits_ana.json")  # a schedule for convolutions only
 TINY = Experiment(
     task=TaskConfig(train=200, test=150, width=4, steps=4, batch=32),
     method=MethodConfig(name="ana"),
@@ -29,7 +34,8 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("deploy") / "deployed"
     result = deploy(TINY, "ana_linear", folder, open_console(StringIO()))
-    assert result["images"] == 150 and result["classes_differing"] == result["integers_differing"] == 0
+    for one in result["agreement"].values():
+        assert one["images"] == 150 and one["integers"] > 0 and one["other_integers"] == one["other_classes"] == 0
     return folder
 
 
@@ -63,6 +69,18 @@ def test_the_files_are_enough_to_run_the_network(deployed: Path) -> None:
     assert np.array_equal((before >= low).astype(int) + (before >= high) - 1, golden[f"stage{i}"])
 
 
+def test_the_network_that_is_read_back_puts_out_the_golden_outputs(deployed: Path) -> None:
+    golden = np.load(deployed / "golden.npz")
+    for i, y in enumerate(simulator.outputs(read_network(deployed / "network.json"), golden["codes"])):
+        assert np.array_equal(y, golden[f"stage{i}"])
+
+
+def test_every_runtime_that_is_there_was_compared(deployed: Path) -> None:
+    agreement = json.loads((deployed / "account.json").read_text())["agreement"]
+    names = {"onnxruntime": "onnxruntime", "qonnx": "qonnx"}
+    assert set(agreement) == {"PyTorch", *(name for name, package in names.items() if find_spec(package))}
+
+
 def test_both_packings_hold_the_same_weights(deployed: Path) -> None:
     layers = json.loads((deployed / "account.json").read_text())["layers"]
     bits, trits = (deployed / "weights.bin").read_bytes(), (deployed / "weights.trits").read_bytes()
@@ -93,14 +111,71 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         (["--schedule", str(ROOT / "experiments" / "baselines" / "inq_linear.json")], "is for method 'inq', not 'ana'"),
         (["--schedule", "ana_linear", "--task.model", "resnet20"], "model: is a ResNet20, which has no integer form"),
         (["--schedule", "ana_linear", "--method.activation_levels", "null"], "is an activation that stays in float"),
+        (
+            ["--schedule", CONVOLUTIONS, "--task.model", "mlp"],
+            "layers.linear1: is a linear layer, and the",
+        ),
+        (["--schedule", CONVOLUTIONS, "--quantize.last", "true"], "layers.linear: is a linear layer, and the schedule"),
+        (["--learn", "--schedule", "ana_linear"], "--schedule: does not go with --learn"),
+        (["--learn", "--task.model", "resnet20"], "model: is a ResNet20, which has no integer form"),
+        (["--schedule", "ana_linear", "--folder", "run"], "--folder: is for --learn only"),
+        (["--schedule", "ana_linear", "--horizon", "0"], "--horizon: must be an integer in [1, 10000], got '0'"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(
-    arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    says: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     config = tmp_path / "tiny.yaml"
     config.write_text("name: tiny\ntask: {train: 200, test: 50, steps: 2, batch: 32}\nmethod: {name: ana}\n")
     assert main(["deploy", str(config), "-o", str(tmp_path / "out"), *arguments]) == 2
     error = capsys.readouterr().err
     assert says in error and error.count("\n") == 1
     assert [p.name for p in tmp_path.iterdir()] == ["tiny.yaml"]
+
+
+LEARNING = """
+name: tiny
+task: {train: 100, validation: 50, test: 50, width: 2, steps: 2, batch: 32}
+method: {name: ana}
+quantize: {last: true}
+schedule: {start: ana_linear, knots: 4, hidden: 4}
+meta: {steps: 1, runs: 1}
+compare: {seeds: 2, baselines: [ana_linear]}
+tracking: {wandb: disabled}
+run: {workers: 1}
+"""
+
+
+def test_one_command_learns_trains_and_deploys(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_default_dtype(torch.float32)
+    config, run, first, again = (tmp_path / name for name in ("tiny.yaml", "run", "first", "again"))
+    config.write_text(LEARNING)
+    learn = ["deploy", str(config), "--learn", "--horizon", "2", "--folder", str(run), "-o", str(first)]
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("metasched.meta.train.compare", stop)
+        assert main(learn) == 130
+    assert capsys.readouterr().err == f"metasched: interrupted; go on with `metasched train --resume {run}`\n"
+    assert not first.exists() and not (run / "DONE").exists()
+
+    go_on = ["deploy", str(run), "--learn", "--horizon", "2", "--json", "-o"]
+    assert main([*go_on, str(first)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["run"] == str(run) and (run / "DONE").exists()
+    assert {one["images"] for one in result["agreement"].values()} == {50}
+
+    learned = (run / "metrics.jsonl").read_bytes()
+    assert main([*go_on, str(again)]) == 0  # what is learned is not learned again
+    assert (run / "metrics.jsonl").read_bytes() == learned
+    for name in ("network.json", "weights.bin"):
+        assert (first / name).read_bytes() == (again / name).read_bytes()

@@ -19,6 +19,7 @@ from metasched.deploy.stages import Convolution, Flip, IntegerNetwork, Linear, L
 from metasched.errors import MetaschedError
 from metasched.methods import build_method
 from metasched.models import build_model
+from metasched.models.cutie import Thermometer
 from metasched.network import quantize
 
 RNG = np.random.default_rng(0)
@@ -45,7 +46,9 @@ def test_many_random_networks_agree_with_pytorch(random_networks: Any, data: st.
     assert found.complete, found
 
 
-@pytest.mark.parametrize("name, size", [("mlp", 8), ("convnet", 16), ("vgg8", 16), ("vgg8", 32)])
+@pytest.mark.parametrize(
+    "name, size", [("mlp", 8), ("convnet", 16), ("cutie", 8), ("cutie", 28), ("vgg8", 16), ("vgg8", 32)]
+)
 @pytest.mark.parametrize("last", [True, False])
 def test_the_models_agree_with_pytorch(as_trained: Any, name: str, size: int, last: bool) -> None:
     model = build_model(name, (3, size, size), num_classes=10, width=4)
@@ -149,6 +152,7 @@ IMAGE, ROW = torch.zeros(1, 1, 8, 8), nn.Sequential(nn.Linear(64, 4), nn.ReLU(),
         (nn.Sequential(nn.Conv2d(1, 2, 3), nn.AvgPool2d(2, padding=1), nn.ReLU()), "model.1: is an AvgPool2d with"),
         (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.ReLU()), "model.1: flattens what no activation has"),
         (nn.Sequential(nn.Linear(8, 2), nn.ReLU()), "model.0: is a linear layer on images"),
+        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), Thermometer()), "model.2: is a Thermometer after other layers"),
     ],
 )
 def test_what_has_no_integer_form_is_one_line(model: nn.Module, says: str) -> None:

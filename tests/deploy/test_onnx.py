@@ -23,13 +23,23 @@ ort = pytest.importorskip("onnxruntime", reason="optional: deploy")
 RNG = np.random.default_rng(0)
 
 
-def check(integer: IntegerNetwork) -> None:
-    images = RNG.normal(0, 2, (5, *integer.image)).astype(np.float32)
-    logits, *stages = run_onnx(session(onnx_model(integer, all_outputs=True)), images)
+def same(integer: IntegerNetwork, images: np.ndarray, found: list[np.ndarray]) -> None:
+    logits, *stages = found
     expected = list(simulator.outputs(integer, integer.encode(images)))
     assert np.array_equal(logits, expected[-1]) and logits.dtype == np.int64
     for ours, theirs in zip(expected, stages, strict=True):
         assert np.array_equal(ours, theirs)
+
+
+def check(integer: IntegerNetwork) -> None:
+    images = RNG.normal(0, 2, (5, *integer.image)).astype(np.float32)
+    same(integer, images, run_onnx(session(onnx_model(integer, all_outputs=True)), images))
+
+
+def check_qonnx(integer: IntegerNetwork) -> None:
+    pytest.importorskip("qonnx", reason="optional: deploy")
+    images = RNG.normal(0, 2, (3, *integer.image)).astype(np.float32)
+    same(integer, images, run_qonnx(onnx_model(integer, all_outputs=True, qonnx=True), images))
 
 
 @given(st.data())
@@ -94,7 +104,7 @@ def test_a_broken_file_is_one_line(integer: IntegerNetwork, tmp_path: Path, cont
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(MetaschedError, match=r"network\.onnx: cannot be read \(No such file"):
+    with pytest.raises(MetaschedError, match=r"network\.onnx: cannot be read: No such file"):
         session(tmp_path / "network.onnx")
 
 
@@ -106,10 +116,19 @@ def test_sums_beyond_float32_are_refused(as_trained: Any) -> None:
         onnx_model(integer)
 
 
-@pytest.mark.parametrize("levels", ["ternary", "binary", "int4", "balanced3"])
-def test_qonnx_agrees(as_trained: Any, levels: str) -> None:
+@pytest.mark.parametrize(
+    "name, levels",
+    [
+        ("convnet", "ternary"),
+        ("cutie", "ternary"),
+        ("convnet", "binary"),
+        ("convnet", "int4"),
+        ("convnet", "balanced3"),
+    ],
+)
+def test_qonnx_agrees(as_trained: Any, name: str, levels: str) -> None:
     pytest.importorskip("qonnx", reason="optional: deploy")
-    model = build_model("convnet", (1, 8, 8), num_classes=10, width=2)
+    model = build_model(name, (1, 8, 8), num_classes=10, width=2)
     config = MethodConfig(name="ste", levels=levels, scale="max")
     integer = as_trained(model, config, torch.zeros(1, 1, 8, 8), 1, last=levels == "ternary").integer()
     images = RNG.normal(0, 2, (3, 1, 8, 8)).astype(np.float32)
@@ -117,8 +136,24 @@ def test_qonnx_agrees(as_trained: Any, levels: str) -> None:
     assert {n.op_type for n in made.graph.node} & {"Quant", "BipolarQuant"} == {
         "BipolarQuant" if levels == "binary" else "Quant"
     }
-    logits, *stages = run_qonnx(made, images)
-    expected = list(simulator.outputs(integer, integer.encode(images)))
-    assert np.array_equal(logits, expected[-1])
-    for ours, theirs in zip(expected, stages, strict=True):
-        assert np.array_equal(ours, theirs)
+    same(integer, images, run_qonnx(made, images))
+
+
+def test_qonnx_agrees_where_all_weights_of_a_layer_are_zero(as_trained: Any) -> None:
+    model = build_model("mlp", (1, 4, 4), num_classes=3, width=4)
+    trained = as_trained(model, MethodConfig(name="ste"), torch.zeros(1, 1, 4, 4), 1)
+    trained.params["linear2.weight"].zero_()
+    check_qonnx(trained.integer())
+
+
+@given(st.data())
+@settings(max_examples=5)
+def test_random_networks_agree_in_qonnx(random_networks: Any, data: st.DataObject) -> None:
+    check_qonnx(data.draw(random_networks).integer())
+
+
+@pytest.mark.slow
+@given(st.data())
+@settings(max_examples=200)
+def test_many_random_networks_agree_in_qonnx(random_networks: Any, data: st.DataObject) -> None:
+    check_qonnx(data.draw(random_networks).integer())

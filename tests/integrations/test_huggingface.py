@@ -19,6 +19,7 @@ from metasched.layers import Layer
 transformers = pytest.importorskip("transformers", reason="optional: transformers")
 pytest.importorskip("accelerate", reason="optional: transformers")
 
+LEARNED = Path(__file__).parents[2] / "experiments" / "learned"
 STEPS, STOP = 6, 3
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the library, whose warnings differ from release to release
@@ -68,9 +69,12 @@ def train(
     return trainer
 
 
-@pytest.mark.parametrize("accumulated", [1, 2])
-def test_the_same_values_as_the_plain_player_across_a_resume(schedule: Path, tmp_path: Path, accumulated: int) -> None:
+@pytest.mark.parametrize(("learned", "accumulated"), [(None, 1), (None, 2), ("digits_ana", 1), ("fashion_joint", 1)])
+def test_the_same_values_as_the_plain_player_across_a_resume(
+    schedule: Path, tmp_path: Path, learned: str | None, accumulated: int
+) -> None:
     torch.set_default_dtype(torch.float32)
+    schedule = LEARNED / f"{learned}.json" if learned else schedule
     seen: list[tuple[int, Any]] = []
     settled: list[int] = []
 

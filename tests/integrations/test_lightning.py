@@ -17,6 +17,7 @@ from metasched.exchange.player import SchedulePlayer
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the library, whose warnings differ from release to release
 
+LEARNED = Path(__file__).parents[2] / "experiments" / "learned"
 STEPS, STOP = 6, 3
 
 
@@ -74,11 +75,12 @@ def train(
     trainer.fit(Fit(), loader, ckpt_path=folder / "stopped.ckpt" if resume else None)
 
 
-@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize(("learned", "accumulated"), [(None, 1), (None, 2), ("digits_ana", 1), ("fashion_joint", 1)])
 def test_the_same_values_as_the_plain_player_across_a_resume(
-    lightning: Any, schedule: Path, tmp_path: Path, accumulated: int
+    lightning: Any, schedule: Path, tmp_path: Path, learned: str | None, accumulated: int
 ) -> None:
     torch.set_default_dtype(torch.float32)
+    schedule = LEARNED / f"{learned}.json" if learned else schedule
     seen: list[tuple[int, Any]] = []
     settled: list[int] = []
 

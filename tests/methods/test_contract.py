@@ -40,6 +40,7 @@ CASES: dict[str, MethodConfig] = {
     "gxnor": MethodConfig(name="gxnor", noise="uniform"),
     "gxnor_states": MethodConfig(name="gxnor", levels="states3", scale="least_squares", granularity="channel"),
     "metropolis": MethodConfig(name="metropolis", half_width=0.25),
+    "metropolis_adaptive": MethodConfig(name="metropolis", cooling="adaptive", uphill=0.4),
     "metropolis_states": MethodConfig(name="metropolis", levels="balanced3", scale="max", uphill=0.2),
 }
 WITHOUT_FLOAT_WEIGHTS = {"gxnor", "metropolis"}  # methods whose weights are deployed as they are

@@ -11,6 +11,7 @@ from torch import nn
 from metasched.config import TaskConfig
 from metasched.errors import MetaschedError
 from metasched.models import MODELS, SMALLEST_IMAGE, build_model
+from metasched.models.cutie import CutieNet, Thermometer
 from metasched.models.lenet import LeNet
 from metasched.models.mlp import MLP
 from metasched.models.resnet import Block, ResNet20
@@ -107,6 +108,36 @@ def test_lenet_count_at_the_width_of_the_paper():
     # 28 -> 24 -> 12 -> 8 -> 4 pixels
     layers = 25 * (32 + 32 * 64) + 64 * 4 * 4 * 512 + 512 * 10 + 10
     assert count(LeNet(1, (28, 28), num_classes=10)) == layers + 2 * (32 + 64 + 512)
+
+
+@pytest.mark.parametrize(("shape", "end"), [((1, 8, 8), 2), ((1, 28, 28), 3), ((3, 32, 32), 2), ((3, 64, 64), 2)])
+def test_cutie_count_and_final_resolution(shape: tuple[int, int, int], end: int):
+    w = 5
+    convolutions = 9 * (8 * shape[0] * w + 6 * w * w)
+    assert count(CutieNet(shape[0], shape[1:], 10, w)) == convolutions + 7 * 2 * w + w * end**2 * 10 + 10
+
+
+def test_no_pool_of_cutie_cuts_a_row_off():
+    for size in (8, 16, 20, 24, 28, 32, 48, 64):
+        x = torch.randn(2, 1, size, size)
+        for module in CutieNet(1, (size, size), num_classes=10, width=2):
+            assert not (isinstance(module, nn.MaxPool2d) and (x.shape[2] % 2 or x.shape[3] % 2))
+            x = module(x)
+
+
+def test_the_thermometer_has_as_many_trits_as_the_value_has_steps():
+    steps, size = 5, 0.25
+    x = torch.linspace(-2, 2, 401)
+    trits = Thermometer(steps, size)(x.reshape(1, 1, 1, -1))[0, :, 0]
+    wanted = torch.floor(x / size + 0.5).clamp(-steps, steps)  # to the nearest step, halves up
+    assert torch.equal(trits.sum(0), wanted)
+    for k in range(steps):  # filled from the first one on
+        assert torch.equal(trits[k], wanted.sign() * (wanted.abs() > k))
+
+
+def test_the_thermometer_puts_the_channels_of_an_image_after_each_other():
+    x = torch.tensor([0.6, -0.6]).reshape(1, 2, 1, 1)
+    assert Thermometer(2, 0.5)(x).flatten().tolist() == [1, -1, 0, 0]
 
 
 def test_vgg8_average_pool_is_the_identity_for_cifar():

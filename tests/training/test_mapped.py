@@ -46,6 +46,7 @@ METHODS = {
     "joint": MethodConfig(name="joint", forward="random", partition="relaxation"),
     "gxnor": MethodConfig(name="gxnor"),
     "metropolis": MethodConfig(name="metropolis", levels="states3", scale="max", granularity="channel"),
+    "metropolis_adaptive": MethodConfig(name="metropolis", cooling="adaptive"),
 }
 # eps: gradients that are rounding noise would become steps of Adam
 OPTIMIZERS = {

@@ -1,0 +1,67 @@
+"""Metropolis with the change of the loss itself, evaluated on the batch of the step.
+
+The proposals of a layer (metropolis.py) are dealt to ``blocks`` parts at random. Each part is accepted or rejected as a
+whole, one after the other, with probability min(1, exp(-dE / temperature)), where dE is what it changes the loss of the
+batch by, everything else being where it is: layers before this one have moved, what is in float has not. So a step
+takes 1 + blocks * layers more forward passes.
+
+Where proposals are symmetric, ``uphill`` = 1/2 and steps of constant size, each part is in detailed balance with
+exp(-E / temperature) for the loss E of the batch, whatever its form. Temperatures are in the unit of the loss; adaptive
+cooling makes them shares of what is accepted instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from metasched.methods.base import Control, State, Values
+from metasched.methods.metropolis import TEMPERATURE, Metropolis
+from metasched.quantizers.transitions import acceptance, propose, sampled, within
+from metasched.randomness import Draw
+
+
+@dataclass(frozen=True)
+class BatchMetropolis(Metropolis):
+    """Metropolis by the loss of the batch; see the module's docstring.
+
+    Attributes:
+        blocks: parts of a layer that are accepted or rejected by themselves.
+    """
+
+    blocks: int = 1
+
+    @property
+    def controls(self) -> tuple[Control, ...]:
+        return (replace(TEMPERATURE, unit="loss of the batch"),)
+
+    def update_evaluated(
+        self,
+        w: torch.Tensor,
+        proposed: torch.Tensor,
+        state: State,
+        controls: Values,
+        draw: Draw,
+        loss: Callable[[torch.Tensor], torch.Tensor],
+        here: torch.Tensor,
+    ) -> tuple[torch.Tensor, State, torch.Tensor]:
+        """See Evaluating; with the derivative of the expectation in w and in the temperature, not in the step."""
+        k, step = self.in_quanta(w, proposed, state)
+        uniforms = (draw.uniform("jump", k), draw.uniform("direction", k))
+        jump = within(k, propose(step, self.steepness, self.uphill, *uniforms), self.top)
+        block = (draw.uniform("block", k) * self.blocks).floor()
+        chances = draw.uniform("acceptance", k.new_empty(self.blocks))
+        temperature, taken, expected, changes = self.temperature(state, controls), k.detach(), k, []
+        for b in range(self.blocks):
+            part = torch.where(block == b, jump, 0.0)
+            there = loss(self.weight_of(taken + part, state))
+            chance = acceptance(there - here, temperature)
+            accepted = chances[b] < chance
+            changes.append(there - here)
+            taken, here = torch.where(accepted, taken + part, taken), torch.where(accepted, there, here)
+            expected = expected + chance * part
+        if self.adaptive:
+            state = self.followed(state, controls, torch.stack(changes))
+        return self.weight_of(sampled(taken, expected), state), state, here
