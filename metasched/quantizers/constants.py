@@ -10,8 +10,8 @@ import torch
 def constants(values: tuple[float, ...], like: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The values in the dtype and on the device of ``like``; not to be written to.
 
-    >>> constants((1.0, 0.5), torch.zeros(3, dtype=torch.float64))
-    (tensor(1., dtype=torch.float64), tensor(0.5000, dtype=torch.float64))
+    >>> [(float(c), c.dtype) for c in constants((1.0, 0.5), torch.zeros(3, dtype=torch.float32))]
+    [(1.0, torch.float32), (0.5, torch.float32)]
     """
     return _constants(values, like.dtype, like.device)
 

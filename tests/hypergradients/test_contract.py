@@ -180,6 +180,8 @@ def test_floored_bounds_the_noise_alone_and_has_the_parameters_of_its_schedule()
 class Planted:
     """In place of the worker pool: gives the estimates that ``plan(outer step, run)`` says, and keeps the arguments."""
 
+    workers = 1
+
     def __init__(self, plan: Callable[[int, int], Tensors]) -> None:
         self.plan = plan
         self.seen: list[Run] = []
