@@ -7,10 +7,12 @@ running call what to do. Parameters, buffers, method state and controls are argu
 from __future__ import annotations
 
 import copy
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -26,6 +28,7 @@ ControlRows = Mapping[str, torch.Tensor]  # control -> [L], the values of one st
 
 _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Hardtanh)
+_DRAWING = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.RNNBase, nn.MultiheadAttention)  # from the global generator
 _activate: ContextVar[Callable[[int, torch.Tensor], torch.Tensor]] = ContextVar("activate")
 
 
@@ -67,6 +70,11 @@ class QuantizedNetwork:
     method: Method
     layers: tuple[Layer, ...]
 
+    @cached_property
+    def draws(self) -> bool:
+        """Whether a module of torch's here draws from the global generator, as dropout does."""
+        return any(isinstance(m, _DRAWING) for m in self.module.modules())
+
     def describe(self) -> str:
         """One line a layer: what was chosen."""
         return "\n".join(
@@ -78,16 +86,18 @@ class QuantizedNetwork:
         """Initial parameters and method state, from the float network's parameters and the first step's controls."""
         params = dict(params)
         state: Tensors = {}
+        each = self._rows(controls)
         for i, (layer, key) in enumerate(self._weights()):
-            params[key], own = self.method.initialize(params[key], _row(controls, i), Draw(seed, 0, i))
+            params[key], own = self.method.initialize(params[key], each[i], Draw(seed, 0, i))
             state |= _prefixed(layer, own)
         return params, state
 
     def prepare(self, params: Tensors, state: Tensors, controls: ControlRows, seed: int, step: int) -> Tensors:
         """Method state for this step's forward pass."""
         prepared: Tensors = {}
+        each, owns = self._rows(controls), _of_layers(state)
         for i, (layer, key) in enumerate(self._weights()):
-            own = self.method.prepare(params[key], _own(layer, state), _row(controls, i), Draw(seed, step, i))
+            own = self.method.prepare(params[key], owns[layer.name], each[i], Draw(seed, step, i))
             prepared |= _prefixed(layer, own)
         return prepared
 
@@ -103,15 +113,17 @@ class QuantizedNetwork:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Outputs under the controls, and the method's penalty (None for none); ``call(params, x)`` runs the module."""
         seen, penalty = dict(params), None
+        # the sites have rows of their own: derivatives add up in the order in which published ones were added up
+        each, of_sites, owns = self._rows(controls), self._rows(controls), _of_layers(state)
         for i, (layer, key) in enumerate(self._weights()):
-            own, row = _own(layer, state), _row(controls, i)
+            own, row = owns[layer.name], each[i]
             seen[key] = self.method.weight(params[key], own, row, Draw(seed, step, i))
             term = self.method.penalty(params[key], own, row)
             if term is not None:
                 penalty = term if penalty is None else penalty + term
 
         def activate(i: int, x: torch.Tensor) -> torch.Tensor:
-            return self.method.activation(x, _own(self.layers[i], state), _row(controls, i), Draw(seed, step, i))
+            return self.method.activation(x, owns[self.layers[i].name], of_sites[i], Draw(seed, step, i))
 
         with activations(activate):
             return call(seen, x), penalty
@@ -138,9 +150,10 @@ class QuantizedNetwork:
         if isinstance(self.method, Evaluating):
             return self._update_evaluated(self.method, params, proposed, state, controls, seed, step, loss)
         settled, updated = dict(proposed), {}
+        each, owns = self._rows(controls), _of_layers(state)
         for i, (layer, key) in enumerate(self._weights()):
             settled[key], own = self.method.update(
-                params[key], proposed[key], _own(layer, state), _row(controls, i), Draw(seed, step, i)
+                params[key], proposed[key], owns[layer.name], each[i], Draw(seed, step, i)
             )
             updated |= _prefixed(layer, own)
         return settled, updated
@@ -161,13 +174,13 @@ class QuantizedNetwork:
             problem = "batch needs the loss of the batch at other weights, which only metasched's own steps evaluate"
             raise MetaschedError("method.energy", problem, "set it to first_order, or meta.estimator to sweep")
         settled, updated, moved = dict(proposed), {}, {name: p.detach() for name, p in params.items()}
-        here = loss(moved)
+        here, each, owns = loss(moved), self._rows(controls), _of_layers(state)
         for i, (layer, key) in enumerate(self._weights()):
             settled[key], own, here = method.update_evaluated(
                 params[key],
                 proposed[key],
-                _own(layer, state),
-                _row(controls, i),
+                owns[layer.name],
+                each[i],
                 Draw(seed, step, i),
                 lambda w, key=key: loss({**moved, key: w.detach()}),
                 here,
@@ -178,9 +191,9 @@ class QuantizedNetwork:
 
     def harden(self, params: Tensors, state: Tensors, surrogate: float = 0.5) -> Tensors:
         """The deployed parameters: every quantized weight exactly on its level set."""
-        hardened = dict(params)
+        hardened, owns = dict(params), _of_layers(state)
         for layer, key in self._weights():
-            hardened[key] = self.method.harden(params[key], _own(layer, state), surrogate)
+            hardened[key] = self.method.harden(params[key], owns[layer.name], surrogate)
         return hardened
 
     def forward_hardened(
@@ -201,6 +214,11 @@ class QuantizedNetwork:
     def buffers(self) -> Tensors:
         """A copy of the module's initial buffers."""
         return {name: b.detach().clone() for name, b in self.module.named_buffers()}
+
+    def _rows(self, controls: ControlRows) -> list[Tensors]:
+        """The values of each layer: control -> 0-d."""
+        values = {name: v.unbind() for name, v in controls.items()}
+        return [{name: v[i] for name, v in values.items()} for i in range(len(self.layers))]
 
     def _weights(self) -> Iterator[tuple[Layer, str]]:
         for layer in self.layers:
@@ -294,13 +312,13 @@ def _execution_order(module: nn.Module, example: torch.Tensor) -> list[tuple[str
     return ran
 
 
-def _row(controls: ControlRows, i: int) -> Tensors:
-    return {name: values[i] for name, values in controls.items()}
-
-
-def _own(layer: Layer, state: Tensors) -> Tensors:
-    prefix = f"{layer.name}/"
-    return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+def _of_layers(state: Tensors) -> Mapping[str, Tensors]:
+    """Each layer's own part of the method state, by its name; of a layer without one, nothing."""
+    owns: defaultdict[str, Tensors] = defaultdict(dict)
+    for key, value in state.items():
+        layer, _, name = key.rpartition("/")
+        owns[layer][name] = value
+    return owns
 
 
 def _prefixed(layer: Layer, own: Tensors) -> Tensors:

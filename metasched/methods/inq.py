@@ -88,15 +88,10 @@ class INQ:
             free = w.detach().abs() if self.partition == "magnitude" else state["key"]
             # Whatever is frozen comes first, most frozen first.
             key = torch.where(frozen > 0, frozen + free.amax(), free)
-        order = key.flatten().argsort(descending=True, stable=True)
-        n = order.numel()
-        middles = (torch.arange(n, dtype=w.dtype, device=w.device) + 0.5) / n
         if self.relaxation > 0:
-            z = ((fraction * (1 + self.relaxation) - middles) / self.relaxation).clamp(0, 1)
-            mask = z * z * (3 - 2 * z)
+            state["frozen"] = _relaxed_mask(key, fraction, self.relaxation)
         else:
-            mask = (middles <= fraction.detach()).to(w.dtype)
-        state["frozen"] = torch.zeros_like(mask).index_copy(0, order, mask).reshape(w.shape)
+            state["frozen"] = _mask(key, fraction.detach())
         return state
 
     def blend(self, live: torch.Tensor, w: torch.Tensor, state: State) -> torch.Tensor:
@@ -125,3 +120,40 @@ class INQ:
 
     def relaxed(self, width: float) -> INQ:
         return replace(self, relaxation=width)
+
+
+def _middles(key: torch.Tensor) -> torch.Tensor:
+    """The ranks r_i, in order: (i + 1/2) / n."""
+    n = key.numel()
+    return (torch.arange(n, dtype=key.dtype, device=key.device) + 0.5) / n
+
+
+def _relaxed_mask(key: torch.Tensor, fraction: torch.Tensor, width: float) -> torch.Tensor:
+    """The mask S((f (1 + omega) - r) / omega), of the shape of ``key``; largest keys first."""
+    z = ((fraction * (1 + width) - _middles(key)) / width).clamp(0, 1)
+    return _in_order(key, z * z * (3 - 2 * z))
+
+
+def _mask(key: torch.Tensor, fraction: torch.Tensor) -> torch.Tensor:
+    """1 for the share of the elements whose keys are largest, of equal ones those that come first; 0 for the others."""
+    first = _middles(key) <= fraction
+    try:
+        count = int(first.sum())
+    except RuntimeError:  # within torch.vmap nobody can look
+        return _in_order(key, first.to(key.dtype))
+    if count == 0:
+        return torch.zeros_like(key)
+    # the smallest key that is chosen is found in a tenth of the time that sorting takes
+    least = key.flatten().kthvalue(key.numel() - count + 1).values
+    mask = key >= least
+    if int(mask.sum()) > count:  # equal keys on both sides of the line
+        mask = key > least
+        at = (key == least).flatten()
+        mask |= (at & (at.cumsum(0) <= count - mask.sum())).reshape(key.shape)
+    return mask.to(key.dtype)
+
+
+def _in_order(key: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Each value at the place of its key: the first at the largest, equal keys in the order of their places."""
+    order = key.flatten().argsort(descending=True, stable=True)
+    return torch.zeros_like(values).index_copy(0, order, values).reshape(key.shape)

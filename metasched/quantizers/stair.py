@@ -199,14 +199,15 @@ def _derivatives(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """sum_k d_k f(z_k) / s and, if asked for, sum_k d_k z_k f(z_k) / s; both exactly 0 where there is no noise."""
     pdf, inverse, centred = NOISE_FAMILIES[family].pdf, _inverse(scale, x), x - mean
-    slope = weighted = torch.zeros((), dtype=x.dtype, device=x.device)
+    slopes, weighted = [], []
     for theta, jump in zip(constants(levels.thresholds, x), levels.jumps, strict=True):
         z = (centred - theta) * inverse
         density = pdf(z) if jump == 1 else pdf(z) * jump
-        slope = slope + density
+        slopes.append(density)
         if stretch:
-            weighted = weighted + density * z
-    return slope * inverse, weighted * inverse
+            weighted.append(density * z)
+    slope = sum(slopes[1:], slopes[0]) * inverse
+    return slope, sum(weighted[1:], weighted[0]) * inverse if stretch else slope.new_zeros(())
 
 
 def _over(t: torch.Tensor, runs: int | None, x: torch.Tensor) -> torch.Tensor:
@@ -230,7 +231,8 @@ def _inverse(scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def _silent(scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    return scale < torch.finfo(x.dtype).eps
+    (eps,) = constants((torch.finfo(x.dtype).eps,), x)
+    return scale < eps
 
 
 def _row(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
@@ -251,7 +253,8 @@ def _mode(above: list[torch.Tensor], levels: LevelSet, uniform: torch.Tensor | N
     for k, level in enumerate(others, 1):
         probability = above[k - 1] - above[k] if k < len(above) else above[k - 1]
         value = torch.lerp(level, value, _positive(most - probability))
-        most = torch.maximum(probability, most)
+        if k < len(above):
+            most = torch.maximum(probability, most)
     return value
 
 

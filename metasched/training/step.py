@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from torch import nn
 
 from metasched.network import ControlRows, QuantizedNetwork, Tensors
 from metasched.randomness import derive_seed
@@ -22,8 +21,6 @@ from metasched.training.finite import FINITE, all_finite
 from metasched.training.optimizers import Optimizer
 
 Hyper = Mapping[str, float | torch.Tensor]  # of one step
-
-_DRAWING = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.RNNBase, nn.MultiheadAttention)  # from the global generator
 
 
 class TrainingState(NamedTuple):
@@ -94,11 +91,10 @@ class InnerProblem:
 @contextmanager
 def own_draws(problem: InnerProblem, step: int) -> Iterator[None]:
     """Within: what the module draws from torch's global generator (dropout) is a function of the seed and the step."""
-    module = problem.network.module
-    if not any(isinstance(m, _DRAWING) for m in module.modules()):
+    if not problem.network.draws:
         yield
         return
-    device = next(module.parameters()).device
+    device = next(problem.network.module.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(problem.seed, "forward", step))
         yield

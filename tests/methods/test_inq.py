@@ -222,3 +222,21 @@ def test_derivative_of_the_relaxed_mask(partition: str) -> None:
 def test_the_exact_partition_has_no_derivative() -> None:
     fraction = torch.tensor(0.4, requires_grad=True)
     assert not relaxed_mask(fraction, 50, 0.0).requires_grad
+
+
+@pytest.mark.parametrize("partition", ["magnitude", "random"])
+def test_of_equal_weights_the_first_ones_freeze_mapped_or_not(partition: str) -> None:
+    method = inq(partition)
+    w = torch.randint(-3, 4, (4, 25), generator=torch.Generator().manual_seed(0)).to(torch.float64)
+    state = {"scale": torch.ones(1, 1), "frozen": torch.zeros(4, 25), "key": w.abs(), "fraction": torch.zeros(())}
+
+    def frozen(fraction: torch.Tensor) -> torch.Tensor:
+        return method.prepare(w, state, {"freeze_fraction": fraction}, Draw(0, 0, 0))["frozen"]
+
+    fractions = torch.linspace(0, 1, 41)
+    order = np.argsort(-w.abs().flatten().numpy(), kind="stable")
+    for fraction, mapped in zip(fractions, torch.func.vmap(frozen)(fractions), strict=True):
+        expected = np.zeros(100)
+        expected[order[: count(float(fraction), 100)]] = 1
+        assert np.array_equal(frozen(fraction).flatten().numpy(), expected)
+        assert torch.equal(mapped, frozen(fraction))
