@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from metasched.cli import main
+from metasched.cli.commands import COMMANDS
 from metasched.config import Experiment
 from metasched.errors import MetaschedError
 from metasched.exchange.export import dumps, write_schedule
@@ -21,7 +22,6 @@ from metasched.files import RunFolder
 from metasched.signals import Terminated
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["train", "online", "compare", "check", "sensitivity", "deploy", "export", "import", "show"]
 
 
 @pytest.fixture

@@ -1,0 +1,29 @@
+"""``metasched compare``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from metasched.cli.output import add_json, console_of, print_result
+from metasched.cli.run_folders import add_resumable, resumable_folder
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Adds its arguments."""
+    add_json(parser)
+    also = "also these schedules"
+    parser.add_argument("--schedule", nargs="+", action="extend", default=[], metavar="FILE", help=also)
+    add_resumable(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Plays schedules on the same seeds, or goes on with that."""
+    with (
+        resumable_folder(arguments.command, arguments, learns=False) as (experiment, folder),
+        console_of(arguments) as console,
+    ):
+        from metasched.evaluation.compare import run as compare
+
+        result = compare(experiment, [Path(path) for path in arguments.schedule], folder, console)
+    print_result({"folder": str(folder.path), **result}, arguments.json)

@@ -1,0 +1,58 @@
+"""Runs one command, and turns what ends it into an exit code and a line on stderr."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import sys
+import warnings
+from collections.abc import Sequence
+
+from metasched.cli.parser import parse
+from metasched.errors import MetaschedError, printable
+from metasched.signals import Terminated, leaving
+from metasched.training.ranks import serve, serves
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Returns:
+        the exit code: 0; 2 for a mistake of the user or a disk that takes nothing more, 1 for a run that is stopped
+        because its numbers are not finite, each with one line on stderr; 130 or 143 when interrupted or terminated.
+    """
+    arguments = argparse.Namespace(go_on=None)
+
+    def say(stopped: type[KeyboardInterrupt]) -> None:
+        how = "terminated" if issubclass(stopped, Terminated) else "interrupted"
+        _tell(f"metasched: {how}{f'; go on with `{arguments.go_on}`' if arguments.go_on else ''}")
+
+    with warnings.catch_warnings(), leaving(say):
+        warnings.showwarning = lambda message, *_: _tell(f"metasched: warning: {printable(str(message))}")
+        try:
+            command = parse(sys.argv[1:] if argv is None else argv, arguments)
+            if not serves():
+                command.run(arguments)
+            elif command.spread:
+                serve()
+        except MetaschedError as error:
+            for line in str(error).splitlines():
+                _tell(f"metasched: error: {line}")
+            return error.exit_code
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            where = printable(str(error.filename or "output"))
+            _tell(f"metasched: error: {where}: cannot be written ({error.strerror})")
+            return 2
+        except KeyboardInterrupt as stopped:
+            say(type(stopped))
+            return 143 if isinstance(stopped, Terminated) else 130
+    return 0
+
+
+def _tell(line: str) -> None:
+    if not serves():
+        print(line, file=sys.stderr)

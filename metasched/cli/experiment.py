@@ -1,0 +1,49 @@
+"""The experiment that a command works on: its arguments, and loading it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from metasched.config import Experiment
+    from metasched.fields import FieldInfo
+
+
+def add_experiment(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """The file of an experiment and its overrides."""
+    parser.usage = "%(prog)s CONFIG [options] [--section.field VALUE ...]"
+    nargs = None if required else "?"
+    parser.add_argument("config", metavar="CONFIG", nargs=nargs, help="the experiment, a YAML file")
+    add_overrides(parser)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """One option for each field of an experiment; all append to ``overrides``, as load_experiment takes them."""
+    from metasched.fields import fields
+
+    group = parser.add_argument_group("fields of the experiment, instead of what the file says (values are YAML)")
+    for field in fields():
+        group.add_argument(
+            f"--{field.path}",
+            dest="overrides",
+            action="append",
+            default=[],
+            metavar=field.type,
+            type=lambda text, path=field.path: f"--{path}={text}",
+            help=_about(field).replace("%", "%%"),
+        )
+
+
+def load(arguments: argparse.Namespace) -> Experiment:
+    """The experiment that its file and the overrides describe."""
+    from metasched.loading import load_experiment
+
+    return load_experiment(arguments.config, arguments.overrides)
+
+
+def _about(field: FieldInfo) -> str:
+    from metasched.files import json_text
+
+    default = json_text(field.default).strip('"')
+    return field.description if field.default is None else f"{field.description} [{default}]"

@@ -1,0 +1,44 @@
+"""``metasched import``."""
+
+from __future__ import annotations
+
+import argparse
+
+from metasched.cli.experiment import add_overrides, load
+from metasched.cli.output import add_output, put_schedule
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Adds its arguments."""
+    parser.usage = "%(prog)s CONFIG FILE [--from quantlab] [--total N] [options] [--section.field VALUE ...]"
+    parser.add_argument("config", metavar="CONFIG", help="the experiment that it is for, a YAML file")
+    parser.add_argument("policy", metavar="FILE", help="pbt_policy_<trial>.txt, or a JSON file of QuantLab")
+    kinds = ["ray", "quantlab"]
+    parser.add_argument("--from", dest="source", choices=kinds, default=kinds[0], help="what has written it [ray]")
+    whole = "iterations of the whole run in Ray Tune, or epochs in QuantLab (default there: the file's)"
+    parser.add_argument("--total", type=int, metavar="N", help=whole)
+    add_output(parser)
+    add_overrides(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Makes a schedule file of what population-based training has found, or of a schedule of QuantLab."""
+    if arguments.source == "ray" and arguments.total is None:
+        arguments.parser.error("the following arguments are required: --total")
+    experiment = load(arguments)
+    from metasched.exchange.pbt import import_policy
+    from metasched.exchange.quantlab.importing import import_quantlab
+    from metasched.loading import to_dict
+    from metasched.training.problem import build_problem
+
+    network = build_problem(experiment).network
+    schedule = {"ray": import_policy, "quantlab": import_quantlab}[arguments.source](
+        arguments.policy,
+        total=arguments.total,
+        name=experiment.name,
+        method_name=experiment.method.name,
+        method_parameters={k: v for k, v in to_dict(experiment)["method"].items() if k != "name"},
+        controls=network.method.controls,
+        layers=network.layers,
+    )
+    put_schedule(schedule, arguments.output)

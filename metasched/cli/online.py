@@ -1,0 +1,30 @@
+"""``metasched online``."""
+
+from __future__ import annotations
+
+import argparse
+
+from metasched.cli.experiment import add_experiment, load
+from metasched.cli.output import add_json, console_of, print_result
+from metasched.cli.run_folders import add_folder, run_folder
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Adds its arguments."""
+    add_json(parser)
+    parser.add_argument("--compare", action="store_true", help="also train from fresh seeds with and without adapting")
+    add_folder(parser)
+    add_experiment(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Trains once, and learns while it does."""
+    experiment = load(arguments)
+    from metasched.loading import require_learnable
+
+    require_learnable(experiment)
+    from metasched.meta.train_online import run as train_online
+
+    with run_folder(arguments.command, experiment, arguments) as folder, console_of(arguments) as console:
+        result = train_online(experiment, folder, console, compared=arguments.compare)
+    print_result({"folder": str(folder.path), **result}, arguments.json)

@@ -1,0 +1,54 @@
+"""What a command shows while it works, prints in the end, and writes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from metasched.errors import printable
+
+if TYPE_CHECKING:
+    from metasched.exchange.format import ScheduleFile
+    from metasched.tracking.console import Console
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """The option for a result that programs read."""
+    parser.add_argument("--json", action="store_true", help="print the result as JSON; all else goes to stderr")
+
+
+def console_of(arguments: argparse.Namespace) -> closing[Console]:
+    """Where a command shows its work: stdout, or stderr where the result is JSON."""
+    from metasched.tracking.console import open_console
+
+    return closing(open_console(sys.stderr if arguments.json else sys.stdout))
+
+
+def print_result(result: dict[str, Any], as_json: bool) -> None:
+    """Prints a result as JSON, or its numbers and names a line each."""
+    from metasched.files import json_text
+
+    if as_json:
+        print(json_text(result, indent=2))
+    else:
+        for key, value in result.items():
+            if not isinstance(value, dict | list):  # what has a structure was shown as a table
+                text = value if isinstance(value, str) else json_text(value).strip('"')
+                print(f"{key}: {printable(text)}")
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Where a schedule is written to."""
+    parser.add_argument("-o", "--output", metavar="FILE", help="default: standard output")
+
+
+def put_schedule(schedule: ScheduleFile, output: str | None) -> None:
+    """Writes a schedule file, or prints it where no file is named."""
+    from metasched.exchange.export import dumps, write_schedule
+
+    if output is None:
+        sys.stdout.write(dumps(schedule))
+    else:
+        write_schedule(output, schedule)

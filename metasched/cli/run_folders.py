@@ -1,0 +1,106 @@
+"""The run folder that a command works in: a new one, or one to go on in."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from metasched.cli.experiment import add_experiment, load
+from metasched.errors import MetaschedError
+
+if TYPE_CHECKING:
+    from metasched.config import Experiment
+    from metasched.files import RunFolder
+
+
+def add_folder(parser: argparse.ArgumentParser) -> None:
+    """The run folder of a new run."""
+    parser.add_argument("--folder", help="run folder (default: a new one in run.folder)")
+
+
+def add_resumable(parser: argparse.ArgumentParser) -> None:
+    """What ``resumable_folder`` takes: an experiment, or a run to go on with."""
+    add_folder(parser)
+    resume = "go on with the stopped run in this folder, with the same bits"
+    parser.add_argument("--resume", metavar="RUN", help=resume)
+    allow = "with --resume: this field may differ from the run's (may be given several times)"
+    parser.add_argument("--allow", metavar="FIELD", action="append", default=[], help=allow)
+    add_experiment(parser, required=False)
+
+
+@contextmanager
+def resumable_folder(
+    command: str, arguments: argparse.Namespace, *, learns: bool = True
+) -> Iterator[tuple[Experiment, RunFolder]]:
+    """An experiment with its run folder, a new one or one to go on in.
+
+    Args:
+        command: whose run it is.
+        arguments: as ``add_resumable`` adds them; their ``go_on`` becomes the command line that goes on with the run.
+        learns: an experiment in which there is nothing to learn is refused.
+
+    Raises:
+        MetaschedError: arguments that do not go together, or what is wrong with the experiment or the folder.
+    """
+    if arguments.resume is None and arguments.config is None:
+        arguments.parser.error("the following arguments are required: CONFIG (or --resume RUN)")
+    if arguments.resume is None and arguments.allow:
+        raise MetaschedError("--allow", "is for --resume only", "leave it out")
+    if arguments.resume is not None and arguments.folder:
+        raise MetaschedError("--folder", "does not go with --resume", "leave it out: a run goes on in its own folder")
+    from metasched.loading import require_learnable
+
+    if arguments.resume is None:
+        experiment = load(arguments)
+        if learns:
+            require_learnable(experiment)
+        with run_folder(command, experiment, arguments) as folder:
+            yield experiment, folder
+        return
+    from metasched.files import RunFolder
+
+    folder = RunFolder.resume(arguments.resume, command)
+    try:
+        from metasched.meta.resume import resumed_experiment
+
+        arguments.go_on = _go_on(command, folder)
+        config = Path(arguments.config) if arguments.config else None
+        experiment = resumed_experiment(folder, config, arguments.overrides, arguments.allow)
+        if learns:
+            require_learnable(experiment)
+        yield experiment, folder
+        folder.finish()
+    finally:
+        folder.release()
+
+
+@contextmanager
+def run_folder(command: str, experiment: Experiment, arguments: argparse.Namespace) -> Iterator[RunFolder]:
+    """A run folder with what is needed to repeat the run; a mistake that shows before work starts leaves no folder."""
+    from metasched.files import RunFolder, environment, json_text, write_atomic
+    from metasched.loading import dump_yaml
+
+    path = arguments.folder
+    place = Path(path or experiment.run.folder)
+    made = [p for p in (place, *place.parents) if not os.path.exists(p)]  # Path.exists raises on a name too long
+    folder = RunFolder.claim(path, command) if path else RunFolder.create(place, experiment.name, command)
+    try:
+        write_atomic(folder.config, dump_yaml(experiment).encode())
+        if "resume" in arguments:
+            arguments.go_on = _go_on(command, folder)
+        write_atomic(folder.environment, json_text(environment(), indent=2).encode())
+        yield folder
+        folder.finish()
+    except MetaschedError:
+        folder.discard(made if path else [folder.path, *made])
+        raise
+    finally:
+        folder.release()
+
+
+def _go_on(command: str, folder: RunFolder) -> str:
+    return f"metasched {command} --resume {folder.path}"

@@ -1,0 +1,32 @@
+"""``metasched sensitivity``."""
+
+from __future__ import annotations
+
+import argparse
+
+from metasched.cli.experiment import add_experiment, load
+from metasched.cli.output import add_json, console_of, print_result
+from metasched.cli.run_folders import add_folder, run_folder
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Adds its arguments."""
+    add_json(parser)
+    which = "hand-coded one or a file (default: schedule.start)"
+    parser.add_argument("--schedule", metavar="NAME_OR_FILE", help=which)
+    parser.add_argument("--runs", type=int, default=8, metavar="N", help="inner runs that are differentiated [8]")
+    add_folder(parser)
+    add_experiment(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Shows where a change of a schedule would help."""
+    experiment = load(arguments)
+    from metasched.loading import require_learnable
+
+    require_learnable(experiment)
+    from metasched.meta.sensitivity import sensitivity
+
+    with run_folder(arguments.command, experiment, arguments) as folder, console_of(arguments) as console:
+        result = sensitivity(experiment, arguments.schedule, arguments.runs, folder, console)
+    print_result({"folder": str(folder.path), **result}, arguments.json)

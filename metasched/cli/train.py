@@ -1,0 +1,23 @@
+"""``metasched train``."""
+
+from __future__ import annotations
+
+import argparse
+
+from metasched.cli.output import add_json, console_of, print_result
+from metasched.cli.run_folders import add_resumable, resumable_folder
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Adds its arguments."""
+    add_json(parser)
+    add_resumable(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Learns a schedule and compares it, or goes on with that."""
+    with resumable_folder(arguments.command, arguments) as (experiment, folder), console_of(arguments) as console:
+        from metasched.meta.train import train
+
+        result = train(experiment, folder, console)
+    print_result({"folder": str(folder.path), **result}, arguments.json)
