@@ -106,6 +106,39 @@ def plot_differences(path: Path, differences: Mapping[str, tuple[float, float, f
     _save(figure, path)
 
 
+def plot_compute(
+    path: Path,
+    found: Mapping[str, Mapping[float, Sequence[float]]],
+    free: Mapping[str, Sequence[float]],
+    learned: str,
+) -> None:
+    """Mean score with its 95 % t-interval over the plain training runs that were spent to find a schedule.
+
+    Args:
+        path: of the PNG.
+        found: way to find a schedule -> plain runs spent -> one score for each seed; higher is better.
+        free: arm -> scores of schedules that cost nothing, drawn as lines.
+        learned: the way to stand out.
+    """
+    figure, (axis,) = _panels(1, width=5.6, height=4.0)
+    for i, (name, curve) in enumerate(found.items()):
+        runs = sorted(curve)
+        beside = [r * 1.03**i for r in runs]  # intervals of the same cost would hide each other
+        samples = [np.asarray(curve[r], dtype=float) for r in runs]
+        color = _LEARNED if name == learned else f"C{i}"
+        means, halves = [sample.mean() for sample in samples], [_half_interval(sample) for sample in samples]
+        axis.errorbar(beside, means, yerr=halves, marker="o", markersize=4, capsize=3, color=color, label=name)
+    for name, scores in free.items():
+        axis.axhline(float(np.mean(scores)), color=_OTHER, linestyle="--", linewidth=1, label=f"{name} (costs nothing)")
+    ticks = sorted({runs for curve in found.values() for runs in curve})
+    axis.set_xscale("log")
+    axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
+    axis.minorticks_off()
+    axis.set(xlabel="plain training runs spent", ylabel="score (mean, 95 % interval)")
+    axis.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
 def plot_sensitivity(path: Path, maps: Mapping[str, tuple[torch.Tensor, torch.Tensor]], layers: Sequence[str]) -> None:
     """Two panels a control, layers over progress: the mean derivative of the outer loss, and its t-value over runs.
 
