@@ -22,9 +22,10 @@ from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -70,22 +71,33 @@ class Perturbed(NamedTuple):
     answered: Tensors
 
 
-class ParticleEstimator(Protocol):
-    """What an estimator by particles has to say: sigma, the steps of a window (None: a tenth of the run), and delta."""
+@dataclass(frozen=True)
+class ParticleES(ABC):
+    """An estimator by particles: one hypergradient from a window of each pair, one pair for each seed.
 
-    @property
-    def sigma(self) -> float:
-        """Standard deviation of the smoothing, in units of the parameters' scales."""
-        ...
+    Attributes:
+        sigma: standard deviation of the smoothing, in units of the parameters' scales; positive.
+        window: steps between two estimates; None: a tenth of the run, at least 1.
+    """
 
-    @property
-    def window(self) -> int | None:
-        """Steps of a window; None: a tenth of the run, at least 1."""
-        ...
+    sigma: float
+    window: int | None = None
 
+    @abstractmethod
     def perturbed(self, schedule: nn.Module, particle: Particle, seed: int) -> Perturbed:
         """The perturbation of a particle's next window; ``seed`` is that of the estimate."""
-        ...
+
+    def begin(self, schedule: nn.Module, runs: Runs) -> State:
+        """Empty: the first estimate has the seeds that the particles begin with."""
+        return {}
+
+    def check(self, schedule: nn.Module, runs: Runs, num_runs: int, state: State) -> None:
+        """See Estimator."""
+        check_particles(schedule, runs, num_runs, state)
+
+    def estimate(self, schedule: nn.Module, runs: Runs, seeds: Sequence[int], state: State) -> Estimate:
+        """See Estimator; always with the same number of seeds."""
+        return estimate_by_particles(self, schedule, runs, seeds, state)
 
 
 class Moved(NamedTuple):
@@ -104,7 +116,7 @@ class Moved(NamedTuple):
 
 
 def estimate_by_particles(
-    estimator: ParticleEstimator, schedule: nn.Module, runs: Runs, seeds: Sequence[int], state: State
+    estimator: ParticleES, schedule: nn.Module, runs: Runs, seeds: Sequence[int], state: State
 ) -> Estimate:
     """One window of each particle, one particle for each seed; see Estimator.
 
@@ -152,7 +164,7 @@ def first_windows(num_particles: int, num_windows: int, seed: int) -> list[int]:
 
 
 def move(
-    estimator: ParticleEstimator, schedule: nn.Module, runs: Runs, particles: Sequence[Particle], seeds: Sequence[int]
+    estimator: ParticleES, schedule: nn.Module, runs: Runs, particles: Sequence[Particle], seeds: Sequence[int]
 ) -> list[Moved]:
     """Each particle after its next window."""
     steps, window = runs.problem.steps, _window(estimator, runs)
@@ -197,7 +209,7 @@ def _judged(moves: Sequence[Moved], kept: Sequence[Moved]) -> list[Judged]:
     return ended or [stand for moved in kept for stand in moved.stands]
 
 
-def _window(estimator: ParticleEstimator, runs: Runs) -> int:
+def _window(estimator: ParticleES, runs: Runs) -> int:
     return estimator.window or max(1, runs.problem.steps // 10)
 
 

@@ -14,41 +14,15 @@ objective judges the end alone (particles.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 from torch import nn
 
 from metasched.config import MetaConfig
-from metasched.hypergradients.estimator import Estimate, State
-from metasched.hypergradients.particles import Particle, Perturbed, check_particles, estimate_by_particles
+from metasched.hypergradients.particles import Particle, ParticleES, Perturbed
 from metasched.hypergradients.perturbation import direction
-from metasched.hypergradients.runs import Runs
 
 
-@dataclass(frozen=True)
-class PersistentES:
-    """One hypergradient from a window of each pair, one pair for each seed.
-
-    Attributes:
-        sigma: standard deviation of the smoothing, in units of the parameters' scales; positive.
-        window: steps between two estimates; None: a tenth of the run, at least 1.
-    """
-
-    sigma: float
-    window: int | None = None
-
-    def begin(self, schedule: nn.Module, runs: Runs) -> State:
-        """Empty: the first estimate has the seeds that the particles begin with."""
-        return {}
-
-    def check(self, schedule: nn.Module, runs: Runs, num_runs: int, state: State) -> None:
-        """See Estimator."""
-        check_particles(schedule, runs, num_runs, state)
-
-    def estimate(self, schedule: nn.Module, runs: Runs, seeds: Sequence[int], state: State) -> Estimate:
-        """See Estimator; always with the same number of seeds."""
-        return estimate_by_particles(self, schedule, runs, seeds, state)
+class PersistentES(ParticleES):
+    """Each window has a perturbation of its own."""
 
     def perturbed(self, schedule: nn.Module, particle: Particle, seed: int) -> Perturbed:
         """A fresh perturbation, which answers together with those before it."""
