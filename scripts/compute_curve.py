@@ -17,6 +17,7 @@ from typing import Any
 from metasched.tracking.plots import plot_compute
 
 Curves = dict[str, dict[float, list[float]]]  # way to find a schedule -> plain runs that it cost -> scores
+_FOUND = re.compile(r"(.+)_(\d+)")  # what found the schedule, and in how many inner steps
 
 
 def curves(result: dict[str, Any]) -> tuple[Curves, dict[str, list[float]]]:
@@ -30,7 +31,7 @@ def curves(result: dict[str, Any]) -> tuple[Curves, dict[str, list[float]]]:
     for arm in result["arms"]:
         if arm["horizon"] != horizon:
             continue
-        if named := re.fullmatch(r"(.+)_(\d+)", arm["name"]):
+        if named := _FOUND.fullmatch(arm["name"]):
             found.setdefault(named[1], {})[int(named[2]) / horizon] = arm["scores"]
         else:
             free[arm["name"]] = arm["scores"]
@@ -43,8 +44,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("result", type=Path)
     parser.add_argument("output", type=Path)
     arguments = parser.parse_args(argv)
-    found, free = curves(json.loads(arguments.result.read_text("utf-8")))
-    plot_compute(arguments.output, found, free, learned="learned")
+    result = json.loads(arguments.result.read_text("utf-8"))
+    found, free = curves(result)
+    learned = {named[1] for name in result["learned"] if (named := _FOUND.fullmatch(name))}
+    plot_compute(arguments.output, found, free, learned)
 
 
 if __name__ == "__main__":

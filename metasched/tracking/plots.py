@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ _MANY_ROWS = 24  # layers; beyond that their names are left out
 _DECADES = 2  # of derivatives that are told apart in colour; smaller ones fade linearly
 _LARGEST_T = 5.0
 _LEARNED, _OTHER = "#c1272d", "#4d4d4d"
+_FOUND = ("C0", "C1", "C2", "C4", "C5", "C9")  # without the red that is like that of what is learned
 
 
 def plot_schedule(
@@ -110,7 +111,7 @@ def plot_compute(
     path: Path,
     found: Mapping[str, Mapping[float, Sequence[float]]],
     free: Mapping[str, Sequence[float]],
-    learned: str,
+    learned: Collection[str],
 ) -> None:
     """Mean score with its 95 % t-interval over the plain training runs that were spent to find a schedule.
 
@@ -118,16 +119,17 @@ def plot_compute(
         path: of the PNG.
         found: way to find a schedule -> plain runs spent -> one score for each seed; higher is better.
         free: arm -> scores of schedules that cost nothing, drawn as lines.
-        learned: the way to stand out.
+        learned: ways to stand out.
     """
-    figure, (axis,) = _panels(1, width=5.6, height=4.0)
+    figure, (axis,) = _panels(1, width=7.0, height=4.0)
     for i, (name, curve) in enumerate(found.items()):
         runs = sorted(curve)
         beside = [r * 1.03**i for r in runs]  # intervals of the same cost would hide each other
         samples = [np.asarray(curve[r], dtype=float) for r in runs]
-        color = _LEARNED if name == learned else f"C{i}"
+        color, width = (_LEARNED, 2.4) if name in learned else (_FOUND[i % len(_FOUND)], 1.2)
         means, halves = [sample.mean() for sample in samples], [_half_interval(sample) for sample in samples]
-        axis.errorbar(beside, means, yerr=halves, marker="o", markersize=4, capsize=3, color=color, label=name)
+        marker = "o" if len(runs) > 1 else "D"
+        axis.errorbar(beside, means, halves, marker=marker, capsize=3, linewidth=width, color=color, label=name)
     for name, scores in free.items():
         axis.axhline(float(np.mean(scores)), color=_OTHER, linestyle="--", linewidth=1, label=f"{name} (costs nothing)")
     ticks = sorted({runs for curve in found.values() for runs in curve})
@@ -135,7 +137,7 @@ def plot_compute(
     axis.set_xticks(ticks, [f"{t:g}" for t in ticks])
     axis.minorticks_off()
     axis.set(xlabel="plain training runs spent", ylabel="score (mean, 95 % interval)")
-    axis.legend(frameon=False, fontsize=8)
+    axis.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=8)
     _save(figure, path)
 
 
