@@ -69,6 +69,15 @@ def read_playable(path: Path, experiment: Experiment, network: QuantizedNetwork)
     return schedule
 
 
+def name_of(path: Path) -> str:
+    """What a schedule file goes by: its own name, or that of the run folder that it lies in.
+
+    >>> name_of(Path("wide.json")), name_of(Path("runs/digits-001/schedule.json"))
+    ('wide', 'digits-001')
+    """
+    return path.stem if path.stem != "schedule" else path.resolve().parent.name
+
+
 def compare(
     experiment: Experiment,
     schedules: Mapping[str, Schedule],
@@ -142,7 +151,7 @@ def run(experiment: Experiment, paths: Sequence[Path], folder: RunFolder, consol
     files: dict[str, Schedule] = {}
     for path in paths:
         schedule = read_playable(path, experiment, problem.network)
-        name = path.stem if path.stem != "schedule" else path.resolve().parent.name
+        name = name_of(path)
         if name in files:
             raise MetaschedError(str(path), f"a second schedule named {name!r}", "rename one of the files")
         files[name] = schedule

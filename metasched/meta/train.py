@@ -14,7 +14,7 @@ import torch
 from metasched.config import Experiment
 from metasched.errors import MetaschedError, unknown_name
 from metasched.evaluation.cells import Remembered, cell_scores, digest, played
-from metasched.evaluation.compare import baselines, compare, publish, read_playable
+from metasched.evaluation.compare import baselines, compare, name_of, publish, read_playable
 from metasched.evaluation.comparison import Comparison
 from metasched.evaluation.report import write_report
 from metasched.evaluation.statistics import counted, summarize
@@ -157,7 +157,7 @@ def given_start(experiment: Experiment, network: QuantizedNetwork) -> tuple[str,
     if path.suffix != ".json" and not os.path.exists(path):  # Path.exists raises on a name too long
         problem = f"{start!r} is neither a hand-coded schedule of {experiment.method.name} nor a file"
         raise MetaschedError("schedule.start", problem, f"use best, a file, or one of {', '.join(family)}")
-    return path.stem, read_playable(path, experiment, network)
+    return name_of(path), read_playable(path, experiment, network)
 
 
 def start_of(checkpoint: Checkpoint, given: tuple[str, Schedule] | None, experiment: Experiment) -> Start:
