@@ -38,6 +38,7 @@ from metasched.training.step import InnerProblem
 POINTS = 20  # and at least one for each layer
 AGREEMENT = 1e-10
 EXACT = ("higher", "unroll")  # the estimators that the configured one is held against
+_REPORTED = 5  # points from one line of progress to the next
 _DRAWS_PER_POINT = 3  # points at a kink are drawn anew, but not for ever
 _STEPS, _TRAIN, _VALIDATION, _BATCH = 3, 256, 64, 16
 _PAIRS, _SMOOTHING = 16, 0.1  # of the smoothed gradient; its width as a share of the control's range
@@ -87,7 +88,7 @@ def check(experiment: Experiment, console: Console) -> dict[str, Any]:
     """
     start = time.perf_counter()
     experiment = small(experiment)
-    gates = _gates(experiment)
+    gates = _gates(experiment, console)
     _show(experiment, gates, console)
     for name, result in gates.items():
         if not result.passed:
@@ -134,7 +135,7 @@ class _Point(NamedTuple):
 _Gate = Callable[[Experiment, _Point], Callable[[str, int], float | None]]  # -> (control, turn) -> error
 
 
-def _gates(experiment: Experiment) -> dict[str, ControlGate]:
+def _gates(experiment: Experiment, console: Console) -> dict[str, ControlGate]:
     problem = build_problem(experiment, relaxation=experiment.meta.relaxation)
     declared, num_layers = problem.network.method.controls, len(problem.network.layers)
     learned = learned_controls(experiment, declared)
@@ -159,6 +160,8 @@ def _gates(experiment: Experiment) -> dict[str, ControlGate]:
             error = error_of(name, len(errors[name]))
             if error is not None:
                 errors[name].append(error)
+        if (index + 1) % _REPORTED == 0:
+            console.note(f"check: {min(map(len, errors.values()))} of {points} points")
         if not smooth and len(errors[missing[0]]) == points:
             cosines = {c.name: _trust(experiment, c, point) for c in declared if c.name in learned}
     label, largest = ("finite differences", TOLERANCE) if smooth else ("agreement", AGREEMENT)
