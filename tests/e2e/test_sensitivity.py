@@ -118,7 +118,7 @@ def test_json_and_the_tables(cli: Cli, config: Path, tmp_path: Path, capsys: pyt
 def test_a_schedule_file(cli: Cli, config: Path, trained: Path, tmp_path: Path) -> None:
     file = trained / "schedule.json"
     assert cli("sensitivity", config, "--runs=2", "--schedule", file, "--folder", tmp_path / "run") == 0
-    assert read(tmp_path / "run")["schedule"] == "schedule"
+    assert read(tmp_path / "run")["schedule"] == trained.name
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_start_at_a_schedule_file(cli: Cli, config: Path, trained: Path, tmp_pat
     start = f"--schedule.start={trained / 'schedule.json'}"
     assert cli("train", config, "--folder", tmp_path / "run", start, "--meta.steps=0", "--compare.horizons=[1]") == 0
     now, then = (read_schedule(f / "schedule.json") for f in (tmp_path / "run", trained))
-    assert now.provenance.citation == "learned by metasched, starting at schedule"
+    assert now.provenance.citation == f"learned by metasched, starting at {trained.name}"
     first, second = (torch.tensor(f.values["freeze_fraction"]) for f in (now, then))
     torch.testing.assert_close(first, second, rtol=0, atol=0.02)  # the even share of a schedule network
 
