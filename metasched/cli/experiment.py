@@ -35,11 +35,14 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def load(arguments: argparse.Namespace) -> Experiment:
-    """The experiment that its file and the overrides describe."""
-    from metasched.loading import load_experiment
+def load(arguments: argparse.Namespace, *, learns: bool = False) -> Experiment:
+    """The experiment of its file and the overrides; for a command that learns, one with something to learn."""
+    from metasched.loading import load_experiment, require_learnable
 
-    return load_experiment(arguments.config, arguments.overrides)
+    experiment = load_experiment(arguments.config, arguments.overrides)
+    if learns:
+        require_learnable(experiment)
+    return experiment
 
 
 def _about(field: FieldInfo) -> str:

@@ -19,10 +19,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Trains once, and learns while it does."""
-    experiment = load(arguments)
-    from metasched.loading import require_learnable
-
-    require_learnable(experiment)
+    experiment = load(arguments, learns=True)
     from metasched.meta.train_online import run as train_online
 
     with run_folder(arguments.command, experiment, arguments) as folder, console_of(arguments) as console:

@@ -52,12 +52,8 @@ def resumable_folder(
         raise MetaschedError("--allow", "is for --resume only", "leave it out")
     if arguments.resume is not None and arguments.folder:
         raise MetaschedError("--folder", "does not go with --resume", "leave it out: a run goes on in its own folder")
-    from metasched.loading import require_learnable
-
     if arguments.resume is None:
-        experiment = load(arguments)
-        if learns:
-            require_learnable(experiment)
+        experiment = load(arguments, learns=learns)
         with run_folder(command, experiment, arguments) as folder:
             yield experiment, folder
         return
@@ -65,6 +61,7 @@ def resumable_folder(
 
     folder = RunFolder.resume(arguments.resume, command)
     try:
+        from metasched.loading import require_learnable
         from metasched.meta.resume import resumed_experiment
 
         arguments.go_on = _go_on(command, folder)
