@@ -27,6 +27,7 @@ from metasched.schedules.base import Schedule
 from metasched.schedules.table import hand_coded
 from metasched.tracking import Tracker, cut_back, open_tracker
 from metasched.tracking.console import Console
+from metasched.tracking.metrics import SCORES_PICTURE
 from metasched.tracking.plots import plot_comparison
 from metasched.training.mapped import mapping_pays
 from metasched.training.pool import Mapper
@@ -130,7 +131,9 @@ def publish(comparison: Comparison, folder: RunFolder, tracker: Tracker, console
         tracker.table(f"comparison_{horizon}", columns, rows)
     scores = {h: {name: counted(arm.scores) for name, arm in comparison.at(h).items()} for h in comparison.horizons}
     folder.plots.mkdir(exist_ok=True)
-    plot_comparison(folder.plots / "comparison.png", scores, comparison.learned)
+    picture = folder.plots / "comparison.png"
+    plot_comparison(picture, scores, comparison.learned)
+    tracker.picture(SCORES_PICTURE, picture)
 
 
 def run(experiment: Experiment, paths: Sequence[Path], folder: RunFolder, console: Console) -> dict[str, Any]:

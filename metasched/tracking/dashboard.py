@@ -8,7 +8,7 @@ from metasched.config import Experiment
 from metasched.errors import MetaschedError
 from metasched.methods.ana import NOISE_MEAN, NOISE_SCALE
 from metasched.methods.inq import FREEZE_FRACTION
-from metasched.tracking.metrics import AXES, METRICS
+from metasched.tracking.metrics import AXES, METRICS, SCORES_PICTURE
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -59,10 +59,11 @@ def build(experiment: Experiment, entity: str) -> Workspace:
     ]
     steps = [multiple * experiment.task.steps for multiple in experiment.compare.horizons]
     tables = [reports.WeavePanelSummaryTable(table_name=f"comparison_{horizon}") for horizon in steps]
+    scores = [reports.MediaBrowser(title="scores by arm, one dot a seed", media_keys=[SCORES_PICTURE]), *tables]
     costs = [line(name, axis) for axis, names in _STEPS_AGAINST.items() for name in names]
     sections = {
         "Learned schedules": schedules,
-        "Scores of schedules": tables,
+        "Scores of schedules": scores,
         "Score against compute": costs,
         "Outer loop": family("outer/"),
         "Health of numbers": family("guard/"),

@@ -51,6 +51,10 @@ class JsonLines:
         """Writes the table as one line."""
         self.write({"table": name, "columns": columns, "rows": rows})
 
+    def picture(self, name: str, path: Path) -> None:
+        """Writes which file it is."""
+        self.write({"picture": name, "file": path.name})
+
     def close(self) -> None:
         """Closes the file."""
         self._file.close()

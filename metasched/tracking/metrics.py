@@ -79,6 +79,9 @@ AXES: dict[str, str] = {
 }
 """The axis of each family: wandb plots the names on the left against the name on the right."""
 
+SCORES_PICTURE = "scores_by_arm"
+"""The picture of a comparison: for each schedule a dot for each seed, and the mean."""
+
 _PATTERNS = [re.compile(re.sub("<[a-z]+>", "[^/]+", name)) for name in METRICS]
 
 

@@ -28,6 +28,10 @@ class Tracker(Protocol):
         """A table, such as the scores of a comparison."""
         ...
 
+    def picture(self, name: str, path: Path) -> None:
+        """A PNG file that the run made, such as the scores of a comparison as dots."""
+        ...
+
     def close(self) -> None:
         """Nothing comes after this."""
         ...
@@ -40,6 +44,7 @@ class Memory:
         self.rows: list[dict[str, Scalar]] = []
         self.artifacts: list[tuple[Path, str, str, dict[str, Any]]] = []
         self.tables: dict[str, tuple[list[str], list[list[Scalar]]]] = {}
+        self.pictures: dict[str, Path] = {}
         self.closed = False
 
     def log(self, metrics: Mapping[str, Scalar]) -> None:
@@ -54,6 +59,10 @@ class Memory:
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Scalar]]) -> None:
         """Keeps the table."""
         self.tables[name] = (list(columns), [list(row) for row in rows])
+
+    def picture(self, name: str, path: Path) -> None:
+        """Keeps the call."""
+        self.pictures[name] = path
 
     def close(self) -> None:
         """Remembers that it was closed."""
@@ -80,6 +89,10 @@ class Several:
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Scalar]]) -> None:
         """One table, to each."""
         self._each(lambda tracker: tracker.table(name, columns, rows))
+
+    def picture(self, name: str, path: Path) -> None:
+        """One picture, to each."""
+        self._each(lambda tracker: tracker.picture(name, path))
 
     def close(self) -> None:
         """Closes each."""

@@ -88,6 +88,10 @@ class Wandb:
         """A table under its name; a name within a family of metrics would get that family's axis as well."""
         self._run.log({name: self._wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
 
+    def picture(self, name: str, path: Path) -> None:
+        """A PNG file under its name, among the run's media."""
+        self._run.log({name: self._wandb.Image(str(path))})
+
     def close(self) -> None:
         """Ends the run and gives the environment variables back."""
         try:

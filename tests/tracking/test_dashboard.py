@@ -10,7 +10,7 @@ import pytest
 from metasched.config import CompareConfig, Experiment, TaskConfig, TrackingConfig
 from metasched.errors import MetaschedError
 from metasched.tracking.dashboard import build, publish
-from metasched.tracking.metrics import AXES, METRICS, unknown_metrics
+from metasched.tracking.metrics import AXES, METRICS, SCORES_PICTURE, unknown_metrics
 
 # wandb-workspaces is written for an older pydantic, which its import says many times
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -61,6 +61,11 @@ def test_tables_are_those_of_the_horizons() -> None:
         "comparison_30",
         "comparison_90",
     ]
+
+
+def test_scores_by_arm_are_the_picture_that_a_comparison_logs() -> None:
+    (keys,) = [panel.media_keys for panel in panels() if hasattr(panel, "media_keys")]
+    assert keys == [SCORES_PICTURE]
 
 
 def test_a_service_that_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,10 +34,11 @@ def use(tracker: Several) -> None:
         tracker.log({"outer/step": step, "outer/loss": 0.5 / step})
     tracker.artifact(Path("x/schedule.json"), "learned", "schedule", {"sha256": "ab"})
     tracker.table("comparison", ["compare/arm", "compare/score"], [["learned", 0.5]])
+    tracker.picture("scores_by_arm", Path("x/comparison.png"))
     tracker.close()
 
 
-@pytest.mark.parametrize("method", ["log", "artifact", "table", "close"])
+@pytest.mark.parametrize("method", ["log", "artifact", "table", "picture", "close"])
 def test_one_that_fails_is_dropped_with_one_warning_and_the_others_go_on(method: str) -> None:
     before, failing, after = Memory(), Failing(method), Memory()
     with pytest.warns(RuntimeWarning) as caught:
@@ -51,6 +52,7 @@ def test_one_that_fails_is_dropped_with_one_warning_and_the_others_go_on(method:
         assert tracker.rows == [{"outer/step": s, "outer/loss": 0.5 / s} for s in (1, 2, 3)]
         assert tracker.artifacts == [(Path("x/schedule.json"), "learned", "schedule", {"sha256": "ab"})]
         assert tracker.tables == {"comparison": (["compare/arm", "compare/score"], [["learned", 0.5]])}
+        assert tracker.pictures == {"scores_by_arm": Path("x/comparison.png")}
         assert tracker.closed
 
 
@@ -61,10 +63,12 @@ def test_json_lines_hold_everything(tmp_path: Path) -> None:
     assert path.read_text() == '{"outer/step": 1, "outer/loss": "nan", "outer/best": "-inf", "select/name": "a"}\n'
     tracker.artifact(tmp_path / "schedule.json", "learned", "schedule", {"metric": 0.5})
     tracker.table("comparison", ("arm", "score"), [("a", float("inf"))])
+    tracker.picture("scores_by_arm", tmp_path / "comparison.png")
     tracker.close()
     assert read_json_lines(path)[1:] == [
         {"artifact": "learned", "kind": "schedule", "file": "schedule.json", "metadata": {"metric": 0.5}},
         {"table": "comparison", "columns": ["arm", "score"], "rows": [["a", "inf"]]},
+        {"picture": "scores_by_arm", "file": "comparison.png"},
     ]
 
 
@@ -115,4 +119,4 @@ def test_wandb_that_is_not_installed_costs_one_warning(tmp_path: Path, monkeypat
         tracker = open_tracker(Experiment(), RunFolder(tmp_path), "outer")
         use(tracker)
     assert len(caught) == 1
-    assert len(read_json_lines(tmp_path / "metrics.jsonl")) == 5
+    assert len(read_json_lines(tmp_path / "metrics.jsonl")) == 6

@@ -16,6 +16,7 @@ from metasched.config import Experiment, MetaConfig, TrackingConfig
 from metasched.files import RunFolder
 from metasched.tracking import open_tracker
 from metasched.tracking.metrics import AXES
+from metasched.tracking.plots import plot_comparison
 
 pytest.importorskip("wandb")
 
@@ -41,6 +42,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, 
     folder.schedule.write_text('{"a": 1}')
     tracker.artifact(folder.schedule, "learned", "schedule", {"sha256": "ab"})
     tracker.table("comparison", ["arm", "score"], [["learned", 0.75]])
+    plot_comparison(folder.path / "dots.png", {30: {"learned": [0.75, 0.5]}}, ["learned"])
+    tracker.picture("scores_by_arm", folder.path / "dots.png")
     tracker.close()
     assert {k: v for k, v in os.environ.items() if k in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR")} == {
         k: v for k, v in before.items() if k in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR")
@@ -92,6 +95,14 @@ def test_table_of_the_comparison(run) -> None:
     (file,) = run[0].glob("wandb/offline-run-*/files/media/table/comparison_*.table.json")
     table = json.loads(file.read_text())
     assert (table["columns"], table["data"]) == (["arm", "score"], [["learned", 0.75]])
+
+
+def test_picture_of_the_comparison(run) -> None:
+    folder, lines = run
+    (file,) = folder.glob("wandb/offline-run-*/files/media/images/scores_by_arm_*.png")
+    assert file.read_bytes() == (folder / "dots.png").read_bytes()
+    rows = [r["history"]["item"] for r in lines if r["type"] == "history"]
+    assert any(row.get("scores_by_arm._type") == "image-file" for row in rows)
 
 
 def test_a_resumed_run_goes_on_under_its_id(tmp_path: Path) -> None:
