@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from metasched.evaluation.comparison import Arm, Comparison
+from metasched.exchange.format import Spent
 from metasched.files import write_atomic
 
 ROOT = Path(__file__).parents[1]
@@ -40,7 +41,10 @@ def markdown(name: str, result: dict[str, Any]) -> str:
 
 def comparison_of(result: dict[str, Any]) -> Comparison:
     """The comparison that a result file holds."""
-    arms = [Arm(a["name"], a["horizon"], tuple(map(float, a["scores"])), a["inner_steps"]) for a in result["arms"]]
+    arms = []
+    for a in result["arms"]:
+        spent = tuple(Spent(**entry) for entry in a.get("spent", []))  # the oldest files do not say
+        arms.append(Arm(a["name"], a["horizon"], tuple(map(float, a["scores"])), a["inner_steps"], spent))
     return Comparison(tuple(result["seeds"]), tuple(arms), tuple(result["learned"]))
 
 

@@ -19,7 +19,7 @@ from metasched.evaluation.comparison import Arm, Comparison
 from metasched.evaluation.report import write_report
 from metasched.evaluation.statistics import counted, summarize
 from metasched.exchange.export import read_schedule, write_schedule
-from metasched.exchange.player import PlayedSchedule, check_method, match_layers
+from metasched.exchange.player import PlayedSchedule, check_method, match_layers, spent_on
 from metasched.files import RunFolder, json_text, write_atomic
 from metasched.network import QuantizedNetwork
 from metasched.randomness import derive_seed
@@ -118,7 +118,11 @@ def compare(
             console.note(
                 f"compare {done}/{total}: {name} over {steps} steps: {summarize(counted(scores[name, steps])).mean:.4f}"
             )
-    arms = [Arm(n, steps, tuple(scores[n, steps]), steps * len(seeds)) for steps in horizons for n in schedules]
+    arms = [
+        Arm(name, steps, tuple(scores[name, steps]), steps * len(seeds), spent_on(schedule))
+        for steps in horizons
+        for name, schedule in schedules.items()
+    ]
     return Comparison(tuple(seeds), tuple(arms), tuple(learned))
 
 

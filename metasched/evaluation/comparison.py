@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from metasched.evaluation.statistics import PairedDifference, Summary, counted, holm, paired_difference, summarize
+from metasched.exchange.format import Spent
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,14 @@ class Arm:
         horizon: T, inner steps of each run.
         scores: final score of the hardened network on the test split, one a seed; NaN for a run that diverged.
         inner_steps: training steps that this arm spent: T for each seed.
+        spent: training steps that finding the schedule took, before; empty for a hand-coded one.
     """
 
     name: str
     horizon: int
     scores: tuple[float, ...]
     inner_steps: int
+    spent: tuple[Spent, ...] = ()
 
     @property
     def summary(self) -> Summary:
@@ -74,7 +77,8 @@ class Comparison:
         arms = self.at(horizon)
         learned = [arms[name] for name in self.learned if name in arms]
         diverged = any(arm.diverged for arm in arms.values())
-        columns = ["schedule", "mean", "sd", "n", *["diverged"] * diverged, "inner steps"]
+        found = any(arm.spent for arm in arms.values())
+        columns = ["schedule", "mean", "sd", "n", *["diverged"] * diverged, "inner steps", *["found in"] * found]
         for arm in learned:
             columns += [f"{arm.name} - this [95 % interval]", "p (Holm)"]
         corrected = {arm.name: self.corrected(arm) for arm in learned}
@@ -83,6 +87,7 @@ class Comparison:
             s = arm.summary
             row = [arm.name, f"{s.mean:.4f}", f"{s.sd:.4f}", str(s.n)]
             row += [*[str(arm.diverged)] * diverged, str(arm.inner_steps)]
+            row += [" + ".join(f"{spent.inner_steps} {spent.by}" for spent in arm.spent)] * found
             for reference in learned:
                 if reference is arm:
                     row += ["", ""]
@@ -102,6 +107,7 @@ class Comparison:
                 **arm.summary._asdict(),
                 "diverged": arm.diverged,
                 "inner_steps": arm.inner_steps,
+                "spent": [asdict(spent) for spent in arm.spent],
                 "scores": list(arm.scores),
             }
             references = [self.at(arm.horizon)[n] for n in self.learned if n in self.at(arm.horizon)]

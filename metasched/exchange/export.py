@@ -40,7 +40,10 @@ _ADAPTER: TypeAdapter[ScheduleFile] = TypeAdapter(cast(Any, ScheduleFile))
 
 def dumps(file: ScheduleFile) -> str:
     """The canonical text of a schedule: ASCII, ending in a newline."""
-    return _canonical(_ADAPTER.dump_python(file, mode="json"), "") + "\n"
+    tree = _ADAPTER.dump_python(file, mode="json")
+    if not file.provenance.spent:  # files from before that field keep their text, and so their hash
+        del tree["provenance"]["spent"]
+    return _canonical(tree, "") + "\n"
 
 
 def loads(text: str | bytes, path: str) -> ScheduleFile:

@@ -111,6 +111,16 @@ class Metric:
 
 
 @dataclass(frozen=True, kw_only=True, config=_CLOSED)
+class Spent:
+    """Training steps that finding a schedule took, by what they were spent on."""
+
+    by: Name
+    """estimator or search, such as es or tpe; best: choosing the start among the hand-coded schedules"""
+    inner_steps: Natural
+    """forwards; an estimator that differentiates goes back through them as well, which is not counted"""
+
+
+@dataclass(frozen=True, kw_only=True, config=_CLOSED)
 class Provenance:
     """Where the schedule comes from."""
 
@@ -128,6 +138,8 @@ class Provenance:
     versions: Annotated[dict[Package, Text], _CLOSED_MAP] = Field(default_factory=dict)
     """of the packages that it was learned with"""
     metric: Metric | None = None
+    spent: Annotated[tuple[Spent, ...], Field(max_length=MAX_RUNS), FailFast()] = ()
+    """what finding it took, in order, that of the schedule it started at included; left out of the file where empty"""
 
 
 @dataclass(frozen=True, kw_only=True, config=_CLOSED)

@@ -13,7 +13,7 @@ import torch
 
 from metasched.errors import MetaschedError, unknown_name
 from metasched.exchange.export import read_schedule
-from metasched.exchange.format import ScheduleFile
+from metasched.exchange.format import ScheduleFile, Spent
 from metasched.layers import Layer
 from metasched.methods.base import Control
 from metasched.schedules.base import Schedule, progress_of_steps
@@ -75,6 +75,11 @@ class PlayedSchedule:
             mixed = mixed.clamp(torch.minimum(low, high), torch.maximum(low, high))
             played[name] = mixed.to(progress.dtype)
         return played
+
+
+def spent_on(schedule: Schedule) -> tuple[Spent, ...]:
+    """What finding a schedule took, as its file says; nothing for a hand-coded one."""
+    return schedule.file.provenance.spent if isinstance(schedule, PlayedSchedule) else ()
 
 
 class SchedulePlayer:

@@ -52,6 +52,10 @@ def _lines(file: ScheduleFile) -> list[str]:
         lines.append(f"source: {origin.citation}")
     if origin.outer_steps is not None:
         lines.append(f"learned in {origin.outer_steps} outer steps on {', '.join(origin.tasks) or 'unnamed tasks'}")
+    if origin.spent:
+        lines.append(
+            "found in " + " + ".join(f"{spent.inner_steps} inner steps by {spent.by}" for spent in origin.spent)
+        )
     if origin.metric:
         interval = origin.metric.interval
         bounds = f", 95 % interval {interval[0]:.4g} to {interval[1]:.4g}" if interval else ""

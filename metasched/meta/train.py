@@ -19,8 +19,8 @@ from metasched.evaluation.comparison import Comparison
 from metasched.evaluation.report import write_report
 from metasched.evaluation.statistics import counted, summarize
 from metasched.exchange.export import export, read_schedule, write_schedule
-from metasched.exchange.format import Metric, Provenance
-from metasched.exchange.player import PlayedSchedule
+from metasched.exchange.format import Metric, Provenance, Spent
+from metasched.exchange.player import PlayedSchedule, spent_on
 from metasched.files import RunFolder, settled_size, version
 from metasched.hypergradients.auto import summary
 from metasched.layers import Layer
@@ -50,6 +50,11 @@ class Start(NamedTuple):
     name: str
     schedule: Schedule
     selecting: int
+
+    def spent(self, by: str, inner_steps: int) -> tuple[Spent, ...]:
+        """What finding a schedule from here took: finding or choosing this one, and then so many steps by ``by``."""
+        own = (Spent(by="best", inner_steps=self.selecting), Spent(by=by, inner_steps=inner_steps))
+        return (*spent_on(self.schedule), *(entry for entry in own if entry.inner_steps))
 
 
 def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[str, Any]:
@@ -103,7 +108,7 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
                 if checkpoint.config != to_dict(experiment):  # fields that were allowed to differ
                     write_config(folder, experiment)
             outcome = meta_train(experiment, schedule, pool, _logger(experiment, tracker, console, since), since, save)
-            _export(experiment, outcome, start.name, layers, controls, folder)
+            _export(experiment, outcome, start, layers, controls, folder)
             learned = PlayedSchedule(read_schedule(folder.schedule))  # what is compared is what was exported
             _show(folder, learned, layers, tracker)
             comparison = compare(experiment, {LEARNED: learned, **compared}, [LEARNED], cells, tracker, console)
@@ -246,7 +251,7 @@ def _versions() -> dict[str, str]:
 def _export(
     experiment: Experiment,
     outcome: MetaTraining,
-    start: str,
+    start: Start,
     layers: Sequence[Layer],
     controls: Sequence[Control],
     folder: RunFolder,
@@ -259,13 +264,14 @@ def _export(
     provenance = Provenance(
         kind="learned",
         name=experiment.name,
-        citation=f"learned by metasched, starting at {start}",
+        citation=f"learned by metasched, starting at {start.name}",
         config_hash=config_hash(experiment),
         seeds=(experiment.seed,),
         tasks=(experiment.task.name,),
         outer_steps=experiment.meta.steps,
         versions=_versions(),
         metric=Metric(name="meta-validation score", value=score, n=runs) if runs else None,
+        spent=start.spent(experiment.meta.estimator, outcome.inner_steps),
     )
     file = export(
         outcome.schedule,

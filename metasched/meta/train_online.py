@@ -18,7 +18,7 @@ from metasched.files import RunFolder, version
 from metasched.loading import config_hash, to_dict
 from metasched.meta.guards import RunStopped
 from metasched.meta.online import Adaptation, OnlineRun, expected_cost, held_out_size, train_online
-from metasched.meta.train import given_start, learned_controls
+from metasched.meta.train import Start, given_start, learned_controls
 from metasched.randomness import derive_seed
 from metasched.schedules.base import Schedule, progress_of_steps
 from metasched.tracking import Tracker, open_tracker
@@ -60,7 +60,7 @@ def run(experiment: Experiment, folder: RunFolder, console: Console, *, compared
             console.note(f"{experiment.name}: {experiment.method.name} on {problem.task.name}, {problem.steps} steps")
             outcome = train_online(experiment, start, problem.seed, _logger(experiment, tracker, console))
             score = hardened_score(problem, outcome.state, problem.task.validation)
-            _write(experiment, problem, outcome, name, score, folder, tracker)
+            _write(experiment, problem, outcome, Start(name, start, 0), score, folder, tracker)
             if compared:
                 console.note(f"comparing with {name} from {experiment.compare.seeds} fresh seeds")
             comparison = compare_with_start(experiment, name, start, pool, tracker) if compared else None
@@ -172,7 +172,7 @@ def _write(
     experiment: Experiment,
     problem: InnerProblem,
     outcome: OnlineRun,
-    start: str,
+    start: Start,
     score: float,
     folder: RunFolder,
     tracker: Tracker,
@@ -181,13 +181,14 @@ def _write(
     provenance = Provenance(
         kind="learned",
         name=experiment.name,
-        citation=f"played by metasched online, starting at {start}",
+        citation=f"played by metasched online, starting at {start.name}",
         config_hash=config_hash(experiment),
         seeds=(problem.seed,),
         tasks=(experiment.task.name,),
         outer_steps=len(outcome.history),
         versions={name: v for name in ("metasched", "torch", "numpy") if (v := version(name)) is not None},
         metric=Metric(name="meta-validation score", value=score, n=1) if math.isfinite(score) else None,
+        spent=start.spent("online", outcome.inner_steps),
     )
     file = export(
         lambda progress, layers: outcome.controls,

@@ -71,15 +71,15 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
             best = best_of(experiment, tried, cells)
     finally:
         tracker.close()
-    _export(experiment, best, start.name, folder)
+    _export(experiment, best, start, folder)
     console.note(f"best of {len(tried)}: {best.score:.4f} on meta-validation, over {settings.final_runs} fresh seeds")
     spent = {"selecting": start.selecting, "tuning": settings.inner_steps}
     return {"schedule": str(folder.schedule), "start": start.name, "inner_steps": spent, "score": best.score}
 
 
-def _export(experiment: Experiment, best: Candidate, start: str, folder: RunFolder) -> None:
+def _export(experiment: Experiment, best: Candidate, start: Start, folder: RunFolder) -> None:
     network, settings = build_problem(experiment).network, experiment.tune
-    how = f"{settings.search}, {settings.inner_steps} inner steps, from {start}"
+    how = f"{settings.search}, {settings.inner_steps} inner steps, from {start.name}"
     file = export(
         best.schedule,
         method_name=experiment.method.name,
@@ -96,6 +96,7 @@ def _export(experiment: Experiment, best: Candidate, start: str, folder: RunFold
             seeds=(experiment.seed,),
             tasks=(experiment.task.name,),
             metric=Metric(name="meta-validation score", value=best.score, n=settings.final_runs),
+            spent=start.spent(settings.search, settings.inner_steps),
         ),
     )
     write_schedule(folder.schedule, file)

@@ -27,7 +27,7 @@ import yaml
 
 from metasched.errors import MetaschedError
 from metasched.exchange.export import dumps, loads
-from metasched.exchange.format import ControlEntry, LayerEntry, MethodEntry, Metric, Provenance, ScheduleFile
+from metasched.exchange.format import ControlEntry, LayerEntry, MethodEntry, Metric, Provenance, ScheduleFile, Spent
 from metasched.exchange.pbt import import_policy
 from metasched.layers import Layer
 from metasched.loading import load_experiment
@@ -188,6 +188,9 @@ def random_schedule(rng: random.Random) -> ScheduleFile:
             outer_steps=rng.choice([None, rng.randrange(2**63)]),
             versions={"torch": _text(rng)} if rng.random() < 0.5 else {},
             metric=rng.choice([None, metric]),
+            spent=tuple(
+                Spent(by=rng.choice(["es", "tpe"]), inner_steps=rng.randrange(2**63)) for _ in range(rng.randrange(3))
+            ),
         ),
     )
 

@@ -16,7 +16,7 @@ from metasched.cli.commands import COMMANDS
 from metasched.config import Experiment
 from metasched.errors import MetaschedError
 from metasched.exchange.export import dumps, write_schedule
-from metasched.exchange.format import ControlEntry, LayerEntry, MethodEntry, Metric, Provenance, ScheduleFile
+from metasched.exchange.format import ControlEntry, LayerEntry, MethodEntry, Metric, Provenance, ScheduleFile, Spent
 from metasched.fields import fields
 from metasched.files import RunFolder
 from metasched.signals import Terminated
@@ -94,6 +94,7 @@ def schedule() -> ScheduleFile:
             tasks=("digits",),
             outer_steps=40,
             metric=Metric(name="score", value=0.8765, n=16, interval=(0.87, 0.88)),
+            spent=(Spent(by="tpe", inner_steps=600), Spent(by="es", inner_steps=1200)),
         ),
     )
 
@@ -179,6 +180,7 @@ def test_show(tmp_path: Path, schedule: ScheduleFile, capsys: pytest.CaptureFixt
         "tiny: a learned schedule for ana (noise=uniform)\n"
         "2 layers, 3 knots, interpolation linear\n"
         "learned in 40 outer steps on digits\n"
+        "found in 600 inner steps by tpe + 1200 inner steps by es\n"
         "score: 0.8765 (n = 16, 95 % interval 0.87 to 0.88)\n"
         "noise_scale in [0, 1] (quantum), nonincreasing, ends at 0\n"
         "  layer  depth  u = 0  u = 0.5  u = 1\n"

@@ -51,7 +51,7 @@ def test_what_a_run_leaves(ran: Path) -> None:
         "schedule.json",
     }
     rows = read_json_lines(ran / "metrics.jsonl")
-    logged = [row for row in rows if not {"table", "artifact"} & set(row)]
+    logged = [row for row in rows if not {"table", "artifact", "picture"} & set(row)]
     assert unknown_metrics(name for row in logged for name in row) == []
     steps = [(row["online/step"], row["online/inner_steps"]) for row in logged if "online/step" in row]
     assert steps == [(4, 6), (6, 10)]
@@ -72,6 +72,7 @@ def test_the_file_holds_what_was_played_and_plays_it_again(cli: Cli, ran: Path, 
     assert cell_score(experiment, values, seed, 6, "validation") == source.metric.value
     start = find_hand_coded("inq", "inq_linear", "")
     again = train_online(experiment, start, seed)
+    assert [(s.by, s.inner_steps) for s in source.spent] == [("online", again.inner_steps)]
     assert torch.equal(again.controls["freeze_fraction"], values["freeze_fraction"])
     assert not torch.allclose(start(progress, played.layers)["freeze_fraction"], values["freeze_fraction"], atol=1e-3)
 

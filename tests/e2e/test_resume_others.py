@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from metasched.evaluation import cells
+from metasched.exchange.export import read_schedule
+from metasched.exchange.format import Spent
 from metasched.tracking import read_json_lines
 
 Cli = Callable[..., int]
@@ -82,6 +84,7 @@ def test_tune(search: str, cli: Cli, config: Path, tmp_path: Path, monkeypatch: 
     assert counted(monkeypatch, lambda: cli(*ask, whole)) == (0, 40)
     assert counted(monkeypatch, lambda: cli(*ask, parts), stop=21) == (130, 21)
     assert counted(monkeypatch, lambda: cli("tune", "--resume", parts)) == (0, 40 - 20)
+    assert read_schedule(whole / "schedule.json").provenance.spent == (Spent(by=search, inner_steps=240),)
     assert (parts / "schedule.json").read_bytes() == (whole / "schedule.json").read_bytes()
     assert rows(parts) == rows(whole)
 

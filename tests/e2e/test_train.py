@@ -14,6 +14,7 @@ import torch
 import metasched.meta.train
 import metasched.tracking
 from metasched import PlayedSchedule, SchedulePlayer, load_experiment, progress_of_steps, read_schedule
+from metasched.exchange.format import Spent
 from metasched.files import version
 from metasched.loading import config_hash
 from metasched.meta.outer import meta_train
@@ -52,7 +53,7 @@ def test_what_a_run_leaves(trained: Path) -> None:
 
 def test_what_is_logged(trained: Path) -> None:
     lines = read_json_lines(trained / "metrics.jsonl")
-    rows = [line for line in lines if not {"table", "artifact"} & set(line)]
+    rows = [line for line in lines if not {"table", "artifact", "picture"} & set(line)]
     assert unknown_metrics(name for row in rows for name in row) == []
     outer = [row for row in rows if "outer/step" in row]
     assert [(row["outer/step"], row["outer/inner_steps"]) for row in outer] == [(1, 12), (2, 24)]
@@ -66,6 +67,7 @@ def test_what_is_logged(trained: Path) -> None:
         assert [c["compare/score"] for c in own] == arm["scores"]
         assert [c["compare/seed"] for c in own] == comparison["seeds"]
     assert [line["table"] for line in lines if "table" in line] == ["comparison_6", "comparison_12"]
+    assert [line["file"] for line in lines if line.get("picture") == "scores_by_arm"] == ["comparison.png"]
     (artifact,) = (line for line in lines if "artifact" in line)
     assert (artifact["artifact"], artifact["kind"], artifact["file"]) == ("tiny", "schedule", "schedule.json")
 
@@ -79,6 +81,7 @@ def test_where_the_schedule_says_it_comes_from(trained: Path) -> None:
     assert source.metric is not None and source.metric.n == 2  # one outer step, the second half, of two runs
     outer = [row for row in read_json_lines(trained / "metrics.jsonl") if "outer/step" in row]
     assert source.metric.value == outer[-1]["outer/score"]
+    assert source.spent == (Spent(by="sweep", inner_steps=24),)
 
 
 def test_the_same_seed_gives_the_same_bytes_on_one_process_and_on_two(
@@ -139,6 +142,7 @@ def test_start_at_a_schedule_file(cli: Cli, config: Path, trained: Path, tmp_pat
     assert cli("train", config, "--folder", tmp_path / "run", start, "--meta.steps=0", "--compare.horizons=[1]") == 0
     now, then = (read_schedule(f / "schedule.json") for f in (tmp_path / "run", trained))
     assert now.provenance.citation == f"learned by metasched, starting at {trained.name}"
+    assert now.provenance.spent == then.provenance.spent  # that of the start, and no steps of its own
     first, second = (torch.tensor(f.values["freeze_fraction"]) for f in (now, then))
     torch.testing.assert_close(first, second, rtol=0, atol=0.02)  # the even share of a schedule network
 
@@ -151,6 +155,8 @@ def test_start_at_the_best(cli: Cli, config: Path, tmp_path: Path, capsys: pytes
     first_best = max(tried, key=lambda r: r["select/score"])["select/name"]
     assert result["start"] == first_best and len(tried) > 5
     assert result["inner_steps"] == {"selecting": 6 * len(tried), "learning": 0}
+    spent = read_schedule(tmp_path / "run" / "schedule.json").provenance.spent
+    assert [(s.by, s.inner_steps) for s in spent] == [("best", 6 * len(tried))]
 
 
 def test_wandb_offline(cli: Cli, config: Path, trained: Path, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 from scipy import stats
@@ -10,11 +12,15 @@ from scipy import stats
 from metasched.config import CompareConfig, Experiment, MethodConfig, RunConfig, TaskConfig
 from metasched.errors import MetaschedError
 from metasched.evaluation.cells import cell_score, played
-from metasched.evaluation.compare import baselines, compare, fresh_seeds
+from metasched.evaluation.compare import baselines, compare, fresh_seeds, read_playable
 from metasched.evaluation.comparison import Arm, Comparison
+from metasched.exchange.baselines import baselines as exported
+from metasched.exchange.export import write_schedule
+from metasched.exchange.format import Spent
 from metasched.randomness import derive_seed
 from metasched.tracking import Memory
 from metasched.training.pool import Pool
+from metasched.training.problem import build_problem
 
 EXPERIMENT = Experiment(
     task=TaskConfig(model="mlp", width=3, steps=4, batch=16, train=64, validation=16, test=32),
@@ -63,6 +69,24 @@ def test_paired_numbers_by_hand() -> None:
     assert rows[0][1:4] == ["0.7000", "0.2000", "3"]
     assert rows[1][-2] == f"+0.1000 [{0.1 - half:+.4f}, {0.1 + half:+.4f}]"
     assert rows[1][-1] == f"{2 * stats.t.sf(math.sqrt(3), 2):.2g}"  # of t = 0.1 / (0.1 / sqrt(3)); one arm: uncorrected
+
+
+def test_what_finding_a_schedule_took_is_in_the_table(tmp_path: Path) -> None:
+    problem = build_problem(EXPERIMENT)
+    file = exported()["inq_linear"]
+    spent = (Spent(by="tpe", inner_steps=600), Spent(by="es", inner_steps=1200))
+    write_schedule(tmp_path / "tuned.json", replace(file, provenance=replace(file.provenance, spent=spent)))
+    tuned = read_playable(tmp_path / "tuned.json", EXPERIMENT, problem.network)
+    with Pool(1) as pool:
+        found = compare(EXPERIMENT, {"tuned": tuned, **baselines(EXPERIMENT)}, ["tuned"], pool, Memory(), Silent())
+    columns, rows = found.rows(4)
+    column = columns.index("found in")
+    assert {row[0]: row[column] for row in rows} == {
+        "tuned": "600 tpe + 1200 es",
+        "inq_linear": "",
+        "inq_cubic": "",
+    }
+    assert [arm["spent"] for arm in found.to_dict()["arms"][:2]] == [[asdict(entry) for entry in spent], []]
 
 
 def test_unknown_baselines_are_named() -> None:

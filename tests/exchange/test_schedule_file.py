@@ -18,7 +18,7 @@ from metasched import layers
 from metasched.errors import MetaschedError
 from metasched.exchange import format as file_format
 from metasched.exchange.export import dumps, export, loads, read_schedule, write_schedule
-from metasched.exchange.format import ControlEntry, LayerEntry, MethodEntry, Metric, Provenance, ScheduleFile
+from metasched.exchange.format import ControlEntry, LayerEntry, MethodEntry, Metric, Provenance, ScheduleFile, Spent
 from metasched.layers import Layer
 from metasched.methods import base
 from metasched.methods.base import Control
@@ -112,6 +112,7 @@ def schedule_files(draw: st.DrawFn) -> ScheduleFile:
                     interval=st.none() | st.tuples(FINITE, FINITE),
                 )
             ),
+            spent=tuple(draw(st.lists(st.builds(Spent, by=NAMES, inner_steps=st.integers(0, 2**63 - 1)), max_size=3))),
         ),
     )
 
