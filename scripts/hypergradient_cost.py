@@ -1,0 +1,92 @@
+r"""What a hypergradient costs in plain training runs, for a search that is to get the same compute.
+
+    python scripts/hypergradient_cost.py experiments/digits_inq_family.yaml
+    python scripts/hypergradient_cost.py experiments/fashion_inq_family.yaml --json OUT.json --task.root DATA
+
+The run and the hypergradient are those of the experiment: its estimator, memory budget and objective, at its start
+(with `best`, at the first hand-coded schedule). One thread; a run and a hypergradient alternate, after one of each that
+does not count. Each ratio is of neighbours. CPU time of this process, so that other work on the machine does little;
+with another device, wall time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metasched import load_experiment
+from metasched.config import Experiment
+from metasched.evaluation.cells import played
+from metasched.files import cpu_model, environment, json_text, write_atomic
+from metasched.hypergradients import SWEPT, TRUNCATED, UNROLLS
+from metasched.hypergradients.runs import Run
+from metasched.meta.runs import local_runs
+from metasched.meta.train import given_start
+from metasched.schedules.table import hand_coded
+from metasched.training.loop import train
+from metasched.training.problem import build_problem
+
+
+def ratios(experiment: Experiment, repeats: int) -> dict[str, Any]:
+    """Seconds of plain runs and of hypergradients, and their ratios."""
+    problem, runs = build_problem(experiment), local_runs(experiment)
+    given = given_start(experiment, problem.network)
+    start = given[1] if given else next(iter(hand_coded(experiment.method.name).values()))
+    controls = played(experiment, start, experiment.task.steps)
+    plain, gradient = [], []
+    for seed in range(repeats + 1):
+        plain.append(_seconds(lambda seed=seed: train(problem.with_seed(seed), controls), experiment.run.device))
+        gradient.append(_seconds(lambda seed=seed: runs.gradients([Run(controls, seed)]), experiment.run.device))
+    found = [g / p for g, p in zip(gradient, plain, strict=True)][1:]
+    return {
+        "experiment": experiment.name,
+        "estimator": experiment.meta.estimator,
+        "steps": experiment.task.steps,
+        "n": repeats,
+        "plain_seconds": statistics.median(plain[1:]),
+        "hypergradient_seconds": statistics.median(gradient[1:]),
+        "ratio": {"median": statistics.median(found), "low": min(found), "high": max(found)},
+    }
+
+
+def _seconds(work: Callable[[], Any], device: str) -> float:
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    before = clock()
+    work()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return clock() - before
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, say it in a line, and write the JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("experiment", type=Path)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    arguments, overrides = parser.parse_known_args(argv)  # the rest are fields of the experiment
+    torch.set_num_threads(1)
+    experiment = load_experiment(arguments.experiment, overrides)
+    if experiment.meta.estimator not in (*SWEPT, *UNROLLS, *TRUNCATED):
+        parser.error(f"meta.estimator {experiment.meta.estimator} does not go back through training")
+    found = ratios(experiment, arguments.repeats)
+    ratio = found["ratio"]
+    print(
+        f"{experiment.name}: a hypergradient by {experiment.meta.estimator} costs {ratio['median']:.2f} plain runs "
+        f"({ratio['low']:.2f} to {ratio['high']:.2f}, n = {found['n']})"
+    )
+    if arguments.json:
+        command = " ".join(["python", *sys.argv])
+        result = {**found, "command": command, "environment": environment(), "cpu": cpu_model()}
+        write_atomic(arguments.json, json_text(result, indent=1).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main()
