@@ -78,7 +78,15 @@ class Comparison:
         learned = [arms[name] for name in self.learned if name in arms]
         diverged = any(arm.diverged for arm in arms.values())
         found = any(arm.spent for arm in arms.values())
-        columns = ["schedule", "mean", "sd", "n", *["diverged"] * diverged, "inner steps", *["found in"] * found]
+        columns = [
+            "schedule",
+            "mean",
+            "sd",
+            "n",
+            *["diverged"] * diverged,
+            "inner steps",
+            *["found in (inner steps)"] * found,
+        ]
         for arm in learned:
             columns += [f"{arm.name} - this [95 % interval]", "p (Holm)"]
         corrected = {arm.name: self.corrected(arm) for arm in learned}

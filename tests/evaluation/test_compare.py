@@ -80,7 +80,7 @@ def test_what_finding_a_schedule_took_is_in_the_table(tmp_path: Path) -> None:
     with Pool(1) as pool:
         found = compare(EXPERIMENT, {"tuned": tuned, **baselines(EXPERIMENT)}, ["tuned"], pool, Memory(), Silent())
     columns, rows = found.rows(4)
-    column = columns.index("found in")
+    column = columns.index("found in (inner steps)")
     assert {row[0]: row[column] for row in rows} == {
         "tuned": "600 tpe + 1200 es",
         "inq_linear": "",
