@@ -71,15 +71,17 @@ def plot_comparison(
         order = sorted(arms, key=lambda arm: float(np.mean(arms[arm])))
         for row, arm in enumerate(order):
             sample, color = np.asarray(arms[arm], dtype=float), _LEARNED if arm in learned else _OTHER
-            axis.scatter(sample, np.full(len(sample), row), s=10, color=color, alpha=0.3, linewidths=0)
-            axis.errorbar(
-                sample.mean(), row, xerr=_half_interval(sample), fmt="o", markersize=5, capsize=3, color=color
+            axis.scatter(sample, np.full(len(sample), row - 0.18), s=14, color=color, alpha=0.45, linewidths=0)
+            axis.errorbar(  # above the dots, which the interval would cover
+                sample.mean(), row + 0.12, xerr=_half_interval(sample), fmt="o", markersize=5, capsize=3, color=color
             )
         axis.set_yticks(range(len(order)), order)
         for label in axis.get_yticklabels():
             label.set_color(_LEARNED if label.get_text() in learned else "black")
             label.set_parse_math(False)  # a file's name may hold a dollar sign
-        axis.set(title=f"{horizon} steps, n = {len(arms[order[0]])} seeds", xlabel="score (mean, 95 % interval)")
+        axis.set(
+            title=f"{horizon} steps, n = {len(arms[order[0]])} seeds", xlabel="score (dots: seeds; mean, 95 % interval)"
+        )
         axis.set_ylim(-0.7, len(order) - 0.3)
     _save(figure, path)
 

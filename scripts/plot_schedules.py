@@ -1,0 +1,42 @@
+"""Draws one control of several schedule files side by side.
+
+    python scripts/plot_schedules.py experiments/baselines/inq_linear.json experiments/learned/fashion_inq.json \
+        --control freeze_fraction -o OUT.png
+
+Each panel is a file, each curve a layer of the first file's network; the others are played on these layers.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from metasched import PlayedSchedule, read_schedule
+from metasched.evaluation.compare import name_of
+from metasched.tracking.plots import plot_schedule
+
+POINTS = 201
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the files, play them, and draw."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("schedules", nargs="+", type=Path)
+    parser.add_argument("--control", required=True)
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    arguments = parser.parse_args(argv)
+    played = {name_of(path): PlayedSchedule(read_schedule(path)) for path in arguments.schedules}
+    for path, schedule in zip(arguments.schedules, played.values(), strict=True):
+        if arguments.control not in schedule.file.values:
+            parser.error(f"{path} has no control {arguments.control}; it has {', '.join(schedule.file.values)}")
+    layers = next(iter(played.values())).layers
+    progress = torch.linspace(0, 1, POINTS, dtype=torch.float64)
+    values = {name: schedule(progress, layers)[arguments.control] for name, schedule in played.items()}
+    plot_schedule(arguments.output, values, [layer.name for layer in layers], progress)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""Schedule files drawn side by side."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+FILES = [str(ROOT / "experiments" / "baselines" / f"inq_{name}.json") for name in ("linear", "cubic")]
+
+
+def test_a_panel_for_each_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = importlib.util.spec_from_file_location("plot_schedules", ROOT / "scripts" / "plot_schedules.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    widths = []
+    for files in (FILES[:1], FILES):
+        script.main([*files, "--control", "freeze_fraction", "-o", str(tmp_path / "out.png")])
+        with Image.open(tmp_path / "out.png") as picture:
+            widths.append(picture.width)
+    assert widths[1] > 1.5 * widths[0]
+    with pytest.raises(SystemExit):
+        script.main([FILES[0], "--control", "noise_scale", "-o", str(tmp_path / "none.png")])
+    assert "inq_linear.json has no control noise_scale; it has freeze_fraction" in capsys.readouterr().err
+    assert not (tmp_path / "none.png").exists()
