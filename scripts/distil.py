@@ -70,7 +70,7 @@ def distil(file: ScheduleFile, form: str, name: str) -> tuple[ScheduleFile, list
         layers=layers,
         knots=knots,
         interpolation="linear",
-        provenance=Provenance(kind="learned", name=name, citation=origin),
+        provenance=Provenance(kind="learned", name=name, citation=origin, spent=file.provenance.spent),
     )
     return made, said
 

@@ -34,6 +34,8 @@ def values(path: Path) -> torch.Tensor:
 def test_a_level_rule_is_the_least_squares_line_over_depth(script, tmp_path, capsys) -> None:
     learned = ROOT / "experiments" / "learned" / "digits_ana.json"
     script.main([str(learned), "--form", "level", "--name", "rule", "-o", str(tmp_path / "rule.json")])
+    spent = [read_schedule(path).provenance.spent for path in (tmp_path / "rule.json", learned)]
+    assert spent[0] == spent[1] != ()  # a rule costs what it was taken from
     found, wanted = values(tmp_path / "rule.json"), values(learned)
     slope, offset = np.polyfit(np.arange(9) / 8, wanted[:-1].mean(0).numpy(), 1)
     assert bool((found[-1] == 0).all())
