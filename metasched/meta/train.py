@@ -19,7 +19,7 @@ from metasched.evaluation.comparison import Comparison
 from metasched.evaluation.report import write_report
 from metasched.evaluation.statistics import counted, summarize
 from metasched.exchange.export import export, read_schedule, write_schedule
-from metasched.exchange.format import Metric, Provenance, Spent
+from metasched.exchange.format import MAX_RUNS, Metric, Provenance, Spent
 from metasched.exchange.player import PlayedSchedule, spent_on
 from metasched.files import RunFolder, settled_size, version
 from metasched.hypergradients.auto import summary
@@ -54,7 +54,8 @@ class Start(NamedTuple):
     def spent(self, by: str, inner_steps: int) -> tuple[Spent, ...]:
         """What finding a schedule from here took: finding or choosing this one, and then so many steps by ``by``."""
         own = (Spent(by="best", inner_steps=self.selecting), Spent(by=by, inner_steps=inner_steps))
-        return (*spent_on(self.schedule), *(entry for entry in own if entry.inner_steps))
+        before = spent_on(self.schedule)[: MAX_RUNS - len(own)]  # what a file may hold
+        return (*before, *(entry for entry in own if entry.inner_steps))
 
 
 def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[str, Any]:
