@@ -23,6 +23,7 @@ import torch
 
 from metasched import load_experiment
 from metasched.config import Experiment
+from metasched.errors import MetaschedError
 from metasched.evaluation.cells import played
 from metasched.files import cpu_model, environment, json_text, write_atomic
 from metasched.hypergradients import SWEPT, TRUNCATED, UNROLLS
@@ -73,7 +74,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="OUT")
     arguments, overrides = parser.parse_known_args(argv)  # the rest are fields of the experiment
     torch.set_num_threads(1)
-    experiment = load_experiment(arguments.experiment, overrides)
+    if arguments.repeats < 1:
+        parser.error(f"--repeats {arguments.repeats} measures nothing: give at least 1")
+    try:
+        experiment = load_experiment(arguments.experiment, overrides)
+    except MetaschedError as error:
+        parser.error(str(error))
     if experiment.meta.estimator not in (*SWEPT, *UNROLLS, *TRUNCATED):
         parser.error(f"meta.estimator {experiment.meta.estimator} does not go back through training")
     found = ratios(experiment, arguments.repeats)

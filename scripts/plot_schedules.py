@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from metasched import PlayedSchedule, read_schedule
+from metasched.errors import MetaschedError
 from metasched.evaluation.compare import name_of
 from metasched.tracking.plots import plot_schedule
 
@@ -28,10 +29,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--control", required=True)
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args(argv)
-    played = {name_of(path): PlayedSchedule(read_schedule(path)) for path in arguments.schedules}
-    for path, schedule in zip(arguments.schedules, played.values(), strict=True):
+    played: dict[str, PlayedSchedule] = {}
+    for path in arguments.schedules:
+        try:
+            schedule = PlayedSchedule(read_schedule(path))
+        except MetaschedError as error:
+            parser.error(str(error))
         if arguments.control not in schedule.file.values:
             parser.error(f"{path} has no control {arguments.control}; it has {', '.join(schedule.file.values)}")
+        if name_of(path) in played:
+            parser.error(f"{path} is a second schedule named {name_of(path)!r}: rename one of the files")
+        played[name_of(path)] = schedule
     layers = next(iter(played.values())).layers
     progress = torch.linspace(0, 1, POINTS, dtype=torch.float64)
     values = {name: schedule(progress, layers)[arguments.control] for name, schedule in played.items()}

@@ -26,3 +26,7 @@ def test_what_is_said_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         script.main([config, *TINY, "--meta.estimator", "es", "--meta.memory", "null"])
     assert "es does not go back through training" in capsys.readouterr().err
+    for wrong, said in ((["--repeats", "0"], "give at least 1"), (["--task.stpes", "3"], "task.stpes")):
+        with pytest.raises(SystemExit) as stopped:
+            script.main([config, *wrong])
+        assert stopped.value.code == 2 and said in capsys.readouterr().err
