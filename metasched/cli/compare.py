@@ -14,6 +14,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     also = "also these schedules"
     parser.add_argument("--schedule", nargs="+", action="extend", default=[], metavar="FILE", help=also)
+    reuse = "training runs that these runs have compared are not done again"
+    parser.add_argument("--reuse", nargs="+", action="extend", default=[], metavar="RUN", help=reuse)
     add_resumable(parser)
 
 
@@ -25,5 +27,6 @@ def run(arguments: argparse.Namespace) -> None:
     ):
         from metasched.evaluation.compare import run as compare
 
-        result = compare(experiment, [Path(path) for path in arguments.schedule], folder, console)
+        schedules, reuse = [Path(path) for path in arguments.schedule], [Path(path) for path in arguments.reuse]
+        result = compare(experiment, schedules, folder, console, reuse)
     print_result({"folder": str(folder.path), **result}, arguments.json)

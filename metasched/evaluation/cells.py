@@ -60,13 +60,15 @@ class Remembered:
     Args:
         pool: where cells are computed; a Mapper, as this is.
         path: the file, of one JSON object a line: ``{"cells": their key, "scores": [...]}``.
+        reuse: such files of other runs; what is asked for and found there joins the file too.
 
     Raises:
-        MetaschedError: the file does not hold scores, or cannot be written.
+        MetaschedError: a file does not hold scores, or cannot be written.
     """
 
-    def __init__(self, pool: Mapper, path: Path) -> None:
+    def __init__(self, pool: Mapper, path: Path, reuse: Sequence[Path] = ()) -> None:
         self._pool = pool
+        self._others = {key: scores for other in reuse for key, scores in _read(other).items()}
         self._known = _read(path) if path.exists() else {}
         self._lines = JsonLines(path)
 
@@ -79,6 +81,9 @@ class Remembered:
         """``cell_scores(*a)`` for each ``a``, in order."""
         assert function is cell_scores, function
         asked = [(a, cells_key(*a)) for a in arguments]
+        for _, key in asked:
+            if key in self._others and key not in self._known:
+                self._known[key] = self._join(key, self._others[key])
         computed = self._pool.map(function, [a for a, key in asked if key not in self._known])
         return (self._known[key] if key in self._known else self._join(key, next(computed)) for _, key in asked)
 

@@ -6,7 +6,9 @@ read here only. Every arm trains for the same number of steps at each horizon.
 
 from __future__ import annotations
 
+import os
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -20,7 +22,7 @@ from metasched.evaluation.report import write_report
 from metasched.evaluation.statistics import counted, summarize
 from metasched.exchange.export import read_schedule, write_schedule
 from metasched.exchange.player import PlayedSchedule, check_method, match_layers, spent_on
-from metasched.files import RunFolder, json_text, write_atomic
+from metasched.files import RunFolder, environment, json_text, write_atomic
 from metasched.network import QuantizedNetwork
 from metasched.randomness import derive_seed
 from metasched.schedules.base import Schedule
@@ -33,6 +35,9 @@ from metasched.training.mapped import mapping_pays
 from metasched.training.pool import Mapper
 from metasched.training.problem import build_problem
 from metasched.training.ranks import open_pool
+from metasched.yaml_reader import read_mapping
+
+_SAME_BITS = ("metasched", "torch", "cpu", "cpu_capability", "inner_threads", "device")  # of environment.json
 
 
 def fresh_seeds(experiment: Experiment) -> list[int]:
@@ -140,7 +145,9 @@ def publish(comparison: Comparison, folder: RunFolder, tracker: Tracker, console
     tracker.picture(SCORES_PICTURE, picture)
 
 
-def run(experiment: Experiment, paths: Sequence[Path], folder: RunFolder, console: Console) -> dict[str, Any]:
+def run(
+    experiment: Experiment, paths: Sequence[Path], folder: RunFolder, console: Console, reuse: Sequence[Path] = ()
+) -> dict[str, Any]:
     """``metasched compare``: schedule files against the hand-coded schedules.
 
     Args:
@@ -148,10 +155,13 @@ def run(experiment: Experiment, paths: Sequence[Path], folder: RunFolder, consol
         paths: schedule files; each is named by its file's stem.
         folder: where the comparison is written.
         console: where it is shown.
+        reuse: folders of other runs; cells that were computed there are not computed again.
 
     Raises:
-        MetaschedError: a file that is no schedule, is for another method, or whose layers do not fit the network.
+        MetaschedError: a file that is no schedule, is for another method, or whose layers do not fit the network; a
+            folder without cells.
     """
+    others = [_cells_of(path) for path in reuse]
     problem = build_problem(experiment)
     if folder.resumes.exists():
         paths = _of_the_run(folder, paths)
@@ -170,7 +180,7 @@ def run(experiment: Experiment, paths: Sequence[Path], folder: RunFolder, consol
     cut_back(folder.metrics, 0)
     tracker = open_tracker(experiment, folder, "compare")
     try:
-        with open_pool(experiment.run.workers) as pool, closing(Remembered(pool, folder.cells)) as cells:
+        with open_pool(experiment.run.workers) as pool, closing(Remembered(pool, folder.cells, others)) as cells:
             comparison = compare(experiment, arms, list(files), cells, tracker, console)
         publish(comparison, folder, tracker, console)
         report = write_report(experiment, comparison, arms, folder)
@@ -178,6 +188,22 @@ def run(experiment: Experiment, paths: Sequence[Path], folder: RunFolder, consol
         tracker.close()
     means = {arm.name: arm.summary.mean for arm in comparison.arms}
     return {"report": str(report), "comparison": str(folder.comparison), "arms": means}
+
+
+def _cells_of(path: Path) -> Path:
+    """The file of cells of another run, with a warning where that ran on something else.
+
+    Raises:
+        MetaschedError: there is none.
+    """
+    run = RunFolder(path)
+    if not os.path.isfile(run.cells):  # Path.is_file raises on a name too long
+        raise MetaschedError("--reuse", f"{path} holds no {run.cells.name}", "give the folder of a run that compared")
+    here, there = environment(), read_mapping(run.environment)
+    other = [name for name in _SAME_BITS if there.get(name) != here[name]]
+    if other:
+        warnings.warn(f"{path}: ran with another {', '.join(other)}: its bits may differ", stacklevel=2)
+    return run.cells
 
 
 def _keep(paths: Mapping[str, Path], folder: RunFolder) -> None:

@@ -66,10 +66,33 @@ def trials_within(experiment: Experiment) -> int:
     return runs // tune.runs
 
 
+class Box:
+    """The members of a family as points of [-1, 1]^n, as the searches see them.
+
+    Args:
+        family: what is searched; ``first`` is the point nearest to what it was fitted to. Its parameters are changed.
+        layers: those that members are sampled for.
+    """
+
+    def __init__(self, family: ScheduleFamily, layers: Sequence[Layer]) -> None:
+        self._family, self._layers = family, layers
+        names = [name for name, _ in family.named_parameters()]
+        self._widths = [_BOX.get(name.rpartition(".")[2], _WIDTH) for name in names]
+        values = zip(family.parameters(), self._widths, strict=True)
+        self.first = [min(max(float(p.detach()) / width, -1.0), 1.0) for p, width in values]
+
+    def member(self, point: Sequence[float]) -> Sampled:
+        """The member of the family at a point, sampled at the knots."""
+        with torch.no_grad():
+            for p, share, width in zip(self._family.parameters(), point, self._widths, strict=True):
+                p.fill_(share * width)
+            values = {n: v.detach() for n, v in self._family.at_knots(self._layers).items()}
+        return Sampled(self._family.knots, values, "linear")
+
+
 def search(
     experiment: Experiment,
-    family: ScheduleFamily,
-    layers: Sequence[Layer],
+    box: Box,
     pool: Mapper,
     log: Callable[[int, float], None],
 ) -> list[Candidate]:
@@ -78,19 +101,10 @@ def search(
     The first one is the member that the family was fitted to: the search starts where learning starts.
     """
     tune, steps = experiment.tune, experiment.task.steps
-    names = [name for name, _ in family.named_parameters()]
-    widths = [_BOX.get(name.rpartition(".")[2], _WIDTH) for name in names]
-    first = [
-        min(max(float(p.detach()) / width, -1.0), 1.0) for p, width in zip(family.parameters(), widths, strict=True)
-    ]
-    searcher = SEARCHERS[tune.search](first, derive_seed(experiment.seed, "tune"))
+    searcher = SEARCHERS[tune.search](box.first, derive_seed(experiment.seed, "tune"))
     candidates = []
     for trial in range(trials_within(experiment)):
-        point = searcher.ask()
-        with torch.no_grad():
-            for p, share, width in zip(family.parameters(), point, widths, strict=True):
-                p.fill_(share * width)
-        schedule = Sampled(family.knots, {n: v.detach() for n, v in family.at_knots(layers).items()}, "linear")
+        schedule = box.member(searcher.ask())
         seeds = [derive_seed(experiment.seed, "tune", trial, run) for run in range(tune.runs)]
         score = mean_score(experiment, schedule, seeds, steps, pool)
         searcher.tell(score)

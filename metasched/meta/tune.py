@@ -6,10 +6,10 @@ from contextlib import closing
 from typing import Any
 
 from metasched.config import Experiment
-from metasched.evaluation.cells import Remembered, played
+from metasched.evaluation.cells import Remembered
 from metasched.evaluation.population import population_search
 from metasched.evaluation.searchers import SEARCHERS
-from metasched.evaluation.tuning import Candidate, best_of, search, trials_within
+from metasched.evaluation.tuning import Box, Candidate, best_of, search, trials_within
 from metasched.exchange.export import export, write_schedule
 from metasched.exchange.format import Metric, Provenance
 from metasched.files import RunFolder
@@ -38,7 +38,7 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
         MetaschedError: names or files that do not fit, a search whose library is missing, a budget that is too small.
     """
     network = build_problem(experiment).network
-    settings, steps = experiment.tune, experiment.task.steps
+    settings = experiment.tune
     learn = learned_controls(experiment, network.method.controls)
     trials_within(experiment)
     if settings.search in SEARCHERS:
@@ -55,19 +55,14 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
                 tracker.log({"tune/trial": trial + 1, "tune/score": score})
                 console.note(f"{settings.search} {trial + 1}: {score:.4f}")
 
+            family = ScheduleFamily(
+                network.method.controls, start.schedule, learn, knots=experiment.schedule.knots, layers=network.layers
+            )
+            box = Box(family, network.layers)
             if settings.search == "pbt":
-                learned = [c for c in network.method.controls if c.name in learn]
-                base = played(experiment, start.schedule, steps)
-                tried = population_search(experiment, learned, base, PooledRuns(experiment, pool), log)
+                tried = population_search(experiment, box, family.learned, PooledRuns(experiment, pool), log)
             else:
-                family = ScheduleFamily(
-                    network.method.controls,
-                    start.schedule,
-                    learn,
-                    knots=experiment.schedule.knots,
-                    layers=network.layers,
-                )
-                tried = search(experiment, family, network.layers, cells, log)
+                tried = search(experiment, box, cells, log)
             best = best_of(experiment, tried, cells)
     finally:
         tracker.close()

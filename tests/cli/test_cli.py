@@ -46,8 +46,10 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         console.note("working")
         return {"ok": True}
 
-    def run(experiment: Experiment, paths: list[Path], folder: RunFolder, console: Any) -> dict[str, Any]:
-        calls.append(("compare", experiment, paths, folder))
+    def run(
+        experiment: Experiment, paths: list[Path], folder: RunFolder, console: Any, reuse: list[Path]
+    ) -> dict[str, Any]:
+        calls.append(("compare", experiment, paths, folder, reuse))
         return {"best": "learned"}
 
     monkeypatch.setitem(sys.modules, "metasched.meta.train", SimpleNamespace(train=train))  # type: ignore[arg-type]
@@ -167,8 +169,9 @@ def test_a_folder_is_used_once(config: Path, called: list[Any], capsys: pytest.C
 
 def test_compare(config: Path, called: list[Any]) -> None:
     files = ["--schedule", "a.json", "b.json", "--schedule", "c.json", "--schedule.start", "ana_linear"]
-    assert main(["compare", str(config), *files]) == 0
-    (_, experiment, paths, folder) = called[0]
+    assert main(["compare", str(config), *files, "--reuse", "runs/a", "runs/b"]) == 0
+    (_, experiment, paths, folder, reuse) = called[0]
+    assert reuse == [Path("runs/a"), Path("runs/b")]
     assert paths == [Path("a.json"), Path("b.json"), Path("c.json")] and experiment.schedule.start == "ana_linear"
     assert folder.done.exists()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -54,6 +55,39 @@ def test_compare(cli: Cli, config: Path, trained: Path, tmp_path: Path, monkeypa
     assert (parts / "comparison.json").read_bytes() == (whole / "comparison.json").read_bytes()
     assert rows(parts) == rows(whole)
     assert (parts / "schedules" / "000" / "mine.json").read_bytes() == (trained / "schedule.json").read_bytes()
+
+
+def test_an_arm_that_joins_later_is_all_that_is_run(
+    cli: Cli, config: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned, first, more, whole = (tmp_path / name for name in ("mine.json", "first", "more", "whole"))
+    shutil.copy(trained / "schedule.json", learned)
+    assert counted(monkeypatch, lambda: cli("compare", config, "--folder", first)) == (0, 8)
+    ask = ["compare", config, "--schedule", learned, "--folder"]
+    assert counted(monkeypatch, lambda: cli(*ask, more, "--reuse", first)) == (0, 4)  # 2 seeds, 2 horizons
+    assert counted(monkeypatch, lambda: cli(*ask, whole)) == (0, 12)
+    assert (more / "comparison.json").read_bytes() == (whole / "comparison.json").read_bytes()
+    again = tmp_path / "again"  # the folder holds what it took over
+    assert counted(monkeypatch, lambda: cli(*ask, again, "--reuse", more)) == (0, 0)
+
+
+@pytest.mark.filterwarnings("default:.*its bits may differ")  # it is what is asked for here
+def test_runs_from_another_machine_are_reused_with_a_warning(
+    cli: Cli, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert cli("compare", config, "--folder", first) == 0
+    facts = json.loads((first / "environment.json").read_text())
+    (first / "environment.json").write_text(json.dumps(facts | {"cpu": "another", "torch": "1.0"}))
+    assert counted(monkeypatch, lambda: cli("compare", config, "--folder", second, "--reuse", first)) == (0, 0)
+    assert "warning: " in (said := capsys.readouterr().err)
+    assert "first: ran with another torch, cpu: its bits may differ" in said
+
+
+def test_a_folder_without_scores_is_not_reused(cli: Cli, config: Path, tmp_path: Path, capsys: Any) -> None:
+    assert cli("compare", config, "--folder", tmp_path / "run", "--reuse", tmp_path / "none") == 2
+    assert "--reuse: " in (said := capsys.readouterr().err) and "holds no cells.jsonl" in said
+    assert not (tmp_path / "run").exists()
 
 
 def test_compare_keeps_to_its_schedules(

@@ -14,8 +14,9 @@ from metasched.config import Experiment, MethodConfig, ScheduleConfig, TaskConfi
 from metasched.errors import MetaschedError
 from metasched.evaluation.population import evolve, population_search
 from metasched.evaluation.searchers import SEARCHERS
-from metasched.evaluation.tuning import best_of, search, trials_within
+from metasched.evaluation.tuning import Box, best_of, search, trials_within
 from metasched.hypergradients.runs import Reached, Segment
+from metasched.layers import Layer
 from metasched.methods.base import Control
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.family import ScheduleFamily
@@ -103,7 +104,7 @@ def test_the_budget_is_spent_and_not_more(name: str) -> None:
     pool = Recorder(lambda controls: float(controls["noise_scale"].mean()))
     made, layers = family()
     rows: list[tuple[int, float]] = []
-    tried = search(experiment, made, layers, pool, lambda trial, score: rows.append((trial, score)))
+    tried = search(experiment, Box(made, layers), pool, lambda trial, score: rows.append((trial, score)))
     best_of(experiment, tried, pool)
     assert len(tried) == len(rows) == trials_within(experiment) == (600 // 10 - 3 * 4) // 2
     assert pool.steps == 600
@@ -120,7 +121,7 @@ def test_a_budget_without_a_trial_is_refused() -> None:
 def test_candidates_obey_what_the_controls_declare() -> None:
     made, layers = family()
     pool = Recorder(lambda controls: 0.5)
-    for candidate in search(EXPERIMENT, made, layers, pool, lambda *_: None):
+    for candidate in search(EXPERIMENT, Box(made, layers), pool, lambda *_: None):
         noise = candidate.schedule(progress_of_steps(23), layers)["noise_scale"]
         assert bool((noise.diff(dim=0) <= 0).all()) and bool((noise[-1] == 0).all())
         assert 0 <= float(noise.min()) and float(noise.max()) <= 1
@@ -129,14 +130,14 @@ def test_candidates_obey_what_the_controls_declare() -> None:
 def test_the_first_candidate_is_the_start_of_learning() -> None:
     made, layers = family()
     start = made.at_knots(layers)["noise_scale"].detach().clone()
-    tried = search(EXPERIMENT, made, layers, Recorder(lambda controls: 0.5), lambda *_: None)
+    tried = search(EXPERIMENT, Box(made, layers), Recorder(lambda controls: 0.5), lambda *_: None)
     torch.testing.assert_close(tried[0].schedule.values["noise_scale"], start)
 
 
 def test_finalists_are_judged_on_seeds_that_no_trial_had() -> None:
     made, layers = family()
     pool = Recorder(lambda controls: float(controls["noise_scale"][0].mean()))
-    tried = search(EXPERIMENT, made, layers, pool, lambda *_: None)
+    tried = search(EXPERIMENT, Box(made, layers), pool, lambda *_: None)
     seen, pool.seeds = set(pool.seeds), []
     assert len(seen) == 2 * len(tried)
     best = best_of(EXPERIMENT, tried, pool)
@@ -161,15 +162,30 @@ class Trace:
         return found
 
 
-BASE = {
-    "noise_scale": torch.full((10, 3), 0.5),
-    "freeze_fraction": torch.zeros(10, 3),
-    "noise_mean": torch.zeros(10, 3),
-}
+LAYERS = tuple(Layer(f"fc{i}", i / 2, "linear", "weight+activation", 4, 16, 1.585) for i in range(3))
 
 
 def population(size: int = 10, interval: int = 2) -> Experiment:
     return replace(EXPERIMENT, tune=replace(EXPERIMENT.tune, search="pbt", population=size, interval=interval))
+
+
+def box_of(*learned: Control) -> Box:
+    """Members of a family that was fitted to noise and freezing along a line."""
+
+    def base(progress: torch.Tensor, layers: Sequence[Layer]) -> dict[str, torch.Tensor]:
+        noise = (0.5 * (1 - progress))[:, None].repeat(1, len(layers))
+        frozen = progress[:, None].repeat(1, len(layers))
+        return {"noise_scale": noise, "freeze_fraction": frozen, "noise_mean": torch.full_like(noise, 0.1)}
+
+    names = [control.name for control in learned]
+    return Box(ScheduleFamily([DOWN, UP, FREE], base, names, knots=6, layers=LAYERS), LAYERS)
+
+
+def evolved(
+    *learned: Control, runs: Any = None, experiment: Experiment | None = None
+) -> tuple[list[dict[str, torch.Tensor]], list[float]]:
+    judge: Any = runs or Trace()
+    return evolve(experiment or population(), box_of(*learned), learned, judge, 0)
 
 
 def test_a_path_is_what_its_state_was_trained_under() -> None:
@@ -177,14 +193,37 @@ def test_a_path_is_what_its_state_was_trained_under() -> None:
     ended: list[Reached] = []
     plain = runs.segments
     runs.segments = lambda segments: ended.extend(plain(segments)) or ended[-len(segments) :]  # type: ignore[method-assign]
-    paths, scores = evolve(population(), [DOWN, UP, FREE], BASE, runs, 0)  # type: ignore[arg-type]
+    paths, scores = evolved(DOWN, UP, FREE, runs=runs)
     for path, last, score in zip(paths, ended[-10:], scores, strict=True):
         assert all(torch.equal(path[name], last.state.method[name]) for name in path)
         assert score == last.score
 
 
+def test_the_first_member_begins_at_the_start_of_learning_and_the_others_anywhere() -> None:
+    paths, _ = evolved(DOWN, UP, experiment=population(interval=10))  # no exchange: each keeps what it began with
+    box = box_of(DOWN, UP)
+    start = box.member(box.first)(progress_of_steps(10), LAYERS)
+    assert all(torch.equal(paths[0][name], start[name]) for name in start)
+    noise = torch.stack([path["noise_scale"][0, 0] for path in paths[1:]])
+    assert float(noise.min()) < 0.3 and float(noise.max()) > 0.7
+
+
+def test_a_member_that_is_copied_plays_its_own_past_and_a_point_near_by() -> None:
+    experiment = population(interval=5)  # one exchange: the worst two take over from the best two
+    before, _ = evolved(DOWN, experiment=population(interval=10))
+    after, _ = evolved(DOWN, experiment=experiment)
+    first_half = [float(path["noise_scale"][:5].sum()) for path in before]
+    order = sorted(range(10), key=lambda i: -first_half[i])
+    for i in range(10):
+        changed = not torch.equal(after[i]["noise_scale"], before[i]["noise_scale"])
+        assert changed == (i in order[:2]), i
+    for worst, best in zip(order[:2], reversed(order), strict=False):
+        assert torch.equal(after[worst]["noise_scale"][:5], before[best]["noise_scale"][:5])
+        assert not torch.equal(after[worst]["noise_scale"][5:], before[best]["noise_scale"][5:])
+
+
 def test_a_path_obeys_direction_end_and_dwell() -> None:
-    paths, _ = evolve(population(), [DOWN, UP, FREE], BASE, Trace(), 0)  # type: ignore[arg-type]
+    paths, _ = evolved(DOWN, UP, FREE)
     for path in paths:
         noise, frozen, mean = path["noise_scale"], path["freeze_fraction"], path["noise_mean"]
         assert bool((noise.diff(dim=0) <= 0).all()) and bool((noise[-1] == 0).all())
@@ -194,14 +233,17 @@ def test_a_path_obeys_direction_end_and_dwell() -> None:
 
 
 def test_a_population_moves_towards_what_scores() -> None:
-    first, _ = evolve(population(20), [DOWN], BASE, Trace(), 0)  # type: ignore[arg-type]
-    mean = torch.stack([path["noise_scale"] for path in first]).mean((0, 2))
-    assert float(mean[8]) < 0.8 * float(mean[0])  # without selection the mean of 0.8 and 1.2 would keep it
+    _, alone = evolved(DOWN, experiment=population(20, interval=10))
+    _, together = evolved(DOWN, experiment=population(20, interval=1))
+    assert sum(together) > 0.5 * sum(alone)  # less noise in all: scores are below 0
+    assert max(together) >= max(alone)
 
 
 def test_what_is_not_learned_keeps_its_values() -> None:
-    paths, _ = evolve(population(), [DOWN], BASE, Trace(), 0)  # type: ignore[arg-type]
-    assert all(torch.equal(path["noise_mean"], BASE["noise_mean"]) for path in paths)
+    paths, _ = evolved(DOWN)
+    for path in paths:
+        torch.testing.assert_close(path["noise_mean"], torch.full((10, 3), 0.1))
+        torch.testing.assert_close(path["freeze_fraction"], progress_of_steps(10)[:, None].repeat(1, 3))
 
 
 def test_a_run_with_a_bad_number_is_the_worst() -> None:
@@ -210,13 +252,13 @@ def test_a_run_with_a_bad_number_is_the_worst() -> None:
             found = super().segments(segments)
             return [found[0]._replace(fault=Fault("loss")), *found[1:]]
 
-    _, scores = evolve(population(), [DOWN], BASE, Bad(), 0)  # type: ignore[arg-type]
+    _, scores = evolved(DOWN, runs=Bad())
     assert scores[0] == float("-inf") and min(scores[1:]) > float("-inf")
 
 
 def test_populations_fill_the_budget() -> None:
     experiment = population(size=8)
     rows: list[int] = []
-    tried = population_search(experiment, [DOWN], BASE, Trace(), lambda n, _: rows.append(n))  # type: ignore[arg-type]
+    tried = population_search(experiment, box_of(DOWN), [DOWN], Trace(), lambda n, _: rows.append(n))  # type: ignore[arg-type]
     assert rows == list(range(len(tried))) == list(range((600 // 10 - 3 * 4) // 8))
     assert all(c.schedule.kind == "previous" and len(c.schedule.knots) == 10 for c in tried)
