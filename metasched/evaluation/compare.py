@@ -21,7 +21,7 @@ from metasched.evaluation.comparison import Arm, Comparison
 from metasched.evaluation.report import write_report
 from metasched.evaluation.statistics import counted, summarize
 from metasched.exchange.export import read_schedule, write_schedule
-from metasched.exchange.player import PlayedSchedule, check_method, match_layers, spent_on
+from metasched.exchange.player import PlayedSchedule, check_method, spent_on, warn_of_other_kinds
 from metasched.files import RunFolder, environment, json_text, write_atomic
 from metasched.network import QuantizedNetwork
 from metasched.randomness import derive_seed
@@ -63,15 +63,12 @@ def read_playable(path: Path, experiment: Experiment, network: QuantizedNetwork)
     """The schedule of a file, which this experiment's method and network can play.
 
     Raises:
-        MetaschedError: it is no schedule, is for another method, or has no layer that one of the network's is like.
+        MetaschedError: it is no schedule, or is for another method.
     """
     file = read_schedule(path)
     check_method(file, experiment.method.name, network.method.controls, str(path))
     schedule = PlayedSchedule(file)
-    try:
-        match_layers(schedule.layers, network.layers)
-    except MetaschedError as error:
-        raise MetaschedError(f"{path}: {error.path}", error.problem, error.fix) from None
+    warn_of_other_kinds(schedule.layers, network.layers, str(path))
     return schedule
 
 
@@ -158,8 +155,7 @@ def run(
         reuse: folders of other runs; cells that were computed there are not computed again.
 
     Raises:
-        MetaschedError: a file that is no schedule, is for another method, or whose layers do not fit the network; a
-            folder without cells.
+        MetaschedError: a file that is no schedule or is for another method; a folder without cells.
     """
     others = [_cells_of(path) for path in reuse]
     problem = build_problem(experiment)

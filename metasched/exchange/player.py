@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+import warnings
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -33,14 +34,27 @@ def match_layers(known: Sequence[Layer], layers: Sequence[Layer]) -> list[Match]
 
     The same layers (names and kinds, in the same order) are matched one to one. Otherwise each layer lies, by its
     relative depth, between the two nearest known layers of its kind; beyond the first or the last of them it is
-    matched with that one.
-
-    Raises:
-        MetaschedError: a layer of a kind that the file does not have.
+    matched with that one. A layer of a kind that the file does not have lies between those of any kind.
     """
     if [(layer.name, layer.kind) for layer in known] == [(layer.name, layer.kind) for layer in layers]:
         return [Match(i, i, 0.0) for i in range(len(layers))]
     return [_match(known, layer) for layer in layers]
+
+
+def warn_of_other_kinds(known: Sequence[Layer], layers: Sequence[Layer], where: str) -> None:
+    """Says which layers are played by their depth alone, because a schedule has no layer of their kind.
+
+    Args:
+        known: layers of the schedule.
+        layers: layers of the network.
+        where: what the warning begins with.
+    """
+    kinds = {layer.kind for layer in known}
+    other = [layer for layer in layers if layer.kind not in kinds]
+    if other:
+        names, has = ", ".join(layer.name for layer in other), ", ".join(sorted(kinds))
+        what = f"the schedule has layers of kind {has} only: {other[0].kind} layers ({names}) follow their depth alone"
+        warnings.warn(f"{where}: {what}", stacklevel=3)
 
 
 class PlayedSchedule:
@@ -99,7 +113,7 @@ class SchedulePlayer:
         layers: of the network, from ``quantize(...).layers``; default: the layers in the file.
 
     Raises:
-        MetaschedError: an unreadable file, no steps, no layers, or a layer that the file cannot play.
+        MetaschedError: an unreadable file, no steps, or no layers.
     """
 
     def __init__(
@@ -116,6 +130,8 @@ class SchedulePlayer:
             layers = schedule.layers
         if not layers:
             raise MetaschedError("layers", "none given", "pass the layers of the network")
+        if isinstance(schedule, PlayedSchedule):
+            warn_of_other_kinds(schedule.layers, layers, "layers")
         if total_steps < 1:
             raise MetaschedError("total_steps", f"must be at least 1, got {total_steps}", "pass the length of the run")
         self.total_steps = total_steps
@@ -201,10 +217,7 @@ def check_method(file: ScheduleFile, method_name: str, controls: Sequence[Contro
 
 def _match(known: Sequence[Layer], layer: Layer) -> Match:
     same = sorted((other.depth, i) for i, other in enumerate(known) if other.kind == layer.kind)
-    if not same:
-        kinds = ", ".join(sorted({other.kind for other in known}))
-        problem = f"is a {layer.kind} layer, and the schedule has layers of kind {kinds} only"
-        raise MetaschedError(f"layers.{layer.name}", problem, "leave it in float, or take another schedule")
+    same = same or sorted((other.depth, i) for i, other in enumerate(known))
     above = bisect_right(same, layer.depth, key=lambda other: other[0])
     low, i = same[max(above - 1, 0)]
     high, j = same[min(above, len(same) - 1)]

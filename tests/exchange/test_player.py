@@ -136,15 +136,18 @@ def test_rounding_does_not_carry_a_value_out_of_the_range(golden: str) -> None:
     assert values["noise_mean"].item() == 0.29
 
 
-def test_a_kind_that_the_file_does_not_have_is_named(golden: str) -> None:
+def test_a_kind_that_the_file_does_not_have_is_played_by_depth_and_named(golden: str) -> None:
     file = loads(golden, "schedule.json")
     convolutions = dataclasses.replace(
         file,
         layers=file.layers[:2],
         values={name: curves[:2] for name, curves in file.values.items()},
     )
-    with pytest.raises(MetaschedError, match=r"^layers\.head\.0: is a linear layer, .* layers of kind conv only"):
+    said = r"layers: the schedule has layers of kind conv only: linear layers \(head\.0, .*\) follow their depth alone"
+    with pytest.warns(UserWarning, match=said):
         SchedulePlayer(convolutions, 10, OTHERS)
+    as_conv = [dataclasses.replace(other, kind="conv") for other in OTHERS]
+    assert torch.equal(table(convolutions, 10, OTHERS)["noise_mean"], table(convolutions, 10, as_conv)["noise_mean"])
 
 
 @pytest.mark.parametrize("layers", [None, OTHERS], ids=["own layers", "other layers"])
