@@ -37,6 +37,7 @@ from metasched.training.problem import build_problem
 from metasched.training.ranks import open_pool
 from metasched.yaml_reader import read_mapping
 
+_SHOWN = 2  # schedules whose differences to all others fit into a terminal
 _SAME_BITS = ("metasched", "torch", "cpu", "cpu_capability", "inner_threads", "device")  # of environment.json
 
 
@@ -131,10 +132,12 @@ def compare(
 def publish(comparison: Comparison, folder: RunFolder, tracker: Tracker, console: Console) -> None:
     """Write comparison.json and the plot, log the table and show it."""
     write_atomic(folder.comparison, (json_text(comparison.to_dict(), indent=2) + "\n").encode())
+    shown = comparison.learned if len(comparison.learned) <= _SHOWN else comparison.learned[:1]
     for horizon in comparison.horizons:
-        columns, rows = comparison.rows(horizon)
-        console.table(f"Hardened test score after {horizon} steps", columns, rows)
-        tracker.table(f"comparison_{horizon}", columns, rows)
+        console.table(f"Hardened test score after {horizon} steps", *comparison.rows(horizon, shown))
+        tracker.table(f"comparison_{horizon}", *comparison.rows(horizon))
+    if shown != comparison.learned:
+        console.note(f"differences to {shown[0]}, the first one given; those to the others are in the report")
     scores = {h: {name: counted(arm.scores) for name, arm in comparison.at(h).items()} for h in comparison.horizons}
     folder.plots.mkdir(exist_ok=True)
     picture = folder.plots / "comparison.png"

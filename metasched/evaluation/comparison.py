@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -72,10 +73,15 @@ class Comparison:
         adjusted = holm([self.difference(arm, other).p for other in others])
         return {other.name: p for other, p in zip(others, adjusted, strict=True)}
 
-    def rows(self, horizon: int) -> tuple[list[str], list[list[str]]]:
-        """The table of a horizon, best mean first: columns and rows as text."""
+    def rows(self, horizon: int, references: Sequence[str] | None = None) -> tuple[list[str], list[list[str]]]:
+        """The table of a horizon, best mean first: columns and rows as text.
+
+        Args:
+            horizon: of the table.
+            references: the arms that get a column of differences; default: ``learned``.
+        """
         arms = self.at(horizon)
-        learned = [arms[name] for name in self.learned if name in arms]
+        learned = [arms[name] for name in (self.learned if references is None else references) if name in arms]
         diverged = any(arm.diverged for arm in arms.values())
         found = any(arm.spent for arm in arms.values())
         columns = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -203,6 +204,19 @@ def test_compare_plays_the_file_as_train_did(cli: Cli, config: Path, trained: Pa
     assert [(a["name"], a["horizon"], a["scores"]) for a in now["arms"]] == [
         (a["name"], a["horizon"], a["scores"]) for a in renamed
     ]
+
+
+def test_many_schedules_leave_a_table_that_fits_a_terminal(
+    cli: Cli, config: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["b", "a", "c"]
+    files = [Path(shutil.copy(trained / "schedule.json", tmp_path / f"{name}.json")) for name in names]
+    assert cli("compare", config, "--folder", tmp_path / "run", "--schedule", *files) == 0
+    said = capsys.readouterr().out
+    assert "b - this" in said and "a - this" not in said and "c - this" not in said
+    assert "differences to b, the first one given; those to the others are in the report" in said
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert all(f"{name} - this" in report for name in names)
 
 
 def files_of(folder: Path) -> Any:
