@@ -21,7 +21,6 @@ from metasched.errors import MetaschedError
 from metasched.tracking.console import open_console
 
 ROOT = Path(__file__).parents[2]
-CONVOLUTIONS = str(ROOT / "experiments" / "learned" / "digits_ana.json")  # a schedule for convolutions only
 TINY = Experiment(
     task=TaskConfig(train=200, test=150, width=4, steps=4, batch=32),
     method=MethodConfig(name="ana"),
@@ -111,11 +110,6 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         (["--schedule", str(ROOT / "experiments" / "baselines" / "inq_linear.json")], "is for method 'inq', not 'ana'"),
         (["--schedule", "ana_linear", "--task.model", "resnet20"], "model: is a ResNet20, which has no integer form"),
         (["--schedule", "ana_linear", "--method.activation_levels", "null"], "is an activation that stays in float"),
-        (
-            ["--schedule", CONVOLUTIONS, "--task.model", "mlp"],
-            "layers.linear1: is a linear layer, and the",
-        ),
-        (["--schedule", CONVOLUTIONS, "--quantize.last", "true"], "layers.linear: is a linear layer, and the schedule"),
         (["--learn", "--schedule", "ana_linear"], "--schedule: does not go with --learn"),
         (["--learn", "--task.model", "resnet20"], "model: is a ResNet20, which has no integer form"),
         (["--schedule", "ana_linear", "--folder", "run"], "--folder: is for --learn only"),

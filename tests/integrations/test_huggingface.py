@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from metasched.errors import MetaschedError
 from metasched.exchange.integrations.driven import DrivenModule
 from metasched.exchange.integrations.huggingface import callback
 from metasched.exchange.player import SchedulePlayer
@@ -125,8 +124,14 @@ def test_another_length_can_be_given(schedule: Path, tmp_path: Path) -> None:
     assert seen == [player.at(0), player.at(1)]
 
 
-def test_layers_that_the_schedule_cannot_play_are_one_line(schedule: Path, tmp_path: Path) -> None:
+def test_layers_of_another_kind_are_played_by_their_depth_with_a_warning(schedule: Path, tmp_path: Path) -> None:
     torch.set_default_dtype(torch.float32)
     conv = Layer("conv", 0.0, "conv", "weight", 9, 9, 1.0)
-    with pytest.raises(MetaschedError, match=r"^layers\.conv: is a conv layer"):
-        train(nn.Linear(4, 1), tmp_path / "run", callback(schedule, lambda values, step: None, layers=[conv]))
+    seen: list[list[str]] = []
+    with pytest.warns(UserWarning, match=r"^layers: the schedule has layers of kind linear only: conv layers \(conv\)"):
+        train(
+            nn.Linear(4, 1),
+            tmp_path / "run",
+            callback(schedule, lambda values, step: seen.append(list(values)), layers=[conv]),
+        )
+    assert seen and all(names == ["conv"] for names in seen)
