@@ -20,7 +20,7 @@ _MANY_ROWS = 24  # layers; beyond that their names are left out
 _DECADES = 2  # of derivatives that are told apart in colour; smaller ones fade linearly
 _LARGEST_T = 5.0
 _LEARNED, _OTHER = "#c1272d", "#4d4d4d"
-_FOUND = ("C0", "C1", "C2", "C4", "C5", "C9")  # without the red that is like that of what is learned
+_FOUND = ("C0", "C1", "C2", "C4", "C5", "C9", "C6", "C8")  # without the red that is like that of what is learned
 
 
 def plot_schedule(
