@@ -193,11 +193,12 @@ def _cells_of(path: Path) -> Path:
     """The file of cells of another run, with a warning where that ran on something else.
 
     Raises:
-        MetaschedError: there is none.
+        MetaschedError: it has none, or does not say what it ran on.
     """
     run = RunFolder(path)
-    if not os.path.isfile(run.cells):  # Path.is_file raises on a name too long
-        raise MetaschedError("--reuse", f"{path} holds no {run.cells.name}", "give the folder of a run that compared")
+    for file in (run.cells, run.environment):
+        if not os.path.isfile(file):  # Path.is_file raises on a name too long
+            raise MetaschedError("--reuse", f"{path} holds no {file.name}", "give the folder of a run that compared")
     here, there = environment(), read_mapping(run.environment)
     other = [name for name in _SAME_BITS if there.get(name) != here[name]]
     if other:

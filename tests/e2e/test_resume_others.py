@@ -87,6 +87,10 @@ def test_runs_from_another_machine_are_reused_with_a_warning(
 def test_a_folder_without_scores_is_not_reused(cli: Cli, config: Path, tmp_path: Path, capsys: Any) -> None:
     assert cli("compare", config, "--folder", tmp_path / "run", "--reuse", tmp_path / "none") == 2
     assert "--reuse: " in (said := capsys.readouterr().err) and "holds no cells.jsonl" in said
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "cells.jsonl").touch()
+    assert cli("compare", config, "--folder", tmp_path / "run", "--reuse", tmp_path / "none") == 2
+    assert "--reuse: " in (said := capsys.readouterr().err) and "holds no environment.json" in said
     assert not (tmp_path / "run").exists()
 
 

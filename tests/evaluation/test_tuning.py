@@ -222,6 +222,23 @@ def test_a_member_that_is_copied_plays_its_own_past_and_a_point_near_by() -> Non
         assert not torch.equal(after[worst]["noise_scale"][5:], before[best]["noise_scale"][5:])
 
 
+def test_a_copied_point_moves_by_a_fifth_of_half_the_box_in_each_coordinate(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.Tensor] = []
+    member = Box.member
+
+    def noted(box: Box, point: Sequence[float]) -> Any:
+        asked.append(torch.tensor(point, dtype=torch.float64))
+        return member(box, point)
+
+    monkeypatch.setattr(Box, "member", noted)
+    evolved(DOWN, UP, experiment=population(interval=5))
+    assert len(asked) == 12  # ten members, of which two are replaced once
+    for point in asked[10:]:
+        steps = [(point - origin).abs() for origin in asked[:10]]
+        moved = [bool(((step - 0.2).abs().lt(1e-12) | ((point.abs() == 1) & (step < 0.2))).all()) for step in steps]
+        assert sum(moved) == 1
+
+
 def test_a_path_obeys_direction_end_and_dwell() -> None:
     paths, _ = evolved(DOWN, UP, FREE)
     for path in paths:
