@@ -228,7 +228,7 @@ class TuneConfig:
     runs: Repeats = 2
     """fresh inner runs that a candidate is scored by"""
     finalists: Repeats = 5
-    """best candidates that are judged again"""
+    """best candidates that are judged again; from 2 on, the start is one of them"""
     final_runs: Repeats = 8
     """fresh inner runs, the same for all finalists, that decide between them"""
     population: Annotated[Int, Field(ge=5, le=10_000)] = 20

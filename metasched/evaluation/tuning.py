@@ -3,7 +3,8 @@
 A candidate is a member of the family of schedules/family.py (for each control a window with a decay, of five to seven
 numbers), and its score the mean score of ``tune.runs`` fresh inner runs on meta-validation, hardened. A search that
 picks the best of many noisy scores flatters it, so a part of the budget is kept: the ``tune.finalists`` best candidates
-are played again from ``tune.final_runs`` seeds that are new and the same for all, and the best of these means wins.
+are played again from ``tune.final_runs`` seeds that are new and the same for all, and the best of these means wins. The
+start is among them: where it is good already, its few noisy runs rank it below many that are worse.
 """
 
 from __future__ import annotations
@@ -120,12 +121,20 @@ def mean_score(experiment: Experiment, schedule: Schedule, seeds: Sequence[int],
     return summarize(counted([score for (score,) in pool.map(cell_scores, work)])).mean
 
 
-def best_of(experiment: Experiment, candidates: Sequence[Candidate], pool: Mapper) -> Candidate:
-    """The finalist with the best mean over seeds that no search has seen, with that mean as its score."""
+def best_of(experiment: Experiment, start: Sampled, candidates: Sequence[Candidate], pool: Mapper) -> Candidate:
+    """The finalist with the best mean over seeds that no search has seen, with that mean as its score.
+
+    Where there are two finalists or more, the start takes the place of the last one, unless it is one of them anyway.
+    """
     tune = experiment.tune
     seeds = [derive_seed(experiment.seed, "tune final", run) for run in range(tune.final_runs)]
-    finalists = sorted(candidates, key=lambda c: -c.score)[: tune.finalists]  # stable: the first tried of equals
-    judged = [
-        Candidate(c.schedule, mean_score(experiment, c.schedule, seeds, experiment.task.steps, pool)) for c in finalists
-    ]
+    ranked = sorted(candidates, key=lambda c: -c.score)  # stable: the first tried of equals
+    finalists = [c.schedule for c in ranked[: tune.finalists]]
+    if len(finalists) > 1 and not any(_same(s, start) for s in finalists):
+        finalists[-1] = start
+    judged = [Candidate(s, mean_score(experiment, s, seeds, experiment.task.steps, pool)) for s in finalists]
     return max(judged, key=lambda c: c.score)
+
+
+def _same(a: Sampled, b: Sampled) -> bool:
+    return a.kind == b.kind and all(torch.equal(a.values[name], b.values[name]) for name in a.values)

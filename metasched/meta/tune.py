@@ -63,7 +63,7 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
                 tried = population_search(experiment, box, family.learned, PooledRuns(experiment, pool), log)
             else:
                 tried = search(experiment, box, cells, log)
-            best = best_of(experiment, tried, cells)
+            best = best_of(experiment, box.member(box.first), tried, cells)
     finally:
         tracker.close()
     _export(experiment, best, start, folder)

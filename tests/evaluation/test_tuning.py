@@ -105,7 +105,7 @@ def test_the_budget_is_spent_and_not_more(name: str) -> None:
     made, layers = family()
     rows: list[tuple[int, float]] = []
     tried = search(experiment, Box(made, layers), pool, lambda trial, score: rows.append((trial, score)))
-    best_of(experiment, tried, pool)
+    best_of(experiment, tried[0].schedule, tried, pool)
     assert len(tried) == len(rows) == trials_within(experiment) == (600 // 10 - 3 * 4) // 2
     assert pool.steps == 600
     assert [c.score for c in tried] == [score for _, score in rows]
@@ -140,9 +140,24 @@ def test_finalists_are_judged_on_seeds_that_no_trial_had() -> None:
     tried = search(EXPERIMENT, Box(made, layers), pool, lambda *_: None)
     seen, pool.seeds = set(pool.seeds), []
     assert len(seen) == 2 * len(tried)
-    best = best_of(EXPERIMENT, tried, pool)
+    best = best_of(EXPERIMENT, tried[0].schedule, tried, pool)
     assert len(pool.seeds) == 3 * 4 and len(set(pool.seeds)) == 4 and not seen & set(pool.seeds)
     assert best.schedule is max(tried, key=lambda c: c.score).schedule
+
+
+def test_a_good_start_with_bad_luck_is_judged_again() -> None:
+    made, layers = family()
+    pool = Recorder(lambda controls: float(controls["noise_scale"].mean()))
+    tried = search(EXPERIMENT, Box(made, layers), pool, lambda *_: None)
+    truth = [float(c.schedule.values["noise_scale"].mean()) for c in tried]
+    best = tried[truth.index(max(truth))].schedule
+    unlucky = [c._replace(score=-1.0) if c.schedule is best else c for c in tried]
+    assert best_of(EXPERIMENT, best, unlucky, pool).schedule is best
+    pool.steps = 0
+    assert best_of(EXPERIMENT, tried[0].schedule, unlucky, pool).schedule is not best
+    assert pool.steps == 3 * 4 * 10  # no more than the finalists' share
+    alone = replace(EXPERIMENT, tune=replace(EXPERIMENT.tune, finalists=1))
+    assert best_of(alone, best, unlucky, pool).schedule is not best
 
 
 class Trace:
