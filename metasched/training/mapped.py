@@ -5,7 +5,8 @@
 The forward pass is mapped; the gradients are those of the sum of the losses, in which each run has a term of its own.
 The optimizer works on the stacked tensors: its rules are elementwise, and the runs share its hyper-parameters. Batches
 and draws are those of each run's seed. So the numbers are those of the loop up to rounding, and on the CPU, where
-``mapping_pays``, the same bits for the models of this package (logistic noise: with batches of multiples of 16).
+``mapping_pays``, the same bits on Intel's processors for the models of this package (logistic noise: with batches of
+multiples of 16); on AMD's the last bit of some sums is another one.
 """
 
 from __future__ import annotations
