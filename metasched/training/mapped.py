@@ -5,18 +5,19 @@
 The forward pass is mapped; the gradients are those of the sum of the losses, in which each run has a term of its own.
 The optimizer works on the stacked tensors: its rules are elementwise, and the runs share its hyper-parameters. Batches
 and draws are those of each run's seed. So the numbers are those of the loop up to rounding, and on the CPU, where
-``mapping_pays``, the same bits on Intel's processors for the models of this package (logistic noise: with batches of
-multiples of 16); on AMD's the last bit of some sums is another one.
+``mapping_pays``, the same bits for the models of this package (logistic noise: with batches of multiples of 16).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import nn
 
+from metasched.files import cpu_model
 from metasched.methods.base import Evaluating
 from metasched.network import Tensors
 from metasched.tasks.base import Stored
@@ -36,8 +37,9 @@ def mapping_pays(problem: InnerProblem, runs: int) -> bool:
 
     On a GPU always. On the CPU from 4 runs of networks of at most 100,000 parameters, which spend their time between
     the operations (measured: docs/hypergradients.md), without convolutions, and with batch normalizations of multiples
-    of 8 channels: the last bits of others, and of products under autocast, depend on how many runs are mapped. Nowhere
-    if the method evaluates the loss, or if examples are read from disk.
+    of 8 channels: the last bits of others, and of products under autocast, depend on how many runs are mapped; and so
+    they do on other processors than Intel's. Nowhere if the method evaluates the loss, or if examples are read from
+    disk.
     """
     module = problem.network.module
     if isinstance(problem.network.method, Evaluating) or isinstance(problem.task.train, Stored):
@@ -45,7 +47,8 @@ def mapping_pays(problem: InnerProblem, runs: int) -> bool:
     if next(module.parameters()).device.type != "cpu":
         return runs > 1
     small = sum(p.numel() for p in module.parameters()) <= _SMALL
-    return runs >= _FEW and small and not problem.autocast and all(_same_bits_mapped(m) for m in module.modules())
+    exact = products_keep_bits() and all(_same_bits_mapped(m) for m in module.modules())
+    return runs >= _FEW and small and not problem.autocast and exact
 
 
 def gradient_mapping_pays(problem: InnerProblem, runs: int) -> bool:
@@ -55,6 +58,15 @@ def gradient_mapping_pays(problem: InnerProblem, runs: int) -> bool:
     """
     device = next(problem.network.module.parameters()).device
     return device.type != "cpu" and mapping_pays(problem, runs)
+
+
+@cache
+def products_keep_bits() -> bool:
+    """Whether the CPU's products of many matrices have the bits of the products one by one.
+
+    Seen on Intel's processors, and not on an AMD EPYC, where products go other ways through the same library.
+    """
+    return "Intel" in cpu_model()
 
 
 def _same_bits_mapped(m: nn.Module) -> bool:

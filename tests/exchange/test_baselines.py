@@ -12,6 +12,7 @@ import torch
 from metasched.exchange.baselines import TOLERANCE, vgg8_layers, write_baselines
 from metasched.exchange.export import read_schedule
 from metasched.exchange.player import PlayedSchedule, check_method
+from metasched.files import cpu_model
 from metasched.layers import Layer
 from metasched.methods.ana import NOISE_MEAN, NOISE_SCALE
 from metasched.methods.gxnor import STEP_TEMPERATURE
@@ -50,9 +51,10 @@ def test_checked_in_baselines_are_the_generated_ones(tmp_path: Path) -> None:
     for path in paths:
         made, kept = path.read_text("utf-8"), (FOLDER / path.name).read_text("utf-8")
         assert NUMBER.sub("#", made) == NUMBER.sub("#", kept), f"{path.name} has changed; {REGENERATE}"
-        # not their last bits: cosines and powers have others on other processors
+        # they were generated on an Intel; cosines and powers have other last bits on an AMD
+        off = 0.0 if "Intel" in cpu_model() else 1e-12
         numbers = [torch.tensor([float(x) for x in NUMBER.findall(text)]) for text in (made, kept)]
-        torch.testing.assert_close(*numbers, rtol=1e-12, atol=1e-15, msg=f"{path.name} has changed; {REGENERATE}")
+        torch.testing.assert_close(*numbers, rtol=off, atol=off, msg=f"{path.name} has changed; {REGENERATE}")
         assert path.stat().st_size < 100_000
 
 
