@@ -48,10 +48,9 @@ def axes_table() -> str:
 
 def baselines_table() -> str:
     """The hand-coded schedules of all methods with their sources."""
-    from metasched.schedules.table import hand_coded
+    from metasched.schedules.table import families, hand_coded
 
-    families = ("ste", "ana", "inq", "joint", "gxnor", "metropolis")
-    rows = [(f"`{name}`", family, s.citation) for family in families for name, s in hand_coded(family).items()]
+    rows = [(f"`{name}`", family, s.citation) for family in families() for name, s in hand_coded(family).items()]
     return table(("name", "method", "source"), rows)
 
 

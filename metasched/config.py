@@ -107,9 +107,9 @@ class OptimizerConfig:
 class MethodConfig:
     """The quantization method and its fixed parameters; what varies over training are its controls."""
 
-    name: Literal["ste", "ana", "inq", "joint", "gxnor", "metropolis"] = "joint"
-    """straight-through estimator, noise annealing (ANA), incremental freezing (INQ), or both at once; or without float
-    weights: discrete state transition (GXNOR), or Metropolis"""
+    name: Literal["float", "ste", "ana", "inq", "joint", "gxnor", "metropolis"] = "joint"
+    """no quantization, straight-through estimator, noise annealing (ANA), incremental freezing (INQ), or both at once;
+    or without float weights: discrete state transition (GXNOR), or Metropolis"""
     levels: Word = "ternary"
     """weight levels: binary, ternary, intB, uintB, balancedB, pow2_B, statesN (2^N + 1 of them)"""
     activation_levels: Word | None = "ternary"
@@ -212,7 +212,8 @@ class CompareConfig:
     seeds: Annotated[Int, Field(ge=2, le=10_000)] = 16
     """fresh paired seeds"""
     baselines: tuple[Word, ...] | None = None
-    """names of hand-coded schedules (default: all of the method's family)"""
+    """names of hand-coded schedules, of any method (default: all of this method); `ste`, no schedule at all, and
+    `float`, the network without quantization, are always compared"""
     horizons: Annotated[tuple[Repeats, ...], Field(max_length=64)] = (1,)
     """multiples of task.steps at which the schedules are played"""
 

@@ -23,7 +23,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
-from metasched.config import Experiment
+from metasched.config import Experiment, MethodConfig
 from metasched.errors import MetaschedError
 from metasched.fields import FieldInfo, fields, names_in
 from metasched.quantizers.levels import level_set
@@ -31,6 +31,7 @@ from metasched.yaml_reader import parse, read_mapping
 
 MAX_PROBLEMS = 20
 _ADAPTER: TypeAdapter[Experiment] = TypeAdapter(cast(Any, Experiment))
+_METHOD: TypeAdapter[MethodConfig] = TypeAdapter(cast(Any, MethodConfig))
 
 
 class ConfigErrors(MetaschedError):
@@ -66,6 +67,11 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
         ours = any(f"{name}.".startswith(f"{field.split('[')[0]}.") for name in overridden)
         return f"--{field}" if ours else f"{path}: {field}"
 
+    return _validated(document, place)
+
+
+def _validated(document: dict[str, Any], place: Callable[[str], str]) -> Experiment:
+    """The experiment that a document describes; ``place`` says where a field was written."""
     left = 0
     try:
         experiment = _ADAPTER.validate_python(document)
@@ -86,12 +92,66 @@ def require_learnable(experiment: Experiment) -> None:
     Raises:
         MetaschedError: the method has no controls, or none of them is to be learned.
     """
-    if experiment.method.name == "ste":
-        raise MetaschedError(
-            "method.name", "there is nothing to learn for ste, which has no controls", "set it to ana, inq or joint"
-        )
+    if experiment.method.name in ("float", "ste"):
+        problem = f"there is nothing to learn for {experiment.method.name}, which has no controls"
+        raise MetaschedError("method.name", problem, "set it to ana, inq or joint")
     if experiment.schedule.learn == ():
         raise MetaschedError("schedule.learn", "is empty, so that there is nothing to learn", "name controls in it")
+
+
+# what every method but float reads
+QUANTIZERS = ("levels", "activation_levels", "scale", "granularity", "activation_scale")
+
+
+def of_method(
+    config: MethodConfig, name: str, parameters: Mapping[str, Any] | None = None, path: str = "method"
+) -> MethodConfig:
+    """The configuration of another method with the same quantizers.
+
+    Args:
+        config: whose quantizers are taken, and whose parameters if it is the same method.
+        name: of the other method.
+        parameters: its own parameters; what it does not read is left out.
+        path: what error messages begin with.
+
+    Raises:
+        MetaschedError: a parameter that the method cannot have.
+    """
+    if name == config.name:
+        return config
+    own = {f for section, f, names in _READ_BY if section == "method" and name in names}
+    shared = {} if name == "float" else {f: getattr(config, f) for f in QUANTIZERS}
+    tree = {"name": name, **shared, **{f: v for f, v in (parameters or {}).items() if f in own}}
+    try:
+        return _METHOD.validate_python(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise MetaschedError(f"{path}: {place}", first["msg"], "correct it, or leave it out") from None
+
+
+def with_fields(experiment: Experiment, given: Sequence[str], path: str) -> Experiment:
+    """The experiment with some fields changed; another ``method.name`` takes the quantizers along, and nothing else.
+
+    Args:
+        experiment: what is changed.
+        given: ``FIELD=VALUE`` each; values are YAML.
+        path: what error messages begin with.
+
+    Raises:
+        MetaschedError: a field that does not exist, or a value that it cannot have.
+    """
+    pairs = [text.partition("=") for text in given]
+    for name, equals, _ in pairs:
+        if not equals:
+            raise MetaschedError(path, f"{name!r} has no value", "write it as FIELD=VALUE")
+    document = to_dict(experiment)
+    for name, _, text in pairs:
+        if name == "method.name" and text != experiment.method.name:
+            document["method"] = {f: v for f, v in document["method"].items() if f in QUANTIZERS and text != "float"}
+    for name, _, text in pairs:
+        _override(document, name, text)
+    return _validated(document, lambda field: f"{path}: {field}")
 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:

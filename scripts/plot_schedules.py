@@ -16,7 +16,7 @@ import torch
 
 from metasched import PlayedSchedule, read_schedule
 from metasched.errors import MetaschedError
-from metasched.evaluation.compare import name_of
+from metasched.evaluation.contenders import name_of
 from metasched.tracking.plots import plot_schedule
 
 POINTS = 201

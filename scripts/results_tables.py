@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from metasched.evaluation.comparison import Arm, Comparison
+from metasched.evaluation.verdict import verdicts
 from metasched.exchange.format import Spent
 from metasched.files import write_atomic
 
@@ -31,11 +32,14 @@ def markdown(name: str, result: dict[str, Any]) -> str:
     comparison = comparison_of(result)
     versions = ", ".join(f"{package} {version}" for package, version in sorted(result["versions"].items()))
     made = f"Made by `{result['command']}` with {versions} on {result['hardware']}."
+    for added in result.get("joined", []):
+        made += f" {', '.join(added['arms'])} joined later, by `{added['command']}` on {added['hardware']}."
     parts = [f"**{name}**: {len(comparison.seeds)} paired seeds. {made}"]
     for horizon in comparison.horizons:
         columns, rows = comparison.rows(horizon)
         lines = [_line(columns), _line(["---"] * len(columns)), *(_line(row) for row in rows)]
-        parts += [f"Hardened test score after {horizon} inner steps:", "\n".join(lines)]
+        said = [str(verdict) for verdict in verdicts(comparison) if verdict.horizon == horizon]
+        parts += [*said, f"Hardened test score after {horizon} inner steps:", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -44,7 +48,8 @@ def comparison_of(result: dict[str, Any]) -> Comparison:
     arms = []
     for a in result["arms"]:
         spent = tuple(Spent(**entry) for entry in a.get("spent", []))  # the oldest files do not say
-        arms.append(Arm(a["name"], a["horizon"], tuple(map(float, a["scores"])), a["inner_steps"], spent))
+        method = a.get("method", "")  # nor do they say that
+        arms.append(Arm(a["name"], a["horizon"], tuple(map(float, a["scores"])), a["inner_steps"], spent, method))
     return Comparison(tuple(result["seeds"]), tuple(arms), tuple(result["learned"]))
 
 

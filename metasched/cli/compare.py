@@ -14,6 +14,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     also = "also these schedules"
     parser.add_argument("--schedule", nargs="+", action="extend", default=[], metavar="FILE", help=also)
+    arm = "also this arm, of any method: a schedule and fields in which its experiment differs (repeatable)"
+    words = ("NAME", "SCHEDULE [FIELD=VALUE ...]")
+    parser.add_argument("--arm", nargs="+", action="append", default=[], metavar=words, help=arm)
     reuse = "training runs that these runs have compared are not done again"
     parser.add_argument("--reuse", nargs="+", action="extend", default=[], metavar="RUN", help=reuse)
     add_resumable(parser)
@@ -28,5 +31,5 @@ def run(arguments: argparse.Namespace) -> None:
         from metasched.evaluation.compare import run as compare
 
         schedules, reuse = [Path(path) for path in arguments.schedule], [Path(path) for path in arguments.reuse]
-        result = compare(experiment, schedules, folder, console, reuse)
+        result = compare(experiment, schedules, folder, console, reuse, arguments.arm)
     print_result({"folder": str(folder.path), **result}, arguments.json)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
@@ -22,11 +21,8 @@ from metasched.deploy.packing import LayerSize, account, compression
 from metasched.deploy.stages import Array, IntegerNetwork
 from metasched.errors import MetaschedError
 from metasched.evaluation.cells import played
-from metasched.evaluation.compare import read_playable
-from metasched.network import QuantizedNetwork
+from metasched.evaluation.contenders import named_schedule
 from metasched.randomness import derive_seed
-from metasched.schedules.base import Schedule
-from metasched.schedules.table import hand_coded
 from metasched.tasks.base import Split, Stored, Task
 from metasched.tracking.console import Console
 from metasched.training.faults import broken
@@ -76,7 +72,7 @@ def deploy(
     _require_integers(problem)
     network, (examples, test) = problem.network, _in_memory(problem.task)
     like = next(network.module.parameters())
-    controls = played(experiment, _schedule(experiment, schedule, network), steps)
+    controls = played(experiment, named_schedule(experiment, schedule, "--schedule"), steps)
     state = train(problem, {name: v.to(like) for name, v in controls.items()}).state
     if broken(state):
         raise MetaschedError("deploy", "training went to numbers that are not finite", "try another schedule or seed")
@@ -141,16 +137,6 @@ def _compared(integer: IntegerNetwork, codes: Array, twin: Twin, model: ModelPro
             nodes = onnx_model(integer, all_outputs=True, qonnx=True)
             found["qonnx"] = runtime_agreement(partial(run_qonnx, nodes), integer, _batches(codes, _QONNX_BATCH))
     return found
-
-
-def _schedule(experiment: Experiment, named: str, network: QuantizedNetwork) -> Schedule:
-    family = hand_coded(experiment.method.name)
-    if named in family:
-        return family[named]
-    if Path(named).suffix != ".json" and not os.path.exists(named):
-        problem = f"{named!r} is neither a hand-coded schedule of {experiment.method.name} nor a file"
-        raise MetaschedError("--schedule", problem, f"use a file, or one of {', '.join(family)}")
-    return read_playable(Path(named), experiment, network)
 
 
 def _batches(codes: Array, size: int = _BATCH) -> Iterator[Array]:

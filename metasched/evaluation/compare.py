@@ -1,4 +1,4 @@
-"""``compare``: every schedule on the same fresh seeds, hardened, on the test set, with paired differences.
+"""``compare``: every arm on the same fresh seeds, hardened, on the test set, with paired differences and a verdict.
 
 Seeds are drawn from their own stream, which neither learning nor choosing the start ever touches; the test split is
 read here only. Every arm trains for the same number of steps at each horizon.
@@ -6,6 +6,7 @@ read here only. Every arm trains for the same number of steps at each horizon.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import warnings
@@ -15,18 +16,25 @@ from pathlib import Path
 from typing import Any
 
 from metasched.config import Experiment
-from metasched.errors import MetaschedError, unknown_name
+from metasched.errors import MetaschedError
 from metasched.evaluation.cells import Remembered, cell_scores, played
 from metasched.evaluation.comparison import Arm, Comparison
+from metasched.evaluation.contenders import (
+    Contender,
+    described_arm,
+    file_arm,
+    fresh_seeds,
+    hand_coded_arms,
+    joined,
+    name_of,
+    reference_arms,
+)
 from metasched.evaluation.report import write_report
 from metasched.evaluation.statistics import counted, summarize
+from metasched.evaluation.verdict import verdicts
 from metasched.exchange.export import read_schedule, write_schedule
-from metasched.exchange.player import PlayedSchedule, check_method, spent_on, warn_of_other_kinds
+from metasched.exchange.player import spent_on
 from metasched.files import RunFolder, environment, json_text, write_atomic
-from metasched.network import QuantizedNetwork
-from metasched.randomness import derive_seed
-from metasched.schedules.base import Schedule
-from metasched.schedules.table import hand_coded
 from metasched.tracking import Tracker, cut_back, open_tracker
 from metasched.tracking.console import Console
 from metasched.tracking.metrics import SCORES_PICTURE
@@ -41,78 +49,35 @@ _SHOWN = 2  # schedules whose differences to all others fit into a terminal
 _SAME_BITS = ("metasched", "torch", "cpu", "cpu_capability", "inner_threads", "device")  # of environment.json
 
 
-def fresh_seeds(experiment: Experiment) -> list[int]:
-    """The inner seeds of comparisons, from a stream of their own."""
-    return [derive_seed(experiment.seed, "compare", i) for i in range(experiment.compare.seeds)]
-
-
-def baselines(experiment: Experiment) -> dict[str, Schedule]:
-    """The hand-coded schedules that the configuration names, or all of the method's family.
-
-    Raises:
-        MetaschedError: a name that the family does not have.
-    """
-    family = hand_coded(experiment.method.name)
-    names = experiment.compare.baselines
-    for i, name in enumerate(names or ()):
-        if name not in family:
-            raise unknown_name(f"compare.baselines[{i}]", name, family)
-    return {name: family[name] for name in (names if names is not None else family)}
-
-
-def read_playable(path: Path, experiment: Experiment, network: QuantizedNetwork) -> PlayedSchedule:
-    """The schedule of a file, which this experiment's method and network can play.
-
-    Raises:
-        MetaschedError: it is no schedule, or is for another method.
-    """
-    file = read_schedule(path)
-    check_method(file, experiment.method.name, network.method.controls, str(path))
-    schedule = PlayedSchedule(file)
-    warn_of_other_kinds(schedule.layers, network.layers, str(path))
-    return schedule
-
-
-def name_of(path: Path) -> str:
-    """What a schedule file goes by: its own name, or that of the run folder that it lies in.
-
-    >>> name_of(Path("wide.json")), name_of(Path("runs/digits-001/schedule.json"))
-    ('wide', 'digits-001')
-    """
-    return path.stem if path.stem != "schedule" else path.resolve().parent.name
-
-
 def compare(
     experiment: Experiment,
-    schedules: Mapping[str, Schedule],
+    contenders: Mapping[str, Contender],
     learned: Sequence[str],
     pool: Mapper,
     tracker: Tracker,
     console: Console,
 ) -> Comparison:
-    """Train under every schedule from every fresh seed at every horizon, and log each cell.
+    """Train every arm from every fresh seed at every horizon, and log each cell.
 
     Args:
-        experiment: task, method, seeds, horizons.
-        schedules: the arms by name.
+        experiment: seeds and horizons.
+        contenders: the arms by name.
         learned: the arms that every other one is paired with.
         pool: where the cells run.
         tracker, console: where each cell is logged and progress is shown.
     """
     seeds = fresh_seeds(experiment)
     horizons = [multiple * experiment.task.steps for multiple in experiment.compare.horizons]
-    cells = [(name, steps, seed) for steps in horizons for name in schedules for seed in seeds]
-    controls = {(n, steps): played(experiment, schedules[n], steps) for steps in horizons for n in schedules}
-    share = -(-len(seeds) // pool.workers)
-    size = share if mapping_pays(build_problem(experiment), share) else 1
+    cells = [(name, steps, seed) for steps in horizons for name in contenders for seed in seeds]
     work = [
-        (experiment, controls[name, steps], seeds[i : i + size], steps, "test")
+        (arm.experiment, controls, part, steps, "test")
         for steps in horizons
-        for name in schedules
-        for i in range(0, len(seeds), size)
+        for arm in contenders.values()
+        for controls in [played(arm.experiment, arm.schedule, steps)]
+        for part in _parts(arm.experiment, seeds, pool)
     ]
     found = (score for part in pool.map(cell_scores, work) for score in part)
-    scores: dict[tuple[str, int], list[float]] = {key: [] for key in controls}
+    scores: dict[tuple[str, int], list[float]] = {(n, steps): [] for steps in horizons for n in contenders}
     for i, ((name, steps, seed), score) in enumerate(zip(cells, found, strict=True)):
         scores[name, steps].append(score)
         tracker.log({"compare/seed": seed, "compare/arm": name, "compare/horizon": steps, "compare/score": score})
@@ -122,16 +87,31 @@ def compare(
                 f"compare {done}/{total}: {name} over {steps} steps: {summarize(counted(scores[name, steps])).mean:.4f}"
             )
     arms = [
-        Arm(name, steps, tuple(scores[name, steps]), steps * len(seeds), spent_on(schedule))
+        Arm(name, steps, tuple(scores[name, steps]), steps * len(seeds), spent_on(c.schedule), c.experiment.method.name)
         for steps in horizons
-        for name, schedule in schedules.items()
+        for name, c in contenders.items()
     ]
     return Comparison(tuple(seeds), tuple(arms), tuple(learned))
 
 
-def publish(comparison: Comparison, folder: RunFolder, tracker: Tracker, console: Console) -> None:
-    """Write comparison.json and the plot, log the table and show it."""
-    write_atomic(folder.comparison, (json_text(comparison.to_dict(), indent=2) + "\n").encode())
+def publish(
+    experiment: Experiment,
+    comparison: Comparison,
+    contenders: Mapping[str, Contender],
+    folder: RunFolder,
+    tracker: Tracker,
+    console: Console,
+) -> dict[str, Any]:
+    """Write comparison.json, the plot and the report, log the tables and show them, the verdicts first.
+
+    Returns:
+        what a program would want to read: paths, verdicts, mean scores.
+    """
+    said = verdicts(comparison)
+    entry = {**comparison.to_dict(), "verdicts": [verdict.to_dict() for verdict in said]}
+    write_atomic(folder.comparison, (json_text(entry, indent=2) + "\n").encode())
+    for verdict in said:
+        console.note(str(verdict))
     shown = comparison.learned if len(comparison.learned) <= _SHOWN else comparison.learned[:1]
     for horizon in comparison.horizons:
         console.table(f"Hardened test score after {horizon} steps", *comparison.rows(horizon, shown))
@@ -143,12 +123,24 @@ def publish(comparison: Comparison, folder: RunFolder, tracker: Tracker, console
     picture = folder.plots / "comparison.png"
     plot_comparison(picture, scores, comparison.learned)
     tracker.picture(SCORES_PICTURE, picture)
+    report = write_report(experiment, comparison, contenders, folder)
+    return {
+        "report": str(report),
+        "comparison": str(folder.comparison),
+        "verdict": entry["verdicts"],
+        "arms": {arm.name: arm.summary.mean for arm in comparison.arms},
+    }
 
 
 def run(
-    experiment: Experiment, paths: Sequence[Path], folder: RunFolder, console: Console, reuse: Sequence[Path] = ()
+    experiment: Experiment,
+    paths: Sequence[Path],
+    folder: RunFolder,
+    console: Console,
+    reuse: Sequence[Path] = (),
+    described: Sequence[Sequence[str]] = (),
 ) -> dict[str, Any]:
-    """``metasched compare``: schedule files against the hand-coded schedules.
+    """``metasched compare``: schedule files and described arms against the hand-coded schedules, floor and ceiling.
 
     Args:
         experiment: task, method, seeds, horizons.
@@ -156,37 +148,35 @@ def run(
         folder: where the comparison is written.
         console: where it is shown.
         reuse: folders of other runs; cells that were computed there are not computed again.
+        described: further arms, ``NAME SCHEDULE [FIELD=VALUE ...]`` each.
 
     Raises:
-        MetaschedError: a file that is no schedule or is for another method; a folder without cells.
+        MetaschedError: a file that is no schedule, an arm that does not fit, two of one name, a folder without cells.
     """
     others = [_cells_of(path) for path in reuse]
-    problem = build_problem(experiment)
     if folder.resumes.exists():
-        paths = _of_the_run(folder, paths)
-    files: dict[str, Schedule] = {}
-    for path in paths:
-        schedule = read_playable(path, experiment, problem.network)
-        name = name_of(path)
-        if name in files:
-            raise MetaschedError(str(path), f"a second schedule named {name!r}", "rename one of the files")
-        files[name] = schedule
-    arms = {**files, **baselines(experiment)}
-    if not arms:
-        raise MetaschedError("compare.baselines", "nothing to compare", "name a schedule file or a baseline")
+        paths, described = _of_the_run(folder, paths, described)
+    files = [(name_of(path), file_arm(experiment, path)) for path in paths]
+    more = [described_arm(experiment, words) for words in described]
+    arms = joined(*files, *more, *reference_arms(experiment), *hand_coded_arms(experiment))
     if not folder.schedules.exists():
-        _keep(dict(zip(files, paths, strict=True)), folder)
+        _keep(paths, described, folder)
     cut_back(folder.metrics, 0)
     tracker = open_tracker(experiment, folder, "compare")
     try:
         with open_pool(experiment.run.workers) as pool, closing(Remembered(pool, folder.cells, others)) as cells:
-            comparison = compare(experiment, arms, list(files), cells, tracker, console)
-        publish(comparison, folder, tracker, console)
-        report = write_report(experiment, comparison, arms, folder)
+            learned = [name for name, _ in files] or [name for name, _ in more]
+            comparison = compare(experiment, arms, learned, cells, tracker, console)
+        return publish(experiment, comparison, arms, folder, tracker, console)
     finally:
         tracker.close()
-    means = {arm.name: arm.summary.mean for arm in comparison.arms}
-    return {"report": str(report), "comparison": str(folder.comparison), "arms": means}
+
+
+def _parts(experiment: Experiment, seeds: Sequence[int], pool: Mapper) -> list[Sequence[int]]:
+    """The seeds, as many at once as a process trains at once."""
+    share = -(-len(seeds) // pool.workers)
+    size = share if mapping_pays(build_problem(experiment), share) else 1
+    return [seeds[i : i + size] for i in range(0, len(seeds), size)]
 
 
 def _cells_of(path: Path) -> Path:
@@ -206,26 +196,44 @@ def _cells_of(path: Path) -> Path:
     return run.cells
 
 
-def _keep(paths: Mapping[str, Path], folder: RunFolder) -> None:
-    """Copies of the schedule files, all or none: what a resumed comparison plays."""
+def _keep(paths: Sequence[Path], described: Sequence[Sequence[str]], folder: RunFolder) -> None:
+    """What the comparison plays, all or nothing: copies of the schedule files, and the described arms."""
     made = folder.path / ".schedules.new"
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir()
-    for i, (name, path) in enumerate(paths.items()):
-        (made / f"{i:03d}").mkdir()
-        write_schedule(made / f"{i:03d}" / f"{name}.json", read_schedule(path))
+
+    def copied(path: Path, name: str, part: str, number: int) -> Path:
+        place = Path(part, f"{number:03d}", f"{name}.json")
+        (made / place).parent.mkdir(parents=True)
+        write_schedule(made / place, read_schedule(path))
+        return folder.schedules / place
+
+    for i, path in enumerate(paths):
+        copied(path, name_of(path), "", i)
+    kept = []
+    for i, (name, named, *fields) in enumerate(described):
+        if os.path.isfile(named):
+            named = str(copied(Path(named), "schedule", "arms", i).relative_to(folder.path))
+        kept.append([name, named, *fields])
+    write_atomic(made / "arms.json", json_text(kept).encode())
     made.rename(folder.schedules)
 
 
-def _of_the_run(folder: RunFolder, given: Sequence[Path]) -> list[Path]:
-    """The schedule files of a comparison that is resumed: those that it kept, or before it did those given now."""
+def _of_the_run(
+    folder: RunFolder, given: Sequence[Path], described: Sequence[Sequence[str]]
+) -> tuple[list[Path], list[list[str]]]:
+    """Schedule files and described arms of a resumed comparison: what it kept, or before it did, those given now."""
     if not folder.schedules.exists():
-        if not given:
+        if not given and not described:
             problem = "the run was stopped before it kept its schedule files"
             raise MetaschedError("--schedule", problem, "give them again, or start a new run")
-        return list(given)
-    if given:
-        raise MetaschedError(
-            "--schedule", "does not go with --resume", "leave it out: a run goes on with its own files"
-        )
-    return sorted(folder.schedules.glob("*/*.json"))
+        return list(given), [list(words) for words in described]
+    if given or described:
+        option = "--schedule" if given else "--arm"
+        raise MetaschedError(option, "does not go with --resume", "leave it out: a run goes on with its own arms")
+    arms = folder.schedules / "arms.json"
+    kept = json.loads(arms.read_text("utf-8")) if arms.exists() else []  # runs from before described arms have none
+    for words in kept:
+        if (folder.path / words[1]).is_file():
+            words[1] = str(folder.path / words[1])
+    return sorted(folder.schedules.glob("[0-9]*/*.json")), kept

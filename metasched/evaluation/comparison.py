@@ -10,10 +10,12 @@ from typing import Any
 from metasched.evaluation.statistics import PairedDifference, Summary, counted, holm, paired_difference, summarize
 from metasched.exchange.format import Spent
 
+FLOOR, CEILING = "ste", "float"  # the arms that every comparison has: no schedule at all, and no quantization
+
 
 @dataclass(frozen=True)
 class Arm:
-    """One schedule at one horizon.
+    """One schedule of one method at one horizon.
 
     Attributes:
         name: of the schedule.
@@ -21,6 +23,7 @@ class Arm:
         scores: final score of the hardened network on the test split, one a seed; NaN for a run that diverged.
         inner_steps: training steps that this arm spent: T for each seed.
         spent: training steps that finding the schedule took, before; empty for a hand-coded one.
+        method: name of the method that it drives; empty where an old result file does not say.
     """
 
     name: str
@@ -28,6 +31,7 @@ class Arm:
     scores: tuple[float, ...]
     inner_steps: int
     spent: tuple[Spent, ...] = ()
+    method: str = ""
 
     @property
     def summary(self) -> Summary:
@@ -47,7 +51,7 @@ class Comparison:
     Attributes:
         seeds: the inner seeds.
         arms: of each horizon, in the order given.
-        learned: names of the arms that others are compared against.
+        learned: names of the arms that every other one is paired with, beside the floor.
     """
 
     seeds: tuple[int, ...]
@@ -78,36 +82,35 @@ class Comparison:
 
         Args:
             horizon: of the table.
-            references: the arms that get a column of differences; default: ``learned``.
+            references: the arms that get a column of differences, beside the floor; default: the comparison's own.
         """
         arms = self.at(horizon)
-        learned = [arms[name] for name in (self.learned if references is None else references) if name in arms]
+        names = self.learned if references is None else references
+        others = [arms[name] for name in names if name in arms and name != FLOOR]
+        floor = arms.get(FLOOR)
         diverged = any(arm.diverged for arm in arms.values())
         found = any(arm.spent for arm in arms.values())
-        columns = [
-            "schedule",
-            "mean",
-            "sd",
-            "n",
-            *["diverged"] * diverged,
-            "inner steps",
-            *["found in (inner steps)"] * found,
-        ]
-        for arm in learned:
+        steps = len({arm.inner_steps for arm in arms.values()}) > 1  # as where one adapts while it trains
+        columns = ["schedule", "mean", "sd", "n", *["diverged"] * diverged, *["inner steps"] * steps]
+        columns += ["found in (inner steps)"] * found
+        columns += [f"this - {FLOOR} [95 % interval]"] * (floor is not None)
+        for arm in others:
             columns += [f"{arm.name} - this [95 % interval]", "p (Holm)"]
-        corrected = {arm.name: self.corrected(arm) for arm in learned}
+        corrected = {arm.name: self.corrected(arm) for arm in others}
         rows = []
         for arm in sorted(arms.values(), key=lambda a: -a.summary.mean):
             s = arm.summary
             row = [arm.name, f"{s.mean:.4f}", f"{s.sd:.4f}", str(s.n)]
-            row += [*[str(arm.diverged)] * diverged, str(arm.inner_steps)]
+            row += [*[str(arm.diverged)] * diverged, *[str(arm.inner_steps)] * steps]
             row += [" + ".join(f"{spent.inner_steps} {spent.by}" for spent in arm.spent)] * found
-            for reference in learned:
+            if floor is not None:
+                row.append("" if arm is floor else _interval(self.difference(arm, floor)))
+            for reference in others:
                 if reference is arm:
                     row += ["", ""]
                 else:
-                    d, p = self.difference(reference, arm), corrected[reference.name][arm.name]
-                    row += [f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]", f"{p:.2g}"]
+                    p = corrected[reference.name][arm.name]
+                    row += [_interval(self.difference(reference, arm)), f"{p:.2g}"]
             rows.append(row)
         return columns, rows
 
@@ -117,6 +120,7 @@ class Comparison:
         for arm in self.arms:
             entry: dict[str, Any] = {
                 "name": arm.name,
+                "method": arm.method,
                 "horizon": arm.horizon,
                 **arm.summary._asdict(),
                 "diverged": arm.diverged,
@@ -124,7 +128,11 @@ class Comparison:
                 "spent": [asdict(spent) for spent in arm.spent],
                 "scores": list(arm.scores),
             }
-            references = [self.at(arm.horizon)[n] for n in self.learned if n in self.at(arm.horizon)]
+            arms_here = self.at(arm.horizon)
+            references = [arms_here[n] for n in self.learned if n in arms_here]
+            floor = arms_here.get(FLOOR)
+            if floor is not None and floor is not arm:
+                entry["over_floor"] = self.difference(arm, floor)._asdict()
             entry["differences"] = {
                 r.name: {**self.difference(r, arm)._asdict(), "p_holm": self.corrected(r)[arm.name]}
                 for r in references
@@ -132,3 +140,7 @@ class Comparison:
             }
             arms.append(entry)
         return {"seeds": list(self.seeds), "learned": list(self.learned), "arms": arms}
+
+
+def _interval(d: PairedDifference) -> str:
+    return f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"

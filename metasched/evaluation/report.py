@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from metasched.config import Experiment
-from metasched.evaluation.comparison import Comparison
+from metasched.evaluation.comparison import CEILING, FLOOR, Comparison
+from metasched.evaluation.contenders import Contender
+from metasched.evaluation.verdict import verdicts
 from metasched.files import RunFolder, environment, json_text, write_atomic
 from metasched.loading import dump_yaml
-from metasched.schedules.base import Schedule
 from metasched.tracking.plots import plot_differences, plot_schedule
 from metasched.training.problem import build_problem
 
@@ -36,20 +37,21 @@ summary { cursor: pointer; padding: .25rem 0; }
 
 
 def write_report(
-    experiment: Experiment, comparison: Comparison, schedules: Mapping[str, Schedule], folder: RunFolder
+    experiment: Experiment, comparison: Comparison, contenders: Mapping[str, Contender], folder: RunFolder
 ) -> Path:
     """Write ``report.html`` into the run folder.
 
     Args:
         experiment: what was compared on.
         comparison: the scores.
-        schedules: the arms by name, as they were played.
+        contenders: the arms by name, as they were played.
         folder: the run folder; ``plots/comparison.png`` is there already.
 
     Returns:
         its path.
     """
     parts = [f"<h1>{escape(experiment.name)}: {escape(experiment.method.name)} on {escape(experiment.task.name)}</h1>"]
+    parts += [f"<p><strong>{escape(str(verdict))}</strong></p>" for verdict in verdicts(comparison)]
     parts.append(f"<p>{escape(_setting(comparison))}</p>")
     for horizon in comparison.horizons:
         parts.append(f"<h2>After {horizon} steps</h2>")
@@ -58,8 +60,8 @@ def write_report(
     parts.append("<h2>All scores</h2>")
     parts.append(_picture(folder.plots / "comparison.png", "scores of each schedule, one dot a seed"))
     parts.append("<h2>The schedules</h2>")
-    shown = [*comparison.learned, *_best_others(comparison)]
-    for name, path in zip(shown, _curves(experiment, [schedules[n] for n in shown], folder), strict=True):
+    shown = [n for n in (*comparison.learned, *_best_others(comparison)) if _has_controls(contenders.get(n))]
+    for name, path in zip(shown, _curves([contenders[n] for n in shown], folder), strict=True):
         opened = " open" if name in comparison.learned else ""
         picture = _picture(path, f"controls of {name} in each layer over progress")
         parts.append(f"<details{opened}><summary>{escape(name)}</summary>{picture}</details>")
@@ -78,9 +80,9 @@ def write_report(
 
 
 def _best_others(comparison: Comparison) -> list[str]:
-    """The best of the arms that nothing is compared against, at the first horizon."""
+    """The best of the other schedules, at the first horizon."""
     arms = comparison.at(comparison.horizons[0])
-    others = [name for name in arms if name not in comparison.learned]
+    others = [name for name in arms if name not in (*comparison.learned, FLOOR, CEILING)]
     return sorted(others, key=lambda name: -arms[name].summary.mean)[:_OTHERS_SHOWN]
 
 
@@ -115,10 +117,15 @@ def _differences(comparison: Comparison, horizon: int, folder: RunFolder) -> Ite
             yield path, f"paired differences of {name} to the others"
 
 
-def _curves(experiment: Experiment, schedules: Sequence[Schedule], folder: RunFolder) -> Iterable[Path]:
-    layers = build_problem(experiment).network.layers
+def _has_controls(contender: Contender | None) -> bool:
+    """Whether there are curves to draw: not of an arm that adapted while it trained, and not of STE."""
+    return contender is not None and bool(build_problem(contender.experiment).network.method.controls)
+
+
+def _curves(contenders: Sequence[Contender], folder: RunFolder) -> Iterable[Path]:
     progress = torch.linspace(0, 1, 101, dtype=torch.float64)
-    for i, schedule in enumerate(schedules):
+    for i, (experiment, schedule) in enumerate(contenders):
+        layers = build_problem(experiment).network.layers
         path = folder.plots / f"schedule_{i:02d}.png"
         plot_schedule(path, schedule(progress, layers), [layer.name for layer in layers], progress)
         yield path

@@ -50,6 +50,7 @@ def _soft_noise(experiment: Experiment) -> bool:
 
 # method -> is what the inner steps compute smooth in its controls, almost everywhere?
 SMOOTH: dict[str, Callable[[Experiment], bool]] = {
+    "float": lambda experiment: True,
     "ste": lambda experiment: False,
     "ana": _soft_noise,
     "inq": lambda experiment: experiment.method.activation_levels is None,

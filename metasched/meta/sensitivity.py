@@ -26,7 +26,6 @@ from metasched.hypergradients.reverse import differentiate
 from metasched.hypergradients.verdict import Measured, Verdict, examine, unexamined, verdict
 from metasched.meta.runs import PooledRuns
 from metasched.meta.train import given_start, learned_controls
-from metasched.network import QuantizedNetwork
 from metasched.randomness import derive_seed
 from metasched.schedules.base import Schedule
 from metasched.schedules.learnable import build_learnable
@@ -86,7 +85,7 @@ def sensitivity(
     network = build_problem(experiment).network
     controls, layers = network.method.controls, network.layers
     learn = learned_controls(experiment, controls)
-    name, base = _given(experiment, schedule, network)
+    name, base = _given(experiment, schedule)
     learnable = build_learnable(
         experiment.schedule, controls, base, learn, layers, derive_seed(experiment.seed, "schedule network")
     )
@@ -150,12 +149,12 @@ def _advice(t: float, clear: float) -> str:
     return "less" if t > clear else "more" if t < -clear else "unclear"
 
 
-def _given(experiment: Experiment, schedule: str | None, network: QuantizedNetwork) -> tuple[str, Schedule]:
+def _given(experiment: Experiment, schedule: str | None) -> tuple[str, Schedule]:
     """The schedule that is looked at; the linear one where nothing names another."""
     named = experiment.schedule.start if schedule is None else schedule
     start = f"{experiment.method.name}_linear" if named == "best" else named
     try:
-        given = given_start(replace(experiment, schedule=replace(experiment.schedule, start=start)), network)
+        given = given_start(replace(experiment, schedule=replace(experiment.schedule, start=start)))
     except MetaschedError as error:
         if schedule is None or error.path != "schedule.start":
             raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -14,9 +13,16 @@ import torch
 from metasched.config import Experiment
 from metasched.errors import MetaschedError, unknown_name
 from metasched.evaluation.cells import Remembered, cell_scores, digest, played
-from metasched.evaluation.compare import baselines, compare, name_of, publish, read_playable
+from metasched.evaluation.compare import compare, publish
 from metasched.evaluation.comparison import Comparison
-from metasched.evaluation.report import write_report
+from metasched.evaluation.contenders import (
+    Contender,
+    hand_coded_arms,
+    joined,
+    name_of,
+    named_schedule,
+    reference_arms,
+)
 from metasched.evaluation.statistics import counted, summarize
 from metasched.exchange.export import export, read_schedule, write_schedule
 from metasched.exchange.format import MAX_RUNS, Metric, Provenance, Spent
@@ -29,11 +35,10 @@ from metasched.meta.checkpoint import Checkpoint, write_checkpoint
 from metasched.meta.outer import MetaTraining, OuterState, OuterStep, check_estimator, meta_train
 from metasched.meta.resume import last_checkpoint, resumable_state, write_config
 from metasched.methods.base import Control
-from metasched.network import QuantizedNetwork
 from metasched.randomness import derive_seed
 from metasched.schedules.base import Schedule
 from metasched.schedules.learnable import build_learnable
-from metasched.schedules.table import hand_coded
+from metasched.schedules.table import HandCoded, hand_coded
 from metasched.tracking import Tracker, cut_back, open_tracker
 from metasched.tracking.console import Console
 from metasched.tracking.plots import plot_schedule
@@ -78,8 +83,8 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
     problem = build_problem(experiment)
     layers, controls = problem.network.layers, problem.network.method.controls
     learn = learned_controls(experiment, controls)
-    compared = baselines(experiment)
-    given = given_start(experiment, problem.network)
+    others = joined(*reference_arms(experiment), *hand_coded_arms(experiment))
+    given = given_start(experiment)
     check_estimator(experiment)
     checkpoint = last_checkpoint(experiment, folder)
     cut_back(folder.metrics, checkpoint.position if checkpoint else 0)
@@ -112,9 +117,9 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
             _export(experiment, outcome, start, layers, controls, folder)
             learned = PlayedSchedule(read_schedule(folder.schedule))  # what is compared is what was exported
             _show(folder, learned, layers, tracker)
-            comparison = compare(experiment, {LEARNED: learned, **compared}, [LEARNED], cells, tracker, console)
-        publish(comparison, folder, tracker, console)
-        write_report(experiment, comparison, {LEARNED: learned, **compared}, folder)
+            arms = joined((LEARNED, Contender(experiment, learned)), *others.items())
+            comparison = compare(experiment, arms, [LEARNED], cells, tracker, console)
+        published = publish(experiment, comparison, arms, folder, tracker, console)
         spent = {"selecting": start.selecting, "learning": outcome.inner_steps}
         console.note(
             f"inner steps spent: {start.selecting} to choose the start ({start.name}), {outcome.inner_steps} to learn, "
@@ -124,7 +129,7 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
     finally:
         tracker.close()
     result: dict[str, Any] = {"schedule": str(folder.schedule), "start": start.name, "inner_steps": spent}
-    result["verdict"] = verdict(comparison)
+    result["verdict"] = published["verdict"]
     if experiment.meta.estimator == "auto" and outcome.history:
         result["estimator"] = summary([step.notes for step in outcome.history])
     return result
@@ -147,7 +152,7 @@ def learned_controls(experiment: Experiment, controls: Sequence[Control]) -> lis
     return list(asked) if asked is not None else [c.name for c in controls if c.gradient != "none"]
 
 
-def given_start(experiment: Experiment, network: QuantizedNetwork) -> tuple[str, Schedule] | None:
+def given_start(experiment: Experiment) -> tuple[str, Schedule] | None:
     """Name and schedule that learning starts at, where the configuration gives them; None for ``best``.
 
     Raises:
@@ -156,14 +161,8 @@ def given_start(experiment: Experiment, network: QuantizedNetwork) -> tuple[str,
     start = experiment.schedule.start
     if start == "best":
         return None
-    family = hand_coded(experiment.method.name)
-    if start in family:
-        return start, family[start]
-    path = Path(start)
-    if path.suffix != ".json" and not os.path.exists(path):  # Path.exists raises on a name too long
-        problem = f"{start!r} is neither a hand-coded schedule of {experiment.method.name} nor a file"
-        raise MetaschedError("schedule.start", problem, f"use best, a file, or one of {', '.join(family)}")
-    return name_of(path), read_playable(path, experiment, network)
+    schedule = named_schedule(experiment, start, "schedule.start")
+    return (start if isinstance(schedule, HandCoded) else name_of(Path(start))), schedule
 
 
 def start_of(checkpoint: Checkpoint, given: tuple[str, Schedule] | None, experiment: Experiment) -> Start:
@@ -195,28 +194,6 @@ def best_start(experiment: Experiment, pool: Mapper, tracker: Tracker, console: 
     best = max(means, key=lambda name: means[name])
     console.note(f"start: {best}, {means[best]:.4f} on meta-validation, best of {len(family)} hand-coded schedules")
     return Start(best, family[best], len(work) * steps)
-
-
-def verdict(comparison: Comparison) -> list[dict[str, Any]]:
-    """For each horizon: the learned schedule against the best other one by mean score."""
-    lines = []
-    for horizon in comparison.horizons:
-        arms = comparison.at(horizon)
-        others = [arm for name, arm in arms.items() if name != LEARNED]
-        if not others:
-            continue
-        best = max(others, key=lambda arm: arm.summary.mean)
-        difference = comparison.difference(arms[LEARNED], best)
-        lines.append(
-            {
-                "horizon": horizon,
-                "learned": arms[LEARNED].summary.mean,
-                "best_other": best.name,
-                "best_other_mean": best.summary.mean,
-                "difference": difference._asdict(),
-            }
-        )
-    return lines
 
 
 def _logger(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from metasched.config import Experiment
 from metasched.errors import MetaschedError
-from metasched.evaluation.cells import cell_score, played
-from metasched.evaluation.compare import fresh_seeds, publish
+from metasched.evaluation.compare import compare, publish
 from metasched.evaluation.comparison import Arm, Comparison
+from metasched.evaluation.contenders import Contender, fresh_seeds, joined, reference_arms
 from metasched.exchange.export import export, write_schedule
 from metasched.exchange.format import MAX_KNOTS, Metric, Provenance
 from metasched.exchange.strict_json import MAX_BYTES
@@ -63,9 +64,9 @@ def run(experiment: Experiment, folder: RunFolder, console: Console, *, compared
             _write(experiment, problem, outcome, Start(name, start, 0), score, folder, tracker)
             if compared:
                 console.note(f"comparing with {name} from {experiment.compare.seeds} fresh seeds")
-            comparison = compare_with_start(experiment, name, start, pool, tracker) if compared else None
-        if comparison:
-            publish(comparison, folder, tracker, console)
+            arms = joined((name, Contender(experiment, start)), *reference_arms(experiment))
+            comparison = compare_with_start(experiment, name, arms, pool, tracker, console) if compared else None
+        published = publish(experiment, comparison, arms, folder, tracker, console) if comparison else {}
         metadata = {"format_version": 1, "config_hash": config_hash(experiment), "validation_score": score}
         tracker.artifact(folder.schedule, experiment.name, "schedule", metadata)
     finally:
@@ -74,12 +75,14 @@ def run(experiment: Experiment, folder: RunFolder, console: Console, *, compared
     result: dict[str, Any] = {"schedule": str(folder.schedule), "start": name, "score": score, "cost": outcome.cost}
     result |= {"look_aheads": len(outcome.history), "skipped": sum(r.skipped for r in outcome.history)}
     if comparison:
-        adapted, plain = comparison.arms
-        spent["comparing"] = adapted.inner_steps + plain.inner_steps
+        found = comparison.at(problem.steps)
+        adapted, plain = found[comparison.learned[0]], found[name]
+        spent["comparing"] = sum(arm.inner_steps for arm in comparison.arms)
         result["verdict"] = {
             "online": adapted.summary.mean,
             "start": plain.summary.mean,
             "difference": comparison.difference(adapted, plain)._asdict(),
+            "against_no_schedule": published["verdict"],
         }
     return {**result, "inner_steps": spent}
 
@@ -113,21 +116,27 @@ def check(experiment: Experiment, problem: InnerProblem) -> None:
 
 
 def compare_with_start(
-    experiment: Experiment, start_name: str, start: Schedule, pool: Mapper, tracker: Tracker
+    experiment: Experiment,
+    start_name: str,
+    arms: Mapping[str, Contender],
+    pool: Mapper,
+    tracker: Tracker,
+    console: Console,
 ) -> Comparison:
-    """Adapted and not adapted, from the fresh seeds of ``metasched compare``, on test data."""
+    """Adapted and not adapted, floor and ceiling, from the fresh seeds of ``metasched compare``, on test data."""
     steps, seeds = experiment.task.steps, fresh_seeds(experiment)
-    controls = played(experiment, start, steps)
     cells = list(pool.map(online_cell, [(experiment, seed) for seed in seeds]))
-    plain = list(pool.map(cell_score, [(experiment, controls, seed, steps, "test") for seed in seeds]))
-    adapted = Arm(f"{start_name}, online", steps, tuple(s for s, _ in cells), sum(n for _, n in cells))
-    arms = (adapted, Arm(start_name, steps, tuple(plain), steps * len(seeds)))
-    for arm in arms:
-        for seed, score in zip(seeds, arm.scores, strict=True):
-            tracker.log(
-                {"compare/seed": seed, "compare/arm": arm.name, "compare/horizon": steps, "compare/score": score}
-            )
-    return Comparison(tuple(seeds), arms, (adapted.name,))
+    inner_steps = sum(n for _, n in cells)
+    adapted = Arm(
+        f"{start_name}, online", steps, tuple(s for s, _ in cells), inner_steps, method=experiment.method.name
+    )
+    for seed, score in zip(seeds, adapted.scores, strict=True):
+        tracker.log(
+            {"compare/seed": seed, "compare/arm": adapted.name, "compare/horizon": steps, "compare/score": score}
+        )
+    once = replace(experiment, compare=replace(experiment.compare, horizons=(1,)))
+    plain = compare(once, arms, (), pool, tracker, console)
+    return Comparison(tuple(seeds), (adapted, *plain.arms), (adapted.name,))
 
 
 def online_cell(experiment: Experiment, seed: int) -> tuple[float, int]:
@@ -145,7 +154,7 @@ def online_cell(experiment: Experiment, seed: int) -> tuple[float, int]:
 
 
 def _start(experiment: Experiment) -> tuple[str, Schedule]:
-    given = given_start(experiment, build_problem(experiment).network)
+    given = given_start(experiment)
     if given is None:
         what = "best would train under every hand-coded schedule first, and online trains once"
         raise MetaschedError("schedule.start", what, f"name one, such as {experiment.method.name}_linear, or a file")

@@ -7,11 +7,14 @@ from typing import Any
 
 from metasched.config import Experiment
 from metasched.evaluation.cells import Remembered
+from metasched.evaluation.compare import compare, publish
+from metasched.evaluation.contenders import Contender, hand_coded_arms, joined, reference_arms
 from metasched.evaluation.population import population_search
 from metasched.evaluation.searchers import SEARCHERS
 from metasched.evaluation.tuning import Box, Candidate, best_of, search, trials_within
-from metasched.exchange.export import export, write_schedule
+from metasched.exchange.export import export, read_schedule, write_schedule
 from metasched.exchange.format import Metric, Provenance
+from metasched.exchange.player import PlayedSchedule
 from metasched.files import RunFolder
 from metasched.loading import config_hash, to_dict
 from metasched.meta.runs import PooledRuns
@@ -22,9 +25,11 @@ from metasched.tracking.console import Console
 from metasched.training.problem import build_problem
 from metasched.training.ranks import open_pool
 
+TUNED = "tuned"
+
 
 def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[str, Any]:
-    """Search, judge the finalists anew, and write the best one's schedule.
+    """Search, judge the finalists anew, write the best one's schedule, and compare it as ``metasched train`` does.
 
     Args:
         experiment: the whole configuration; ``tune`` says how and for how many inner steps.
@@ -43,7 +48,8 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
     trials_within(experiment)
     if settings.search in SEARCHERS:
         SEARCHERS[settings.search]([0.0], 0)  # is its library there?
-    given = given_start(experiment, network)
+    given = given_start(experiment)
+    others = joined(*reference_arms(experiment), *hand_coded_arms(experiment))
     cut_back(folder.metrics, 0)
     tracker = open_tracker(experiment, folder, "tune")
     try:
@@ -64,12 +70,19 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
             else:
                 tried = search(experiment, box, cells, log)
             best = best_of(experiment, box.member(box.first), tried, cells)
+            _export(experiment, best, start, folder)
+            console.note(
+                f"best of {len(tried)}: {best.score:.4f} on meta-validation, over {settings.final_runs} fresh seeds"
+            )
+            tuned = PlayedSchedule(read_schedule(folder.schedule))
+            arms = joined((TUNED, Contender(experiment, tuned)), *others.items())
+            comparison = compare(experiment, arms, [TUNED], cells, tracker, console)
+        published = publish(experiment, comparison, arms, folder, tracker, console)
     finally:
         tracker.close()
-    _export(experiment, best, start, folder)
-    console.note(f"best of {len(tried)}: {best.score:.4f} on meta-validation, over {settings.final_runs} fresh seeds")
     spent = {"selecting": start.selecting, "tuning": settings.inner_steps}
-    return {"schedule": str(folder.schedule), "start": start.name, "inner_steps": spent, "score": best.score}
+    result = {"schedule": str(folder.schedule), "start": start.name, "inner_steps": spent, "score": best.score}
+    return {**result, "verdict": published["verdict"]}
 
 
 def _export(experiment: Experiment, best: Candidate, start: Start, folder: RunFolder) -> None:

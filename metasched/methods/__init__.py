@@ -9,6 +9,7 @@ from metasched.methods.ana import ANA
 from metasched.methods.base import Control, Method
 from metasched.methods.batch_metropolis import BatchMetropolis
 from metasched.methods.discrete import check_even
+from metasched.methods.float_network import FloatNetwork
 from metasched.methods.gxnor import GXNOR
 from metasched.methods.inq import INQ
 from metasched.methods.joint import Joint
@@ -45,6 +46,7 @@ def _metropolis(config: MethodConfig, quantizer: LayerQuantizer) -> Metropolis:
 
 
 METHODS: dict[str, Callable[[MethodConfig, LayerQuantizer], Method]] = {
+    "float": lambda config, quantizer: FloatNetwork(),
     "ste": lambda config, quantizer: STE(quantizer),
     "ana": _ana,
     "inq": _inq,

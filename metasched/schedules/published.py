@@ -50,6 +50,7 @@ START = 0.5  # quanta: half the distance between two levels
 
 NO_MEAN: Curve = partial(constant, value=0.0)
 STATIC_NOISE: Curve = partial(steps, times=(1.0,), values=(START, 0.0))  # gone at the last step
+CONSTANTS = {"075": 0.75, "085": 0.85, "100": 1.0}  # wider half-widths, in quanta: the published 0.5 is too narrow
 
 _INTERVALS: dict[str, Callable[[int, int], tuple[int, int]]] = {  # (l, N) -> periods of start and end
     "overlapped": lambda layer, num_layers: (0, num_layers),
@@ -90,7 +91,7 @@ def ana_2019_windows(num_layers: int) -> list[Window]:
 
 
 def ana() -> list[HandCoded]:
-    """The schedules of additive noise annealing: 16 of the 2022 design, its static noise, that of 2019, and shapes."""
+    """The schedules of additive noise annealing: 16 of the 2022 design, static, that of 2019, constants, ramps."""
     design = [_ana_2022(interval, power, mean) for interval in _INTERVALS for power in _POWERS for mean in _MEANS]
     backward = "; forward noise only: the paper keeps the backward noise at 0.5, which needs method.backward: fixed"
     forward = "; static variance, which the authors keep for mode and random forward only"
@@ -105,6 +106,7 @@ def ana() -> list[HandCoded]:
             "previous",
             (1.0,),
         ),
+        *(_constant(name, half_width) for name, half_width in CONSTANTS.items()),
         *(_ana(f"ana_{ramp}", RAMP_CITATIONS[ramp], scale=partial(falling, ramp=ramp, start=START)) for ramp in RAMPS),
     ]
 
@@ -150,6 +152,18 @@ def _ana_2022(interval: str, power: str, mean: str) -> HandCoded:
 
 def _ana(name: str, citation: str, scale: Curve, mean: Curve = NO_MEAN) -> HandCoded:
     return HandCoded(name, "ana", citation, {"noise_scale": scale, "noise_mean": mean}, "linear")
+
+
+def _constant(name: str, half_width: float) -> HandCoded:
+    noise = partial(steps, times=(1.0,), values=(half_width, 0.0))
+    return HandCoded(
+        f"ana_constant_{name}",
+        "ana",
+        f"noise of constant half-width {half_width:g} quanta until the last step, not from a paper",
+        {"noise_scale": noise, "noise_mean": NO_MEAN},
+        "previous",
+        (1.0,),
+    )
 
 
 def _equal_shares(*fractions: float) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -26,6 +26,8 @@ _STE = HandCoded(
     "linear",
 )
 
+_FLOAT = HandCoded("float", "float", "the network without quantization has no control", {}, "linear")
+
 
 def _same_ramp(ramp: str) -> HandCoded:
     curves: dict[str, Curve] = {
@@ -60,6 +62,7 @@ _JOINT = [
     ),
 ]
 _FAMILIES: dict[str, dict[str, HandCoded]] = {
+    "float": {_FLOAT.name: _FLOAT},
     "ste": {_STE.name: _STE},
     "ana": {s.name: s for s in _ANA},
     "inq": {s.name: s for s in _INQ},
@@ -67,6 +70,11 @@ _FAMILIES: dict[str, dict[str, HandCoded]] = {
     "gxnor": {s.name: s for s in cooling.gxnor()},
     "metropolis": {s.name: s for s in cooling.metropolis()},
 }
+
+
+def families() -> tuple[str, ...]:
+    """The methods that have hand-coded schedules."""
+    return tuple(_FAMILIES)
 
 
 def hand_coded(family: str) -> dict[str, HandCoded]:

@@ -34,7 +34,7 @@ from metasched.config import (
 )
 from metasched.errors import MetaschedError
 from metasched.evaluation.cells import cell_score, played
-from metasched.evaluation.compare import fresh_seeds
+from metasched.evaluation.contenders import fresh_seeds
 from metasched.evaluation.statistics import paired_difference, summarize
 from metasched.files import cpu_model, environment, json_text, write_atomic
 from metasched.hypergradients.auto import summary

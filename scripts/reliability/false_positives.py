@@ -29,7 +29,7 @@ import numpy as np
 
 from metasched.config import CompareConfig, Experiment, MethodConfig, RunConfig, TaskConfig
 from metasched.evaluation.cells import cell_score, played
-from metasched.evaluation.compare import fresh_seeds
+from metasched.evaluation.contenders import fresh_seeds
 from metasched.evaluation.statistics import counted, paired_difference
 from metasched.files import environment, json_text
 from metasched.loading import to_dict

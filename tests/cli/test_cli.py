@@ -47,9 +47,9 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         return {"ok": True}
 
     def run(
-        experiment: Experiment, paths: list[Path], folder: RunFolder, console: Any, reuse: list[Path]
+        experiment: Experiment, paths: list[Path], folder: RunFolder, console: Any, reuse: list[Path], arms: Any
     ) -> dict[str, Any]:
-        calls.append(("compare", experiment, paths, folder, reuse))
+        calls.append(("compare", experiment, paths, folder, reuse, arms))
         return {"best": "learned"}
 
     monkeypatch.setitem(sys.modules, "metasched.meta.train", SimpleNamespace(train=train))  # type: ignore[arg-type]
@@ -169,8 +169,10 @@ def test_a_folder_is_used_once(config: Path, called: list[Any], capsys: pytest.C
 
 def test_compare(config: Path, called: list[Any]) -> None:
     files = ["--schedule", "a.json", "b.json", "--schedule", "c.json", "--schedule.start", "ana_linear"]
+    files += ["--arm", "slow", "ste", "optimizer.lr=0.1", "--arm", "b", "b.json"]
     assert main(["compare", str(config), *files, "--reuse", "runs/a", "runs/b"]) == 0
-    (_, experiment, paths, folder, reuse) = called[0]
+    (_, experiment, paths, folder, reuse, arms) = called[0]
+    assert arms == [["slow", "ste", "optimizer.lr=0.1"], ["b", "b.json"]]
     assert reuse == [Path("runs/a"), Path("runs/b")]
     assert paths == [Path("a.json"), Path("b.json"), Path("c.json")] and experiment.schedule.start == "ana_linear"
     assert folder.done.exists()

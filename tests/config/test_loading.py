@@ -92,7 +92,7 @@ MISTAKES = [
     ("optimizer: {betas: [0.1, 0.2, 0.3]}", [], ["optimizer.betas: must have at most 2 items"]),
     ("optimizer: {lr: .nan}", [], ["optimizer.lr: must be a finite number"]),
     ("optimizer: {lr: 1e999}", [], ["optimizer.lr: must be a finite number"]),
-    ("method: {name: anna}", [], ["method.name: must be 'ste', 'ana', 'inq', ", "did you mean 'ana'?"]),
+    ("method: {name: anna}", [], ["method.name: must be 'float', 'ste', 'ana', 'inq', ", "did you mean 'ana'?"]),
     ("method: 3", [], ["method: must be a section, got 3", "it has the fields name, levels"]),
     ("meta:", [], ["meta: must be a section, got null"]),
     ("name: A b", [], ["name: must match pattern"]),

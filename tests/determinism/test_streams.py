@@ -14,7 +14,7 @@ import torch
 
 import metasched
 from metasched.config import Experiment, MethodConfig, TaskConfig
-from metasched.evaluation.compare import fresh_seeds
+from metasched.evaluation.contenders import fresh_seeds
 from metasched.hypergradients.particles import first_windows
 from metasched.hypergradients.perturbation import direction
 from metasched.hypergradients.truncated import windows

@@ -115,11 +115,11 @@ def test_a_table_of_results_is_that_of_the_comparison(tmp_path: Path) -> None:
     lines = written["results_digits.md"].splitlines()
     assert "`metasched train x.yaml` with numpy 2.4, torch 2.15 on 2 cores" in lines[0]
     rows = [line for line in lines if line.startswith("| l")]
-    assert [row.split(" | ")[:5] for row in rows] == [
-        ["| learned", "0.6250", "0.1768", "2", "20"],
-        ["| linear", "0.2500", "0.0000", "2", "20"],
-        ["| linear", "0.6250", "0.1768", "2", "60"],
-        ["| learned", "0.5000", "0.0000", "2", "60"],
+    assert [row.split(" | ")[:4] for row in rows] == [
+        ["| learned", "0.6250", "0.1768", "2"],
+        ["| linear", "0.2500", "0.0000", "2"],
+        ["| linear", "0.6250", "0.1768", "2"],
+        ["| learned", "0.5000", "0.0000", "2"],
     ]
     assert "+0.3750 [-1.2133, +1.9633]" in rows[1]  # 0.125 * t(0.975, 1) = 0.125 * 12.7062
 

@@ -7,16 +7,29 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 from scipy import stats
+from torch import nn
+from torch.func import functional_call
 
 from metasched.config import CompareConfig, Experiment, MethodConfig, RunConfig, TaskConfig
 from metasched.errors import MetaschedError
 from metasched.evaluation.cells import cell_score, played
-from metasched.evaluation.compare import baselines, compare, fresh_seeds, read_playable
+from metasched.evaluation.compare import compare
 from metasched.evaluation.comparison import Arm, Comparison
+from metasched.evaluation.contenders import (
+    Contender,
+    described_arm,
+    file_arm,
+    fresh_seeds,
+    hand_coded_arms,
+    joined,
+    reference_arms,
+)
 from metasched.exchange.baselines import baselines as exported
 from metasched.exchange.export import write_schedule
 from metasched.exchange.format import Spent
+from metasched.exchange.player import PlayedSchedule
 from metasched.randomness import derive_seed
 from metasched.tracking import Memory
 from metasched.training.pool import Pool
@@ -38,9 +51,9 @@ class Silent:
 
 
 def test_every_arm_meets_the_same_seeds_at_every_horizon() -> None:
-    schedules, memory = baselines(EXPERIMENT), Memory()
+    arms, memory = joined(*hand_coded_arms(EXPERIMENT)), Memory()
     with Pool(1) as pool:
-        found = compare(EXPERIMENT, schedules, ["inq_linear"], pool, memory, Silent())
+        found = compare(EXPERIMENT, arms, ["inq_linear"], pool, memory, Silent())
     assert found.seeds == tuple(fresh_seeds(EXPERIMENT)) == tuple(derive_seed(0, "compare", i) for i in range(3))
     assert [(a.name, a.horizon, a.inner_steps) for a in found.arms] == [
         ("inq_linear", 4, 12),
@@ -49,7 +62,7 @@ def test_every_arm_meets_the_same_seeds_at_every_horizon() -> None:
         ("inq_cubic", 12, 36),
     ]
     for arm in found.arms:
-        values = played(EXPERIMENT, schedules[arm.name], arm.horizon)
+        values = played(EXPERIMENT, arms[arm.name].schedule, arm.horizon)
         assert arm.scores == tuple(cell_score(EXPERIMENT, values, s, arm.horizon, "test") for s in found.seeds)
         rows = [r for r in memory.rows if (r["compare/arm"], r["compare/horizon"]) == (arm.name, arm.horizon)]
         assert [r["compare/seed"] for r in rows] == list(found.seeds)
@@ -72,13 +85,13 @@ def test_paired_numbers_by_hand() -> None:
 
 
 def test_what_finding_a_schedule_took_is_in_the_table(tmp_path: Path) -> None:
-    problem = build_problem(EXPERIMENT)
     file = exported()["inq_linear"]
     spent = (Spent(by="tpe", inner_steps=600), Spent(by="es", inner_steps=1200))
     write_schedule(tmp_path / "tuned.json", replace(file, provenance=replace(file.provenance, spent=spent)))
-    tuned = read_playable(tmp_path / "tuned.json", EXPERIMENT, problem.network)
+    tuned = file_arm(EXPERIMENT, tmp_path / "tuned.json")
+    arms = joined(("tuned", tuned), *hand_coded_arms(EXPERIMENT))
     with Pool(1) as pool:
-        found = compare(EXPERIMENT, {"tuned": tuned, **baselines(EXPERIMENT)}, ["tuned"], pool, Memory(), Silent())
+        found = compare(EXPERIMENT, arms, ["tuned"], pool, Memory(), Silent())
     columns, rows = found.rows(4)
     column = columns.index("found in (inner steps)")
     assert {row[0]: row[column] for row in rows} == {
@@ -92,4 +105,96 @@ def test_what_finding_a_schedule_took_is_in_the_table(tmp_path: Path) -> None:
 def test_unknown_baselines_are_named() -> None:
     wrong = Experiment(method=MethodConfig(name="inq"), compare=CompareConfig(baselines=("inq_linear", "inq_cubik")))
     with pytest.raises(MetaschedError, match=r"compare\.baselines\[1\]: .*did you mean 'inq_cubic'"):
-        baselines(wrong)
+        hand_coded_arms(wrong)
+
+
+def test_floor_and_ceiling_are_the_same_network_steps_optimizer_and_seeds() -> None:
+    """By independent loops: plain torch for the float network, hard weights by hand for STE."""
+    experiment = replace(
+        EXPERIMENT,
+        method=MethodConfig(name="inq", activation_levels=None, scale="max"),
+        compare=CompareConfig(seeds=2, baselines=()),
+        run=RunConfig(workers=1, dtype="float64"),
+    )
+    arms = joined(*reference_arms(experiment))
+    assert [(name, c.experiment.method.name, c.experiment.method.scale) for name, c in arms.items()] == [
+        ("ste", "ste", "max"),
+        ("float", "float", "unit"),
+    ]
+    with Pool(1) as pool:
+        found = compare(experiment, arms, [], pool, Memory(), Silent()).at(4)
+    assert found["float"].scores == tuple(_plain_score(experiment, s, hard=False) for s in fresh_seeds(experiment))
+    assert found["ste"].scores == tuple(_plain_score(experiment, s, hard=True) for s in fresh_seeds(experiment))
+
+
+def _plain_score(experiment: Experiment, seed: int, *, hard: bool) -> float:
+    """Test score after plain training: torch's modules, loss and Adam; ternary weights by clip and round if hard."""
+    task = build_problem(experiment).task
+    torch.manual_seed(derive_seed(seed, "weights"))
+    model = task.build().double()
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear)][:-1] if hard else []
+    scales = [m.weight.detach().abs().max() for m in linear]
+
+    def outputs(x: torch.Tensor) -> torch.Tensor:
+        seen = {}
+        names = {m: name for name, m in model.named_modules()}
+        for m, scale in zip(linear, scales, strict=True):
+            soft = (m.weight / scale).clamp(-1, 1)
+            seen[f"{names[m]}.weight"] = (soft + (soft.round() - soft).detach()) * scale
+        return functional_call(model, seen, (x,))
+
+    optimizer = torch.optim.Adam(model.parameters(), lr=experiment.optimizer.lr)
+    for step in range(experiment.task.steps):
+        x, y = task.batch(seed, step)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(outputs(x), y).backward()
+        optimizer.step()
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm1d):
+            m.reset_running_stats()
+            m.momentum = None
+    with torch.no_grad():
+        outputs(task.train.x)
+        model.eval()
+        return float((outputs(task.test.x).argmax(1) == task.test.y).double().mean())
+
+
+def test_arms_may_be_of_any_method(tmp_path: Path) -> None:
+    name, arm = described_arm(
+        EXPERIMENT, ["mine", "metropolis_geometric", "method.cooling=adaptive", "optimizer.lr=0.5"]
+    )
+    own = arm.experiment
+    assert (name, own.method.name, own.method.cooling, own.optimizer.lr) == ("mine", "metropolis", "adaptive", 0.5)
+    assert own.task == EXPERIMENT.task and arm.schedule.name == "metropolis_geometric"
+    write_schedule(tmp_path / "cold.json", exported()["metropolis_cold"])
+    assert file_arm(EXPERIMENT, tmp_path / "cold.json").experiment.method == MethodConfig(name="metropolis")
+    named = replace(EXPERIMENT, compare=CompareConfig(baselines=("inq_linear", "gxnor_cosine")))
+    assert [(n, c.experiment.method.name) for n, c in hand_coded_arms(named)] == [
+        ("inq_linear", "inq"),
+        ("gxnor_cosine", "gxnor"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["lonely"], "--arm: is 'lonely'; give NAME SCHEDULE"),
+        (["x", "inq_linear", "task.steps=5"], "--arm x: has other data, steps or seeds"),
+        (["x", "inq_linear", "seed=5"], "--arm x: has other data, steps or seeds"),
+        (["x", "inq_linear", "method.name=ste"], "--arm x: 'inq_linear' is neither a hand-coded schedule of ste"),
+        (["x", "inq_lineer"], "--arm x: 'inq_lineer' is neither a hand-coded schedule of inq nor a file"),
+        (["x", "inq_linear", "optimizer.lr"], "--arm x: 'optimizer.lr' has no value"),
+        (["x", "inq_linear", "optimizer.lr=-1"], "--arm x: optimizer.lr: must be greater than 0"),
+        (["x", "ste", "method.name=inq"], "--arm x: 'ste' is neither a hand-coded schedule of inq"),
+    ],
+)
+def test_arms_that_cannot_be_compared_are_refused(words: list[str], message: str) -> None:
+    with pytest.raises(MetaschedError) as error:
+        described_arm(EXPERIMENT, words)
+    assert message in str(error.value)
+
+
+def test_two_arms_of_a_name_are_refused() -> None:
+    other = Contender(EXPERIMENT, PlayedSchedule(exported()["inq_linear"]))
+    with pytest.raises(MetaschedError, match="ste: is the name of two arms"):
+        joined(("ste", other), *reference_arms(EXPERIMENT))

@@ -11,6 +11,7 @@ import torch
 
 from metasched.config import Experiment, MethodConfig, TaskConfig
 from metasched.evaluation.comparison import Arm, Comparison
+from metasched.evaluation.contenders import Contender
 from metasched.evaluation.report import write_report
 from metasched.files import RunFolder
 from metasched.schedules.table import hand_coded
@@ -61,7 +62,8 @@ def written(tmp_path: Path) -> str:
     folder = RunFolder(tmp_path)
     plot_comparison(folder.plots / "comparison.png", {5: {arm.name: arm.scores for arm in arms}})
     schedules = {HOSTILE: family["ana_cubic"], "ana_static": family["ana_static"], "ana_linear": family["ana_linear"]}
-    path = write_report(replace(experiment, name="tiny"), comparison, schedules, folder)
+    contenders = {name: Contender(experiment, schedule) for name, schedule in schedules.items()}
+    path = write_report(replace(experiment, name="tiny"), comparison, contenders, folder)
     return path.read_text("utf-8")
 
 
@@ -78,7 +80,7 @@ def test_its_table_is_the_comparison(written: str) -> None:
     assert [row[0] for row in rows] == ["schedule", HOSTILE, "ana_static", "ana_linear"]
     assert rows[0][-1] == "p (Holm)"
     assert rows[2][1:4] == ["0.4667", "0.0577", "3"]
-    assert rows[3][5].startswith("+0.4000 [")
+    assert rows[3][4].startswith("+0.4000 [")
 
 
 def test_its_pictures_are_pictures(written: str) -> None:

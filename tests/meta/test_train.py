@@ -21,9 +21,9 @@ from metasched.config import (
 )
 from metasched.errors import MetaschedError
 from metasched.evaluation.compare import compare
-from metasched.evaluation.comparison import Arm, Comparison
+from metasched.evaluation.comparison import Comparison
 from metasched.files import RunFolder
-from metasched.meta.train import learned_controls, train, verdict
+from metasched.meta.train import learned_controls, train
 from metasched.methods import build_method
 from metasched.tasks import Task, build_task
 from metasched.tracking.console import open_console
@@ -64,7 +64,7 @@ def test_the_test_split_is_read_by_the_comparison_only(tmp_path: Path, monkeypat
     with open(tmp_path / "out", "w") as stream:
         result = train(experiment, RunFolder.claim(tmp_path / "run"), open_console(stream))
     problem.build_problem.cache_clear()
-    assert Sealed.broken and result["verdict"][0]["best_other"] == "inq_linear"
+    assert Sealed.broken and result["verdict"][0]["horizon"] == 3
 
 
 def test_learned_controls() -> None:
@@ -75,12 +75,3 @@ def test_learned_controls() -> None:
     wrong = Experiment(schedule=ScheduleConfig(learn=("noise_scale", "noise")))
     with pytest.raises(MetaschedError, match=r"schedule\.learn\[1\]: joint has no control 'noise'"):
         learned_controls(wrong, controls)
-
-
-def test_the_verdict_is_against_the_best_other_schedule_of_each_horizon() -> None:
-    arms = [Arm("learned", 5, (0.5, 0.6), 10), Arm("a", 5, (0.1, 0.3), 10), Arm("b", 5, (0.4, 0.2), 10)]
-    arms += [Arm("learned", 9, (0.5, 0.6), 18), Arm("a", 9, (0.9, 0.7), 18), Arm("b", 9, (0.4, 0.2), 18)]
-    short, long = verdict(Comparison((0, 1), tuple(arms), ("learned",)))
-    assert (short["horizon"], short["best_other"], short["difference"]["mean"]) == (5, "b", pytest.approx(0.25))
-    assert (long["horizon"], long["best_other"], long["difference"]["mean"]) == (9, "a", pytest.approx(-0.25))
-    assert verdict(Comparison((0, 1), (arms[0],), ("learned",))) == []

@@ -86,7 +86,8 @@ def bits(value: object) -> bytes:
 
 
 def test_every_method_of_the_table_has_a_row() -> None:
-    assert {config.name for config in CASES.values()} == set(METHODS)
+    quantizers = set(METHODS) - {"float"}  # which quantizes nothing: tests/methods/test_float_network.py
+    assert {config.name for config in CASES.values()} == quantizers
 
 
 @cases

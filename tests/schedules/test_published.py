@@ -18,10 +18,12 @@ from metasched.schedules.interpolation import interpolate
 from metasched.schedules.published import ana_2019_windows, ana_windows
 from metasched.schedules.table import HandCoded, find_hand_coded, hand_coded
 
-FAMILIES = ("ste", "ana", "inq", "joint", "gxnor", "metropolis")
+FAMILIES = ("float", "ste", "ana", "inq", "joint", "gxnor", "metropolis")
 SCHEDULES = [schedule for family in FAMILIES for schedule in hand_coded(family).values()]
+CONSTANTS = {"ana_constant_075": 0.75, "ana_constant_085": 0.85, "ana_constant_100": 1.0}  # half-widths
 RAMPS = ("linear", "cosine", "cubic", "input_first", "output_first")
 CONTROLS = {  # family -> the controls of its method
+    "float": set(),
     "ste": set(),
     "ana": {"noise_scale", "noise_mean"},
     "inq": {"freeze_fraction"},
@@ -29,8 +31,9 @@ CONTROLS = {  # family -> the controls of its method
     "gxnor": {"temperature"},
     "metropolis": {"temperature"},
 }
-RANGES = {"noise_scale": (0.0, 0.5), "noise_mean": (-0.5, 0.0), "freeze_fraction": (0.0, 1.0), "temperature": (0, 1)}
+RANGES = {"noise_scale": (0.0, 1.0), "noise_mean": (-0.5, 0.0), "freeze_fraction": (0.0, 1.0), "temperature": (0, 1)}
 ENDS = {"noise_scale": 0.0, "noise_mean": 0.0, "freeze_fraction": 1.0}
+STARTS = {"noise_scale": (0.5, *CONSTANTS.values()), "noise_mean": (-0.5, 0.0), "freeze_fraction": (0.0,)}
 SIGNS = {"noise_scale": -1, "noise_mean": 1, "freeze_fraction": 1}  # of every change
 
 
@@ -106,6 +109,16 @@ def test_ana_2019_starts_one_layer_every_50_epochs_after_a_gap() -> None:
     assert "method.backward: fixed" in hand_coded("ana")["ana_2019"].citation
 
 
+@pytest.mark.parametrize(("name", "half_width"), [("ana_static", 0.5), *CONSTANTS.items()])
+def test_a_constant_holds_until_the_last_step(name: str, half_width: float) -> None:
+    values = hand_coded("ana")[name](progress_of_steps(100), network(2))
+    assert values["noise_scale"][:, 0].tolist() == [half_width] * 99 + [0.0]
+    assert not values["noise_mean"].any()
+    assert torch.equal(
+        hand_coded("joint")[f"joint_{name}"](progress_of_steps(100), network(2))["noise_scale"], values["noise_scale"]
+    )
+
+
 def test_ana_static_holds_until_the_last_step() -> None:
     values = hand_coded("ana")["ana_static"](progress_of_steps(100), network(2))
     assert (values["noise_scale"][:-1] == 0.5).all() and (values["noise_scale"][-1] == 0).all()
@@ -136,7 +149,7 @@ def test_inq_dvs128_by_epoch() -> None:
 
 def test_names() -> None:
     ana = {f"ana_{i}_{p}_{m}" for i in INTERVALS for p in POWERS for m in ("static", "dynamic")}
-    ana |= {"ana_2019", "ana_static", *(f"ana_{ramp}" for ramp in RAMPS)}
+    ana |= {"ana_2019", "ana_static", *CONSTANTS, *(f"ana_{ramp}" for ramp in RAMPS)}
     inq = {*PORTIONS, "inq_dvs128", *(f"inq_{ramp}" for ramp in RAMPS)}
     assert hand_coded("ste").keys() == {"ste"}
     assert hand_coded("ana").keys() == ana
@@ -169,8 +182,7 @@ def test_range_direction_and_end(schedule: HandCoded, num_layers: int, num_steps
         assert (value.diff(dim=0) * SIGNS[control] >= 0).all()
         assert (value[-1] == ENDS[control]).all() and not torch.signbit(value[-1]).any()
         if num_steps > 1:
-            starts = {"noise_scale": (0.5,), "noise_mean": (-0.5, 0.0), "freeze_fraction": (0.0,)}[control]
-            assert any((value[0] == start).all() for start in starts)
+            assert any((value[0] == start).all() for start in STARTS[control])
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.name)
@@ -209,7 +221,7 @@ def test_jumps_are_where_the_values_jump(schedule: HandCoded) -> None:
 
 
 def test_which_schedules_are_step_functions() -> None:
-    alone = {"ana_static", "inq_dvs128", *PORTIONS}
+    alone = {"ana_static", "inq_dvs128", *CONSTANTS, *PORTIONS}
     previous = {s.name for s in SCHEDULES if s.interpolation == "previous"}
     assert previous == alone | {f"joint_{name}" for name in alone}
     assert hand_coded("inq")["inq_dvs128"].jumps == tuple(epoch / 130 for epoch in (5, 15, 30, 45, 60, 75, 90, 105))
@@ -261,4 +273,4 @@ def test_unknown_names() -> None:
 
 def test_the_table_cannot_be_changed_through_what_it_returns() -> None:
     hand_coded("ana").clear()
-    assert len(hand_coded("ana")) == 23
+    assert len(hand_coded("ana")) == 26

@@ -1,0 +1,170 @@
+"""What a comparison plays: arms of any method, on the same task, steps and seeds.
+
+Two arms are always there: the floor (``ste``, no schedule at all: the same quantizers, hard from the first step) and
+the ceiling (``float``, the same network without quantization). Both have the experiment's optimizer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from metasched.config import Experiment
+from metasched.errors import MetaschedError, unknown_name
+from metasched.evaluation.comparison import CEILING, FLOOR
+from metasched.exchange.export import read_schedule
+from metasched.exchange.player import PlayedSchedule, check_method, warn_of_other_kinds
+from metasched.loading import of_method, with_fields
+from metasched.network import QuantizedNetwork
+from metasched.randomness import derive_seed
+from metasched.schedules.base import Schedule
+from metasched.schedules.table import families, hand_coded
+from metasched.training.problem import build_problem
+
+_SAME_DATA = ("name", "root", "train", "validation", "test", "data_seed", "image_size", "steps", "batch")
+
+
+class Contender(NamedTuple):
+    """One arm.
+
+    Attributes:
+        experiment: whose task, method and optimizer it trains.
+        schedule: what the method plays.
+    """
+
+    experiment: Experiment
+    schedule: Schedule
+
+
+def reference_arms(experiment: Experiment) -> list[tuple[str, Contender]]:
+    """The floor and the ceiling, with their names."""
+    return [(name, Contender(_by_method(experiment, name), hand_coded(name)[name])) for name in (FLOOR, CEILING)]
+
+
+def hand_coded_arms(experiment: Experiment) -> list[tuple[str, Contender]]:
+    """The hand-coded schedules that ``compare.baselines`` names, of any method, or all of the experiment's method.
+
+    Raises:
+        MetaschedError: a name that no method has.
+    """
+    names = experiment.compare.baselines
+    if names is None:
+        return [(n, Contender(experiment, s)) for n, s in hand_coded(experiment.method.name).items()]
+    known = method_of_hand_coded()
+    arms = []
+    for i, name in enumerate(names):
+        if name not in known:
+            raise unknown_name(f"compare.baselines[{i}]", name, known)
+        arms.append((name, Contender(_by_method(experiment, known[name]), hand_coded(known[name])[name])))
+    return arms
+
+
+def file_arm(experiment: Experiment, path: Path) -> Contender:
+    """A schedule file, played by the method that it is for.
+
+    A file for the experiment's own method is played with the experiment's parameters. One for another method is played
+    with the quantizers of the experiment and the file's parameters for all else.
+
+    Raises:
+        MetaschedError: it is no schedule, or one that the method cannot play.
+    """
+    file = read_schedule(path)
+    if file.method.name != experiment.method.name:
+        method = of_method(experiment.method, file.method.name, file.method.parameters, str(path))
+        experiment = replace(experiment, method=method)
+    return Contender(experiment, read_playable(path, experiment, build_problem(experiment).network))
+
+
+def described_arm(experiment: Experiment, words: Sequence[str]) -> tuple[str, Contender]:
+    """The arm that ``NAME SCHEDULE [FIELD=VALUE ...]`` describe: its name, and itself.
+
+    SCHEDULE is the name of a hand-coded schedule, or a schedule file. The arm's method is that of the schedule,
+    unless a field ``method.name`` says another one.
+
+    Raises:
+        MetaschedError: too few words, no such schedule, a field that does not fit, or other data, steps or seeds.
+    """
+    if len(words) < 2:
+        raise MetaschedError("--arm", f"is {' '.join(words)!r}", "give NAME SCHEDULE [FIELD=VALUE ...]")
+    name, named, *fields = words
+    if not any(field.startswith("method.name=") for field in fields):
+        experiment = _by_method(experiment, method_of_hand_coded().get(named, experiment.method.name))
+        if os.path.isfile(named):
+            experiment = file_arm(experiment, Path(named)).experiment
+    own = with_fields(experiment, fields, f"--arm {name}")
+    if any(getattr(own.task, f) != getattr(experiment.task, f) for f in _SAME_DATA) or own.seed != experiment.seed:
+        raise MetaschedError(f"--arm {name}", "has other data, steps or seeds", "leave those fields out")
+    return name, Contender(own, named_schedule(own, named, f"--arm {name}"))
+
+
+def named_schedule(experiment: Experiment, named: str, path: str) -> Schedule:
+    """The hand-coded schedule of the experiment's method that has a name, or the schedule in a file.
+
+    Args:
+        experiment: what plays it.
+        named: a name or a path.
+        path: what error messages begin with.
+
+    Raises:
+        MetaschedError: neither the name of a hand-coded schedule nor a schedule file that fits.
+    """
+    family = hand_coded(experiment.method.name)
+    if named in family:
+        return family[named]
+    file = Path(named)
+    if file.suffix != ".json" and not os.path.exists(file):  # Path.exists raises on a name too long
+        problem = f"{named!r} is neither a hand-coded schedule of {experiment.method.name} nor a file"
+        raise MetaschedError(path, problem, f"use a file, or one of {', '.join(family)}")
+    return read_playable(file, experiment, build_problem(experiment).network)
+
+
+def read_playable(path: Path, experiment: Experiment, network: QuantizedNetwork) -> PlayedSchedule:
+    """The schedule of a file, which this experiment's method and network can play.
+
+    Raises:
+        MetaschedError: it is no schedule, or is for another method.
+    """
+    file = read_schedule(path)
+    check_method(file, experiment.method.name, network.method.controls, str(path))
+    schedule = PlayedSchedule(file)
+    warn_of_other_kinds(schedule.layers, network.layers, str(path))
+    return schedule
+
+
+def method_of_hand_coded() -> dict[str, str]:
+    """Name of each hand-coded schedule -> the method that it is for."""
+    return {name: family for family in families() for name in hand_coded(family)}
+
+
+def name_of(path: Path) -> str:
+    """What a schedule file goes by: its own name, or that of the run folder that it lies in.
+
+    >>> name_of(Path("wide.json")), name_of(Path("runs/digits-001/schedule.json"))
+    ('wide', 'digits-001')
+    """
+    return path.stem if path.stem != "schedule" else path.resolve().parent.name
+
+
+def joined(*arms: tuple[str, Contender]) -> dict[str, Contender]:
+    """All arms, in order; two of one name are refused, but for a hand-coded arm that is the floor or the ceiling.
+
+    Raises:
+        MetaschedError: two arms of one name.
+    """
+    by_name: dict[str, Contender] = {}
+    for name, arm in arms:
+        if by_name.setdefault(name, arm) != arm:
+            raise MetaschedError(name, "is the name of two arms", "give one of them another name")
+    return by_name
+
+
+def _by_method(experiment: Experiment, name: str) -> Experiment:
+    return replace(experiment, method=of_method(experiment.method, name))
+
+
+def fresh_seeds(experiment: Experiment) -> list[int]:
+    """The inner seeds of comparisons, from a stream of their own."""
+    return [derive_seed(experiment.seed, "compare", i) for i in range(experiment.compare.seeds)]
