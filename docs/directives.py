@@ -14,8 +14,8 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from metasched.fields import fields
-from metasched.files import json_text
+from metasched.config.fields import fields
+from metasched.io.json_text import json_text
 from metasched.tracking.metrics import AXES, METRICS
 
 DOCS = Path(__file__).parent

@@ -6,45 +6,45 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from metasched.config import Experiment as Experiment
-    from metasched.config import MethodConfig as MethodConfig
-    from metasched.errors import MetaschedError as MetaschedError
+    from metasched.config.load import load_experiment as load_experiment
+    from metasched.config.schema import Experiment as Experiment
+    from metasched.config.schema import MethodConfig as MethodConfig
+    from metasched.core.errors import MetaschedError as MetaschedError
+    from metasched.core.layer import Layer as Layer
+    from metasched.engines import find_unroll as find_unroll
     from metasched.evaluation.compare import compare as compare
     from metasched.evaluation.statistics import paired_difference as paired_difference
     from metasched.exchange.export import export as export
-    from metasched.exchange.export import read_schedule as read_schedule
-    from metasched.exchange.export import write_schedule as write_schedule
     from metasched.exchange.player import PlayedSchedule as PlayedSchedule
     from metasched.exchange.player import SchedulePlayer as SchedulePlayer
-    from metasched.hypergradients import find_unroll as find_unroll
-    from metasched.layers import Layer as Layer
-    from metasched.loading import load_experiment as load_experiment
+    from metasched.exchange.schedule_file import read_schedule as read_schedule
+    from metasched.exchange.schedule_file import write_schedule as write_schedule
     from metasched.meta.outer import meta_train as meta_train
     from metasched.methods import METHODS as METHODS
     from metasched.methods import build_method as build_method
     from metasched.methods.base import Control as Control
-    from metasched.network import QuantizedNetwork as QuantizedNetwork
-    from metasched.network import quantize as quantize
+    from metasched.network.module import QuantizedModule as QuantizedModule
+    from metasched.network.quantize import QuantizedNetwork as QuantizedNetwork
+    from metasched.network.quantize import quantize as quantize
     from metasched.schedules.base import progress_of_steps as progress_of_steps
     from metasched.schedules.curves import HandCoded as HandCoded
     from metasched.schedules.network import ScheduleNetwork as ScheduleNetwork
     from metasched.schedules.table import hand_coded as hand_coded
     from metasched.training.loop import hardened_score as hardened_score
     from metasched.training.loop import train as train
-    from metasched.training.own_loop import QuantizedModule as QuantizedModule
     from metasched.training.problem import build_problem as build_problem
 
 MODULES: dict[str, str] = {  # public name -> module
-    "Experiment": "metasched.config",
-    "MethodConfig": "metasched.config",
-    "load_experiment": "metasched.loading",
-    "MetaschedError": "metasched.errors",
-    "Layer": "metasched.layers",
+    "Experiment": "metasched.config.schema",
+    "MethodConfig": "metasched.config.schema",
+    "load_experiment": "metasched.config.load",
+    "MetaschedError": "metasched.core.errors",
+    "Layer": "metasched.core.layer",
     "Control": "metasched.methods.base",
     "METHODS": "metasched.methods",
     "build_method": "metasched.methods",
-    "quantize": "metasched.network",
-    "QuantizedNetwork": "metasched.network",
+    "quantize": "metasched.network.quantize",
+    "QuantizedNetwork": "metasched.network.quantize",
     "progress_of_steps": "metasched.schedules.base",
     "HandCoded": "metasched.schedules.curves",
     "hand_coded": "metasched.schedules.table",
@@ -52,11 +52,11 @@ MODULES: dict[str, str] = {  # public name -> module
     "build_problem": "metasched.training.problem",
     "train": "metasched.training.loop",
     "hardened_score": "metasched.training.loop",
-    "QuantizedModule": "metasched.training.own_loop",
-    "find_unroll": "metasched.hypergradients",
+    "QuantizedModule": "metasched.network.module",
+    "find_unroll": "metasched.engines",
     "export": "metasched.exchange.export",
-    "read_schedule": "metasched.exchange.export",
-    "write_schedule": "metasched.exchange.export",
+    "read_schedule": "metasched.exchange.schedule_file",
+    "write_schedule": "metasched.exchange.schedule_file",
     "PlayedSchedule": "metasched.exchange.player",
     "SchedulePlayer": "metasched.exchange.player",
     "compare": "metasched.evaluation.compare",

@@ -22,14 +22,16 @@ from typing import Any
 import torch
 
 from metasched import load_experiment
-from metasched.config import Experiment
-from metasched.errors import MetaschedError
-from metasched.evaluation.cells import played
-from metasched.files import cpu_model, environment, json_text, write_atomic
-from metasched.hypergradients import SWEPT, TRUNCATED, UNROLLS
-from metasched.hypergradients.runs import Run
-from metasched.meta.runs import local_runs
-from metasched.meta.train import given_start
+from metasched.config.schema import Experiment
+from metasched.core.errors import MetaschedError
+from metasched.engines import SWEPT, TRUNCATED, UNROLLS
+from metasched.io.atomic import write_atomic
+from metasched.io.environment import cpu_model, environment
+from metasched.io.json_text import json_text
+from metasched.meta.start import given_start
+from metasched.runs.cells import played
+from metasched.runs.local import Run
+from metasched.runs.pooled import local_runs
 from metasched.schedules.table import hand_coded
 from metasched.training.loop import train
 from metasched.training.problem import build_problem

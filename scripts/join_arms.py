@@ -21,19 +21,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from metasched.config import Experiment
-from metasched.errors import MetaschedError
-from metasched.evaluation.cells import Remembered
+from metasched.config.load import load_experiment
+from metasched.config.schema import Experiment
+from metasched.core.errors import MetaschedError
 from metasched.evaluation.compare import compare
 from metasched.evaluation.comparison import Arm, Comparison
 from metasched.evaluation.contenders import fresh_seeds, hand_coded_arms, joined, reference_arms
 from metasched.evaluation.verdict import verdicts
 from metasched.exchange.format import Spent
-from metasched.files import cpu_model, environment, json_text, write_atomic
-from metasched.loading import load_experiment
+from metasched.io.atomic import write_atomic
+from metasched.io.environment import cpu_model, environment
+from metasched.io.json_text import json_text
+from metasched.runs.cells import Remembered
+from metasched.runs.pool import Pool
 from metasched.tracking import Memory
 from metasched.tracking.console import open_console
-from metasched.training.pool import Pool
 
 
 def of_result(result: dict[str, Any]) -> Comparison:

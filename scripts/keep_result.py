@@ -14,7 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from metasched.files import cpu_model, json_text, version, write_atomic
+from metasched.io.atomic import write_atomic
+from metasched.io.environment import cpu_model, version
+from metasched.io.json_text import json_text
 
 
 def result(comparison: dict[str, Any], environment: dict[str, Any], command: str, cpu: str) -> dict[str, Any]:

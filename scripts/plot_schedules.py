@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from metasched import PlayedSchedule, read_schedule
-from metasched.errors import MetaschedError
+from metasched.core.errors import MetaschedError
 from metasched.evaluation.contenders import name_of
 from metasched.tracking.plots import plot_schedule
 

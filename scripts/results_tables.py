@@ -15,7 +15,7 @@ from typing import Any
 from metasched.evaluation.comparison import Arm, Comparison
 from metasched.evaluation.verdict import verdicts
 from metasched.exchange.format import Spent
-from metasched.files import write_atomic
+from metasched.io.atomic import write_atomic
 
 ROOT = Path(__file__).parents[1]
 RESULTS, TABLES = ROOT / "experiments" / "results", ROOT / "docs" / "tables"

@@ -17,18 +17,18 @@ from pathlib import Path
 
 import torch
 
-from metasched.config import Experiment
-from metasched.errors import MetaschedError
-from metasched.evaluation.cells import played
-from metasched.files import write_atomic
-from metasched.loading import load_experiment
-from metasched.meta.train import given_start
-from metasched.randomness import derive_seed
+from metasched.config.load import load_experiment
+from metasched.config.schema import Experiment
+from metasched.contrib.data_parallel import Alone, Exchange, digest, process_group, train_in_parts
+from metasched.core.errors import MetaschedError
+from metasched.core.randomness import derive_seed
+from metasched.io.atomic import write_atomic
+from metasched.meta.start import given_start
+from metasched.runs.cells import played
+from metasched.runs.ranks import launched
 from metasched.training.faults import broken
 from metasched.training.loop import harden, hardened_score
-from metasched.training.parallel import Alone, Exchange, digest, train_in_parts
 from metasched.training.problem import build_problem
-from metasched.training.ranks import launched, process_group
 
 
 def play(experiment: Experiment, exchange: Exchange, output: Path | None) -> str:

@@ -26,12 +26,12 @@ PUBLIC = """
 """.split()
 
 LAYERS = """
-    errors signals lock reading layers randomness config fields yaml_reader files quantizers kernels loading models
-    tasks methods network schedules training hypergradients tracking exchange evaluation meta deploy cli __main__
+    core io quantizers config models tasks methods network schedules training engines tracking exchange runs estimators
+    evaluation search meta deploy commands contrib cli __main__
 """.split()  # each imports from those before it only
 
 IMPORTED_IN = {  # libraries with one door
-    "higher": {"hypergradients/higher_optimizers.py"},
+    "higher": {"engines/higher_optimizers.py"},
     "wandb": {"tracking/wandb_tracker.py"},
 }
 

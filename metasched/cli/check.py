@@ -17,7 +17,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Tries an experiment out."""
     experiment = load(arguments)
-    from metasched.meta.check import check
+    from metasched.commands.check import check
 
     with console_of(arguments) as console:
         result = check(experiment, console)

@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> None:
         resumable_folder(arguments.command, arguments, learns=False) as (experiment, folder),
         console_of(arguments) as console,
     ):
-        from metasched.evaluation.compare import run as compare
+        from metasched.commands.compare import run as compare
 
         schedules, reuse = [Path(path) for path in arguments.schedule], [Path(path) for path in arguments.reuse]
         result = compare(experiment, schedules, folder, console, reuse, arguments.arm)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from metasched.cli.experiment import add_overrides
 from metasched.cli.output import add_json, console_of, print_result
 from metasched.cli.run_folders import add_folder, resumable_folder
-from metasched.errors import MetaschedError
+from metasched.core.errors import MetaschedError
 
 if TYPE_CHECKING:
-    from metasched.files import RunFolder
+    from metasched.io.run_folder import RunFolder
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -33,8 +33,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Trains under a schedule, which it may learn first, and writes the network as integers."""
-    from metasched.files import RunFolder
-    from metasched.loading import load_experiment
+    from metasched.config.load import load_experiment
+    from metasched.io.run_folder import RunFolder
 
     if arguments.folder and not arguments.learn:
         raise MetaschedError("--folder", "is for --learn only", "leave it out")
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
     if schedule is None:
         fix = "name a hand-coded schedule or a file, give a run folder, or --learn one"
         raise MetaschedError("--schedule", "is missing", fix)
-    from metasched.deploy.deploy import deploy
+    from metasched.commands.deploy import deploy
 
     with console_of(arguments) as console:
         result = deploy(experiment, schedule, Path(arguments.output), console, horizon=arguments.horizon)
@@ -62,8 +62,8 @@ def _learned(arguments: argparse.Namespace) -> RunFolder:
     arguments.config, arguments.resume = (None, config) if os.path.isdir(config) else (config, None)
     arguments.allow = []
     with resumable_folder("train", arguments) as (experiment, folder), console_of(arguments) as console:
-        from metasched.deploy.deploy import check
-        from metasched.meta.train import train
+        from metasched.commands.deploy import check
+        from metasched.commands.train import train
 
         check(experiment, Path(arguments.output))
         train(experiment, folder, console)

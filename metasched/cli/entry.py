@@ -9,9 +9,9 @@ import warnings
 from collections.abc import Sequence
 
 from metasched.cli.parser import parse
-from metasched.errors import MetaschedError, printable
-from metasched.signals import Terminated, leaving
-from metasched.training.ranks import serve, serves
+from metasched.cli.signals import Terminated, leaving
+from metasched.core.errors import MetaschedError, printable
+from metasched.runs.ranks import serve, serves
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
 

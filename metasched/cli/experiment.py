@@ -6,8 +6,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from metasched.config import Experiment
-    from metasched.fields import FieldInfo
+    from metasched.config.fields import FieldInfo
+    from metasched.config.schema import Experiment
 
 
 def add_experiment(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -20,7 +20,7 @@ def add_experiment(parser: argparse.ArgumentParser, *, required: bool = True) ->
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """One option for each field of an experiment; all append to ``overrides``, as load_experiment takes them."""
-    from metasched.fields import fields
+    from metasched.config.fields import fields
 
     group = parser.add_argument_group("fields of the experiment, instead of what the file says (values are YAML)")
     for field in fields():
@@ -37,7 +37,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 def load(arguments: argparse.Namespace, *, learns: bool = False) -> Experiment:
     """The experiment of its file and the overrides; for a command that learns, one with something to learn."""
-    from metasched.loading import load_experiment, require_learnable
+    from metasched.config.load import load_experiment, require_learnable
 
     experiment = load_experiment(arguments.config, arguments.overrides)
     if learns:
@@ -46,7 +46,7 @@ def load(arguments: argparse.Namespace, *, learns: bool = False) -> Experiment:
 
 
 def _about(field: FieldInfo) -> str:
-    from metasched.files import json_text
+    from metasched.io.json_text import json_text
 
     default = json_text(field.default).strip('"')
     return field.description if field.default is None else f"{field.description} [{default}]"

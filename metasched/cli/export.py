@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metasched.cli.output import add_output, put_schedule
-from metasched.errors import MetaschedError
+from metasched.core.errors import MetaschedError
 
 if TYPE_CHECKING:
     from metasched.exchange.format import ScheduleFile
@@ -25,8 +25,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes a run's learned schedule, as a schedule file or in the form of QuantLab."""
-    from metasched.exchange.export import read_schedule
-    from metasched.files import RunFolder
+    from metasched.exchange.schedule_file import read_schedule
+    from metasched.io.run_folder import RunFolder
 
     if (arguments.to == "quantlab") != (arguments.epochs is not None):
         raise MetaschedError("--epochs", "is for --to quantlab, which needs it", "give both or neither")
@@ -45,7 +45,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _put_quantlab(schedule: ScheduleFile, epochs: int, output: str | None) -> None:
     from metasched.exchange.quantlab.exporting import export_quantlab
-    from metasched.files import json_text, write_atomic
+    from metasched.io.atomic import write_atomic
+    from metasched.io.json_text import json_text
 
     written = export_quantlab(schedule, epochs)
     text = json_text(written.config, indent=2) + "\n"

@@ -20,7 +20,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Trains once, and learns while it does."""
     experiment = load(arguments, learns=True)
-    from metasched.meta.train_online import run as train_online
+    from metasched.commands.online import run as train_online
 
     with run_folder(arguments.command, experiment, arguments) as folder, console_of(arguments) as console:
         result = train_online(experiment, folder, console, compared=arguments.compare)

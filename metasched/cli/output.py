@@ -7,7 +7,7 @@ import sys
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from metasched.errors import printable
+from metasched.core.errors import printable
 
 if TYPE_CHECKING:
     from metasched.exchange.format import ScheduleFile
@@ -28,7 +28,7 @@ def console_of(arguments: argparse.Namespace) -> closing[Console]:
 
 def print_result(result: dict[str, Any], as_json: bool) -> None:
     """Prints a result as JSON, or its numbers and names a line each."""
-    from metasched.files import json_text
+    from metasched.io.json_text import json_text
 
     if as_json:
         print(json_text(result, indent=2))
@@ -46,7 +46,7 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 
 def put_schedule(schedule: ScheduleFile, output: str | None) -> None:
     """Writes a schedule file, or prints it where no file is named."""
-    from metasched.exchange.export import dumps, write_schedule
+    from metasched.exchange.schedule_file import dumps, write_schedule
 
     if output is None:
         sys.stdout.write(dumps(schedule))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from metasched.cli.commands import COMMANDS, Command
-from metasched.errors import MetaschedError
+from metasched.core.errors import MetaschedError
 
 
 def parse(argv: Sequence[str], arguments: argparse.Namespace) -> Command:
@@ -21,7 +21,7 @@ def parse(argv: Sequence[str], arguments: argparse.Namespace) -> Command:
     Raises:
         MetaschedError: arguments that are missing, malformed or not known.
     """
-    from metasched.files import version
+    from metasched.io.environment import version
 
     about = "Learns annealing schedules for training quantized networks."
     parser = _Parser(prog="metasched", description=about, allow_abbrev=False)

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from metasched.cli.experiment import add_experiment, load
-from metasched.errors import MetaschedError
+from metasched.core.errors import MetaschedError
 
 if TYPE_CHECKING:
-    from metasched.config import Experiment
-    from metasched.files import RunFolder
+    from metasched.config.schema import Experiment
+    from metasched.io.run_folder import RunFolder
 
 
 def add_folder(parser: argparse.ArgumentParser) -> None:
@@ -57,11 +57,11 @@ def resumable_folder(
         with run_folder(command, experiment, arguments) as folder:
             yield experiment, folder
         return
-    from metasched.files import RunFolder
+    from metasched.io.run_folder import RunFolder
 
     folder = RunFolder.resume(arguments.resume, command)
     try:
-        from metasched.loading import require_learnable
+        from metasched.config.load import require_learnable
         from metasched.meta.resume import resumed_experiment
 
         arguments.go_on = _go_on(command, folder)
@@ -78,8 +78,11 @@ def resumable_folder(
 @contextmanager
 def run_folder(command: str, experiment: Experiment, arguments: argparse.Namespace) -> Iterator[RunFolder]:
     """A run folder with what is needed to repeat the run; a mistake that shows before work starts leaves no folder."""
-    from metasched.files import RunFolder, environment, json_text, write_atomic
-    from metasched.loading import dump_yaml
+    from metasched.config.load import dump_yaml
+    from metasched.io.atomic import write_atomic
+    from metasched.io.environment import environment
+    from metasched.io.json_text import json_text
+    from metasched.io.run_folder import RunFolder
 
     path = arguments.folder
     place = Path(path or experiment.run.folder)

@@ -22,7 +22,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Shows where a change of a schedule would help."""
     experiment = load(arguments, learns=True)
-    from metasched.meta.sensitivity import sensitivity
+    from metasched.commands.sensitivity import sensitivity
 
     with run_folder(arguments.command, experiment, arguments) as folder, console_of(arguments) as console:
         result = sensitivity(experiment, arguments.schedule, arguments.runs, folder, console)

@@ -15,7 +15,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Describes a schedule file."""
-    from metasched.exchange.export import read_schedule
+    from metasched.exchange.schedule_file import read_schedule
     from metasched.exchange.summary import show_schedule, summarize
 
     schedule = read_schedule(arguments.schedule)

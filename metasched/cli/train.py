@@ -17,7 +17,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Learns a schedule and compares it, or goes on with that."""
     with resumable_folder(arguments.command, arguments) as (experiment, folder), console_of(arguments) as console:
-        from metasched.meta.train import train
+        from metasched.commands.train import train
 
         result = train(experiment, folder, console)
     print_result({"folder": str(folder.path), **result}, arguments.json)

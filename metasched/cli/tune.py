@@ -17,7 +17,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Tunes a hand-coded family by search, or goes on with that."""
     with resumable_folder(arguments.command, arguments) as (experiment, folder), console_of(arguments) as console:
-        from metasched.meta.tune import tune
+        from metasched.commands.tune import tune
 
         result = tune(experiment, folder, console)
     print_result({"folder": str(folder.path), **result}, arguments.json)

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from metasched.deploy import simulator
 from metasched.deploy.stages import Array, IntegerNetwork, Thresholds
 from metasched.deploy.thresholds import SLACK
-from metasched.network import QuantizedNetwork, Tensors, activations
+from metasched.network.quantize import QuantizedNetwork, Tensors, activations
 
 Runtime = Callable[[npt.NDArray[np.floating]], Sequence[Array]]
 Twin = Callable[[torch.Tensor], tuple[torch.Tensor, list[torch.Tensor]]]

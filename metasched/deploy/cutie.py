@@ -36,7 +36,7 @@ from metasched.deploy.stages import (
     SumPool,
     Thresholds,
 )
-from metasched.files import json_text
+from metasched.io.json_text import json_text
 
 CHANNELS, KERNEL, LAYERS, IMAGE, THRESHOLD_BITS = 96, 3, 8, 64, 11
 LIMITS = {"channels": CHANNELS, "kernel": KERNEL, "layers": LAYERS, "image": IMAGE, "threshold_bits": THRESHOLD_BITS}

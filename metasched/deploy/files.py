@@ -23,11 +23,12 @@ from typing import Any
 
 import numpy as np
 
+from metasched.core.errors import MetaschedError
 from metasched.deploy import simulator
 from metasched.deploy.packing import account, compression, pack_trits, packed
 from metasched.deploy.stages import Array, Convolution, IntegerNetwork, Linear, Stage
-from metasched.errors import MetaschedError
-from metasched.files import json_text, write_atomic
+from metasched.io.atomic import write_atomic
+from metasched.io.json_text import json_text
 
 FORMAT = 1
 

@@ -9,11 +9,11 @@ from fractions import Fraction
 import numpy as np
 import torch
 
+from metasched.core.errors import MetaschedError
 from metasched.deploy.stages import Array, Logits, Stage
 from metasched.deploy.thresholds import Channel
-from metasched.errors import MetaschedError
 from metasched.methods.tensors import LayerQuantizer
-from metasched.network import QuantizedNetwork, Tensors
+from metasched.network.quantize import QuantizedNetwork, Tensors
 from metasched.quantizers.stair import hard
 
 FIXED_POINT_BITS = 24  # of weights that the method leaves in float, without the sign

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from metasched.core.errors import MetaschedError
 from metasched.deploy.folding import Folding, exact, unit_of, unsupported
 from metasched.deploy.stages import (
     Array,
@@ -32,10 +33,9 @@ from metasched.deploy.stages import (
     Thresholds,
 )
 from metasched.deploy.thresholds import Norm, fold
-from metasched.errors import MetaschedError
 from metasched.methods.tensors import LayerQuantizer
 from metasched.models.cutie import Thermometer
-from metasched.network import ActivationSite, QuantizedNetwork, Tensors
+from metasched.network.quantize import ActivationSite, QuantizedNetwork, Tensors
 
 
 def input_step(images: torch.Tensor) -> Fraction:

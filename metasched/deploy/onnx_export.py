@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from metasched.core.errors import MetaschedError
 from metasched.deploy.packing import pack_bits, storage_bits
 from metasched.deploy.stages import (
     Array,
@@ -37,9 +38,8 @@ from metasched.deploy.stages import (
     SumPool,
     Thresholds,
 )
-from metasched.errors import MetaschedError
-from metasched.files import write_atomic
-from metasched.reading import read_regular
+from metasched.io.atomic import write_atomic
+from metasched.io.reading import read_regular
 
 if TYPE_CHECKING:
     import onnx

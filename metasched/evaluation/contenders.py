@@ -12,14 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from metasched.config import Experiment
-from metasched.errors import MetaschedError, unknown_name
+from metasched.config.load import of_method, with_fields
+from metasched.config.schema import Experiment
+from metasched.core.errors import MetaschedError, unknown_name
+from metasched.core.randomness import derive_seed
 from metasched.evaluation.comparison import CEILING, FLOOR
-from metasched.exchange.export import read_schedule
 from metasched.exchange.player import PlayedSchedule, check_method, warn_of_other_kinds
-from metasched.loading import of_method, with_fields
-from metasched.network import QuantizedNetwork
-from metasched.randomness import derive_seed
+from metasched.exchange.schedule_file import read_schedule
+from metasched.network.quantize import QuantizedNetwork
 from metasched.schedules.base import Schedule
 from metasched.schedules.table import families, hand_coded
 from metasched.training.problem import build_problem

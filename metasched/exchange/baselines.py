@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from metasched.exchange.export import export, write_schedule
+from metasched.core.layer import Layer
+from metasched.exchange.export import export
 from metasched.exchange.format import Provenance, ScheduleFile
-from metasched.layers import Layer
+from metasched.exchange.schedule_file import write_schedule
 from metasched.methods.ana import NOISE_MEAN, NOISE_SCALE
 from metasched.methods.base import Control
 from metasched.methods.gxnor import STEP_TEMPERATURE

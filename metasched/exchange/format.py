@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import ConfigDict, FailFast, Field, TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass
 
-from metasched.errors import MetaschedError
-from metasched.exchange.strict_json import MAX_MEMBERS, join
-from metasched.layers import Kind, Quantizes
+from metasched.core.errors import MetaschedError
+from metasched.core.layer import Kind, Quantizes
+from metasched.io.strict_json import MAX_MEMBERS, join
 
 FORMAT = "metasched.schedule"
 VERSIONS = (1,)
@@ -81,7 +81,7 @@ class ControlEntry:
 
 @dataclass(frozen=True, kw_only=True, config=_CLOSED)
 class LayerEntry:
-    """A convolution or linear layer with the activation after it; as ``metasched.layers.Layer`` describes it."""
+    """A convolution or linear layer with the activation after it; as ``metasched.core.layer.Layer`` describes it."""
 
     name: LayerName
     """dotted name of the module in the network"""

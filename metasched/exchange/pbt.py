@@ -19,13 +19,13 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from metasched.errors import MetaschedError, printable, unknown_name
+from metasched.core.errors import MetaschedError, printable, unknown_name
+from metasched.core.layer import Layer
 from metasched.exchange.export import export
 from metasched.exchange.format import MAX_KNOTS, Provenance, ScheduleFile
-from metasched.exchange.strict_json import MAX_BYTES, join, parse, show
-from metasched.layers import Layer
+from metasched.io.reading import read_regular
+from metasched.io.strict_json import MAX_BYTES, join, parse, show
 from metasched.methods.base import Control
-from metasched.reading import read_regular
 
 _FIX = "give a pbt_policy_*.txt that Ray Tune has written"
 _MAX_CHANGES = MAX_KNOTS // 2  # the others are for ends and dwells

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from metasched.errors import MetaschedError, unknown_name
-from metasched.exchange.export import read_schedule
+from metasched.core.errors import MetaschedError, unknown_name
+from metasched.core.layer import Layer
 from metasched.exchange.format import ScheduleFile, Spent
-from metasched.layers import Layer
+from metasched.exchange.schedule_file import read_schedule
 from metasched.methods.base import Control
 from metasched.schedules.base import Schedule, progress_of_steps
 from metasched.schedules.interpolation import interpolate

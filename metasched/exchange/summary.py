@@ -6,8 +6,8 @@ import hashlib
 from dataclasses import asdict
 from typing import Any
 
-from metasched.exchange.export import dumps
 from metasched.exchange.format import ControlEntry, ScheduleFile
+from metasched.exchange.schedule_file import dumps
 from metasched.tracking.console import Console
 
 _COLUMNS = 5

@@ -19,12 +19,12 @@ from pydantic import AfterValidator, ConfigDict, Field, Strict, TypeAdapter, Val
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
-from metasched.errors import MetaschedError
-from metasched.files import write_atomic
-from metasched.hypergradients.estimator import MEND, check_like
+from metasched.core.errors import MetaschedError
+from metasched.estimators.base import MEND, check_like
+from metasched.io.atomic import write_atomic
+from metasched.io.reading import read_regular
 from metasched.meta.outer import ADAM, OuterState, OuterStep
-from metasched.network import Tensors
-from metasched.reading import read_regular
+from metasched.network.quantize import Tensors
 
 FORMAT, VERSION = "metasched.checkpoint", 1
 MAX_BYTES = 2**32

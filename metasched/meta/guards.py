@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from metasched.errors import MetaschedError
-from metasched.hypergradients.base import Hypergradient, norm
-from metasched.layers import Layer
+from metasched.core.errors import MetaschedError
+from metasched.core.layer import Layer
+from metasched.engines.base import Hypergradient, norm
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.learnable import LearnableSchedule
 from metasched.training.faults import Fault

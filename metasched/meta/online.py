@@ -30,8 +30,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from metasched.config import Experiment
-from metasched.hypergradients.base import (
+from metasched.config.schema import Experiment
+from metasched.core.layer import Layer
+from metasched.core.randomness import derive_seed, generator
+from metasched.engines.base import (
     Controls,
     Hypergradient,
     OuterLoss,
@@ -42,13 +44,11 @@ from metasched.hypergradients.base import (
     judge,
     pull_back,
 )
-from metasched.hypergradients.reverse import Floored
-from metasched.layers import Layer
+from metasched.estimators.reverse import Floored
 from metasched.meta.guards import MOST_BAD_STEPS, RunStopped, clip, keep, listed, update
-from metasched.meta.train import learned_controls
+from metasched.meta.start import learned_controls
 from metasched.methods.base import Control
-from metasched.network import Tensors, rows
-from metasched.randomness import derive_seed, generator
+from metasched.network.quantize import Tensors, rows
 from metasched.schedules.base import Schedule, progress_of_steps
 from metasched.schedules.learnable import build_learnable
 from metasched.tasks.base import Split

@@ -18,19 +18,20 @@ from typing import NamedTuple
 
 import torch
 
-from metasched.config import Experiment
-from metasched.errors import MetaschedError
-from metasched.hypergradients import build_estimator, find_unroll
-from metasched.hypergradients.base import OuterLoss
-from metasched.hypergradients.estimator import Estimator
-from metasched.hypergradients.sweep import plan_for
+from metasched.config.schema import Experiment
+from metasched.core.errors import MetaschedError
+from metasched.core.randomness import derive_seed
+from metasched.engines import find_unroll
+from metasched.engines.base import OuterLoss
+from metasched.engines.sweep import plan_for
+from metasched.estimators import build_estimator
+from metasched.estimators.base import Estimator
 from metasched.meta.guards import MOST_BAD_STEPS, RunStopped, clip, keep, listed, update
-from metasched.meta.runs import PooledRuns
-from metasched.network import Tensors
-from metasched.randomness import derive_seed
+from metasched.network.quantize import Tensors
+from metasched.runs.pool import Mapper
+from metasched.runs.pooled import PooledRuns
 from metasched.schedules.learnable import LearnableSchedule
 from metasched.training.faults import Fault
-from metasched.training.pool import Mapper
 from metasched.training.problem import build_problem
 from metasched.training.step import InnerProblem
 

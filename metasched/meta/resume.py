@@ -7,18 +7,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metasched.config import Experiment
-from metasched.errors import MetaschedError, unknown_name
-from metasched.fields import fields
-from metasched.files import RunFolder, environment, version, write_atomic
-from metasched.hypergradients import build_estimator
-from metasched.loading import differing, dump_yaml, load_experiment, to_dict
+from metasched.config.fields import fields
+from metasched.config.load import differing, dump_yaml, load_experiment, to_dict
+from metasched.config.schema import Experiment
+from metasched.core.errors import MetaschedError, unknown_name
+from metasched.estimators import build_estimator
+from metasched.io.atomic import write_atomic
+from metasched.io.environment import environment, version
+from metasched.io.json_lines import JsonLines, read_json_lines
+from metasched.io.run_folder import RunFolder
 from metasched.meta.checkpoint import Checkpoint, check_fit, read_checkpoint
 from metasched.meta.outer import OuterState
-from metasched.meta.runs import PooledRuns
+from metasched.runs.pool import Mapper
+from metasched.runs.pooled import PooledRuns
 from metasched.schedules.learnable import LearnableSchedule
-from metasched.tracking.json_lines import JsonLines, read_json_lines
-from metasched.training.pool import Mapper
 
 
 def resumed_experiment(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from metasched.config import MethodConfig
+from metasched.config.schema import MethodConfig
 from metasched.methods.ana import ANA
 from metasched.methods.base import Control, Method
 from metasched.methods.batch_metropolis import BatchMetropolis

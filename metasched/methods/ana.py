@@ -17,13 +17,13 @@ from typing import Literal
 
 import torch
 
-from metasched.layers import Quantizes
+from metasched.core.layer import Quantizes
+from metasched.core.randomness import Draw
 from metasched.methods.base import Control, State, Values
 from metasched.methods.tensors import LayerQuantizer
 from metasched.quantizers.levels import LevelSet
 from metasched.quantizers.noise import NOISE_FAMILIES
 from metasched.quantizers.stair import Forward, stair
-from metasched.randomness import Draw
 
 NOISE_SCALE = Control("noise_scale", 0.0, 1.0, "quantum, half-width of the noise", "nonincreasing", end=0.0)
 NOISE_MEAN = Control("noise_mean", -0.5, 0.5, "quantum", "free", end=0.0)

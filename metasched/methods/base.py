@@ -12,8 +12,8 @@ from typing import Literal, Protocol, runtime_checkable
 
 import torch
 
-from metasched.layers import Quantizes
-from metasched.randomness import Draw
+from metasched.core.layer import Quantizes
+from metasched.core.randomness import Draw
 
 State = dict[str, torch.Tensor]  # of one layer
 Values = Mapping[str, torch.Tensor]  # control -> 0-d tensor, of one layer at one step

@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from metasched.core.randomness import Draw
 from metasched.methods.base import Control, State, Values
 from metasched.methods.metropolis import TEMPERATURE, Metropolis
 from metasched.quantizers.transitions import acceptance, propose, sampled, within
-from metasched.randomness import Draw
 
 
 @dataclass(frozen=True)

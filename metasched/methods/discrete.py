@@ -17,14 +17,14 @@ from typing import Self
 
 import torch
 
-from metasched.errors import MetaschedError
-from metasched.layers import Quantizes
+from metasched.core.errors import MetaschedError
+from metasched.core.layer import Quantizes
+from metasched.core.randomness import Draw
 from metasched.methods.base import Control, State, Values
 from metasched.methods.tensors import LayerQuantizer
 from metasched.quantizers.levels import LevelSet
 from metasched.quantizers.noise import NOISE_FAMILIES
 from metasched.quantizers.stair import hard, stair
-from metasched.randomness import Draw
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from metasched.layers import Quantizes
+from metasched.core.layer import Quantizes
+from metasched.core.randomness import Draw
 from metasched.methods.base import Control, State, Values
-from metasched.randomness import Draw
 
 _BITS = 32.0  # of a float32 weight
 

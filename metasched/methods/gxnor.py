@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 import torch
 
+from metasched.core.randomness import Draw
 from metasched.methods.base import Control, State, Values
 from metasched.methods.discrete import Discrete
 from metasched.quantizers.transitions import discrete_transition
-from metasched.randomness import Draw
 
 STEP_TEMPERATURE = Control("temperature", 0.0, 4.0, "the optimizer's step", "free", end=None, gradient="surrogate")
 

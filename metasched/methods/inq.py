@@ -26,11 +26,11 @@ from typing import Literal
 
 import torch
 
-from metasched.layers import Quantizes
+from metasched.core.layer import Quantizes
+from metasched.core.randomness import Draw
 from metasched.methods.base import Control, State, Values
 from metasched.methods.tensors import LayerQuantizer
 from metasched.quantizers.stair import hard
-from metasched.randomness import Draw
 
 FREEZE_FRACTION = Control(
     "freeze_fraction", 0.0, 1.0, "share of the layer's weights", "nondecreasing", end=1.0, gradient="surrogate"

@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from metasched.layers import Quantizes
+from metasched.core.layer import Quantizes
+from metasched.core.randomness import Draw
 from metasched.methods.ana import ANA
 from metasched.methods.base import Control, State, Values
 from metasched.methods.inq import INQ
 from metasched.methods.tensors import LayerQuantizer
-from metasched.randomness import Draw
 
 
 @dataclass(frozen=True)

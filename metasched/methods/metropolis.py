@@ -18,11 +18,11 @@ from dataclasses import dataclass
 
 import torch
 
+from metasched.core.randomness import Draw
 from metasched.methods.adaptive_cooling import adapted
 from metasched.methods.base import Control, State, Values
 from metasched.methods.discrete import Discrete
 from metasched.quantizers.transitions import first_order, metropolis_transition, propose, within
-from metasched.randomness import Draw
 
 TEMPERATURE = Control(
     "temperature", 0.0, 4.0, "mean change of loss by a quantum", "free", end=None, gradient="surrogate"

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 
-from metasched.layers import Quantizes
+from metasched.core.layer import Quantizes
+from metasched.core.randomness import Draw
 from metasched.methods.base import Control, State, Values
 from metasched.methods.tensors import LayerQuantizer
-from metasched.randomness import Draw
 
 _HALF_QUANTUM = 0.5
 

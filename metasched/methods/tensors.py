@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
-from metasched.layers import Quantizes
+from metasched.core.layer import Quantizes
+from metasched.core.randomness import Draw
 from metasched.methods.base import State
 from metasched.quantizers.levels import LevelSet
 from metasched.quantizers.scales import Granularity, ScaleName, scale_of
 from metasched.quantizers.stair import straight_through
-from metasched.randomness import Draw
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from metasched.errors import MetaschedError, unknown_name
+from metasched.core.errors import MetaschedError, unknown_name
 from metasched.models.convnet import ConvNet
 from metasched.models.cutie import CutieNet
 from metasched.models.lenet import LeNet

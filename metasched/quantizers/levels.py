@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 
-from metasched.errors import MetaschedError
+from metasched.core.errors import MetaschedError
 
 
 @dataclass(frozen=True)

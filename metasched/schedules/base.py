@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from metasched.layers import Layer
+from metasched.core.layer import Layer
 
 
 class Schedule(Protocol):

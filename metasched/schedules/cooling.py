@@ -21,7 +21,7 @@ from functools import partial
 
 import torch
 
-from metasched.layers import Layer
+from metasched.core.layer import Layer
 from metasched.schedules.curves import RAMPS, Curve, HandCoded, constant, falling
 from metasched.schedules.published import RAMP_CITATIONS
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from metasched.layers import Layer
+from metasched.core.layer import Layer
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.interpolation import Interpolation
 

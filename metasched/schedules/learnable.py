@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from metasched.config import ScheduleConfig
-from metasched.layers import Layer
+from metasched.config.schema import ScheduleConfig
+from metasched.core.layer import Layer
 from metasched.methods.base import Control
 from metasched.schedules.base import Schedule
 from metasched.schedules.family import ScheduleFamily

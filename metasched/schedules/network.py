@@ -21,9 +21,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from metasched.layers import Layer
+from metasched.core.layer import Layer
+from metasched.core.randomness import generator
 from metasched.methods.base import Control
-from metasched.randomness import generator
 from metasched.schedules.base import Schedule, progress_of_steps
 from metasched.schedules.interpolation import interpolate
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from metasched.errors import unknown_name
+from metasched.core.errors import unknown_name
 from metasched.schedules import cooling
 from metasched.schedules.curves import RAMPS, Curve, HandCoded, falling, rising, steps
 from metasched.schedules.published import NO_MEAN, RAMP_CITATIONS, START, STATIC_NOISE, ana, inq

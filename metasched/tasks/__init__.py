@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from metasched.config import TaskConfig
-from metasched.errors import unknown_name
+from metasched.config.schema import TaskConfig
+from metasched.core.errors import unknown_name
 from metasched.tasks.base import Split, Stored, Task
 from metasched.tasks.digits import digits_task
 from metasched.tasks.imagenet import imagenet_task

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
-from metasched.randomness import permutation
+from metasched.core.randomness import permutation
 
 
 class Split(NamedTuple):

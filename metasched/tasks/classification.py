@@ -7,8 +7,8 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
-from metasched.config import TaskConfig
-from metasched.errors import MetaschedError
+from metasched.config.schema import TaskConfig
+from metasched.core.errors import MetaschedError
 from metasched.models import build_model, check_model
 from metasched.tasks.base import Split, Task
 from metasched.tasks.splits import Indices, split_indices

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from metasched.config import TaskConfig
+from metasched.config.schema import TaskConfig
 from metasched.tasks.base import Split, Task
 from metasched.tasks.classification import classification_task
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from metasched.config import TaskConfig
-from metasched.errors import MetaschedError
+from metasched.config.schema import TaskConfig
+from metasched.core.errors import MetaschedError
 from metasched.models import build_model, check_model
 from metasched.tasks.base import Split, Stored, Task
 from metasched.tasks.classification import accuracy, choose

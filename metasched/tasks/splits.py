@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from metasched.randomness import generator
+from metasched.core.randomness import generator
 
 
 class Indices(NamedTuple):

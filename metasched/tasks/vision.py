@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from metasched.config import TaskConfig
-from metasched.errors import MetaschedError
+from metasched.config.schema import TaskConfig
+from metasched.core.errors import MetaschedError
 from metasched.tasks.base import Split, Task
 from metasched.tasks.classification import NUM_CLASSES, classification_task
 

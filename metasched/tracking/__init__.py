@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from metasched.config import Experiment
-from metasched.files import RunFolder
-from metasched.loading import to_dict
-from metasched.tracking.json_lines import JsonLines, cut_back, read_json_lines
+from metasched.config.load import to_dict
+from metasched.config.schema import Experiment
+from metasched.io.json_lines import JsonLines, cut_back, read_json_lines
+from metasched.io.run_folder import RunFolder
 from metasched.tracking.metrics import METRICS, unknown_metrics
 from metasched.tracking.tracker import Memory, Several, Tracker, warn_dropped
 from metasched.tracking.wandb_tracker import Wandb

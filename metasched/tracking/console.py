@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TextIO
 
-from metasched.errors import printable
+from metasched.core.errors import printable
 from metasched.tracking.tracker import Scalar
 
 _SHOWN = {  # metric -> label and format

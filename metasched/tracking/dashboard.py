@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from metasched.config import Experiment
-from metasched.errors import MetaschedError
+from metasched.config.schema import Experiment
+from metasched.core.errors import MetaschedError
 from metasched.methods.ana import NOISE_MEAN, NOISE_SCALE
 from metasched.methods.inq import FREEZE_FRACTION
 from metasched.tracking.metrics import AXES, METRICS, SCORES_PICTURE

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from metasched.files import write_atomic
+from metasched.io.atomic import write_atomic
 
 if TYPE_CHECKING:
     import torch

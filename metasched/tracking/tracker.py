@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from metasched.errors import MetaschedError
+from metasched.core.errors import MetaschedError
 from metasched.tracking.metrics import unknown_metrics
 
 Scalar = float | int | str

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from metasched.errors import MetaschedError
-from metasched.files import write_atomic
-from metasched.reading import read_regular
+from metasched.core.errors import MetaschedError
+from metasched.io.atomic import write_atomic
+from metasched.io.reading import read_regular
 from metasched.tracking.metrics import AXES
 from metasched.tracking.tracker import Scalar
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from metasched.network import rows
+from metasched.network.quantize import rows
 from metasched.training.finite import FINITE
 from metasched.training.step import InnerProblem, TrainingState, inner_step
 

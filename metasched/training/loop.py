@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from metasched.network import Tensors, rows
+from metasched.network.quantize import Tensors, rows
 from metasched.tasks.base import Inputs, Split, Stored
 from metasched.training.step import InnerProblem, TrainingState, inner_step
 

@@ -14,7 +14,7 @@ from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 
-from metasched.config import OptimizerConfig
+from metasched.config.schema import OptimizerConfig
 
 OptState = dict[str, torch.Tensor]  # "<quantity>.<parameter>" -> tensor of the parameter's shape; Adam: "step", 0-d
 Hyper = Mapping[str, float | torch.Tensor]

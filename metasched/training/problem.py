@@ -6,10 +6,10 @@ from functools import lru_cache
 
 import torch
 
-from metasched.config import Experiment, RunConfig
-from metasched.errors import MetaschedError
+from metasched.config.schema import Experiment, RunConfig
+from metasched.core.errors import MetaschedError
 from metasched.methods import build_method
-from metasched.network import quantize
+from metasched.network.quantize import quantize
 from metasched.schedules.base import progress_of_steps
 from metasched.tasks import build_task
 from metasched.training.optimizers import learning_rate, recipe

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import torch
 
-from metasched.network import ControlRows, QuantizedNetwork, Tensors
-from metasched.randomness import derive_seed
+from metasched.core.randomness import derive_seed
+from metasched.network.quantize import ControlRows, QuantizedNetwork, Tensors
 from metasched.tasks.base import Task
 from metasched.training.finite import FINITE, all_finite
 from metasched.training.optimizers import Optimizer

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from metasched.config import (
+from metasched.config.schema import (
     CompareConfig,
     Experiment,
     MetaConfig,
@@ -32,17 +32,19 @@ from metasched.config import (
     ScheduleConfig,
     TaskConfig,
 )
-from metasched.errors import MetaschedError
-from metasched.evaluation.cells import cell_score, played
+from metasched.core.errors import MetaschedError
+from metasched.core.randomness import derive_seed
+from metasched.estimators.auto import summary
 from metasched.evaluation.contenders import fresh_seeds
 from metasched.evaluation.statistics import paired_difference, summarize
-from metasched.files import cpu_model, environment, json_text, write_atomic
-from metasched.hypergradients.auto import summary
+from metasched.io.atomic import write_atomic
+from metasched.io.environment import cpu_model, environment
+from metasched.io.json_text import json_text
 from metasched.meta.outer import OuterStep, meta_train
-from metasched.randomness import derive_seed
+from metasched.runs.cells import cell_score, played
+from metasched.runs.pool import Pool
 from metasched.schedules.learnable import LearnableSchedule, build_learnable
 from metasched.schedules.table import hand_coded
-from metasched.training.pool import Pool
 from metasched.training.problem import build_problem
 
 START = "ana_linear"

@@ -11,16 +11,16 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from metasched.config import MethodConfig, OptimizerConfig
-from metasched.files import version
-from metasched.hypergradients import find_unroll
-from metasched.hypergradients.base import OuterLoss, Unroll, control_gradient
-from metasched.hypergradients.memory import Plan, predicted_bytes
-from metasched.hypergradients.sweep import cost, sweep
+from metasched.config.schema import MethodConfig, OptimizerConfig
+from metasched.core.randomness import generator
+from metasched.engines import find_unroll
+from metasched.engines.base import OuterLoss, Unroll, control_gradient
+from metasched.engines.memory import Plan, predicted_bytes
+from metasched.engines.sweep import cost, sweep
+from metasched.io.environment import version
 from metasched.methods import build_method
 from metasched.models import build_model
-from metasched.network import Tensors, quantize
-from metasched.randomness import generator
+from metasched.network.quantize import Tensors, quantize
 from metasched.tasks.base import Split, Task
 from metasched.training.loop import train
 from metasched.training.optimizers import recipe

@@ -27,7 +27,9 @@ from typing import Any
 import torch
 from engines import CASES, ENGINES, QUICK, WORKLOADS, Case, built, engines_of, obstacle, run
 
-from metasched.files import cpu_model, environment, json_text, version, write_atomic
+from metasched.io.atomic import write_atomic
+from metasched.io.environment import cpu_model, environment, version
+from metasched.io.json_text import json_text
 
 AGREEMENT = 1e-8  # relative, in float64; in float32 Adam amplifies what TorchOpt rounds in another way
 AGREED_STEPS = 5

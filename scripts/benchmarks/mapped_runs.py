@@ -21,17 +21,19 @@ from typing import Any
 
 import torch
 
-from metasched.config import Experiment, MethodConfig, RunConfig, TaskConfig
-from metasched.files import cpu_model, environment, json_text, write_atomic
-from metasched.hypergradients.base import ControlGradient
-from metasched.hypergradients.runs import Run
-from metasched.meta.runs import PooledRuns, local_runs
-from metasched.network import Tensors
-from metasched.randomness import generator
+from metasched.config.schema import Experiment, MethodConfig, RunConfig, TaskConfig
+from metasched.core.randomness import generator
+from metasched.engines.base import ControlGradient
+from metasched.io.atomic import write_atomic
+from metasched.io.environment import cpu_model, environment
+from metasched.io.json_text import json_text
+from metasched.network.quantize import Tensors
+from metasched.runs.local import Run
+from metasched.runs.pool import Pool
+from metasched.runs.pooled import PooledRuns, local_runs
 from metasched.training.loop import train
-from metasched.training.mapped import mapping_pays, of_run, train_mapped
-from metasched.training.pool import Pool
 from metasched.training.problem import build_problem
+from metasched.training.stacked import mapping_pays, of_run, train_mapped
 from metasched.training.step import TrainingState
 
 WORKERS = 2

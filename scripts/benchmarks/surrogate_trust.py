@@ -24,14 +24,16 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from metasched.config import Experiment, MethodConfig, TaskConfig
-from metasched.files import cpu_model, environment, json_text, write_atomic
-from metasched.hypergradients.base import OuterLoss, control_gradient
-from metasched.hypergradients.es_reference import smoothed_gradient
-from metasched.hypergradients.finite_differences import outer_loss
-from metasched.hypergradients.unroll import unroll
-from metasched.network import Tensors
-from metasched.randomness import derive_seed, generator
+from metasched.config.schema import Experiment, MethodConfig, TaskConfig
+from metasched.core.randomness import derive_seed, generator
+from metasched.engines.base import OuterLoss, control_gradient
+from metasched.engines.finite_differences import outer_loss
+from metasched.engines.unroll import unroll
+from metasched.estimators.smoothed import smoothed_gradient
+from metasched.io.atomic import write_atomic
+from metasched.io.environment import cpu_model, environment
+from metasched.io.json_text import json_text
+from metasched.network.quantize import Tensors
 from metasched.schedules.base import progress_of_steps
 from metasched.training.problem import build_problem
 

@@ -18,13 +18,15 @@ from typing import Any
 
 import torch
 
-from metasched.errors import MetaschedError
-from metasched.files import cpu_model, environment, json_text, write_atomic
-from metasched.kernels.coefficients import COEFFICIENTS
-from metasched.kernels.gated_xnor import bit_planes, gated_product, product_in_torch
-from metasched.kernels.transition import bytes_per_weight, transition_in_torch, transition_step
+from metasched.contrib.kernels.coefficients import COEFFICIENTS
+from metasched.contrib.kernels.gated_xnor import bit_planes, gated_product, product_in_torch
+from metasched.contrib.kernels.transition import bytes_per_weight, transition_in_torch, transition_step
+from metasched.contrib.packing import pack, unpack
+from metasched.core.errors import MetaschedError
+from metasched.io.atomic import write_atomic
+from metasched.io.environment import cpu_model, environment
+from metasched.io.json_text import json_text
 from metasched.quantizers.levels import ternary
-from metasched.quantizers.packing import pack, unpack
 from metasched.quantizers.transitions import discrete_transition
 from metasched.training.optimizers import OPTIMIZERS
 

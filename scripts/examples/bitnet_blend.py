@@ -27,11 +27,11 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from metasched.errors import unknown_name
+from metasched.core.errors import unknown_name
+from metasched.core.layer import Layer
 from metasched.exchange.integrations import LayerValues
 from metasched.exchange.integrations.parts import parts_of
 from metasched.exchange.player import SchedulePlayer
-from metasched.layers import Layer
 from metasched.schedules.curves import HandCoded
 from metasched.schedules.table import hand_coded
 

@@ -19,7 +19,7 @@ import transformers
 from torch import nn
 
 from metasched import MethodConfig, QuantizedModule, SchedulePlayer, build_method, quantize, read_schedule
-from metasched.config import TaskConfig
+from metasched.config.schema import TaskConfig
 from metasched.exchange.integrations import LayerValues
 from metasched.exchange.integrations.driven import DrivenModule
 from metasched.exchange.integrations.huggingface import callback

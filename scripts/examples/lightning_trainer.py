@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from metasched import MethodConfig, QuantizedModule, SchedulePlayer, build_method, quantize, read_schedule
-from metasched.config import TaskConfig
+from metasched.config.schema import TaskConfig
 from metasched.exchange.integrations import LayerValues
 from metasched.exchange.integrations.driven import DrivenModule
 from metasched.exchange.integrations.lightning import callback

@@ -27,14 +27,15 @@ from typing import Any
 
 import numpy as np
 
-from metasched.config import CompareConfig, Experiment, MethodConfig, RunConfig, TaskConfig
-from metasched.evaluation.cells import cell_score, played
+from metasched.config.load import to_dict
+from metasched.config.schema import CompareConfig, Experiment, MethodConfig, RunConfig, TaskConfig
 from metasched.evaluation.contenders import fresh_seeds
 from metasched.evaluation.statistics import counted, paired_difference
-from metasched.files import environment, json_text
-from metasched.loading import to_dict
+from metasched.io.environment import environment
+from metasched.io.json_text import json_text
+from metasched.runs.cells import cell_score, played
+from metasched.runs.pool import Pool
 from metasched.schedules.table import hand_coded
-from metasched.training.pool import Pool
 
 PAIRS = (5, 10, 16)
 ALPHA, EFFECT = 0.05, 2.0

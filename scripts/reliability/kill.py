@@ -30,8 +30,8 @@ import yaml
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from metasched.errors import MetaschedError  # noqa: E402
-from metasched.files import RunFolder  # noqa: E402
+from metasched.core.errors import MetaschedError  # noqa: E402
+from metasched.io.run_folder import RunFolder  # noqa: E402
 
 STEPS = 8
 EXPERIMENT = {
@@ -44,7 +44,7 @@ EXPERIMENT = {
     "tracking": {"wandb": "disabled"},
     "run": {"workers": 1},
 }
-WARM = ("metasched.meta.train", "torch._dynamo", "matplotlib.pyplot", "sklearn.datasets", "PIL.Image")
+WARM = ("metasched.commands.train", "torch._dynamo", "matplotlib.pyplot", "sklearn.datasets", "PIL.Image")
 MOST_KILLS = 3
 LONGEST = 900.0  # seconds of a run that is not killed
 

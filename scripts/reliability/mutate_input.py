@@ -25,12 +25,12 @@ from typing import Any, Literal
 
 import yaml
 
-from metasched.errors import MetaschedError
-from metasched.exchange.export import dumps, loads
+from metasched.config.load import load_experiment
+from metasched.core.errors import MetaschedError
+from metasched.core.layer import Layer
 from metasched.exchange.format import ControlEntry, LayerEntry, MethodEntry, Metric, Provenance, ScheduleFile, Spent
 from metasched.exchange.pbt import import_policy
-from metasched.layers import Layer
-from metasched.loading import load_experiment
+from metasched.exchange.schedule_file import dumps, loads
 from metasched.methods.ana import NOISE_MEAN, NOISE_SCALE
 
 ROOT = Path(__file__).parents[2]
@@ -375,7 +375,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the result goes, besides standard output")
     arguments = parser.parse_args(argv)
 
-    from metasched.files import cpu_model, environment, write_atomic
+    from metasched.io.atomic import write_atomic
+    from metasched.io.environment import cpu_model, environment
 
     start = time.process_time()
     with tempfile.TemporaryDirectory() as folder:

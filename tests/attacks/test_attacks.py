@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 
 from metasched.cli import main
+from metasched.config.load import load_experiment
+from metasched.contrib.deployed_reading import read_network
+from metasched.core.errors import MetaschedError
+from metasched.core.layer import Layer
 from metasched.deploy.onnx_export import session
-from metasched.deploy.reading import read_network
-from metasched.errors import MetaschedError
-from metasched.exchange.export import read_schedule
 from metasched.exchange.pbt import import_policy
 from metasched.exchange.quantlab.controllers import read_quantlab
-from metasched.layers import Layer
-from metasched.loading import load_experiment
+from metasched.exchange.schedule_file import read_schedule
 from metasched.meta.checkpoint import read_checkpoint
 from metasched.methods.ana import NOISE_MEAN, NOISE_SCALE
 

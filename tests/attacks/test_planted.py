@@ -18,11 +18,11 @@ import pytest
 import torch
 
 from metasched.cli import main
-from metasched.errors import MetaschedError
-from metasched.exchange.export import loads, read_schedule, write_schedule
+from metasched.config.load import load_experiment
+from metasched.core.errors import MetaschedError
 from metasched.exchange.format import Metric
 from metasched.exchange.player import PlayedSchedule
-from metasched.loading import load_experiment
+from metasched.exchange.schedule_file import loads, read_schedule, write_schedule
 from metasched.meta.checkpoint import read_checkpoint
 from metasched.tracking.console import open_console
 from metasched.tracking.plots import plot_comparison

@@ -13,13 +13,13 @@ import yaml
 
 from metasched.cli import main
 from metasched.cli.commands import COMMANDS
-from metasched.config import Experiment
-from metasched.errors import MetaschedError
-from metasched.exchange.export import dumps, write_schedule
+from metasched.cli.signals import Terminated
+from metasched.config.fields import fields
+from metasched.config.schema import Experiment
+from metasched.core.errors import MetaschedError
 from metasched.exchange.format import ControlEntry, LayerEntry, MethodEntry, Metric, Provenance, ScheduleFile, Spent
-from metasched.fields import fields
-from metasched.files import RunFolder
-from metasched.signals import Terminated
+from metasched.exchange.schedule_file import dumps, write_schedule
+from metasched.io.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,8 +52,8 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
         calls.append(("compare", experiment, paths, folder, reuse, arms))
         return {"best": "learned"}
 
-    monkeypatch.setitem(sys.modules, "metasched.meta.train", SimpleNamespace(train=train))  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "metasched.meta.check", SimpleNamespace(check=check))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "metasched.commands.train", SimpleNamespace(train=train))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "metasched.commands.check", SimpleNamespace(check=check))  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "metasched.evaluation.compare", SimpleNamespace(run=run))  # type: ignore[arg-type]
     return calls
 
@@ -272,7 +272,7 @@ def test_what_ends_a_run(
     def train(*_: Any) -> dict[str, Any]:
         raise error
 
-    monkeypatch.setitem(sys.modules, "metasched.meta.train", SimpleNamespace(train=train))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "metasched.commands.train", SimpleNamespace(train=train))  # type: ignore[arg-type]
     assert main(["train", str(config)]) == code
     assert capsys.readouterr().err == message.replace("RUN", str(config.parent / "runs/tiny-001"))
     assert not (config.parent / "runs/tiny-001/DONE").exists()
@@ -285,7 +285,7 @@ def test_warnings_are_one_line(
         warnings.warn("a tracker failed", RuntimeWarning, stacklevel=1)
         return {}
 
-    monkeypatch.setitem(sys.modules, "metasched.meta.check", SimpleNamespace(check=check))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "metasched.commands.check", SimpleNamespace(check=check))  # type: ignore[arg-type]
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         assert main(["check", str(config)]) == 0

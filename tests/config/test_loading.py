@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from metasched.config import Experiment, MetaConfig, MethodConfig, OptimizerConfig, ScheduleConfig, TaskConfig
-from metasched.errors import MetaschedError
-from metasched.fields import fields, names_in
-from metasched.loading import ConfigErrors, config_hash, dump_yaml, load_experiment, require_learnable, to_dict
+from metasched.config.fields import fields, names_in
+from metasched.config.load import ConfigErrors, config_hash, dump_yaml, load_experiment, require_learnable, to_dict
+from metasched.config.schema import Experiment, MetaConfig, MethodConfig, OptimizerConfig, ScheduleConfig, TaskConfig
+from metasched.core.errors import MetaschedError
 
 VALID = """\
 name: first

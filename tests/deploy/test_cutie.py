@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from metasched.config import MethodConfig
+from metasched.config.schema import MethodConfig
 from metasched.deploy.cutie import cutie_files
 from metasched.models import build_model
 

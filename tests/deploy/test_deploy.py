@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from metasched.cli import main
-from metasched.config import Experiment, MethodConfig, QuantizeConfig, TaskConfig
+from metasched.commands.deploy import deploy
+from metasched.config.schema import Experiment, MethodConfig, QuantizeConfig, TaskConfig
+from metasched.contrib.deployed_reading import read_network
+from metasched.core.errors import MetaschedError
 from metasched.deploy import simulator
-from metasched.deploy.deploy import deploy
 from metasched.deploy.files import write_folder
 from metasched.deploy.packing import unpack_bits, unpack_trits
-from metasched.deploy.reading import read_network
-from metasched.errors import MetaschedError
 from metasched.tracking.console import open_console
 
 ROOT = Path(__file__).parents[2]
@@ -157,7 +157,7 @@ def test_one_command_learns_trains_and_deploys(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("metasched.meta.train.compare", stop)
+        patched.setattr("metasched.commands.train.compare", stop)
         assert main(learn) == 130
     assert capsys.readouterr().err == f"metasched: interrupted; go on with `metasched train --resume {run}`\n"
     assert not first.exists() and not (run / "DONE").exists()

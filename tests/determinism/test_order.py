@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 FILES = [
     "tests/schedules/test_network.py",
     "tests/methods/test_ana.py",
-    "tests/hypergradients/test_diagnosis.py",
+    "tests/estimators/test_diagnosis.py",
     "tests/training/test_loop.py",
     "tests/tasks/test_batches.py",
     "tests/evaluation/test_compare.py",

@@ -21,16 +21,24 @@ import numpy as np
 import pytest
 import torch
 
-from metasched.config import Experiment, MetaConfig, MethodConfig, OnlineConfig, RunConfig, ScheduleConfig, TaskConfig
-from metasched.evaluation.cells import cell_scores, played
+from metasched.config.schema import (
+    Experiment,
+    MetaConfig,
+    MethodConfig,
+    OnlineConfig,
+    RunConfig,
+    ScheduleConfig,
+    TaskConfig,
+)
+from metasched.core.randomness import derive_seed
 from metasched.meta.online import train_online
 from metasched.meta.outer import meta_train
-from metasched.meta.train import learned_controls
-from metasched.randomness import derive_seed
+from metasched.meta.start import learned_controls
+from metasched.runs.cells import cell_scores, played
+from metasched.runs.pool import Pool
 from metasched.schedules.learnable import build_learnable
 from metasched.schedules.table import hand_coded
 from metasched.training.loop import train
-from metasched.training.pool import Pool
 from metasched.training.problem import build_problem
 
 

@@ -13,14 +13,14 @@ import pytest
 import torch
 
 import metasched
-from metasched.config import Experiment, MethodConfig, TaskConfig
+from metasched.config.schema import Experiment, MethodConfig, TaskConfig
+from metasched.core.randomness import Draw, derive_seed
+from metasched.engines.truncated import windows
+from metasched.estimators.particles import first_windows
+from metasched.estimators.perturbation import direction
 from metasched.evaluation.contenders import fresh_seeds
-from metasched.hypergradients.particles import first_windows
-from metasched.hypergradients.perturbation import direction
-from metasched.hypergradients.truncated import windows
 from metasched.meta.online import held_out
 from metasched.methods import build_method
-from metasched.randomness import Draw, derive_seed
 from metasched.schedules.network import ScheduleNetwork
 from metasched.schedules.table import hand_coded
 from metasched.tasks import build_task

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import metasched
+from metasched.config.fields import fields
 from metasched.evaluation.comparison import Arm, Comparison
 from metasched.exchange.format import ScheduleFile
-from metasched.fields import fields
 from metasched.schedules.table import hand_coded
 from metasched.tracking.metrics import AXES, METRICS
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-import metasched.files
-import metasched.tracking.json_lines
+import metasched.io.atomic
+import metasched.io.json_lines
 from metasched.meta.checkpoint import read_checkpoint
 
 Cli = Callable[..., int]
@@ -62,7 +62,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(
 
 
 @pytest.mark.parametrize(
-    ("module", "file"), [(metasched.files, "checkpoint.pt"), (metasched.tracking.json_lines, "cells.jsonl")]
+    ("module", "file"), [(metasched.io.atomic, "checkpoint.pt"), (metasched.io.json_lines, "cells.jsonl")]
 )
 def test_a_missing_permission(
     cli: Cli,
@@ -93,7 +93,7 @@ def test_a_missing_permission(
 def test_the_last_checkpoint_stays_when_saving_fails_later(
     cli: Cli, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, calls, fsync = tmp_path / "run", [], metasched.files.os.fsync
+    folder, calls, fsync = tmp_path / "run", [], metasched.io.atomic.os.fsync
 
     def failing(descriptor: int) -> None:
         calls.append(descriptor)
@@ -101,7 +101,7 @@ def test_the_last_checkpoint_stays_when_saving_fails_later(
             raise OSError(5, "Input/output error")
         fsync(descriptor)
 
-    monkeypatch.setattr(metasched.files.os, "fsync", failing)
+    monkeypatch.setattr(metasched.io.atomic.os, "fsync", failing)
     assert cli("train", config, "--folder", folder) == 2
     monkeypatch.undo()
     read_checkpoint(folder / "checkpoint.pt")

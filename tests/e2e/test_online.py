@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from metasched import PlayedSchedule, load_experiment, progress_of_steps, read_schedule
-from metasched.evaluation.cells import cell_score
 from metasched.meta.online import train_online
+from metasched.runs.cells import cell_score
 from metasched.schedules.table import find_hand_coded
 from metasched.tracking import read_json_lines, unknown_metrics
 
@@ -47,7 +47,10 @@ def test_what_a_run_leaves(ran: Path) -> None:
         "environment.json",
         "metrics.jsonl",
         "plots/comparison.png",
+        "plots/differences_6_0.png",
         "plots/schedule.png",
+        "plots/schedule_00.png",
+        "report.html",
         "schedule.json",
     }
     rows = read_json_lines(ran / "metrics.jsonl")
@@ -78,8 +81,9 @@ def test_the_file_holds_what_was_played_and_plays_it_again(cli: Cli, ran: Path, 
 
 
 def test_the_comparison_is_paired_with_that_of_compare(cli: Cli, config: Path, ran: Path, tmp_path: Path) -> None:
-    adapted, plain = read(ran / "comparison.json")["arms"]
+    adapted, plain, floor, ceiling = read(ran / "comparison.json")["arms"]
     assert (adapted["name"], plain["name"]) == ("inq_linear, online", "inq_linear")
+    assert (floor["name"], ceiling["name"]) == ("ste", "float")
     assert (adapted["inner_steps"], plain["inner_steps"], adapted["horizon"]) == (20, 12, 6)
     assert cli("compare", config, "--compare.horizons=[1]", "--folder", tmp_path / "run") == 0
     compared = read(tmp_path / "run" / "comparison.json")
@@ -96,7 +100,7 @@ def test_the_result_and_the_same_bytes_again(
     captured = capsys.readouterr()
     result = json.loads(captured.out)
     assert captured.err.count("held-out loss") == 2
-    assert result["inner_steps"] == {"playing": 6, "looking_ahead": 4, "comparing": 32}
+    assert result["inner_steps"] == {"playing": 6, "looking_ahead": 4, "comparing": 20 + 3 * 12}
     assert (result["start"], result["look_aheads"], result["skipped"]) == ("inq_linear", 2, 0)
     assert result["cost"] > 1 and result["verdict"]["difference"]["n"] == 2
     schedules = [read(folder / "schedule.json") for folder in (ran, tmp_path / "run")]

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from metasched import load_experiment
-from metasched.hypergradients import find_unroll
-from metasched.hypergradients.auto import MODES, Auto
-from metasched.hypergradients.base import OuterLoss, control_gradient
-from metasched.hypergradients.reverse import Floored
-from metasched.meta.runs import local_runs
-from metasched.meta.sensitivity import PARTS, cells, slopes
-from metasched.randomness import derive_seed
+from metasched.commands.sensitivity import PARTS, cells, slopes
+from metasched.core.randomness import derive_seed
+from metasched.engines import find_unroll
+from metasched.engines.base import OuterLoss, control_gradient
+from metasched.estimators.auto import MODES, Auto
+from metasched.estimators.reverse import Floored
+from metasched.runs.pooled import local_runs
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.learnable import build_learnable
 from metasched.schedules.table import hand_coded

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from metasched.cli.signals import Terminated, leaving
 from metasched.meta.checkpoint import read_checkpoint
-from metasched.signals import Terminated, leaving
 
 Cli = Callable[..., int]
 ROOT = Path(__file__).parents[2]
@@ -49,7 +49,7 @@ def test_terminated_and_resumed(cli: Cli, config: Path, tmp_path: Path) -> None:
 def test_workers_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
     code = (
         "import time\n"
-        "from metasched.training.pool import Pool\n"
+        "from metasched.runs.pool import Pool\n"
         "if __name__ == '__main__':\n"
         "    with Pool(2) as pool:\n"
         "        list(pool.map(time.sleep, [(0.0,), (0.0,)]))\n"
@@ -72,9 +72,9 @@ def test_workers_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("number", "said"), [(signal.SIGTERM, b"Terminated"), (signal.SIGINT, b"KeyboardInterrupt")])
 def test_work_that_cannot_be_left_in_order_is_left_all_the_same(number: signal.Signals, said: bytes) -> None:
     code = (
-        "import time, metasched.signals\n"
-        "metasched.signals.WITHIN = 0.2\n"
-        "with metasched.signals.leaving(lambda stopped: print(stopped.__name__, flush=True)):\n"
+        "import time, metasched.cli.signals\n"
+        "metasched.cli.signals.WITHIN = 0.2\n"
+        "with metasched.cli.signals.leaving(lambda stopped: print(stopped.__name__, flush=True)):\n"
         "    try:\n"
         "        print(flush=True)\n"
         "        time.sleep(1000)\n"

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from metasched.config import Experiment, MetaConfig, MethodConfig, ScheduleConfig, TaskConfig
+from metasched.config.schema import Experiment, MetaConfig, MethodConfig, ScheduleConfig, TaskConfig
 from metasched.meta.outer import meta_train
+from metasched.runs.pool import Mapper, Pool
+from metasched.runs.ranks import launched, open_pool, serves
 from metasched.schedules.learnable import build_learnable
 from metasched.schedules.table import hand_coded
-from metasched.training.pool import Mapper, Pool
 from metasched.training.problem import build_problem
-from metasched.training.ranks import launched, open_pool, serves
 
 Cli = Callable[..., int]
 ROOT = Path(__file__).parents[2]

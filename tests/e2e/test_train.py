@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-import metasched.meta.train
+import metasched.commands.train
 import metasched.tracking
 from metasched import PlayedSchedule, SchedulePlayer, load_experiment, progress_of_steps, read_schedule
+from metasched.config.load import config_hash
 from metasched.exchange.format import Spent
-from metasched.files import version
-from metasched.loading import config_hash
+from metasched.io.environment import version
 from metasched.meta.outer import meta_train
 from metasched.schedules.table import find_hand_coded
 from metasched.tracking import read_json_lines, unknown_metrics
@@ -108,7 +108,9 @@ def test_what_is_exported_is_what_was_learned(
     cli: Cli, config: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outcomes = []
-    monkeypatch.setattr(metasched.meta.train, "meta_train", lambda *a: outcomes.append(meta_train(*a)) or outcomes[0])
+    monkeypatch.setattr(
+        metasched.commands.train, "meta_train", lambda *a: outcomes.append(meta_train(*a)) or outcomes[0]
+    )
     assert cli("train", config, "--folder", tmp_path / "run") == 0
     network = outcomes[0].schedule
     file = read_schedule(tmp_path / "run" / "schedule.json")

@@ -12,9 +12,9 @@ from scipy import stats
 from torch import nn
 from torch.func import functional_call
 
-from metasched.config import CompareConfig, Experiment, MethodConfig, RunConfig, TaskConfig
-from metasched.errors import MetaschedError
-from metasched.evaluation.cells import cell_score, played
+from metasched.config.schema import CompareConfig, Experiment, MethodConfig, RunConfig, TaskConfig
+from metasched.core.errors import MetaschedError
+from metasched.core.randomness import derive_seed
 from metasched.evaluation.compare import compare
 from metasched.evaluation.comparison import Arm, Comparison
 from metasched.evaluation.contenders import (
@@ -27,12 +27,12 @@ from metasched.evaluation.contenders import (
     reference_arms,
 )
 from metasched.exchange.baselines import baselines as exported
-from metasched.exchange.export import write_schedule
 from metasched.exchange.format import Spent
 from metasched.exchange.player import PlayedSchedule
-from metasched.randomness import derive_seed
+from metasched.exchange.schedule_file import write_schedule
+from metasched.runs.cells import cell_score, played
+from metasched.runs.pool import Pool
 from metasched.tracking import Memory
-from metasched.training.pool import Pool
 from metasched.training.problem import build_problem
 
 EXPERIMENT = Experiment(

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from metasched.config import Experiment, MethodConfig, TaskConfig
+from metasched.config.schema import Experiment, MethodConfig, TaskConfig
 from metasched.evaluation.comparison import Arm, Comparison
 from metasched.evaluation.contenders import Contender
 from metasched.evaluation.report import write_report
-from metasched.files import RunFolder
+from metasched.io.run_folder import RunFolder
 from metasched.schedules.table import hand_coded
 from metasched.tracking.plots import plot_comparison
 

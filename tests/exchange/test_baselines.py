@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from metasched.core.layer import Layer
 from metasched.exchange.baselines import TOLERANCE, vgg8_layers, write_baselines
-from metasched.exchange.export import read_schedule
 from metasched.exchange.player import PlayedSchedule, check_method
-from metasched.files import cpu_model
-from metasched.layers import Layer
+from metasched.exchange.schedule_file import read_schedule
+from metasched.io.environment import cpu_model
 from metasched.methods.ana import NOISE_MEAN, NOISE_SCALE
 from metasched.methods.gxnor import STEP_TEMPERATURE
 from metasched.methods.inq import FREEZE_FRACTION

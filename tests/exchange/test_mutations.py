@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from metasched.exchange.export import loads
+from metasched.exchange.schedule_file import loads
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "reliability" / "mutate_input.py"

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from metasched.cli import main
-from metasched.errors import MetaschedError
-from metasched.exchange.export import read_schedule
+from metasched.core.errors import MetaschedError
+from metasched.core.layer import Layer
 from metasched.exchange.format import ScheduleFile
 from metasched.exchange.pbt import import_policy, read_policy
 from metasched.exchange.player import PlayedSchedule, SchedulePlayer
-from metasched.layers import Layer
+from metasched.exchange.schedule_file import read_schedule
 from metasched.methods.ana import NOISE_MEAN, NOISE_SCALE
 from metasched.methods.base import Control
 from metasched.methods.inq import FREEZE_FRACTION

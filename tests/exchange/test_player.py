@@ -14,11 +14,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metasched.errors import MetaschedError
-from metasched.exchange.export import export, loads
+from metasched.core.errors import MetaschedError
+from metasched.core.layer import Kind, Layer
+from metasched.exchange.export import export
 from metasched.exchange.format import Provenance, ScheduleFile
 from metasched.exchange.player import PlayedSchedule, SchedulePlayer, check_method
-from metasched.layers import Kind, Layer
+from metasched.exchange.schedule_file import loads
 from metasched.methods.base import Control
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.table import find_hand_coded

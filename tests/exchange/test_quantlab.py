@@ -16,14 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metasched.cli import main
-from metasched.errors import MetaschedError
-from metasched.exchange.export import export, read_schedule
+from metasched.core.errors import MetaschedError
+from metasched.core.layer import Layer
+from metasched.exchange.export import export
 from metasched.exchange.format import Provenance, ScheduleFile
 from metasched.exchange.player import PlayedSchedule, SchedulePlayer
 from metasched.exchange.quantlab.controllers import read_quantlab
 from metasched.exchange.quantlab.exporting import export_quantlab, fit_decay
 from metasched.exchange.quantlab.importing import import_quantlab
-from metasched.layers import Layer
+from metasched.exchange.schedule_file import read_schedule
 from metasched.methods.ana import NOISE_MEAN, NOISE_SCALE
 from metasched.methods.inq import FREEZE_FRACTION
 from metasched.schedules.table import hand_coded

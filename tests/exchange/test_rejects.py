@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from metasched.errors import MetaschedError
-from metasched.exchange.export import dumps, loads, read_schedule
+from metasched.core.errors import MetaschedError
+from metasched.exchange.schedule_file import dumps, loads, read_schedule
 
 Edit = Callable[[dict[str, Any]], object]
 

@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import metasched.exchange.export
-from metasched import layers
-from metasched.errors import MetaschedError
+from metasched.core import layer as layers
+from metasched.core.errors import MetaschedError
+from metasched.core.layer import Layer
 from metasched.exchange import format as file_format
-from metasched.exchange.export import dumps, export, loads, read_schedule, write_schedule
+from metasched.exchange.export import export
 from metasched.exchange.format import ControlEntry, LayerEntry, MethodEntry, Metric, Provenance, ScheduleFile, Spent
-from metasched.layers import Layer
+from metasched.exchange.schedule_file import dumps, loads, read_schedule, write_schedule
 from metasched.methods import base
 from metasched.methods.base import Control
 

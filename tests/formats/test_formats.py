@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from metasched.evaluation.cells import Remembered
+from metasched.config.load import dump_yaml, load_experiment
 from metasched.evaluation.comparison import Arm, Comparison
-from metasched.exchange.export import dumps, read_schedule
 from metasched.exchange.pbt import read_policy
 from metasched.exchange.player import SchedulePlayer
-from metasched.loading import dump_yaml, load_experiment
+from metasched.exchange.schedule_file import dumps, read_schedule
 from metasched.meta.checkpoint import read_checkpoint
+from metasched.runs.cells import Remembered
+from metasched.runs.pool import Pool
 from metasched.tracking import read_json_lines, unknown_metrics
-from metasched.training.pool import Pool
 
 FOLDER = Path(__file__).parent
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from metasched.errors import MetaschedError
+from metasched.core.errors import MetaschedError
 from metasched.exchange.player import SchedulePlayer
 from metasched.schedules.table import hand_coded
 

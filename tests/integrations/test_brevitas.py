@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from metasched.errors import MetaschedError
+from metasched.core.errors import MetaschedError
 from metasched.exchange.integrations.brevitas import drive_temperature, switch_quant
 from metasched.exchange.player import SchedulePlayer
 

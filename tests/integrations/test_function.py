@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from metasched.errors import MetaschedError
+from metasched.core.errors import MetaschedError
 from metasched.exchange.integrations.function import step_function
 from metasched.exchange.player import SchedulePlayer
 

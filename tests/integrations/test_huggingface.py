@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from metasched.core.layer import Layer
 from metasched.exchange.integrations.driven import DrivenModule
 from metasched.exchange.integrations.huggingface import callback
 from metasched.exchange.player import SchedulePlayer
-from metasched.layers import Layer
 
 transformers = pytest.importorskip("transformers", reason="optional: transformers")
 pytest.importorskip("accelerate", reason="optional: transformers")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from metasched.errors import MetaschedError
+from metasched.core.errors import MetaschedError
 from metasched.exchange.integrations.driven import DrivenModule
 from metasched.exchange.integrations.lightning import callback
 from metasched.exchange.player import SchedulePlayer

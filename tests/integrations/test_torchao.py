@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from metasched.errors import MetaschedError
+from metasched.core.errors import MetaschedError
 from metasched.exchange.integrations.function import step_function
 from metasched.exchange.integrations.torchao import scheduled_parq, switch_fake_quant
 from metasched.exchange.player import SchedulePlayer

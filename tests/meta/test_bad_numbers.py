@@ -14,26 +14,34 @@ import torch
 import yaml
 
 from metasched.cli import main
-from metasched.config import CompareConfig, Experiment, MetaConfig, MethodConfig, RunConfig, ScheduleConfig, TaskConfig
-from metasched.evaluation.cells import cell_scores, played
+from metasched.config.schema import (
+    CompareConfig,
+    Experiment,
+    MetaConfig,
+    MethodConfig,
+    RunConfig,
+    ScheduleConfig,
+    TaskConfig,
+)
+from metasched.estimators import ESTIMATORS, higher_unroll
 from metasched.evaluation.comparison import Arm, Comparison
 from metasched.evaluation.statistics import counted
-from metasched.hypergradients import ESTIMATORS, higher_unroll
 from metasched.meta import outer
 from metasched.meta.guards import RunStopped
 from metasched.meta.online import train_online
 from metasched.meta.outer import OuterState, OuterStep, meta_train
-from metasched.meta.train import learned_controls
+from metasched.meta.start import learned_controls
+from metasched.runs.cells import cell_scores, played
+from metasched.runs.pool import Pool
 from metasched.schedules.family import ScheduleFamily
 from metasched.schedules.learnable import LearnableSchedule, build_learnable
 from metasched.schedules.network import ScheduleNetwork
 from metasched.schedules.table import hand_coded
 from metasched.tasks.base import Split
 from metasched.training import mapped, problem, step
-from metasched.training.mapped import mapping_pays
 from metasched.training.optimizers import Adam
-from metasched.training.pool import Pool
 from metasched.training.problem import build_problem
+from metasched.training.stacked import mapping_pays
 
 NAN, INF = math.nan, math.inf
 STEPS, BAD_STEP = 4, 2

@@ -17,17 +17,17 @@ import pytest
 import torch
 
 import metasched.meta.checkpoint
-from metasched.config import Experiment, MetaConfig, MethodConfig, RunConfig, ScheduleConfig, TaskConfig
-from metasched.errors import MetaschedError
-from metasched.hypergradients import build_estimator
-from metasched.hypergradients.estimator import MEND
-from metasched.loading import to_dict
+from metasched.config.load import to_dict
+from metasched.config.schema import Experiment, MetaConfig, MethodConfig, RunConfig, ScheduleConfig, TaskConfig
+from metasched.core.errors import MetaschedError
+from metasched.estimators import build_estimator
+from metasched.estimators.base import MEND
 from metasched.meta.checkpoint import Checkpoint, check_fit, read_checkpoint, write_checkpoint
 from metasched.meta.outer import OuterState, OuterStep, meta_train
-from metasched.meta.runs import PooledRuns
+from metasched.runs.pool import Pool
+from metasched.runs.pooled import PooledRuns
 from metasched.schedules.learnable import LearnableSchedule, build_learnable
 from metasched.schedules.table import find_hand_coded
-from metasched.training.pool import Pool
 from metasched.training.problem import build_problem
 
 ROOT = Path(__file__).parents[2]

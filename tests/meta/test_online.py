@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from metasched.config import (
+from metasched.commands.online import check
+from metasched.config.schema import (
     CompareConfig,
     Experiment,
     MetaConfig,
@@ -23,22 +24,23 @@ from metasched.config import (
     ScheduleConfig,
     TaskConfig,
 )
-from metasched.errors import MetaschedError
-from metasched.evaluation.cells import cell_score
-from metasched.exchange.export import dumps, export, loads
+from metasched.core.errors import MetaschedError
+from metasched.core.layer import Layer
+from metasched.core.randomness import derive_seed
+from metasched.engines import find_unroll
+from metasched.engines.base import OuterLoss
+from metasched.estimators import build_estimator
+from metasched.exchange.export import export
 from metasched.exchange.format import Provenance
 from metasched.exchange.player import PlayedSchedule
-from metasched.hypergradients import build_estimator, find_unroll
-from metasched.hypergradients.base import OuterLoss
-from metasched.hypergradients.runs import LocalRuns
-from metasched.layers import Layer
+from metasched.exchange.schedule_file import dumps, loads
 from metasched.meta import online
 from metasched.meta.guards import clip
 from metasched.meta.online import Adaptation, Onward, expected_cost, held_out, held_out_size, train_online
-from metasched.meta.train_online import check
 from metasched.methods import build_method
-from metasched.network import rows
-from metasched.randomness import derive_seed
+from metasched.network.quantize import rows
+from metasched.runs.cells import cell_score
+from metasched.runs.local import LocalRuns
 from metasched.schedules.base import Schedule, progress_of_steps
 from metasched.schedules.network import ScheduleNetwork
 from metasched.schedules.table import hand_coded

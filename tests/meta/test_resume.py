@@ -16,20 +16,20 @@ import pytest
 import torch
 import yaml
 
+import metasched.commands.train
 import metasched.meta.resume
-import metasched.meta.train
 from metasched.cli import main
-from metasched.config import Experiment, MetaConfig, MethodConfig, RunConfig, ScheduleConfig, TaskConfig
-from metasched.files import RunFolder
-from metasched.hypergradients import ESTIMATORS
-from metasched.loading import to_dict
+from metasched.config.load import to_dict
+from metasched.config.schema import Experiment, MetaConfig, MethodConfig, RunConfig, ScheduleConfig, TaskConfig
+from metasched.core.randomness import derive_seed
+from metasched.estimators import ESTIMATORS
+from metasched.io.run_folder import RunFolder
 from metasched.meta.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from metasched.meta.outer import OuterState, OuterStep, meta_train
 from metasched.meta.resume import resumable_state
-from metasched.randomness import derive_seed
+from metasched.runs.pool import Pool
 from metasched.schedules.learnable import LearnableSchedule, build_learnable
 from metasched.schedules.table import find_hand_coded
-from metasched.training.pool import Pool
 from metasched.training.problem import build_problem
 
 METHODS = ("ana", "inq", "joint")
@@ -174,7 +174,7 @@ def run(*arguments: str | Path) -> int:
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, name: str, call: int) -> None:
     """Interrupts ``train`` before the given call (from 0) of one of its functions."""
-    function: Callable[..., Any] = getattr(metasched.meta.train, name)
+    function: Callable[..., Any] = getattr(metasched.commands.train, name)
     calls = []
 
     def interrupted(*arguments: Any, **named: Any) -> Any:
@@ -183,7 +183,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, name: str, call: int) -> None:
             raise KeyboardInterrupt
         return function(*arguments, **named)
 
-    monkeypatch.setattr(metasched.meta.train, name, interrupted)
+    monkeypatch.setattr(metasched.commands.train, name, interrupted)
 
 
 def left(folder: Path) -> tuple[bytes, bytes, list[dict[str, Any]]]:
@@ -232,7 +232,7 @@ def test_cells_that_are_done_are_not_done_again(
     stop_at(monkeypatch, "publish", 0)
     assert run("train", config, "--folder", folder) == 130
     monkeypatch.undo()
-    monkeypatch.setattr("metasched.evaluation.cells.train_each", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("metasched.runs.cells.train_each", lambda *_: pytest.fail("trained again"))
     assert run("train", "--resume", folder) == 0
     assert left(folder) == left(whole)
 

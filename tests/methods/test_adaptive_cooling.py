@@ -12,14 +12,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from metasched.config import MethodConfig, OptimizerConfig
-from metasched.hypergradients import find_unroll
-from metasched.hypergradients.base import OuterLoss, control_gradient
+from metasched.config.schema import MethodConfig, OptimizerConfig
+from metasched.core.randomness import Draw
+from metasched.engines import find_unroll
+from metasched.engines.base import OuterLoss, control_gradient
 from metasched.methods import build_method
 from metasched.methods.adaptive_cooling import GAIN, adapted
 from metasched.methods.metropolis import Metropolis
-from metasched.network import quantize, rows
-from metasched.randomness import Draw
+from metasched.network.quantize import quantize, rows
 from metasched.tasks.base import Split, Task
 from metasched.training.loop import train
 from metasched.training.optimizers import recipe

@@ -9,12 +9,12 @@ import pytest
 import torch
 from scipy import stats
 
-from metasched.config import MethodConfig
+from metasched.config.schema import MethodConfig
+from metasched.core.randomness import Draw
 from metasched.methods import Method, build_method
 from metasched.methods.base import State
 from metasched.quantizers.levels import level_set
 from metasched.quantizers.noise import NOISE_FAMILIES
-from metasched.randomness import Draw
 
 DRAW = Draw(seed=2, step=4, layer=0)
 NOISES = {"uniform", "triangular", "normal", "logistic"}

@@ -12,23 +12,23 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from metasched.config import Experiment, MethodConfig, OptimizerConfig
-from metasched.errors import MetaschedError
-from metasched.hypergradients import find_unroll
-from metasched.hypergradients.base import OuterLoss, control_gradient
-from metasched.loading import load_experiment
+from metasched.config.load import load_experiment
+from metasched.config.schema import Experiment, MethodConfig, OptimizerConfig
+from metasched.core.errors import MetaschedError
+from metasched.core.randomness import Draw
+from metasched.engines import find_unroll
+from metasched.engines.base import OuterLoss, control_gradient
 from metasched.methods import build_method
 from metasched.methods.base import Evaluating
 from metasched.methods.batch_metropolis import BatchMetropolis
-from metasched.network import Tensors, quantize, rows
+from metasched.network.module import QuantizedModule
+from metasched.network.quantize import Tensors, quantize, rows
 from metasched.quantizers.transitions import acceptance
-from metasched.randomness import Draw
 from metasched.tasks.base import Split, Task
 from metasched.training import step as step_module
 from metasched.training.loop import train
-from metasched.training.mapped import mapping_pays
 from metasched.training.optimizers import recipe
-from metasched.training.own_loop import QuantizedModule
+from metasched.training.stacked import mapping_pays
 from metasched.training.step import InnerProblem, inner_step
 
 STEPS = 6

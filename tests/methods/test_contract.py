@@ -15,12 +15,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from metasched.config import MethodConfig
+from metasched.config.schema import MethodConfig
+from metasched.core.randomness import Draw
 from metasched.methods import METHODS, Method, build_method
 from metasched.methods.base import State, Values
-from metasched.network import quantize
+from metasched.network.quantize import quantize
 from metasched.quantizers.levels import level_set
-from metasched.randomness import Draw
 from metasched.tasks.base import Split, Task
 from metasched.training.optimizers import SGD
 from metasched.training.step import InnerProblem, inner_step

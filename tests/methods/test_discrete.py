@@ -12,18 +12,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from metasched.config import MethodConfig, OptimizerConfig
-from metasched.errors import MetaschedError
-from metasched.hypergradients import find_unroll
-from metasched.hypergradients.base import OuterLoss, control_gradient
+from metasched.config.schema import MethodConfig, OptimizerConfig
+from metasched.core.errors import MetaschedError
+from metasched.core.randomness import Draw
+from metasched.engines import find_unroll
+from metasched.engines.base import OuterLoss, control_gradient
 from metasched.methods import build_method
-from metasched.network import quantize, rows
+from metasched.network.module import QuantizedModule
+from metasched.network.quantize import quantize, rows
 from metasched.quantizers.levels import level_set
-from metasched.randomness import Draw
 from metasched.tasks.base import Split, Task
 from metasched.training.loop import train
 from metasched.training.optimizers import recipe
-from metasched.training.own_loop import QuantizedModule
 from metasched.training.step import InnerProblem, TrainingState, inner_step
 
 STEPS = 12

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from metasched.config import MethodConfig
+from metasched.config.schema import MethodConfig
 from metasched.methods import build_method
-from metasched.network import quantize
-from metasched.training.own_loop import QuantizedModule
+from metasched.network.module import QuantizedModule
+from metasched.network.quantize import quantize
 
 
 def model() -> nn.Module:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from metasched.config import Experiment, MethodConfig, OptimizerConfig, RunConfig, TaskConfig
-from metasched.network import rows
+from metasched.config.schema import Experiment, MethodConfig, OptimizerConfig, RunConfig, TaskConfig
+from metasched.network.quantize import rows
 from metasched.schedules.base import progress_of_steps
 from metasched.training.problem import build_problem
 from metasched.training.step import InnerProblem, inner_step

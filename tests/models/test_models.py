@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from metasched.config import TaskConfig
-from metasched.errors import MetaschedError
+from metasched.config.schema import TaskConfig
+from metasched.core.errors import MetaschedError
 from metasched.models import MODELS, SMALLEST_IMAGE, build_model
 from metasched.models.cutie import CutieNet, Thermometer
 from metasched.models.lenet import LeNet

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from metasched.config import MethodConfig
-from metasched.errors import MetaschedError
+from metasched.config.schema import MethodConfig
+from metasched.core.errors import MetaschedError
 from metasched.methods import Method, build_method
 from metasched.models import build_model
-from metasched.network import ActivationSite, QuantizedNetwork, activations, quantize, rows
+from metasched.network.quantize import ActivationSite, QuantizedNetwork, activations, quantize, rows
 
 SHAPES = {
     "mlp": (1, 8, 8),

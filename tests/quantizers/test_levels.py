@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metasched.errors import MetaschedError
+from metasched.core.errors import MetaschedError
 from metasched.quantizers.levels import LevelSet, binary, integers, level_set, powers_of_two, ternary
 from metasched.quantizers.stair import hard
 

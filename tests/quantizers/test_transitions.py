@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from metasched.core.randomness import Draw
 from metasched.quantizers.transitions import (
     acceptance,
     discrete_transition,
@@ -20,7 +21,6 @@ from metasched.quantizers.transitions import (
     metropolis_transition,
     propose,
 )
-from metasched.randomness import Draw
 
 DRAWS = 1_000_000
 LEAST_P = 1e-3  # of every chi-square test; the seeds are fixed

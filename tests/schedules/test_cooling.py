@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from metasched.layers import Layer
+from metasched.core.layer import Layer
 from metasched.schedules.cooling import geometric
 from metasched.schedules.table import hand_coded
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from metasched.layers import Layer
+from metasched.core.layer import Layer
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.curves import (
     RAMPS,

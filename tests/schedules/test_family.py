@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from metasched.config import MethodConfig, ScheduleConfig
-from metasched.exchange.export import export, read_schedule, write_schedule
+from metasched.config.schema import MethodConfig, ScheduleConfig
+from metasched.core.layer import Layer
+from metasched.exchange.export import export
 from metasched.exchange.format import Provenance
 from metasched.exchange.player import PlayedSchedule
-from metasched.layers import Layer
+from metasched.exchange.schedule_file import read_schedule, write_schedule
 from metasched.methods import METHODS, build_method
 from metasched.methods.base import Control
 from metasched.schedules.base import Schedule, progress_of_steps

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from metasched.config import MethodConfig
-from metasched.layers import Layer
+from metasched.config.schema import MethodConfig
+from metasched.core.layer import Layer
 from metasched.methods import METHODS, build_method
 from metasched.methods.base import Control
 from metasched.schedules.base import progress_of_steps

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metasched.errors import MetaschedError
-from metasched.layers import Layer
+from metasched.core.errors import MetaschedError
+from metasched.core.layer import Layer
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.interpolation import interpolate
 from metasched.schedules.published import ana_2019_windows, ana_windows

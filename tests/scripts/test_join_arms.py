@@ -12,9 +12,9 @@ import pytest
 import torch
 import yaml
 
-from metasched.evaluation.cells import cell_score
+from metasched.config.load import load_experiment
 from metasched.evaluation.contenders import fresh_seeds, reference_arms
-from metasched.loading import load_experiment
+from metasched.runs.cells import cell_score
 
 ROOT = Path(__file__).parents[2]
 TINY = {

@@ -10,8 +10,8 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from metasched.config import TaskConfig
-from metasched.errors import MetaschedError
+from metasched.config.schema import TaskConfig
+from metasched.core.errors import MetaschedError
 from metasched.tasks import TASKS, Task, build_task
 from metasched.tasks.classification import accuracy, channel_moments
 from metasched.tasks.splits import split_indices

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from metasched.config import Experiment, MethodConfig, TaskConfig
-from metasched.deploy.deploy import deploy
-from metasched.errors import MetaschedError
-from metasched.evaluation.cells import cell_score, played
+from metasched.commands.deploy import deploy
+from metasched.config.schema import Experiment, MethodConfig, TaskConfig
+from metasched.core.errors import MetaschedError
+from metasched.runs.cells import cell_score, played
 from metasched.schedules.table import hand_coded
 from metasched.tasks import Stored, Task, build_task
 from metasched.tasks.imagenet import ImageFiles, read_image

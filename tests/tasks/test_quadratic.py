@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metasched.config import TaskConfig
-from metasched.errors import MetaschedError
+from metasched.config.schema import TaskConfig
+from metasched.core.errors import MetaschedError
 from metasched.tasks import Task, build_task, quadratic_task
 
 CURVATURE = torch.tensor([0.3, 1.0, 2.5], dtype=torch.float64)

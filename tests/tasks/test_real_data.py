@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metasched.config import TaskConfig
+from metasched.config.schema import TaskConfig
 from metasched.tasks import build_task, vision
 from metasched.tasks.classification import channel_moments
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from metasched.config import TaskConfig
-from metasched.errors import MetaschedError
+from metasched.config.schema import TaskConfig
+from metasched.core.errors import MetaschedError
 from metasched.tasks import Task, build_task
 from metasched.tasks.splits import split_indices
 

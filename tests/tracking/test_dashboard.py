@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from metasched.config import CompareConfig, Experiment, TaskConfig, TrackingConfig
-from metasched.errors import MetaschedError
+from metasched.config.schema import CompareConfig, Experiment, TaskConfig, TrackingConfig
+from metasched.core.errors import MetaschedError
 from metasched.tracking.dashboard import build, publish
 from metasched.tracking.metrics import AXES, METRICS, SCORES_PICTURE, unknown_metrics
 

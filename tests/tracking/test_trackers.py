@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from metasched.config import Experiment, TrackingConfig
-from metasched.errors import MetaschedError
-from metasched.files import RunFolder
+from metasched.config.schema import Experiment, TrackingConfig
+from metasched.core.errors import MetaschedError
+from metasched.io.run_folder import RunFolder
 from metasched.tracking import METRICS, JsonLines, Memory, Several, open_tracker, read_json_lines, unknown_metrics
 from metasched.tracking.metrics import AXES
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from metasched.config import Experiment, MetaConfig, TrackingConfig
-from metasched.files import RunFolder
+from metasched.config.schema import Experiment, MetaConfig, TrackingConfig
+from metasched.io.run_folder import RunFolder
 from metasched.tracking import open_tracker
 from metasched.tracking.metrics import AXES
 from metasched.tracking.plots import plot_comparison

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from metasched.config import Experiment, MethodConfig, OptimizerConfig, RunConfig, TaskConfig
-from metasched.errors import MetaschedError
-from metasched.evaluation.cells import cell_score, played
-from metasched.hypergradients import find_unroll
-from metasched.hypergradients.base import OuterLoss, control_gradient
-from metasched.meta.check import small
-from metasched.network import Tensors, rows
+from metasched.commands.check import small
+from metasched.config.schema import Experiment, MethodConfig, OptimizerConfig, RunConfig, TaskConfig
+from metasched.core.errors import MetaschedError
+from metasched.engines import find_unroll
+from metasched.engines.base import OuterLoss, control_gradient
+from metasched.network.quantize import Tensors, rows
+from metasched.runs.cells import cell_score, played
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.table import hand_coded
 from metasched.training import loop

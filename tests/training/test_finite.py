@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metasched.config import Experiment, MethodConfig, TaskConfig
-from metasched.evaluation.cells import played
-from metasched.network import Tensors
+from metasched.config.schema import Experiment, MethodConfig, TaskConfig
+from metasched.network.quantize import Tensors
+from metasched.runs.cells import played
 from metasched.schedules.table import hand_coded
 from metasched.training.faults import Fault, broken, locate
 from metasched.training.finite import all_finite, each_finite

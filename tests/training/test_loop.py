@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from metasched.config import MethodConfig, OptimizerConfig
+from metasched.config.schema import MethodConfig, OptimizerConfig
 from metasched.methods import build_method
-from metasched.network import quantize
+from metasched.network.quantize import quantize
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.table import find_hand_coded
 from metasched.tasks.base import Split, Task

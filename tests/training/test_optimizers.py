@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
-from metasched.config import OptimizerConfig
+from metasched.config.schema import OptimizerConfig
 from metasched.training.optimizers import OPTIMIZERS, SGD, Adam, AdamW, learning_rate, recipe
 
 TORCH = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from metasched.config import Experiment, MethodConfig, OptimizerConfig, QuantizeConfig, RunConfig, TaskConfig
-from metasched.errors import MetaschedError
+from metasched.config.schema import Experiment, MethodConfig, OptimizerConfig, QuantizeConfig, RunConfig, TaskConfig
+from metasched.core.errors import MetaschedError
 from metasched.methods.inq import INQ
 from metasched.methods.joint import Joint
 from metasched.training.loop import train

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from metasched.config import MethodConfig, OptimizerConfig
-from metasched.layers import Quantizes
+from metasched.config.schema import MethodConfig, OptimizerConfig
+from metasched.core.layer import Quantizes
+from metasched.core.randomness import Draw, derive_seed
 from metasched.methods import Control, Method, build_method
 from metasched.methods.base import State, Values
-from metasched.network import quantize
-from metasched.randomness import Draw, derive_seed
+from metasched.network.quantize import quantize
 from metasched.tasks.base import Split, Task
 from metasched.training.optimizers import recipe
 from metasched.training.step import InnerProblem, TrainingState, inner_step, training_loss

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from metasched.errors import MetaschedError
+from metasched.core.errors import MetaschedError
 
 LayerValues = Mapping[str, Mapping[str, float]]  # layer name -> control -> value, as SchedulePlayer gives them
 Apply = Callable[[LayerValues, int], object]  # what a callback calls before each step: with its values and its number

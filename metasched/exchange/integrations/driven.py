@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from metasched.exchange.integrations import LayerValues
-from metasched.network import Tensors
-from metasched.training.own_loop import QuantizedModule
+from metasched.network.module import QuantizedModule
+from metasched.network.quantize import Tensors
 
 
 class DrivenModule(nn.Module):

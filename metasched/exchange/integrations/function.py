@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from metasched.errors import unknown_name
+from metasched.core.errors import unknown_name
 from metasched.exchange.player import SchedulePlayer
 
 

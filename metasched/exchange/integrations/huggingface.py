@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from metasched.core.layer import Layer
 from metasched.exchange.format import ScheduleFile
 from metasched.exchange.integrations import Apply, missing
 from metasched.exchange.player import SchedulePlayer
-from metasched.layers import Layer
 from metasched.schedules.base import Schedule
 
 if TYPE_CHECKING:

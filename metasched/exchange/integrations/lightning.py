@@ -9,11 +9,11 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from metasched.errors import MetaschedError
+from metasched.core.errors import MetaschedError
+from metasched.core.layer import Layer
 from metasched.exchange.format import ScheduleFile
 from metasched.exchange.integrations import Apply, missing
 from metasched.exchange.player import SchedulePlayer
-from metasched.layers import Layer
 from metasched.schedules.base import Schedule
 
 if TYPE_CHECKING:

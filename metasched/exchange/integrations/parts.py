@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from metasched.errors import MetaschedError, unknown_name
+from metasched.core.errors import MetaschedError, unknown_name
 
 T = TypeVar("T")
 

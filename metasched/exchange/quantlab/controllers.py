@@ -23,9 +23,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from metasched.errors import MetaschedError, printable, unknown_name
-from metasched.exchange.strict_json import MAX_BYTES, join, parse, show
-from metasched.reading import read_regular
+from metasched.core.errors import MetaschedError, printable, unknown_name
+from metasched.io.reading import read_regular
+from metasched.io.strict_json import MAX_BYTES, join, parse, show
 
 _FIX = "give an experiment of QuantLab with a controller of ANA or INQ"
 _EPOCH = re.compile(r"0|[1-9][0-9]{0,8}")

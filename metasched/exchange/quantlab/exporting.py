@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from metasched.errors import MetaschedError
+from metasched.core.errors import MetaschedError
 from metasched.exchange.format import ScheduleFile
 from metasched.exchange.player import PlayedSchedule
 from metasched.exchange.quantlab.controllers import FUNCTIONS, Decay

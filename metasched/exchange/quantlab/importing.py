@@ -7,12 +7,12 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from metasched.errors import MetaschedError
+from metasched.core.errors import MetaschedError
+from metasched.core.layer import Layer
 from metasched.exchange.export import export
 from metasched.exchange.format import MAX_KNOTS, Provenance, ScheduleFile
 from metasched.exchange.quantlab.controllers import Controller, read_quantlab
-from metasched.exchange.strict_json import show
-from metasched.layers import Layer
+from metasched.io.strict_json import show
 from metasched.methods.base import Control
 
 MAX_EPOCHS = MAX_KNOTS // 2  # the other knots are for ends and dwells

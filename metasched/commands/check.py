@@ -1,0 +1,257 @@
+"""The gate before the outer loop: is the hypergradient of an experiment the derivative of what it trains?
+
+Two gates, on a small copy of the experiment (three inner steps, float64):
+
+    finite differences   |g - d| / max(|g|, |d|) <= 1e-6,   d = (L(c + h v) - L(c - h v)) / 2h,   h = 1e-6
+    agreement            |g - g'| / max(|g|, |g'|) <= 1e-10,   g' by the other ways of unrolling
+
+The first holds where the path from the controls c to the outer loss L is smooth. Where it is hard (a mode or random
+forward, quantized activations of INQ, a hardened outer loss) the hypergradient is that of a surrogate, which is no
+derivative of L: finite differences would be wrong, not the hypergradient. There the engines must agree, and the
+cosine to a smoothed gradient of the hardened loss is reported: it says whether the surrogate points the right way.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+
+from metasched.config.schema import Experiment
+from metasched.core.errors import MetaschedError
+from metasched.core.randomness import generator
+from metasched.engines import engine, find_unroll
+from metasched.engines.base import OuterLoss, control_gradient
+from metasched.engines.finite_differences import TOLERANCE, error_against_differences, outer_loss, uphill
+from metasched.estimators.smoothed import smoothed_gradient
+from metasched.meta.start import learned_controls
+from metasched.methods.base import Control
+from metasched.network.quantize import Tensors
+from metasched.tracking.console import Console
+from metasched.training.problem import build_problem
+from metasched.training.step import InnerProblem
+
+POINTS = 20  # and at least one for each layer
+AGREEMENT = 1e-10
+EXACT = ("higher", "unroll")  # the estimators that the configured one is held against
+_REPORTED = 5  # points from one line of progress to the next
+_DRAWS_PER_POINT = 3  # points at a kink are drawn anew, but not for ever
+_STEPS, _TRAIN, _VALIDATION, _BATCH = 3, 256, 64, 16
+_PAIRS, _SMOOTHING = 16, 0.1  # of the smoothed gradient; its width as a share of the control's range
+
+
+def _soft_noise(experiment: Experiment) -> bool:
+    return experiment.method.forward == "expectation" and experiment.method.backward == "noise"
+
+
+# method -> is what the inner steps compute smooth in its controls, almost everywhere?
+SMOOTH: dict[str, Callable[[Experiment], bool]] = {
+    "float": lambda experiment: True,
+    "ste": lambda experiment: False,
+    "ana": _soft_noise,
+    "inq": lambda experiment: experiment.method.activation_levels is None,
+    "joint": _soft_noise,
+    "gxnor": lambda experiment: False,
+    "metropolis": lambda experiment: False,
+}
+
+
+class ControlGate(NamedTuple):
+    """The outcome for one control.
+
+    Attributes:
+        gate: what its hypergradient was held against, ``finite differences`` or ``agreement``.
+        error: the largest relative error over the points.
+        points: random values of the controls that gave an error.
+        passed: enough points, all of them within the gate, and a hypergradient that is not zero at all of them.
+        cosine: to the smoothed gradient of the hardened loss at the last point; None where finite differences apply.
+    """
+
+    gate: str
+    error: float
+    points: int
+    passed: bool
+    cosine: float | None
+
+
+def check(experiment: Experiment, console: Console) -> dict[str, Any]:
+    """Try the hypergradient of an experiment out, for every learned control and layer, and show the result.
+
+    Returns:
+        ``{method, controls: {name: {gate, error, points, passed, cosine}}, passed, seconds}``.
+
+    Raises:
+        MetaschedError: a control whose hypergradient fails its gate.
+    """
+    start = time.perf_counter()
+    experiment = small(experiment)
+    gates = _gates(experiment, console)
+    _show(experiment, gates, console)
+    for name, result in gates.items():
+        if not result.passed:
+            raise _failed(experiment, name, result)
+    return {
+        "method": experiment.method.name,
+        "controls": {name: result._asdict() for name, result in gates.items()},
+        "passed": True,
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def small(experiment: Experiment) -> Experiment:
+    """The experiment with three inner steps on a few examples, in float64."""
+    task = replace(experiment.task, steps=_STEPS)
+    if task.name != "quadratic":  # whose size is the model's
+        train = min(task.train or _TRAIN, _TRAIN)
+        validation = min(task.validation or _VALIDATION, _VALIDATION)
+        task = replace(task, train=train, validation=validation, batch=min(task.batch, _BATCH, train))
+    return replace(experiment, task=task, run=replace(experiment.run, dtype="float64", autocast=False))
+
+
+def random_controls(controls: Sequence[Control], steps: int, num_layers: int, seed: int, index: int) -> Tensors:
+    """Legal values {control: [T, L]}: uniform in the middle half of each range, sorted in the control's direction."""
+    values = {}
+    for i, c in enumerate(controls):
+        draws = generator(seed, "points", index, i)
+        shares = 0.25 + 0.5 * torch.rand(steps, num_layers, generator=draws, dtype=torch.float64)
+        if c.direction != "free":
+            shares = shares.sort(0, descending=c.direction == "nonincreasing").values
+        values[c.name] = c.low + (c.high - c.low) * shares
+    return values
+
+
+class _Point(NamedTuple):
+    """Random controls, the problem from a fresh seed, and the hypergradient there."""
+
+    index: int
+    problem: InnerProblem
+    controls: Tensors
+    slope: Tensors
+
+
+_Gate = Callable[[Experiment, _Point], Callable[[str, int], float | None]]  # -> (control, turn) -> error
+
+
+def _gates(experiment: Experiment, console: Console) -> dict[str, ControlGate]:
+    problem = build_problem(experiment, relaxation=experiment.meta.relaxation)
+    declared, num_layers = problem.network.method.controls, len(problem.network.layers)
+    learned = learned_controls(experiment, declared)
+    smooth = experiment.meta.objective == "relaxed" and SMOOTH[experiment.method.name](experiment)
+    gate: _Gate = _by_differences if smooth else _by_agreement
+    unroll = find_unroll(experiment.meta.estimator, window=problem.steps)  # what is cut off is not what is checked
+    points = max(POINTS, num_layers)
+    errors: dict[str, list[float]] = {name: [] for name in learned}
+    alive = dict.fromkeys(learned, False)
+    cosines: dict[str, float | None] = dict.fromkeys(learned)
+    for index in range(_DRAWS_PER_POINT * points):
+        missing = [name for name in learned if len(errors[name]) < points]
+        if not missing:
+            break
+        controls = random_controls(declared, problem.steps, num_layers, experiment.seed, index)
+        here = problem.with_seed(index)
+        slope = control_gradient(unroll, here, controls, _outer(experiment)).wrt
+        point = _Point(index, here, controls, slope)
+        error_of = gate(experiment, point)
+        for name in missing:
+            alive[name] |= bool(slope[name].any())
+            error = error_of(name, len(errors[name]))
+            if error is not None:
+                errors[name].append(error)
+        if (index + 1) % _REPORTED == 0:
+            console.note(f"check: {min(map(len, errors.values()))} of {points} points")
+        if not smooth and len(errors[missing[0]]) == points:
+            cosines = {c.name: _trust(experiment, c, point) for c in declared if c.name in learned}
+    label, largest = ("finite differences", TOLERANCE) if smooth else ("agreement", AGREEMENT)
+    return {
+        name: ControlGate(
+            gate=label,
+            error=max(e, default=math.nan),
+            points=len(e),
+            passed=alive[name] and len(e) == points and max(e) <= largest,
+            cosine=cosines[name],
+        )
+        for name, e in errors.items()
+    }
+
+
+def _by_differences(experiment: Experiment, point: _Point) -> Callable[[str, int], float | None]:
+    """Along a random direction over the steps of one layer, the layers in turn."""
+    outer = _outer(experiment)
+
+    def error(name: str, turn: int) -> float | None:
+        values, slope = point.controls[name], point.slope[name]
+        direction = uphill(slope, turn % slope.shape[1], experiment.seed, point.index)
+
+        def along(h: float) -> float:
+            return outer_loss(point.problem, {**point.controls, name: values + h * direction}, outer)
+
+        return error_against_differences(along, float((slope * direction).sum()))
+
+    return error
+
+
+def _by_agreement(experiment: Experiment, point: _Point) -> Callable[[str, int], float | None]:
+    """The largest distance to the exact estimators, relative to the longer of the two."""
+    others = [
+        control_gradient(find_unroll(name), point.problem, point.controls, _outer(experiment)).wrt
+        for name in EXACT
+        if name != experiment.meta.estimator
+    ]
+
+    return lambda name, turn: max(relative_distance(point.slope[name], other[name]) for other in others)
+
+
+def relative_distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """|a - b| / max(|a|, |b|); 0 for two zeros, infinity where something is not finite."""
+    if bool((a == b).all()):
+        return 0.0
+    distance = float((a - b).norm() / torch.maximum(a.norm(), b.norm()))
+    return distance if math.isfinite(distance) else math.inf
+
+
+def _trust(experiment: Experiment, control: Control, point: _Point) -> float:
+    """Cosine of a hypergradient to the smoothed gradient of the hardened loss, under the unrelaxed method."""
+    problem = build_problem(experiment).with_seed(point.problem.seed)
+
+    def hardened(values: torch.Tensor) -> float:
+        legal = values.clamp(control.low, control.high)
+        return outer_loss(problem, {**point.controls, control.name: legal}, OuterLoss())
+
+    sigma = _SMOOTHING * (control.high - control.low)
+    reference = smoothed_gradient(hardened, point.controls[control.name], sigma, _PAIRS, experiment.seed)
+    slope = point.slope[control.name].to(reference)
+    return float(torch.cosine_similarity(slope.flatten(), reference.flatten(), dim=0))
+
+
+def _outer(experiment: Experiment) -> OuterLoss:
+    return OuterLoss(experiment.meta.objective, experiment.meta.surrogate)
+
+
+def _show(experiment: Experiment, gates: Mapping[str, ControlGate], console: Console) -> None:
+    columns = ["control", "held against", "largest error", "points", "cosine to smoothed", "gate"]
+    lines = [
+        [name, g.gate, g.error, g.points, "" if g.cosine is None else g.cosine, "passed" if g.passed else "FAILED"]
+        for name, g in gates.items()
+    ]
+    console.table(f"hypergradient of {experiment.method.name} by {engine(experiment.meta.estimator)}", columns, lines)
+    if any(g.gate == "agreement" for g in gates.values()):
+        console.note("The path to the outer loss is hard: not finite differences, but the exact estimators must agree.")
+        console.note("The cosine is to a smoothed gradient of the hardened loss: one noisy sample, for information.")
+
+
+def _failed(experiment: Experiment, name: str, result: ControlGate) -> MetaschedError:
+    path = f"check: {name}"
+    if result.error == 0:
+        fix = "leave it out of schedule.learn"
+        if name == "freeze_fraction" and experiment.meta.relaxation == 0:
+            fix = f"set meta.relaxation above 0, or {fix}"
+        return MetaschedError(path, "its hypergradient is zero at every point", fix)
+    if result.error <= TOLERANCE or math.isnan(result.error):
+        problem = f"only {result.points} of {POINTS} points were smooth enough for finite differences"
+        return MetaschedError(path, problem, "raise optimizer.eps or use smoother noise (method.noise: normal)")
+    problem = f"its hypergradient is wrong by a relative error of {result.error:.1e} ({result.gate})"
+    return MetaschedError(path, problem, "do not train with this combination, and report it as a bug of metasched")

@@ -1,0 +1,136 @@
+"""``metasched compare``: schedule files and described arms on the same seeds, beside floor and ceiling."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from metasched.config.schema import Experiment
+from metasched.core.errors import MetaschedError
+from metasched.evaluation.compare import compare, publish
+from metasched.evaluation.contenders import (
+    described_arm,
+    file_arm,
+    hand_coded_arms,
+    joined,
+    name_of,
+    reference_arms,
+)
+from metasched.exchange.schedule_file import read_schedule, write_schedule
+from metasched.io.atomic import write_atomic
+from metasched.io.environment import environment
+from metasched.io.json_text import json_text
+from metasched.io.run_folder import RunFolder
+from metasched.io.strict_yaml import read_mapping
+from metasched.runs.cells import Remembered
+from metasched.runs.ranks import open_pool
+from metasched.tracking import cut_back, open_tracker
+from metasched.tracking.console import Console
+
+_SAME_BITS = ("metasched", "torch", "cpu", "cpu_capability", "inner_threads", "device")  # of environment.json
+
+
+def run(
+    experiment: Experiment,
+    paths: Sequence[Path],
+    folder: RunFolder,
+    console: Console,
+    reuse: Sequence[Path] = (),
+    described: Sequence[Sequence[str]] = (),
+) -> dict[str, Any]:
+    """``metasched compare``: schedule files and described arms against the hand-coded schedules, floor and ceiling.
+
+    Args:
+        experiment: task, method, seeds, horizons.
+        paths: schedule files; each is named by its file's stem.
+        folder: where the comparison is written.
+        console: where it is shown.
+        reuse: folders of other runs; cells that were computed there are not computed again.
+        described: further arms, ``NAME SCHEDULE [FIELD=VALUE ...]`` each.
+
+    Raises:
+        MetaschedError: a file that is no schedule, an arm that does not fit, two of one name, a folder without cells.
+    """
+    others = [_cells_of(path) for path in reuse]
+    if folder.resumes.exists():
+        paths, described = _of_the_run(folder, paths, described)
+    files = [(name_of(path), file_arm(experiment, path)) for path in paths]
+    more = [described_arm(experiment, words) for words in described]
+    arms = joined(*files, *more, *reference_arms(experiment), *hand_coded_arms(experiment))
+    if not folder.schedules.exists():
+        _keep(paths, described, folder)
+    cut_back(folder.metrics, 0)
+    tracker = open_tracker(experiment, folder, "compare")
+    try:
+        with open_pool(experiment.run.workers) as pool, closing(Remembered(pool, folder.cells, others)) as cells:
+            learned = [name for name, _ in files] or [name for name, _ in more]
+            comparison = compare(experiment, arms, learned, cells, tracker, console)
+        return publish(experiment, comparison, arms, folder, tracker, console)
+    finally:
+        tracker.close()
+
+
+def _cells_of(path: Path) -> Path:
+    """The file of cells of another run, with a warning where that ran on something else.
+
+    Raises:
+        MetaschedError: it has none, or does not say what it ran on.
+    """
+    run = RunFolder(path)
+    for file in (run.cells, run.environment):
+        if not os.path.isfile(file):  # Path.is_file raises on a name too long
+            raise MetaschedError("--reuse", f"{path} holds no {file.name}", "give the folder of a run that compared")
+    here, there = environment(), read_mapping(run.environment)
+    other = [name for name in _SAME_BITS if there.get(name) != here[name]]
+    if other:
+        warnings.warn(f"{path}: ran with another {', '.join(other)}: its bits may differ", stacklevel=2)
+    return run.cells
+
+
+def _keep(paths: Sequence[Path], described: Sequence[Sequence[str]], folder: RunFolder) -> None:
+    """What the comparison plays, all or nothing: copies of the schedule files, and the described arms."""
+    made = folder.path / ".schedules.new"
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir()
+
+    def copied(path: Path, name: str, part: str, number: int) -> Path:
+        place = Path(part, f"{number:03d}", f"{name}.json")
+        (made / place).parent.mkdir(parents=True)
+        write_schedule(made / place, read_schedule(path))
+        return folder.schedules / place
+
+    for i, path in enumerate(paths):
+        copied(path, name_of(path), "", i)
+    kept = []
+    for i, (name, named, *fields) in enumerate(described):
+        if os.path.isfile(named):
+            named = str(copied(Path(named), "schedule", "arms", i).relative_to(folder.path))
+        kept.append([name, named, *fields])
+    write_atomic(made / "arms.json", json_text(kept).encode())
+    made.rename(folder.schedules)
+
+
+def _of_the_run(
+    folder: RunFolder, given: Sequence[Path], described: Sequence[Sequence[str]]
+) -> tuple[list[Path], list[list[str]]]:
+    """Schedule files and described arms of a resumed comparison: what it kept, or before it did, those given now."""
+    if not folder.schedules.exists():
+        if not given and not described:
+            problem = "the run was stopped before it kept its schedule files"
+            raise MetaschedError("--schedule", problem, "give them again, or start a new run")
+        return list(given), [list(words) for words in described]
+    if given or described:
+        option = "--schedule" if given else "--arm"
+        raise MetaschedError(option, "does not go with --resume", "leave it out: a run goes on with its own arms")
+    arms = folder.schedules / "arms.json"
+    kept = json.loads(arms.read_text("utf-8")) if arms.exists() else []  # runs from before described arms have none
+    for words in kept:
+        if (folder.path / words[1]).is_file():
+            words[1] = str(folder.path / words[1])
+    return sorted(folder.schedules.glob("[0-9]*/*.json")), kept

@@ -1,0 +1,201 @@
+"""``metasched train``: choose the start, learn, export, compare; everything lands in the run folder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from typing import Any
+
+import torch
+
+from metasched.config.load import config_hash, to_dict
+from metasched.config.schema import Experiment
+from metasched.core.layer import Layer
+from metasched.core.randomness import derive_seed
+from metasched.estimators.auto import summary
+from metasched.evaluation.compare import compare, publish
+from metasched.evaluation.comparison import Comparison
+from metasched.evaluation.contenders import (
+    Contender,
+    hand_coded_arms,
+    joined,
+    reference_arms,
+)
+from metasched.exchange.export import export
+from metasched.exchange.format import Metric, Provenance
+from metasched.exchange.player import PlayedSchedule
+from metasched.exchange.schedule_file import read_schedule, write_schedule
+from metasched.io.atomic import settled_size
+from metasched.io.environment import version
+from metasched.io.run_folder import RunFolder
+from metasched.meta.checkpoint import Checkpoint, write_checkpoint
+from metasched.meta.outer import MetaTraining, OuterState, OuterStep, check_estimator, meta_train
+from metasched.meta.resume import last_checkpoint, resumable_state, write_config
+from metasched.meta.start import Start, best_start, given_start, learned_controls, start_of
+from metasched.methods.base import Control
+from metasched.runs.cells import Remembered, digest, played
+from metasched.runs.ranks import open_pool
+from metasched.schedules.learnable import build_learnable
+from metasched.tracking import Tracker, cut_back, open_tracker
+from metasched.tracking.console import Console
+from metasched.tracking.plots import plot_schedule
+from metasched.training.problem import build_problem
+
+LEARNED = "learned"
+
+
+def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[str, Any]:
+    """Learn a schedule, write ``schedule.json`` and compare it with the hand-coded ones.
+
+    Goes on where the run in the folder was stopped, if it was: what is left there is what an uninterrupted run leaves.
+
+    Args:
+        experiment: the whole configuration.
+        folder: where everything is written.
+        console: where progress is shown.
+
+    Returns:
+        what a program would want to read: paths, the start, inner steps spent, mean scores.
+
+    Raises:
+        MetaschedError: names, files or a memory budget that do not fit, outer steps that give no finite gradient, or a
+            folder that cannot be resumed or written.
+    """
+    problem = build_problem(experiment)
+    layers, controls = problem.network.layers, problem.network.method.controls
+    learn = learned_controls(experiment, controls)
+    others = joined(*reference_arms(experiment), *hand_coded_arms(experiment))
+    given = given_start(experiment)
+    check_estimator(experiment)
+    checkpoint = last_checkpoint(experiment, folder)
+    cut_back(folder.metrics, checkpoint.position if checkpoint else 0)
+    tracker = open_tracker(experiment, folder, "outer")
+    try:
+        with open_pool(experiment.run.workers) as pool, closing(Remembered(pool, folder.cells)) as cells:
+            console.note(f"{experiment.name}: {experiment.method.name} on {problem.task.name}, {problem.steps} steps")
+            for line in problem.network.describe().splitlines():
+                console.note(f"  {line}")
+            if checkpoint:
+                console.note(f"goes on after outer step {checkpoint.state.step}/{experiment.meta.steps}")
+                start = start_of(checkpoint, given, experiment)
+            else:
+                start = Start(*given, 0) if given else best_start(experiment, cells, tracker, console)
+            base = digest([], played(experiment, start.schedule, experiment.task.steps))
+            seed = derive_seed(experiment.seed, "schedule network")
+            schedule = build_learnable(experiment.schedule, controls, start.schedule, learn, layers, seed)
+
+            def save(state: OuterState) -> None:
+                done = settled_size(folder.metrics)
+                now = Checkpoint(to_dict(experiment), _versions(), start.name, base, start.selecting, done, state)
+                write_checkpoint(folder.checkpoint, now)
+
+            since = None
+            if checkpoint:
+                since = resumable_state(checkpoint, folder, base, schedule, experiment, pool)
+                if checkpoint.config != to_dict(experiment):  # fields that were allowed to differ
+                    write_config(folder, experiment)
+            outcome = meta_train(experiment, schedule, pool, _logger(experiment, tracker, console, since), since, save)
+            _export(experiment, outcome, start, layers, controls, folder)
+            learned = PlayedSchedule(read_schedule(folder.schedule))  # what is compared is what was exported
+            _show(folder, learned, layers, tracker)
+            arms = joined((LEARNED, Contender(experiment, learned)), *others.items())
+            comparison = compare(experiment, arms, [LEARNED], cells, tracker, console)
+        published = publish(experiment, comparison, arms, folder, tracker, console)
+        spent = {"selecting": start.selecting, "learning": outcome.inner_steps}
+        console.note(
+            f"inner steps spent: {start.selecting} to choose the start ({start.name}), {outcome.inner_steps} to learn, "
+            f"{sum(a.inner_steps for a in comparison.arms)} to compare"
+        )
+        tracker.artifact(folder.schedule, experiment.name, "schedule", _metadata(experiment, comparison))
+    finally:
+        tracker.close()
+    result: dict[str, Any] = {"schedule": str(folder.schedule), "start": start.name, "inner_steps": spent}
+    result["verdict"] = published["verdict"]
+    if experiment.meta.estimator == "auto" and outcome.history:
+        result["estimator"] = summary([step.notes for step in outcome.history])
+    return result
+
+
+def _logger(
+    experiment: Experiment, tracker: Tracker, console: Console, since: OuterState | None
+) -> Callable[[OuterStep], None]:
+    spent = sum(record.inner_steps for record in since.history) if since else 0
+
+    def log(record: OuterStep) -> None:
+        nonlocal spent
+        spent += record.inner_steps
+        values = record._asdict() | {"step": record.step + 1, "inner_steps": spent}
+        for own in ("notes", "line", "updates_skipped", "fault"):
+            del values[own]
+        metrics = {f"outer/{name}": value for name, value in values.items()}
+        metrics |= {f"estimator/{name}": value for name, value in record.notes.items()}
+        metrics["guard/skipped"] = record.updates_skipped
+        if record.fault:
+            metrics["guard/fault"] = record.fault
+        tracker.log(metrics)
+        console.outer(record.step + 1, experiment.meta.steps, metrics)
+        if record.line is not None:
+            console.note(record.line)
+        if record.fault:
+            console.note(f"outer step {record.step + 1}: not finite: {record.fault}")
+
+    return log
+
+
+def _versions() -> dict[str, str]:
+    return {name: v for name in ("metasched", "torch", "numpy", "higher") if (v := version(name)) is not None}
+
+
+def _export(
+    experiment: Experiment,
+    outcome: MetaTraining,
+    start: Start,
+    layers: Sequence[Layer],
+    controls: Sequence[Control],
+    folder: RunFolder,
+) -> None:
+    settings = to_dict(experiment)["method"]
+    tail = outcome.history[len(outcome.history) // 2 :]
+    tail = [r for r in tail if math.isfinite(r.score)]  # steps without a finite run have none
+    score = sum(r.score for r in tail) / len(tail) if tail else float("nan")
+    runs = sum(r.inner_steps for r in tail) // experiment.task.steps
+    provenance = Provenance(
+        kind="learned",
+        name=experiment.name,
+        citation=f"learned by metasched, starting at {start.name}",
+        config_hash=config_hash(experiment),
+        seeds=(experiment.seed,),
+        tasks=(experiment.task.name,),
+        outer_steps=experiment.meta.steps,
+        versions=_versions(),
+        metric=Metric(name="meta-validation score", value=score, n=runs) if runs else None,
+        spent=start.spent(experiment.meta.estimator, outcome.inner_steps),
+    )
+    file = export(
+        outcome.schedule,
+        method_name=experiment.method.name,
+        method_parameters={k: v for k, v in settings.items() if k != "name"},
+        controls=controls,
+        layers=layers,
+        knots=outcome.schedule.knots,
+        interpolation="linear",
+        provenance=provenance,
+    )
+    write_schedule(folder.schedule, file)
+
+
+def _show(folder: RunFolder, learned: PlayedSchedule, layers: Sequence[Layer], tracker: Tracker) -> None:
+    progress = torch.linspace(0, 1, 101, dtype=torch.float64)
+    values = learned(progress, layers)
+    names = [layer.name for layer in layers]
+    folder.plots.mkdir(exist_ok=True)
+    plot_schedule(folder.plots / "schedule.png", values, names, progress)
+    for t, u in enumerate(progress.tolist()):
+        curves = {f"schedule/{c}/{n}": float(values[c][t, i]) for c in values for i, n in enumerate(names)}
+        tracker.log({"schedule/progress": u, **curves})
+
+
+def _metadata(experiment: Experiment, comparison: Comparison) -> dict[str, Any]:
+    first = comparison.at(comparison.horizons[0])[LEARNED].summary
+    return {"format_version": 1, "config_hash": config_hash(experiment), "test_score": first.mean, "n": first.n}

@@ -1,0 +1,111 @@
+"""``metasched tune``: a hand-coded family tuned by search, for as many inner steps as learning took."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Any
+
+from metasched.config.load import config_hash, to_dict
+from metasched.config.schema import Experiment
+from metasched.evaluation.compare import compare, publish
+from metasched.evaluation.contenders import Contender, hand_coded_arms, joined, reference_arms
+from metasched.exchange.export import export
+from metasched.exchange.format import Metric, Provenance
+from metasched.exchange.player import PlayedSchedule
+from metasched.exchange.schedule_file import read_schedule, write_schedule
+from metasched.io.run_folder import RunFolder
+from metasched.meta.start import Start, best_start, given_start, learned_controls
+from metasched.runs.cells import Remembered
+from metasched.runs.pooled import PooledRuns
+from metasched.runs.ranks import open_pool
+from metasched.schedules.family import ScheduleFamily
+from metasched.search.population import population_search
+from metasched.search.searchers import SEARCHERS
+from metasched.search.tuning import Box, Candidate, best_of, search, trials_within
+from metasched.tracking import cut_back, open_tracker
+from metasched.tracking.console import Console
+from metasched.training.problem import build_problem
+
+TUNED = "tuned"
+
+
+def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[str, Any]:
+    """Search, judge the finalists anew, write the best one's schedule, and compare it as ``metasched train`` does.
+
+    Args:
+        experiment: the whole configuration; ``tune`` says how and for how many inner steps.
+        folder: where everything is written.
+        console: where progress is shown.
+
+    Returns:
+        what a program would want to read: paths, the start, inner steps spent, the finalists' best score.
+
+    Raises:
+        MetaschedError: names or files that do not fit, a search whose library is missing, a budget that is too small.
+    """
+    network = build_problem(experiment).network
+    settings = experiment.tune
+    learn = learned_controls(experiment, network.method.controls)
+    trials_within(experiment)
+    if settings.search in SEARCHERS:
+        SEARCHERS[settings.search]([0.0], 0)  # is its library there?
+    given = given_start(experiment)
+    others = joined(*reference_arms(experiment), *hand_coded_arms(experiment))
+    cut_back(folder.metrics, 0)
+    tracker = open_tracker(experiment, folder, "tune")
+    try:
+        with open_pool(experiment.run.workers) as pool, closing(Remembered(pool, folder.cells)) as cells:
+            console.note(f"{experiment.name}: {settings.search} over {settings.inner_steps} inner steps")
+            start = Start(*given, 0) if given else best_start(experiment, cells, tracker, console)
+
+            def log(trial: int, score: float) -> None:
+                tracker.log({"tune/trial": trial + 1, "tune/score": score})
+                console.note(f"{settings.search} {trial + 1}: {score:.4f}")
+
+            family = ScheduleFamily(
+                network.method.controls, start.schedule, learn, knots=experiment.schedule.knots, layers=network.layers
+            )
+            box = Box(family, network.layers)
+            if settings.search == "pbt":
+                tried = population_search(experiment, box, family.learned, PooledRuns(experiment, pool), log)
+            else:
+                tried = search(experiment, box, cells, log)
+            best = best_of(experiment, box.member(box.first), tried, cells)
+            _export(experiment, best, start, folder)
+            console.note(
+                f"best of {len(tried)}: {best.score:.4f} on meta-validation, over {settings.final_runs} fresh seeds"
+            )
+            tuned = PlayedSchedule(read_schedule(folder.schedule))
+            arms = joined((TUNED, Contender(experiment, tuned)), *others.items())
+            comparison = compare(experiment, arms, [TUNED], cells, tracker, console)
+        published = publish(experiment, comparison, arms, folder, tracker, console)
+    finally:
+        tracker.close()
+    spent = {"selecting": start.selecting, "tuning": settings.inner_steps}
+    result = {"schedule": str(folder.schedule), "start": start.name, "inner_steps": spent, "score": best.score}
+    return {**result, "verdict": published["verdict"]}
+
+
+def _export(experiment: Experiment, best: Candidate, start: Start, folder: RunFolder) -> None:
+    network, settings = build_problem(experiment).network, experiment.tune
+    how = f"{settings.search}, {settings.inner_steps} inner steps, from {start.name}"
+    file = export(
+        best.schedule,
+        method_name=experiment.method.name,
+        method_parameters={k: v for k, v in to_dict(experiment)["method"].items() if k != "name"},
+        controls=network.method.controls,
+        layers=network.layers,
+        knots=best.schedule.knots,
+        interpolation=best.schedule.kind,
+        provenance=Provenance(
+            kind="tuned",
+            name=experiment.name,
+            citation=f"tuned by metasched: {how}",
+            config_hash=config_hash(experiment),
+            seeds=(experiment.seed,),
+            tasks=(experiment.task.name,),
+            metric=Metric(name="meta-validation score", value=best.score, n=settings.final_runs),
+            spent=start.spent(settings.search, settings.inner_steps),
+        ),
+    )
+    write_schedule(folder.schedule, file)

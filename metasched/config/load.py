@@ -1,0 +1,305 @@
+r"""From a YAML file and dotted overrides to a validated experiment, and back to YAML, a dict and a hash.
+
+All problems are reported together, each on one line with the dotted path of its field.
+
+>>> import tempfile, pathlib
+>>> file = pathlib.Path(tempfile.mkdtemp()) / "a.yaml"
+>>> _ = file.write_text("name: a\nmeta: {steps: 20}\n")
+>>> load_experiment(file, ["--meta.steps=10", "--optimizer.lr", "1e-3"]).meta.steps
+10
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
+
+from metasched.config.fields import FieldInfo, fields, names_in
+from metasched.config.schema import Experiment, MethodConfig
+from metasched.core.errors import MetaschedError
+from metasched.io.strict_yaml import parse, read_mapping
+from metasched.quantizers.levels import level_set
+
+MAX_PROBLEMS = 20
+_ADAPTER: TypeAdapter[Experiment] = TypeAdapter(cast(Any, Experiment))
+_METHOD: TypeAdapter[MethodConfig] = TypeAdapter(cast(Any, MethodConfig))
+
+
+class ConfigErrors(MetaschedError):
+    """Several mistakes in one configuration, ``left`` more of them not shown; as text one line each."""
+
+    def __init__(self, problems: Sequence[MetaschedError], left: int = 0) -> None:
+        self.problems = tuple(problems)
+        self.left = left
+        super().__init__(problems[0].path, problems[0].problem, problems[0].fix)
+
+    def __str__(self) -> str:
+        lines = [str(p) for p in self.problems]
+        return "\n".join([*lines, f"and {self.left} more problems"] if self.left else lines)
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.problems, self.left)
+
+
+def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment of a YAML file with some fields overridden.
+
+    Args:
+        path: the file.
+        overrides: ``["--meta.steps", "10", "--name=b"]``; values are YAML (``[1, 3]`` is a list); the last one counts.
+
+    Raises:
+        MetaschedError: the file cannot be read, or (ConfigErrors, where there are several) fields that are wrong.
+    """
+    document = read_mapping(path)
+    overridden = [_override(document, name, text) for name, text in _pairs(overrides)]
+
+    def place(field: str) -> str:
+        ours = any(f"{name}.".startswith(f"{field.split('[')[0]}.") for name in overridden)
+        return f"--{field}" if ours else f"{path}: {field}"
+
+    return _validated(document, place)
+
+
+def _validated(document: dict[str, Any], place: Callable[[str], str]) -> Experiment:
+    """The experiment that a document describes; ``place`` says where a field was written."""
+    left = 0
+    try:
+        experiment = _ADAPTER.validate_python(document)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        problems = [_explain(e["type"], e["msg"], e["loc"], e["input"], place) for e in found[:MAX_PROBLEMS]]
+        left = len(found) - len(problems)
+    else:
+        problems = _contradictions(experiment, place)
+        if not problems:
+            return experiment
+    raise problems[0] if len(problems) == 1 else ConfigErrors(problems, left)
+
+
+def require_learnable(experiment: Experiment) -> None:
+    """Refuses an experiment in which there is nothing to learn.
+
+    Raises:
+        MetaschedError: the method has no controls, or none of them is to be learned.
+    """
+    if experiment.method.name in ("float", "ste"):
+        problem = f"there is nothing to learn for {experiment.method.name}, which has no controls"
+        raise MetaschedError("method.name", problem, "set it to ana, inq or joint")
+    if experiment.schedule.learn == ():
+        raise MetaschedError("schedule.learn", "is empty, so that there is nothing to learn", "name controls in it")
+
+
+# what every method but float reads
+QUANTIZERS = ("levels", "activation_levels", "scale", "granularity", "activation_scale")
+
+
+def of_method(
+    config: MethodConfig, name: str, parameters: Mapping[str, Any] | None = None, path: str = "method"
+) -> MethodConfig:
+    """The configuration of another method with the same quantizers.
+
+    Args:
+        config: whose quantizers are taken, and whose parameters if it is the same method.
+        name: of the other method.
+        parameters: its own parameters; what it does not read is left out.
+        path: what error messages begin with.
+
+    Raises:
+        MetaschedError: a parameter that the method cannot have.
+    """
+    if name == config.name:
+        return config
+    own = {f for section, f, names in _READ_BY if section == "method" and name in names}
+    shared = {} if name == "float" else {f: getattr(config, f) for f in QUANTIZERS}
+    tree = {"name": name, **shared, **{f: v for f, v in (parameters or {}).items() if f in own}}
+    try:
+        return _METHOD.validate_python(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise MetaschedError(f"{path}: {place}", first["msg"], "correct it, or leave it out") from None
+
+
+def with_fields(experiment: Experiment, given: Sequence[str], path: str) -> Experiment:
+    """The experiment with some fields changed; another ``method.name`` takes the quantizers along, and nothing else.
+
+    Args:
+        experiment: what is changed.
+        given: ``FIELD=VALUE`` each; values are YAML.
+        path: what error messages begin with.
+
+    Raises:
+        MetaschedError: a field that does not exist, or a value that it cannot have.
+    """
+    pairs = [text.partition("=") for text in given]
+    for name, equals, _ in pairs:
+        if not equals:
+            raise MetaschedError(path, f"{name!r} has no value", "write it as FIELD=VALUE")
+    document = to_dict(experiment)
+    for name, _, text in pairs:
+        if name == "method.name" and text != experiment.method.name:
+            document["method"] = {f: v for f, v in document["method"].items() if f in QUANTIZERS and text != "float"}
+    for name, _, text in pairs:
+        _override(document, name, text)
+    return _validated(document, lambda field: f"{path}: {field}")
+
+
+def to_dict(experiment: Experiment) -> dict[str, Any]:
+    """The experiment in the types of JSON, every field written out."""
+    return to_jsonable_python(experiment)
+
+
+def dump_yaml(experiment: Experiment) -> str:
+    """The experiment as YAML that ``load_experiment`` reads back to an equal one."""
+    return yaml.safe_dump(to_dict(experiment), sort_keys=False)
+
+
+def config_hash(experiment: Experiment) -> str:
+    """SHA-256, in hexadecimal, of the experiment's canonical JSON (sorted keys, no spaces, shortest exact floats)."""
+    text = json.dumps(to_dict(experiment), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Dotted paths of fields in which two experiments, as ``to_dict`` has them, differ; a missing one is its default.
+
+    >>> differing({"seed": 1, "meta": {"steps": 2}}, {"seed": 0, "meta": {"steps": 2}})
+    ['seed']
+    """
+    return [f.path for f in fields() if _value(a, f) != _value(b, f)]
+
+
+def _value(document: Any, field: FieldInfo) -> Any:
+    for part in field.path.split("."):
+        if not isinstance(document, Mapping) or part not in document:
+            return to_jsonable_python(field.default)
+        document = document[part]
+    return document
+
+
+def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """(dotted name, text of the value) of each override."""
+    tokens = iter(overrides)
+    for token in tokens:
+        name, equals, text = token.partition("=")
+        if not name.startswith("--"):
+            raise MetaschedError(token, "is not an override of a field", "write it as --meta.steps 10")
+        value = text if equals else next(tokens, None)
+        if value is None:
+            raise MetaschedError(name, "has no value", f"write it as {name} VALUE")
+        yield name[2:], value
+
+
+def _override(document: dict[str, Any], name: str, text: str) -> str:
+    """Sets one field of the document, in place; returns its name."""
+    value = parse(text, f"--{name}")
+    if isinstance(value, dict):
+        raise MetaschedError(f"--{name}", "takes no mapping", "override its fields one by one")
+    *sections, field = name.split(".")
+    for section in sections:
+        document = document.setdefault(section, {})
+        if not isinstance(document, dict):
+            raise MetaschedError(f"--{name}", f"{section} is not a section", "see `metasched train --help`")
+    document[field] = value
+    return name
+
+
+def _explain(
+    kind: str, message: str, location: tuple[int | str, ...], value: object, place: Callable[[str], str]
+) -> MetaschedError:
+    """What pydantic found, in our words."""
+    section = tuple(str(part) for part in location[:-1])
+    name = str(location[-1])
+    dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)[1:]
+    if kind == "unexpected_keyword_argument":
+        return MetaschedError(place(dotted), "unknown field", _suggest(name, section))
+    if kind == "dataclass_type":
+        known = ", ".join(names_in((*section, name)))
+        return MetaschedError(place(dotted), f"must be a section, got {_show(value)}", f"it has the fields {known}")
+    problem = _NOT_OURS.sub("", message)
+    for theirs, ours in _WORDS.items():
+        problem = problem.replace(theirs, ours)
+    info = next(f for f in fields() if f.path == dotted.split("[")[0])
+    about = f" [{info.description}]" if info.description else ""
+    near = difflib.get_close_matches(str(value), info.type.split("|"), n=1)
+    fix = f"did you mean {near[0]!r}?" if near else f"give {info.type}, such as the default {_show(info.default)}"
+    return MetaschedError(place(dotted), f"{problem}, got {_show(value)}", fix + about)
+
+
+_NOT_OURS = re.compile(r", (unable to|got a|after).*")
+_WORDS = {
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "Input should": "must",
+    "String should": "must",
+    "Tuple should": "must",
+    "Field required": "an item is missing",
+    "a valid tuple": "a list",
+    "a valid string": "text",
+}
+
+
+def _suggest(name: str, section: tuple[str, ...]) -> str:
+    """The fields that an unknown one may stand for: by spelling in its section, or of the same name elsewhere."""
+    known = names_in(section)
+    near = difflib.get_close_matches(name, known, n=1)
+    same = [f.path for f in fields() if f.path.split(".")[-1] == name]
+    guess = near or same
+    return (f"did you mean {' or '.join(guess)}? " if guess else "") + f"Known: {', '.join(known)}"
+
+
+def _show(value: object) -> str:
+    """A value as YAML would have it on one line, cut to 60 characters."""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+_READ_BY = (  # section, field, and the `name`s of the section that read it
+    ("method", "noise", ("ana", "joint", "gxnor", "metropolis")),
+    ("method", "forward", ("ana", "joint")),
+    ("method", "backward", ("ana", "joint")),
+    ("method", "partition", ("inq", "joint")),
+    ("method", "steepness", ("gxnor", "metropolis")),
+    ("method", "half_width", ("gxnor", "metropolis")),
+    ("method", "uphill", ("metropolis",)),
+    ("method", "cooling", ("metropolis",)),
+    ("method", "energy", ("metropolis",)),
+    ("method", "blocks", ("metropolis",)),
+    ("optimizer", "momentum", ("sgd",)),
+    ("task", "image_size", ("imagenet",)),
+    ("optimizer", "betas", ("adam", "adamw")),
+    ("optimizer", "eps", ("adam", "adamw")),
+)
+
+
+def _contradictions(experiment: Experiment, place: Callable[[str], str]) -> list[MetaschedError]:
+    """Fields that are well-formed, but not together."""
+    problems = []
+    defaults = {f.path: f.default for f in fields()}
+    for section, field, names in _READ_BY:
+        part, path = getattr(experiment, section), f"{section}.{field}"
+        if part.name not in names and getattr(part, field) != defaults[path]:
+            problem = f"has no effect, because {section}.name is {part.name}"
+            problems.append(MetaschedError(place(path), problem, f"leave it out; it is for {' and '.join(names)}"))
+    for field in ("levels", "activation_levels"):
+        name = getattr(experiment.method, field)
+        try:
+            _ = name is None or level_set(name, place(f"method.{field}"))
+        except MetaschedError as error:
+            problems.append(error)
+    if experiment.method.blocks > 1 and experiment.method.energy != "batch":
+        problem = "has no effect, because method.energy is first_order"
+        problems.append(MetaschedError(place("method.blocks"), problem, "leave it out; it is for batch"))
+    if not experiment.compare.horizons:
+        problems.append(MetaschedError(place("compare.horizons"), "is empty", "give at least one, such as [1]"))
+    return problems

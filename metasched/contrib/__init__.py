@@ -1,0 +1,1 @@
+"""What few need: packed discrete weights and their kernels, one run on several processes, deployed files read back."""

@@ -1,0 +1,139 @@
+"""What a stage must be like to follow the one before it: sizes, orders, and sums that doubles count exactly."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from metasched.core.errors import MetaschedError
+from metasched.deploy.stages import (
+    Array,
+    Convolution,
+    Encoding,
+    Flatten,
+    Flip,
+    IntegerNetwork,
+    Linear,
+    Logits,
+    MaxPool,
+    Stage,
+    SumPool,
+    Thresholds,
+)
+
+LARGEST_IMAGE = 2**24  # numbers of one tensor, of one image
+_EXACT = 2**53
+_CODES = 128
+
+
+class Flow(NamedTuple):
+    """What flows between two stages: the shape of one image, and its largest integer."""
+
+    shape: tuple[int, ...]
+    largest: int
+
+
+class _Misfit(Exception):
+    """Field and reason."""
+
+
+def check_shapes(network: IntegerNetwork) -> None:
+    """Refuses stages that do not follow each other.
+
+    Raises:
+        MetaschedError: the stage, and what is wrong with it.
+    """
+    if not network.stages or not isinstance(network.stages[-1], Logits):
+        raise MetaschedError("stages", "do not end with logits", "export the network again")
+    flow = Flow(network.image, _CODES)
+    if min(network.image) < 1 or math.prod(network.image) > LARGEST_IMAGE:
+        raise MetaschedError("image", f"must be of 1 to {LARGEST_IMAGE} numbers, got {network.image}", "correct it")
+    for i, stage in enumerate(network.stages):
+        try:
+            _require(isinstance(stage, Logits) == (i == len(network.stages) - 1), "stage", "is logits before the end")
+            _require(i == 0 or not isinstance(stage, Encoding), "stage", "is an encoding after other stages")
+            flow = _after(stage, flow)
+            sized = min(flow.shape) >= 1 and math.prod(flow.shape) <= LARGEST_IMAGE
+            _require(sized, "stage", f"puts out {'x'.join(map(str, flow.shape))} numbers")
+            _require(flow.largest < _EXACT, "stage", "has integers that doubles do not count exactly")
+        except _Misfit as misfit:
+            field, why = misfit.args
+            raise MetaschedError(f"stages[{i}].{field}", why, "export the network again") from None
+
+
+def _require(holds: bool, field: str, why: str) -> None:
+    if not holds:
+        raise _Misfit(field, why)
+
+
+def _after(stage: Stage, flow: Flow) -> Flow:
+    channels, *size = flow.shape
+    flat = isinstance(stage, Linear | Logits)
+    either = isinstance(stage, Flip | Thresholds | Flatten)
+    _require(either or flat == (not size), "stage", "is for images" if not flat else "is for vectors")
+    match stage:
+        case Encoding(low=low, high=high):
+            _require(len(low) == len(high) and bool((low <= high).all()), "low", "must not be above high")
+            return Flow((len(low) * channels, *size), 1)
+        case Convolution():
+            return _convolved(stage, flow)
+        case Linear(weight=weight):
+            _require(weight.shape[1:] == flow.shape, "weight", f"is for {weight.shape[1]} inputs, not {channels}")
+            return Flow((len(weight),), _reach(stage, flow))
+        case MaxPool(kernel=kernel, stride=stride, padding=padding):
+            half = all(2 * p <= k for p, k in zip(padding, kernel, strict=True))
+            _require(half, "padding", "exceeds half the kernel")
+            return Flow((channels, *_windows(size, kernel, stride, padding)), flow.largest)
+        case SumPool(rows=rows, columns=columns, reach=reach):
+            for field, m, n in (("rows", rows, size[0]), ("columns", columns, size[1])):
+                even = bool((m >= 0).all()) and len(set(m.sum(1).tolist())) == 1
+                _require(even and m.shape[1] == n, field, f"must be windows of equal sums over {n} places")
+            largest = flow.largest * int(rows[0].sum()) * int(columns[0].sum())
+            _require(reach == largest, "reach", f"must be {largest}, got {reach}")
+            return Flow((channels, len(rows), len(columns)), largest)
+        case Flip(sign=sign):
+            _require(len(sign) == channels and bool((np.abs(sign) == 1).all()), "sign", f"must be {channels} signs")
+            return flow
+        case Thresholds(values=values, levels=levels):
+            _require(list(levels) == sorted(set(levels)), "levels", "must rise")
+            fit = values.shape == (channels, len(levels) - 1) and bool((values[:, 1:] >= values[:, :-1]).all())
+            _require(fit, "values", f"must be {len(levels) - 1} for each of {channels} channels, and not fall")
+            return Flow(flow.shape, max(map(abs, levels)))
+        case Flatten():
+            return Flow((math.prod(flow.shape),), flow.largest)
+        case Logits(multiplier=multiplier, offset=offset):
+            fit = len(multiplier) == len(offset) == channels
+            _require(fit, "multiplier", f"must, as the offsets, be one for each of {channels} scores")
+            return Flow(flow.shape, _top(multiplier) * flow.largest + _top(offset))
+
+
+def _convolved(stage: Convolution, flow: Flow) -> Flow:
+    weight, (channels, *size) = stage.weight, flow.shape
+    _require(weight.ndim == 4, "weight", "must have four dimensions")
+    _require(stage.groups >= 1 and len(weight) % stage.groups == 0, "groups", "do not divide the outputs")
+    inputs = weight.shape[1] * stage.groups
+    _require(inputs == channels, "weight", f"is for {inputs} channels, not {channels}")
+    _require(min(stage.dilation) >= 1, "dilation", "must be at least 1")
+    kernel = tuple(d * (k - 1) + 1 for d, k in zip(stage.dilation, weight.shape[2:], strict=True))
+    return Flow((len(weight), *_windows(size, kernel, stage.stride, stage.padding)), _reach(stage, flow))
+
+
+def _windows(size: list[int], kernel: tuple[int, ...], stride: tuple[int, int], padding: tuple[int, int]) -> list[int]:
+    _require(min(stride) >= 1, "stride", "must be at least 1")
+    _require(0 <= min(padding) and max(padding) <= max(kernel), "padding", "must be from 0 to the size of the kernel")
+    _require(min(kernel) >= 1, "kernel", "must be at least 1")
+    return [(n + 2 * p - k) // s + 1 for n, k, s, p in zip(size, kernel, stride, padding, strict=True)]
+
+
+def _reach(stage: Convolution | Linear, flow: Flow) -> int:
+    _require(len(stage.steps) == len(stage.weight), "steps", f"must be one, or {len(stage.weight)}")
+    total = np.abs(stage.weight).reshape(len(stage.weight), -1).sum(1).max()
+    largest = max(1, int(total) * flow.largest)
+    _require(stage.reach == largest, "reach", f"must be {largest}, got {stage.reach}")
+    return largest
+
+
+def _top(values: Array) -> int:
+    return max(abs(int(v)) for v in values)

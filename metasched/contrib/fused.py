@@ -1,0 +1,89 @@
+"""GXNOR training on packed weights that one operator moves: what ``packed.train_packed`` does, in one pass over memory.
+
+    unpack -> forward and backward pass -> for each quantized layer, kernels/transition.py on its packed states
+
+The optimizer's step, the temperature, the draw and the jump of a layer never exist as tensors. Float weights do within
+the step, because the forward pass reads them. The uniform numbers are Philox's of the layer's seed and the step, on all
+devices, so a run differs from that of ``loop.train``, which draws from torch's generator, by its draws and by rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from metasched.contrib.kernels.coefficients import COEFFICIENTS
+from metasched.contrib.kernels.transition import transition_step
+from metasched.contrib.packed import PackedState, pack_state, unpack_state
+from metasched.core.randomness import derive_seed
+from metasched.methods.gxnor import GXNOR
+from metasched.network.quantize import ControlRows, rows
+from metasched.training.finite import FINITE, all_finite
+from metasched.training.loop import InnerRun
+from metasched.training.optimizers import SGD, Adam, AdamW
+from metasched.training.step import InnerProblem, TrainingState, training_loss
+
+# optimizer -> its row in COEFFICIENTS, and the names of its moments
+_OPTIMIZERS: dict[type, tuple[str, tuple[str, ...]]] = {
+    SGD: ("sgd", ("momentum_buffer",)),
+    Adam: ("adam", ("exp_avg", "exp_avg_sq")),
+    AdamW: ("adamw", ("exp_avg", "exp_avg_sq")),
+}
+
+
+def train_fused(problem: InnerProblem, controls: Mapping[str, torch.Tensor]) -> InnerRun:
+    """Train for T steps under the controls ({control: [T, L]}).
+
+    Args:
+        problem: in float32, with GXNOR as its method.
+        controls: ``temperature``.
+    """
+    packed = pack_state(problem.network, problem.initial(rows(controls, 0)))
+    losses = []
+    for step in range(problem.steps):
+        packed, loss = fused_step(problem, packed, rows(controls, step), step)
+        losses.append(loss)
+    return InnerRun(unpack_state(problem.network, packed), torch.stack(losses))
+
+
+def fused_step(
+    problem: InnerProblem, packed: PackedState, controls: ControlRows, step: int
+) -> tuple[PackedState, torch.Tensor]:
+    """One step; the packed weights and their moments are changed in place.
+
+    Returns:
+        the new state, which shares them, and the detached loss.
+    """
+    network = problem.network
+    assert isinstance(network.method, GXNOR), "the operator is GXNOR's transition"
+    before = unpack_state(network, packed)
+    params = {name: p.detach().requires_grad_() for name, p in before.params.items()}
+    buffers = {name: b.clone() for name, b in before.buffers.items()}
+    with torch.enable_grad():
+        loss, method = training_loss(problem, before._replace(params=params, buffers=buffers), controls, step)
+        found = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
+    grads = {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(params.items(), found, strict=True)}
+    hyper = problem.hyper_at(step)
+    with torch.no_grad():
+        rest, optimizer = problem.optimizer.update(packed.rest.params, grads, before.optimizer, hyper)
+        name, names = _OPTIMIZERS[type(problem.optimizer)]
+        values = {key: float(value) for key, value in hyper.items()}
+        coefficients = COEFFICIENTS[name](values, int(optimizer.get("step", 0)))
+        for i, layer in enumerate(network.layers):
+            key = f"{layer.name}.weight"
+            transition_step(
+                packed.weights[key],
+                grads[key],
+                [optimizer[f"{moment}.{key}"] for moment in names][: coefficients.moments],
+                coefficients,
+                levels=network.method.quantizer.levels,
+                scale=method[f"{layer.name}/scale"],
+                temperature=controls["temperature"][i],
+                steepness=network.method.steepness,
+                seed=derive_seed(problem.seed, "jump", i),
+                offset=step,
+            )
+    finite = all_finite([loss.detach(), *controls.values(), *grads.values(), *rest.values(), *optimizer.values()])
+    health = {FINITE: before.health[FINITE] & finite}
+    return PackedState(TrainingState(rest, buffers, optimizer, method, health), packed.weights), loss.detach()

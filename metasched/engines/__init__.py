@@ -1,0 +1,51 @@
+"""The engines, which compute exact unrolled hypergradients of an inner run: a literal table, imported late."""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib import import_module
+
+from metasched.core.errors import MetaschedError
+from metasched.engines.base import Unroll
+
+# the exact engines: name -> module, imported late, because `higher` need not load where it is not used
+UNROLLS: dict[str, str] = {
+    "sweep": "metasched.engines.sweep",
+    "higher": "metasched.engines.higher_unroll",
+    "unroll": "metasched.engines.unroll",
+}
+
+TRUNCATED: dict[str, str] = {"truncated": "metasched.engines.truncated"}  # exact within windows only
+
+SWEPT = ("sweep", "mixed", "auto")  # differentiate by the sweep, so they can keep to a memory budget
+
+
+def engine(name: str) -> str:
+    """What an estimator differentiates inner runs with; ``sweep`` for those that have no engine of their own.
+
+    >>> engine("higher"), engine("auto")
+    ('higher', 'sweep')
+    """
+    return name if name in UNROLLS or name in TRUNCATED else "sweep"
+
+
+def find_unroll(name: str, memory: int | None = None, window: int | None = None) -> Unroll:
+    """The ``unroll`` function of an engine's name; ``sweep`` for estimators that have none of their own.
+
+    Args:
+        name: a key of ESTIMATORS.
+        memory: bytes that a run and its way back may take; for the estimators of SWEPT only.
+        window: steps of a window, for those of TRUNCATED; None is a tenth of the run.
+
+    Raises:
+        MetaschedError: no such estimator, or a budget for one that cannot keep to it.
+    """
+    if memory is not None and name not in SWEPT:
+        raise MetaschedError("meta.memory", f"has no effect on {name}", f"leave it out: it is for {', '.join(SWEPT)}")
+    if name in TRUNCATED:
+        return partial(import_module(TRUNCATED[name]).unroll, window=window)
+    unroll = import_module(UNROLLS[engine(name)]).unroll
+    return unroll if memory is None else partial(unroll, memory=memory)
+
+
+__all__ = ["SWEPT", "TRUNCATED", "UNROLLS", "engine", "find_unroll"]

@@ -1,0 +1,95 @@
+"""Unrolling with ``higher``: its patched module runs the forward passes, its optimizer interface takes the steps.
+
+Exact, with the optimizers of ``higher_optimizers``; memory grows with T times the activations of a step. What
+``higher`` would get wrong is refused before the first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from metasched.engines.base import (
+    Controls,
+    Hypergradient,
+    OuterLoss,
+    Unrolled,
+    dead_layers,
+    estimate_by,
+    judge,
+    judged_steps,
+)
+from metasched.engines.higher_optimizers import DIFFERENTIABLE, differentiable, monkeypatch, refuse
+from metasched.network.quantize import Tensors, rows
+from metasched.training.finite import FINITE, all_finite
+from metasched.training.step import Hyper, InnerProblem, training_loss
+
+_TORCH: dict[type, Callable[..., torch.optim.Optimizer]] = {
+    type(exact.rule): known for known, exact in DIFFERENTIABLE.items()
+}
+
+
+def unroll(problem: InnerProblem, controls: Controls, outer: OuterLoss) -> Unrolled:
+    """Train under the controls ({control: [T, L]}) and keep the graph from the outer loss back to them.
+
+    Raises:
+        MetaschedError: hooks or an optimizer that ``higher`` would get wrong.
+    """
+    network = problem.network
+    names = [name for name, _ in network.module.named_parameters()]
+    optimizer = _TORCH[type(problem.optimizer)](network.module.parameters(), lr=0.0)
+    refuse(network.module, optimizer)
+    fmodel = monkeypatch(network.module, copy_initial_weights=True, track_higher_grads=True)
+    fmodel.train()
+
+    def call(params: Tensors, x: torch.Tensor) -> torch.Tensor:
+        return fmodel(x, params=[params[name] for name in names])
+
+    state = problem.initial(rows(controls, 0))
+    params = {name: p if p.requires_grad else p.requires_grad_() for name, p in state.params.items()}
+    diffopt = differentiable(optimizer, network.module.parameters())
+    losses, scores, dead = [], [], 0
+    for step in range(problem.steps):
+        now = rows(controls, step)
+        state = state._replace(params=params)
+        loss, method = training_loss(problem, state, now, step, call)
+        seen: list[torch.Tensor] = []
+
+        def keep_gradients(gradients: list[torch.Tensor], seen: list[torch.Tensor] = seen) -> list[torch.Tensor]:
+            seen.extend(gradients)
+            return gradients
+
+        proposed = diffopt.step(
+            loss,
+            params=[params[name] for name in names],
+            override=_override(problem.hyper_at(step)),
+            grad_callback=keep_gradients,
+        )
+        dead += dead_layers(problem, dict(zip(names, seen, strict=True)))
+        params, method = network.update(
+            params, dict(zip(names, proposed, strict=True)), method, now, problem.seed, step
+        )
+        finite = all_finite([loss, *now.values(), *proposed, *diffopt.carried()])
+        state = state._replace(params=params, method=method, health={FINITE: state.health[FINITE] & finite})
+        if step in judged_steps(problem, outer):
+            outer_loss, score = judge(problem, outer, state, now, call)
+            losses.append(outer_loss)
+            scores.append(score)
+    pairs = problem.steps * len(network.layers)
+    return Unrolled(torch.stack(losses).mean(), torch.stack(scores).mean(), dead / pairs)
+
+
+def estimate(schedule: nn.Module, problem: InnerProblem, outer: OuterLoss) -> Hypergradient:
+    """The exact hypergradient by unrolling with ``higher``."""
+    return estimate_by(unroll, schedule, problem, outer)
+
+
+def _override(hyper: Hyper) -> dict[str, list[Any]]:
+    """This step's hyper-parameters as ``higher`` takes them: a list with one value for the one parameter group."""
+    values: dict[str, list[Any]] = {k: [v] for k, v in hyper.items() if not k.startswith("beta")}
+    if "beta1" in hyper:
+        values["betas"] = [(hyper["beta1"], hyper["beta2"])]
+    return values

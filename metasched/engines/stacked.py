@@ -1,0 +1,117 @@
+"""The adjoint sweep of many inner runs at once: the steps of N runs are steps of one stacked run.
+
+    (a_t[i], dL_i/dc_t[i]) = (a_{t+1}[i], dL_i/dl_t[i])^T  d(s_{t+1}[i], l_t[i]) / d(s_t[i], c_t[i]),   i = 1 ... N
+
+Each run has controls, a seed and an outer loss of its own, so one sweep back from the sum of the losses gives the
+derivative of each. Forward passes are mapped by torch.vmap (training/mapped.py); memory is that of N runs. The numbers
+are those of the sweep of each run up to rounding.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from metasched.engines.base import ControlGradient, Controls, OuterLoss, described, judge
+from metasched.engines.sweep import plan_for, sweep
+from metasched.network.quantize import Tensors
+from metasched.training.finite import FINITE
+from metasched.training.stacked import mappable, mapped_step, stacked
+from metasched.training.step import InnerProblem, TrainingState
+
+
+@dataclass(frozen=True)
+class Stack:
+    """How N runs of one problem are begun, moved on and judged (see ``replay.Steps``); controls of a step are [N, L].
+
+    Attributes:
+        seeds: [N], int64 on the CPU.
+    """
+
+    seeds: torch.Tensor
+
+    def initial(self, problem: InnerProblem, first: Tensors) -> TrainingState:
+        """The stacked states before the first step."""
+        each = [{name: v[i] for name, v in first.items()} for i in range(len(self.seeds))]
+        seeds = self.seeds.tolist()
+        return stacked(problem, [problem.with_seed(s).initial(f) for s, f in zip(seeds, each, strict=True)])
+
+    def step(
+        self, problem: InnerProblem, state: TrainingState, controls: Tensors, step: int, *, differentiable: bool
+    ) -> tuple[TrainingState, torch.Tensor, Tensors]:
+        """See ``mapped_step``."""
+        return mapped_step(problem, state, controls, self.seeds, step, differentiable=differentiable)
+
+    def judge(
+        self, problem: InnerProblem, outer: OuterLoss, state: TrainingState, controls: Tensors
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """See ``judge_mapped``."""
+        return judge_mapped(problem, outer, state, controls, self.seeds)
+
+    def dead_layers(self, problem: InnerProblem, gradients: Tensors) -> torch.Tensor:
+        """How many quantized layers of each run have a weight gradient that is zero everywhere, [N]."""
+        weights = (gradients[f"{layer.name}.weight"].detach() for layer in problem.network.layers)
+        return torch.stack([~w.flatten(1).any(1) for w in weights]).sum(0)
+
+
+def control_gradients_mapped(
+    problem: InnerProblem,
+    controls: Sequence[Controls],
+    seeds: Sequence[int],
+    outer: OuterLoss,
+    memory: int | None = None,
+) -> list[ControlGradient]:
+    """``control_gradient`` of N runs by one sweep.
+
+    Args:
+        problem: what all runs train; its own seed plays no part.
+        controls: of each run, {control: [T, L]}.
+        seeds: N of them.
+        outer: how they are judged.
+        memory: bytes that each run may take; None is economical.
+
+    Raises:
+        MetaschedError: see ``sweep.unroll``.
+        RuntimeError: torch.vmap refuses the model or the method.
+    """
+    start = time.perf_counter()
+    like = next(problem.network.module.parameters())
+    plan = plan_for(problem.with_seed(seeds[0]), controls[0], outer, memory)
+    leaves = {
+        name: torch.stack([c[name].detach().to(like) for c in controls], 1).requires_grad_() for name in controls[0]
+    }
+    problem = mappable(problem)
+    result = sweep(problem, leaves, outer, plan, Stack(torch.tensor(seeds, dtype=torch.int64)))
+    found = torch.autograd.grad(result.loss.sum(), list(leaves.values()), allow_unused=True)
+    wrt = {n: torch.zeros_like(c) if g is None else g for (n, c), g in zip(leaves.items(), found, strict=True)}
+    seconds = (time.perf_counter() - start) / len(seeds)
+    ends = zip(result.loss.detach(), result.score, torch.as_tensor(result.dead_layers).tolist(), strict=True)
+    return [
+        described(problem, loss, score, {name: slope[:, i] for name, slope in wrt.items()}, dead, seconds)
+        for i, (loss, score, dead) in enumerate(ends)
+    ]
+
+
+def judge_mapped(
+    problem: InnerProblem, outer: OuterLoss, state: TrainingState, controls: Tensors, seeds: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses and scores [N] of a stacked state; ``controls`` are those of the last step, {control: [N, L]}."""
+    # mapped over runs, a mean sums in another order: losses are taken of each run's outputs by themselves
+    raw = replace(problem.task, loss=lambda outputs, y: outputs, score=lambda outputs, y: outputs)
+    buffers = {name: b.expand(len(seeds), *b.shape).clone() for name, b in problem.network.buffers().items()}
+
+    def outputs_of(
+        params: Tensors, buffers: Tensors, method: Tensors, controls: Tensors, seed: torch.Tensor
+    ) -> torch.Tensor:
+        run = replace(problem, task=raw, seed=seed)
+        ended = TrainingState(params, buffers, {}, method, {FINITE: torch.ones((), dtype=torch.bool)})
+        return judge(run, outer, ended, controls, run.network.call(buffers))[0]
+
+    outputs = torch.vmap(outputs_of)(state.params, buffers, state.method, controls, seeds)
+    task, y = problem.task, problem.task.validation.y
+    losses = torch.stack([task.loss(own, y) for own in outputs])
+    scores = torch.stack([task.score(own.detach(), y) for own in outputs])
+    return torch.where(state.health[FINITE], losses, torch.nan), scores

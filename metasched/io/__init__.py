@@ -1,0 +1,1 @@
+"""Files: atomic writes, run folders and their lock, strict JSON and YAML."""

@@ -1,0 +1,330 @@
+"""``quantize(model, method)``: an ordinary module and a method make a network that runs under given controls.
+
+The module itself stays as it is: a copy is made, in which each chosen activation is replaced by a site that asks the
+running call what to do. Parameters, buffers, method state and controls are arguments of every call; nothing is stored.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from metasched.core.errors import MetaschedError
+from metasched.core.layer import Layer
+from metasched.core.randomness import Draw
+from metasched.methods.base import Evaluating, Method
+
+Tensors = dict[str, torch.Tensor]
+ControlRows = Mapping[str, torch.Tensor]  # control -> [L], the values of one step
+
+_WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Hardtanh)
+_DRAWING = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.RNNBase, nn.MultiheadAttention)  # from the global generator
+_activate: ContextVar[Callable[[int, torch.Tensor], torch.Tensor]] = ContextVar("activate")
+
+
+class ActivationSite(nn.Module):
+    """Stands where an activation stood; what it computes is decided by the call that runs the network."""
+
+    def __init__(self, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """What the running call puts out here."""
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.float()  # noise narrower than bfloat16 can tell apart would be none
+        return _activate.get()(self.layer, x)
+
+
+@contextmanager
+def activations(function: Callable[[int, torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """Within: the sites compute ``function(layer index, input)``."""
+    token = _activate.set(function)
+    try:
+        yield
+    finally:
+        _activate.reset(token)
+
+
+@dataclass(frozen=True)
+class QuantizedNetwork:
+    """A module with its activations replaced, the method, and the layers that it works on.
+
+    Attributes:
+        module: the copy; read its initial parameters and buffers from it, run it through the methods here.
+        method: the quantization method.
+        layers: what is quantized, in the order of the data flow; all controls have one value for each.
+    """
+
+    module: nn.Module
+    method: Method
+    layers: tuple[Layer, ...]
+
+    @cached_property
+    def draws(self) -> bool:
+        """Whether a module of torch's here draws from the global generator, as dropout does."""
+        return any(isinstance(m, _DRAWING) for m in self.module.modules())
+
+    def describe(self) -> str:
+        """One line a layer: what was chosen."""
+        return "\n".join(
+            f"{x.name}: {x.kind}, {x.num_weights} weights of {x.bits:.3g} bits, quantizes {x.quantizes}"
+            for x in self.layers
+        )
+
+    def initialize(self, params: Tensors, controls: ControlRows, seed: int) -> tuple[Tensors, Tensors]:
+        """Initial parameters and method state, from the float network's parameters and the first step's controls."""
+        params = dict(params)
+        state: Tensors = {}
+        each = self._rows(controls)
+        for i, (layer, key) in enumerate(self._weights()):
+            params[key], own = self.method.initialize(params[key], each[i], Draw(seed, 0, i))
+            state |= _prefixed(layer, own)
+        return params, state
+
+    def prepare(self, params: Tensors, state: Tensors, controls: ControlRows, seed: int, step: int) -> Tensors:
+        """Method state for this step's forward pass."""
+        prepared: Tensors = {}
+        each, owns = self._rows(controls), _of_layers(state)
+        for i, (layer, key) in enumerate(self._weights()):
+            own = self.method.prepare(params[key], owns[layer.name], each[i], Draw(seed, step, i))
+            prepared |= _prefixed(layer, own)
+        return prepared
+
+    def forward(
+        self,
+        call: Callable[[Tensors, torch.Tensor], torch.Tensor],
+        params: Tensors,
+        state: Tensors,
+        controls: ControlRows,
+        x: torch.Tensor,
+        seed: int,
+        step: int,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Outputs under the controls, and the method's penalty (None for none); ``call(params, x)`` runs the module."""
+        seen, penalty = dict(params), None
+        # the sites have rows of their own: derivatives add up in the order in which published ones were added up
+        each, of_sites, owns = self._rows(controls), self._rows(controls), _of_layers(state)
+        for i, (layer, key) in enumerate(self._weights()):
+            own, row = owns[layer.name], each[i]
+            seen[key] = self.method.weight(params[key], own, row, Draw(seed, step, i))
+            term = self.method.penalty(params[key], own, row)
+            if term is not None:
+                penalty = term if penalty is None else penalty + term
+
+        def activate(i: int, x: torch.Tensor) -> torch.Tensor:
+            return self.method.activation(x, owns[self.layers[i].name], of_sites[i], Draw(seed, step, i))
+
+        with activations(activate):
+            return call(seen, x), penalty
+
+    def update(
+        self,
+        params: Tensors,
+        proposed: Tensors,
+        state: Tensors,
+        controls: ControlRows,
+        seed: int,
+        step: int,
+        loss: Callable[[Tensors], torch.Tensor] | None = None,
+    ) -> tuple[Tensors, Tensors]:
+        """What becomes of the optimizer's proposal.
+
+        Args:
+            params, proposed, state, controls, seed, step: of this step.
+            loss: of its batch at other parameters, 0-d, without a graph; for methods that evaluate it.
+
+        Raises:
+            MetaschedError: the method evaluates the loss, and there is none.
+        """
+        if isinstance(self.method, Evaluating):
+            return self._update_evaluated(self.method, params, proposed, state, controls, seed, step, loss)
+        settled, updated = dict(proposed), {}
+        each, owns = self._rows(controls), _of_layers(state)
+        for i, (layer, key) in enumerate(self._weights()):
+            settled[key], own = self.method.update(
+                params[key], proposed[key], owns[layer.name], each[i], Draw(seed, step, i)
+            )
+            updated |= _prefixed(layer, own)
+        return settled, updated
+
+    def _update_evaluated(
+        self,
+        method: Evaluating,
+        params: Tensors,
+        proposed: Tensors,
+        state: Tensors,
+        controls: ControlRows,
+        seed: int,
+        step: int,
+        loss: Callable[[Tensors], torch.Tensor] | None,
+    ) -> tuple[Tensors, Tensors]:
+        """``update``, layer by layer, each at the parameters that those before it have left."""
+        if loss is None:
+            problem = "batch needs the loss of the batch at other weights, which only metasched's own steps evaluate"
+            raise MetaschedError("method.energy", problem, "set it to first_order, or meta.estimator to sweep")
+        settled, updated, moved = dict(proposed), {}, {name: p.detach() for name, p in params.items()}
+        here, each, owns = loss(moved), self._rows(controls), _of_layers(state)
+        for i, (layer, key) in enumerate(self._weights()):
+            settled[key], own, here = method.update_evaluated(
+                params[key],
+                proposed[key],
+                owns[layer.name],
+                each[i],
+                Draw(seed, step, i),
+                lambda w, key=key: loss({**moved, key: w.detach()}),
+                here,
+            )
+            moved[key] = settled[key].detach()
+            updated |= _prefixed(layer, own)
+        return settled, updated
+
+    def harden(self, params: Tensors, state: Tensors, surrogate: float = 0.5) -> Tensors:
+        """The deployed parameters: every quantized weight exactly on its level set."""
+        hardened, owns = dict(params), _of_layers(state)
+        for layer, key in self._weights():
+            hardened[key] = self.method.harden(params[key], owns[layer.name], surrogate)
+        return hardened
+
+    def forward_hardened(
+        self,
+        call: Callable[[Tensors, torch.Tensor], torch.Tensor],
+        hardened: Tensors,
+        x: torch.Tensor,
+        surrogate: float = 0.5,
+    ) -> torch.Tensor:
+        """Outputs of the deployed network, from hardened parameters."""
+        with activations(lambda i, x: self.method.harden_activation(x, surrogate)):
+            return call(hardened, x)
+
+    def call(self, buffers: Tensors) -> Callable[[Tensors, torch.Tensor], torch.Tensor]:
+        """A runner of the module with these buffers, which batch normalization updates in place."""
+        return lambda params, x: functional_call(self.module, {**params, **buffers}, (x,))
+
+    def buffers(self) -> Tensors:
+        """A copy of the module's initial buffers."""
+        return {name: b.detach().clone() for name, b in self.module.named_buffers()}
+
+    def _rows(self, controls: ControlRows) -> list[Tensors]:
+        """The values of each layer: control -> 0-d."""
+        values = {name: v.unbind() for name, v in controls.items()}
+        return [{name: v[i] for name, v in values.items()} for i in range(len(self.layers))]
+
+    def _weights(self) -> Iterator[tuple[Layer, str]]:
+        for layer in self.layers:
+            yield layer, f"{layer.name}.weight"
+
+
+def quantize(
+    model: nn.Module, method: Method, example: torch.Tensor, *, first: bool = True, last: bool = False
+) -> QuantizedNetwork:
+    """Wrap a model: choose its layers and say what each quantizes.
+
+    All convolutions and linear layers are chosen, in the order in which a forward pass of ``example`` runs them; an
+    activation module belongs to the layer that ran last before it, if that layer has none yet.
+
+    Args:
+        model: any module whose activations are modules (not functional calls) that run once a pass; it is copied.
+        method: what quantizes them.
+        example: an input batch, used for one pass in eval mode.
+        first, last: whether the first and the last layer are quantized too.
+
+    Raises:
+        MetaschedError: nothing to quantize, a layer or an activation that runs more than once in a pass, a model that
+            is a single layer, or layers that share a weight.
+    """
+    module = copy.deepcopy(model)
+    ran = _execution_order(module, example)
+    weighted = [name for name, m in ran if isinstance(m, _WEIGHTED)]
+    chosen = weighted[0 if first else 1 : len(weighted) if last else len(weighted) - 1]
+    if not chosen:
+        raise MetaschedError("quantize", "the model has no layer left to quantize", "set quantize.last or first: true")
+    _refuse_unnamed(module, chosen)
+    followed: dict[str, str] = {}
+    current = None
+    for name, m in ran:
+        if isinstance(m, _WEIGHTED):
+            current = name
+        elif current in chosen and current not in followed:
+            followed[current] = name
+    layers = []
+    for i, name in enumerate(chosen):
+        own = module.get_submodule(name)
+        weight: torch.Tensor = own.weight  # pyright: ignore[reportAssignmentType]
+        site = method.quantizes == "weight+activation" and name in followed
+        if site:
+            module.set_submodule(followed[name], ActivationSite(i))
+        layers.append(
+            Layer(
+                name=name,
+                depth=i / (len(chosen) - 1) if len(chosen) > 1 else 0.0,
+                kind="linear" if isinstance(own, nn.Linear) else "conv",
+                quantizes="weight+activation" if site else "weight",
+                fan_in=weight[0].numel(),
+                num_weights=weight.numel(),
+                bits=method.bits,
+            )
+        )
+    module.train()
+    return QuantizedNetwork(module, method, tuple(layers))
+
+
+def _refuse_unnamed(module: nn.Module, chosen: list[str]) -> None:
+    """Each chosen layer must own its weight under its own name: parameters are told apart by their names."""
+    if "" in chosen:
+        raise MetaschedError("model", "is a single layer", "wrap it: torch.nn.Sequential(layer)")
+    own = {name for name, _ in module.named_parameters()}
+    for name in chosen:
+        if f"{name}.weight" not in own:
+            problem = "shares its weight with another layer, or has it parametrized"
+            raise MetaschedError(f"model.{name}", problem, "give each quantized layer a plain weight of its own")
+
+
+def _execution_order(module: nn.Module, example: torch.Tensor) -> list[tuple[str, nn.Module]]:
+    """The weighted layers and activations in the order in which they run, each once."""
+    ran: list[tuple[str, nn.Module]] = []
+    hooks = [
+        m.register_forward_hook(lambda m, _in, _out, name=name: ran.append((name, m)))
+        for name, m in module.named_modules()
+        if isinstance(m, _WEIGHTED + _ACTIVATIONS)
+    ]
+    module.eval()
+    with torch.no_grad():
+        module(example)
+    for hook in hooks:
+        hook.remove()
+    names = [name for name, _ in ran]
+    for name in names:
+        if names.count(name) > 1:
+            raise MetaschedError(
+                f"model.{name}", "runs more than once in a forward pass", "give each use a module of its own"
+            )
+    return ran
+
+
+def _of_layers(state: Tensors) -> Mapping[str, Tensors]:
+    """Each layer's own part of the method state, by its name; of a layer without one, nothing."""
+    owns: defaultdict[str, Tensors] = defaultdict(dict)
+    for key, value in state.items():
+        layer, _, name = key.rpartition("/")
+        owns[layer][name] = value
+    return owns
+
+
+def _prefixed(layer: Layer, own: Tensors) -> Tensors:
+    return {f"{layer.name}/{key}": value for key, value in own.items()}
+
+
+def rows(controls: Mapping[str, torch.Tensor], step: int) -> Tensors:
+    """The values of one step, control -> [L], out of a whole run's, control -> [T, L]."""
+    return {name: values[step] for name, values in controls.items()}

@@ -1,0 +1,127 @@
+"""One cell of a comparison: train under one schedule from one seed, harden, and score on one split.
+
+A cell is a function of its arguments alone. So a run that was stopped reads those that are done back from a file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from metasched.config.schema import Experiment
+from metasched.core.errors import MetaschedError
+from metasched.config.load import to_dict
+from metasched.network.quantize import Tensors
+from metasched.schedules.base import Schedule, progress_of_steps
+from metasched.io.json_lines import JsonLines, read_json_lines
+from metasched.training.faults import broken
+from metasched.training.loop import hardened_score
+from metasched.training.stacked import train_each
+from metasched.runs.pool import Mapper
+from metasched.training.problem import build_problem
+
+Part = Literal["validation", "test"]
+
+
+def cell_score(experiment: Experiment, controls: Tensors, seed: int, steps: int, part: Part) -> float:
+    """Score of the hardened network after ``steps`` steps under the controls ({control: [T, L]}).
+
+    NaN where the run diverged: a number in it was not finite. The method is played hard (no relaxed mask). A function
+    of its arguments alone: runs in any process.
+    """
+    return cell_scores(experiment, controls, [seed], steps, part)[0]
+
+
+def cell_scores(experiment: Experiment, controls: Tensors, seeds: Sequence[int], steps: int, part: Part) -> list[float]:
+    """``cell_score`` for each seed, trained at once where that pays (see training/mapped.py)."""
+    problem = build_problem(experiment, steps=steps)
+    like = next(problem.network.module.parameters())
+    states = train_each(problem, {name: v.to(like) for name, v in controls.items()}, seeds)
+    split = problem.task.validation if part == "validation" else problem.task.test
+    return [
+        math.nan if broken(state) else hardened_score(problem.with_seed(seed), state, split)
+        for seed, state in zip(seeds, states, strict=True)
+    ]
+
+
+def played(experiment: Experiment, schedule: Schedule, steps: int) -> Tensors:
+    """The control values {control: [T, L]} that a schedule gives this experiment's network at a horizon, in float64."""
+    layers = build_problem(experiment, steps=steps).network.layers
+    return {name: v.detach() for name, v in schedule(progress_of_steps(steps), layers).items()}
+
+
+class Remembered:
+    """A pool before which there is a file: cells that it holds are not computed, and those that are computed join it.
+
+    Args:
+        pool: where cells are computed; a Mapper, as this is.
+        path: the file, of one JSON object a line: ``{"cells": their key, "scores": [...]}``.
+        reuse: such files of other runs; what is asked for and found there joins the file too.
+
+    Raises:
+        MetaschedError: a file does not hold scores, or cannot be written.
+    """
+
+    def __init__(self, pool: Mapper, path: Path, reuse: Sequence[Path] = ()) -> None:
+        self._pool = pool
+        self._others = {key: scores for other in reuse for key, scores in _read(other).items()}
+        self._known = _read(path) if path.exists() else {}
+        self._lines = JsonLines(path)
+
+    @property
+    def workers(self) -> int:
+        """See Mapper."""
+        return self._pool.workers
+
+    def map(self, function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> Iterator[list[float]]:
+        """``cell_scores(*a)`` for each ``a``, in order."""
+        assert function is cell_scores, function
+        asked = [(a, cells_key(*a)) for a in arguments]
+        for _, key in asked:
+            if key in self._others and key not in self._known:
+                self._known[key] = self._join(key, self._others[key])
+        computed = self._pool.map(function, [a for a, key in asked if key not in self._known])
+        return (self._known[key] if key in self._known else self._join(key, next(computed)) for _, key in asked)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._lines.close()
+
+    def _join(self, key: str, scores: list[float]) -> list[float]:
+        self._lines.write({"cells": key, "scores": scores})
+        return scores
+
+
+def cells_key(experiment: Experiment, controls: Tensors, seeds: Sequence[int], steps: int, part: Part) -> str:
+    """A hash of all that the scores of cells depend on."""
+    settings = to_dict(experiment)
+    what = {section: settings[section] for section in ("task", "optimizer", "method", "quantize")}
+    how = {name: settings["run"][name] for name in ("device", "dtype", "autocast")}
+    return digest([what, how, list(seeds), steps, part], controls)
+
+
+def digest(about: Any, tensors: Tensors) -> str:
+    """A hash of something that JSON can hold, and of tensors with their names, types and shapes."""
+    described = {name: [str(t.dtype), list(t.shape)] for name, t in tensors.items()}
+    found = hashlib.blake2b(json.dumps([about, described], sort_keys=True).encode(), digest_size=16)
+    for name in sorted(tensors):
+        found.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def _read(path: Path) -> dict[str, list[float]]:
+    known = {}
+    for number, line in enumerate(read_json_lines(path), 1):
+        key, scores = line.get("cells"), line.get("scores")
+        if not (isinstance(key, str) and isinstance(scores, list) and all(_is_score(s) for s in scores)):
+            raise MetaschedError(f"{path}: line {number}", "does not hold scores", "take the line out")
+        known[key] = [float(score) for score in scores]
+    return known
+
+
+def _is_score(value: object) -> bool:
+    return type(value) is float or value in ("nan", "inf", "-inf")

@@ -1,0 +1,1 @@
+"""Black-box search over a family of hand-coded schedules."""

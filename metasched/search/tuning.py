@@ -1,0 +1,140 @@
+"""Hand-coded schedules tuned by search: what a careful person gets for the inner steps that learning takes.
+
+A candidate is a member of the family of schedules/family.py (for each control a window with a decay, of five to seven
+numbers), and its score the mean score of ``tune.runs`` fresh inner runs on meta-validation, hardened. A search that
+picks the best of many noisy scores flatters it, so a part of the budget is kept: the ``tune.finalists`` best candidates
+are played again from ``tune.final_runs`` seeds that are new and the same for all, and the best of these means wins. The
+start is among them: where it is good already, its few noisy runs rank it below many that are worse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from metasched.config.schema import Experiment
+from metasched.core.errors import MetaschedError
+from metasched.core.layer import Layer
+from metasched.core.randomness import derive_seed
+from metasched.evaluation.statistics import counted, summarize
+from metasched.network.quantize import Tensors
+from metasched.runs.cells import cell_scores, played
+from metasched.runs.pool import Mapper
+from metasched.schedules.base import Schedule
+from metasched.schedules.family import ScheduleFamily
+from metasched.schedules.interpolation import Interpolation, interpolate
+from metasched.search.searchers import SEARCHERS
+
+# Half-widths of the box that is searched, around 0. They reach 2 to 98 % of a control's range and of the run, slopes
+# over depth that put the first and the last layer at opposite ends, and powers from 1/12 to 12.
+_BOX = {"power": 1.5}
+_WIDTH = 4.0
+
+
+class Sampled(NamedTuple):
+    """A schedule that is given by its values at knots."""
+
+    knots: torch.Tensor
+    values: Tensors
+    kind: Interpolation
+
+    def __call__(self, progress: torch.Tensor, layers: Sequence[Layer]) -> dict[str, torch.Tensor]:
+        """Values {control: [T, L]}, of the layers that it was sampled for."""
+        return {n: interpolate(progress, self.knots.to(progress), v, self.kind) for n, v in self.values.items()}
+
+
+class Candidate(NamedTuple):
+    """A schedule that a search has tried, and its mean score on meta-validation."""
+
+    schedule: Sampled
+    score: float
+
+
+def trials_within(experiment: Experiment) -> int:
+    """How many candidates the budget pays for, after what the finalists take.
+
+    Raises:
+        MetaschedError: not one.
+    """
+    tune = experiment.tune
+    runs = tune.inner_steps // experiment.task.steps - tune.finalists * tune.final_runs
+    if runs < tune.runs:
+        least = (tune.finalists * tune.final_runs + tune.runs) * experiment.task.steps
+        problem = f"{tune.inner_steps} steps leave nothing for the search after {tune.finalists} finalists are judged"
+        raise MetaschedError("tune.inner_steps", problem, f"give at least {least}, or lower tune.finalists")
+    return runs // tune.runs
+
+
+class Box:
+    """The members of a family as points of [-1, 1]^n, as the searches see them.
+
+    Args:
+        family: what is searched; ``first`` is the point nearest to what it was fitted to. Its parameters are changed.
+        layers: those that members are sampled for.
+    """
+
+    def __init__(self, family: ScheduleFamily, layers: Sequence[Layer]) -> None:
+        self._family, self._layers = family, layers
+        names = [name for name, _ in family.named_parameters()]
+        self._widths = [_BOX.get(name.rpartition(".")[2], _WIDTH) for name in names]
+        values = zip(family.parameters(), self._widths, strict=True)
+        self.first = [min(max(float(p.detach()) / width, -1.0), 1.0) for p, width in values]
+
+    def member(self, point: Sequence[float]) -> Sampled:
+        """The member of the family at a point, sampled at the knots."""
+        with torch.no_grad():
+            for p, share, width in zip(self._family.parameters(), point, self._widths, strict=True):
+                p.fill_(share * width)
+            values = {n: v.detach() for n, v in self._family.at_knots(self._layers).items()}
+        return Sampled(self._family.knots, values, "linear")
+
+
+def search(
+    experiment: Experiment,
+    box: Box,
+    pool: Mapper,
+    log: Callable[[int, float], None],
+) -> list[Candidate]:
+    """Candidates in the order in which ``tune.search`` tried them; ``log(trial, score)`` after each.
+
+    The first one is the member that the family was fitted to: the search starts where learning starts.
+    """
+    tune, steps = experiment.tune, experiment.task.steps
+    searcher = SEARCHERS[tune.search](box.first, derive_seed(experiment.seed, "tune"))
+    candidates = []
+    for trial in range(trials_within(experiment)):
+        schedule = box.member(searcher.ask())
+        seeds = [derive_seed(experiment.seed, "tune", trial, run) for run in range(tune.runs)]
+        score = mean_score(experiment, schedule, seeds, steps, pool)
+        searcher.tell(score)
+        candidates.append(Candidate(schedule, score))
+        log(trial, score)
+    return candidates
+
+
+def mean_score(experiment: Experiment, schedule: Schedule, seeds: Sequence[int], steps: int, pool: Mapper) -> float:
+    """Mean score on meta-validation, hardened, over inner runs from these seeds."""
+    values = played(experiment, schedule, steps)
+    work = [(experiment, values, [seed], steps, "validation") for seed in seeds]
+    return summarize(counted([score for (score,) in pool.map(cell_scores, work)])).mean
+
+
+def best_of(experiment: Experiment, start: Sampled, candidates: Sequence[Candidate], pool: Mapper) -> Candidate:
+    """The finalist with the best mean over seeds that no search has seen, with that mean as its score.
+
+    Where there are two finalists or more, the start takes the place of the last one, unless it is one of them anyway.
+    """
+    tune = experiment.tune
+    seeds = [derive_seed(experiment.seed, "tune final", run) for run in range(tune.final_runs)]
+    ranked = sorted(candidates, key=lambda c: -c.score)  # stable: the first tried of equals
+    finalists = [c.schedule for c in ranked[: tune.finalists]]
+    if len(finalists) > 1 and not any(_same(s, start) for s in finalists):
+        finalists[-1] = start
+    judged = [Candidate(s, mean_score(experiment, s, seeds, experiment.task.steps, pool)) for s in finalists]
+    return max(judged, key=lambda c: c.score)
+
+
+def _same(a: Sampled, b: Sampled) -> bool:
+    return a.kind == b.kind and all(torch.equal(a.values[name], b.values[name]) for name in a.values)

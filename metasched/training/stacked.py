@@ -1,0 +1,186 @@
+"""Many inner runs of one problem at once: torch.vmap over a stacked state.
+
+    s_{t+1}[i] = f(s_t[i], c_t[i], seed[i]),   i = 1 ... N,   by the operations of one step on tensors [N, ...]
+
+The forward pass is mapped; the gradients are those of the sum of the losses, in which each run has a term of its own.
+The optimizer works on the stacked tensors: its rules are elementwise, and the runs share its hyper-parameters. Batches
+and draws are those of each run's seed. So the numbers are those of the loop up to rounding, and on the CPU, where
+``mapping_pays``, the same bits for the models of this package (logistic noise: with batches of multiples of 16).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+
+import torch
+from torch import nn
+
+from metasched.io.environment import cpu_model
+from metasched.methods.base import Evaluating
+from metasched.network.quantize import Tensors
+from metasched.tasks.base import Stored
+from metasched.training.finite import FINITE, each_finite
+from metasched.training.loop import train
+from metasched.training.stacked_norm import with_mapped_norms
+from metasched.training.step import InnerProblem, TrainingState, training_loss
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_LANES = 8  # channels that the CPU normalizes together; it rounds the rest in another way
+_SMALL = 100_000  # parameters
+_FEW = 4  # runs
+
+
+def mapping_pays(problem: InnerProblem, runs: int) -> bool:
+    """Whether so many runs are faster mapped than one after the other, with the same numbers.
+
+    On a GPU always. On the CPU from 4 runs of networks of at most 100,000 parameters, which spend their time between
+    the operations (measured: docs/hypergradients.md), without convolutions, and with batch normalizations of multiples
+    of 8 channels: the last bits of others, and of products under autocast, depend on how many runs are mapped; and so
+    they do on other processors than Intel's. Nowhere if the method evaluates the loss, or if examples are read from
+    disk.
+    """
+    module = problem.network.module
+    if isinstance(problem.network.method, Evaluating) or isinstance(problem.task.train, Stored):
+        return False
+    if next(module.parameters()).device.type != "cpu":
+        return runs > 1
+    small = sum(p.numel() for p in module.parameters()) <= _SMALL
+    exact = products_keep_bits() and all(_same_bits_mapped(m) for m in module.modules())
+    return runs >= _FEW and small and not problem.autocast and exact
+
+
+def gradient_mapping_pays(problem: InnerProblem, runs: int) -> bool:
+    """Whether so many hypergradients are taken by one mapped sweep: on a GPU, where ``mapping_pays``.
+
+    Not on a CPU: the last bits of sums over runs would depend on how many runs a process is given.
+    """
+    device = next(problem.network.module.parameters()).device
+    return device.type != "cpu" and mapping_pays(problem, runs)
+
+
+@cache
+def products_keep_bits() -> bool:
+    """Whether the CPU's products of many matrices have the bits of the products one by one.
+
+    Seen on Intel's processors, and not on an AMD EPYC, where products go other ways through the same library.
+    """
+    return "Intel" in cpu_model()
+
+
+def _same_bits_mapped(m: nn.Module) -> bool:
+    if isinstance(m, nn.modules.batchnorm._BatchNorm):
+        return m.num_features % _LANES == 0
+    return not isinstance(m, _CONVOLUTIONS)
+
+
+def train_each(
+    problem: InnerProblem, controls: Mapping[str, torch.Tensor], seeds: Sequence[int]
+) -> list[TrainingState]:
+    """The states after T steps from each seed under the same controls ({control: [T, L]}), mapped where that pays."""
+    if mapping_pays(problem, len(seeds)):
+        try:
+            end = train_mapped(problem, {n: v.expand(len(seeds), *v.shape) for n, v in controls.items()}, seeds)
+            return [of_run(end, i) for i in range(len(seeds))]
+        except RuntimeError:  # what torch.vmap refuses; any other reason comes up again below
+            pass
+    return [train(problem.with_seed(seed), controls).state for seed in seeds]
+
+
+def train_mapped(problem: InnerProblem, controls: Mapping[str, torch.Tensor], seeds: Sequence[int]) -> TrainingState:
+    """Train for T steps from each seed, all at once.
+
+    Args:
+        problem: what all runs train; its own seed plays no part.
+        controls: {control: [N, T, L]}.
+        seeds: N of them.
+
+    Returns:
+        the stacked state (see ``stacked``); ``of_run`` takes one out of it.
+
+    Raises:
+        RuntimeError: torch.vmap refuses the model or the method: one that looks at values, or draws random numbers
+            from torch's global generator (dropout).
+    """
+    problem, each = mappable(problem), torch.tensor(seeds, dtype=torch.int64)
+    first = [{name: v[i, 0] for name, v in controls.items()} for i in range(len(seeds))]
+    state = stacked(problem, [problem.with_seed(s).initial(f) for s, f in zip(seeds, first, strict=True)])
+    for step in range(problem.steps):
+        now = {name: v[:, step] for name, v in controls.items()}
+        state, _, _ = mapped_step(problem, state, now, each, step, differentiable=False)
+    return state
+
+
+def mappable(problem: InnerProblem) -> InnerProblem:
+    """The problem for ``mapped_step``: with batch normalizations that torch.vmap maps without rounding differently."""
+    return replace(problem, network=replace(problem.network, module=with_mapped_norms(problem.network.module)))
+
+
+def mapped_step(
+    problem: InnerProblem,
+    state: TrainingState,
+    controls: Tensors,
+    seeds: torch.Tensor,
+    step: int,
+    *,
+    differentiable: bool,
+) -> tuple[TrainingState, torch.Tensor, Tensors]:
+    """``inner_step`` of all runs.
+
+    Args:
+        problem: a ``mappable`` one.
+        state: stacked.
+        controls: of this step, {control: [N, L]}.
+        seeds: [N], int64 on the CPU.
+        differentiable: as for ``inner_step``.
+
+    Returns:
+        the new stacked state, the detached losses [N], and the gradients of the parameters.
+    """
+    params = state.params if differentiable else {n: p.detach().requires_grad_() for n, p in state.params.items()}
+    buffers = {name: b.clone() for name, b in state.buffers.items()}  # the forward pass updates them in place
+
+    def loss_of(
+        params: Tensors, buffers: Tensors, method: Tensors, controls: Tensors, seed: torch.Tensor
+    ) -> tuple[torch.Tensor, Tensors]:
+        run = replace(problem, seed=seed)
+        return training_loss(run, TrainingState(params, buffers, {}, method, {}), controls, step)
+
+    def settle(
+        params: Tensors, proposed: Tensors, method: Tensors, controls: Tensors, seed: torch.Tensor
+    ) -> tuple[Tensors, Tensors]:
+        run = replace(problem, seed=seed)
+        return run.network.update(params, proposed, method, controls, run.seed, step)
+
+    with torch.enable_grad():
+        losses, method = torch.vmap(loss_of)(params, buffers, state.method, controls, seeds)
+        found = torch.autograd.grad(losses.sum(), list(params.values()), create_graph=differentiable, allow_unused=True)
+    grads = {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(params.items(), found, strict=True)}
+    with torch.set_grad_enabled(differentiable):
+        proposed, optimizer = problem.optimizer.update(params, grads, state.optimizer, problem.hyper_at(step))
+        settled, method = torch.vmap(settle)(params, proposed, method, controls, seeds)
+    if not differentiable:
+        settled, method = ({name: t.detach() for name, t in part.items()} for part in (settled, method))
+    finite = each_finite([losses, *controls.values(), *proposed.values(), *optimizer.values()])
+    health = {FINITE: state.health[FINITE] & finite}
+    return TrainingState(settled, buffers, optimizer, method, health), losses.detach(), grads
+
+
+def stacked(problem: InnerProblem, states: Sequence[TrainingState]) -> TrainingState:
+    """One state of all runs, [N, ...] each tensor, from theirs after the same number of steps.
+
+    What the optimizer has once for all parameters, such as the number of steps, stays as it is.
+    """
+    params, buffers, own, method, health = (
+        {name: torch.stack([part[name] for part in parts]) for name in parts[0]} for parts in zip(*states, strict=True)
+    )
+    optimizer = {
+        name: own[name] if t.dim() else states[0].optimizer[name] for name, t in problem.optimizer.init(params).items()
+    }
+    return TrainingState(params, buffers, optimizer, method, health)
+
+
+def of_run(state: TrainingState, run: int) -> TrainingState:
+    """The state of one run out of a stacked one."""
+    return TrainingState(*({name: t[run].clone() if t.dim() else t for name, t in part.items()} for part in state))

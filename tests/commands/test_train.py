@@ -1,0 +1,78 @@
+"""What ``train`` may read, and how its verdict names the winner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import metasched.commands.train
+from metasched.commands.train import train
+from metasched.config.schema import (
+    CompareConfig,
+    Experiment,
+    MetaConfig,
+    MethodConfig,
+    RunConfig,
+    ScheduleConfig,
+    TaskConfig,
+    TrackingConfig,
+)
+from metasched.core.errors import MetaschedError
+from metasched.evaluation.compare import compare
+from metasched.evaluation.comparison import Comparison
+from metasched.io.run_folder import RunFolder
+from metasched.meta.start import learned_controls
+from metasched.methods import build_method
+from metasched.tasks import Task, build_task
+from metasched.tracking.console import open_console
+from metasched.training import problem
+
+
+class Sealed(Task):
+    """A task whose test split cannot be read before the seal is broken."""
+
+    broken = False
+
+    def __getattribute__(self, name: str) -> Any:
+        assert name != "test" or Sealed.broken, "the test split was read"
+        return super().__getattribute__(name)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Task:
+        return Sealed(**vars(Task(**vars(self)).to(device, dtype)))
+
+
+def test_the_test_split_is_read_by_the_comparison_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(*arguments: Any) -> Comparison:
+        Sealed.broken = True
+        return compare(*arguments)
+
+    monkeypatch.setattr(Sealed, "broken", False)
+    monkeypatch.setattr(problem, "build_task", lambda config: Sealed(**vars(build_task(config))))
+    monkeypatch.setattr(metasched.commands.train, "compare", opened)
+    problem.build_problem.cache_clear()
+    experiment = Experiment(
+        task=TaskConfig(model="mlp", width=2, steps=3, batch=16, train=32, validation=16, test=16),
+        method=MethodConfig(name="inq"),
+        schedule=ScheduleConfig(start="best", knots=3, hidden=2),
+        meta=MetaConfig(steps=1, runs=1, select_runs=1),
+        compare=CompareConfig(seeds=2, baselines=("inq_linear",)),
+        tracking=TrackingConfig(wandb="disabled"),
+        run=RunConfig(workers=1),
+    )
+    with open(tmp_path / "out", "w") as stream:
+        result = train(experiment, RunFolder.claim(tmp_path / "run"), open_console(stream))
+    problem.build_problem.cache_clear()
+    assert Sealed.broken and result["verdict"][0]["horizon"] == 3
+
+
+def test_learned_controls() -> None:
+    controls = build_method(MethodConfig(name="joint")).controls
+    assert learned_controls(Experiment(), controls) == ["noise_scale", "noise_mean", "freeze_fraction"]
+    some = Experiment(schedule=ScheduleConfig(learn=("freeze_fraction",)))
+    assert learned_controls(some, controls) == ["freeze_fraction"]
+    wrong = Experiment(schedule=ScheduleConfig(learn=("noise_scale", "noise")))
+    with pytest.raises(MetaschedError, match=r"schedule\.learn\[1\]: joint has no control 'noise'"):
+        learned_controls(wrong, controls)
