@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import metasched.exchange.export
+import metasched.exchange.schedule_file
 from metasched.core import layer as layers
 from metasched.core.errors import MetaschedError
 from metasched.core.layer import Layer
@@ -200,10 +200,10 @@ def test_a_schedule_too_large_to_read_is_not_written(tmp_path: Any, golden: str)
 
 def test_a_schedule_of_the_largest_size_is_written(tmp_path: Any, golden: str, monkeypatch: pytest.MonkeyPatch) -> None:
     file = loads(golden, "schedule.json")
-    monkeypatch.setattr(metasched.exchange.export, "MAX_BYTES", len(golden))
+    monkeypatch.setattr(metasched.exchange.schedule_file, "MAX_BYTES", len(golden))
     write_schedule(tmp_path / "schedule.json", file)
     assert read_schedule(tmp_path / "schedule.json") == file
-    monkeypatch.setattr(metasched.exchange.export, "MAX_BYTES", len(golden) - 1)
+    monkeypatch.setattr(metasched.exchange.schedule_file, "MAX_BYTES", len(golden) - 1)
     with pytest.raises(MetaschedError, match="would be larger"):
         write_schedule(tmp_path / "schedule.json", file)
 
