@@ -1,0 +1,186 @@
+"""Work in this process whose outcome is recorded: name -> a function that gives its entries (see scripts/golden.py).
+
+Everything is in float64 and tiny: digits, a small network, a few steps.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from typing import Any
+
+import torch
+
+from metasched import (
+    Experiment,
+    MethodConfig,
+    build_problem,
+    export,
+    find_unroll,
+    hand_coded,
+    hardened_score,
+    progress_of_steps,
+    train,
+)
+from metasched.config import MetaConfig, OptimizerConfig, RunConfig, ScheduleConfig, TaskConfig
+from metasched.exchange.export import dumps
+from metasched.exchange.format import Provenance
+from metasched.hypergradients import build_estimator
+from metasched.hypergradients.base import OuterLoss, control_gradient
+from metasched.hypergradients.tangent import slope_along
+from metasched.meta.runs import PooledRuns
+from metasched.randomness import generator
+from metasched.schedules.learnable import LearnableSchedule, build_learnable
+from metasched.training.pool import Pool
+
+Entry = torch.Tensor | Mapping[str, torch.Tensor] | list[float] | str
+Entries = dict[str, Entry]
+
+STEPS, WINDOW, SEED = 6, 2, 11
+PARTS = ("params", "buffers", "optimizer", "method", "health")
+
+METHODS: dict[str, tuple[MethodConfig, str]] = {  # variant -> method, hand-coded schedule
+    "ste": (MethodConfig(name="ste"), "ste"),
+    "ana": (MethodConfig(name="ana", forward="random"), "ana_linear"),
+    "inq_magnitude": (MethodConfig(name="inq", partition="magnitude"), "inq_linear"),
+    "inq_random": (MethodConfig(name="inq", partition="random"), "inq_linear"),
+    "inq_relaxation": (MethodConfig(name="inq", partition="relaxation"), "inq_linear"),
+    "joint": (MethodConfig(name="joint", scale="least_squares"), "joint_linear"),
+    "gxnor": (MethodConfig(name="gxnor"), "gxnor_cosine"),
+    "metropolis": (MethodConfig(name="metropolis"), "metropolis_geometric"),
+    "metropolis_adaptive": (MethodConfig(name="metropolis", cooling="adaptive"), "metropolis_geometric"),
+    "metropolis_batch": (MethodConfig(name="metropolis", energy="batch", blocks=2), "metropolis_geometric"),
+}
+OPTIMIZERS = {  # eps far above rounding: derivatives through Adam else multiply it where a gradient is almost 0
+    "sgd": OptimizerConfig(name="sgd", lr=0.05, weight_decay=1e-3, decay="cosine"),
+    "adam": OptimizerConfig(name="adam", lr=0.02, weight_decay=1e-3, eps=1e-2),
+    "adamw": OptimizerConfig(name="adamw", lr=0.02, weight_decay=0.1, decay="linear", eps=1e-2),
+}
+ENGINES = ("sweep", "higher", "unroll", "truncated")
+DIFFERENTIATED = ("ana", "inq_magnitude", "joint", "gxnor", "metropolis")
+OBJECTIVES = ("relaxed", "trajectory")
+ESTIMATORS = ("sweep", "es", "pes", "nres", "mixed", "auto")  # and forward, which takes a run for each parameter
+
+
+def experiment_of(variant: str, optimizer: str = "adam", model: Any = "mlp", width: int = 8, **meta: Any) -> Experiment:
+    """A tiny experiment with a variant of METHODS."""
+    method, start = METHODS[variant]
+    kind = "family" if meta.get("estimator") == "forward" else "network"
+    return Experiment(
+        task=TaskConfig(model=model, width=width, steps=STEPS, batch=16, train=64, validation=32, test=32),
+        optimizer=OPTIMIZERS[optimizer],
+        method=method,
+        schedule=ScheduleConfig(start=start, kind=kind, knots=3, hidden=2),
+        meta=MetaConfig(runs=2, window=WINDOW, **meta),
+        run=RunConfig(workers=1, dtype="float64"),
+    )
+
+
+def controls_of(experiment: Experiment) -> dict[str, torch.Tensor]:
+    """What the hand-coded schedule of an experiment gives each layer at each step."""
+    start = hand_coded(experiment.method.name)[experiment.schedule.start]
+    return dict(start(progress_of_steps(STEPS), build_problem(experiment).network.layers))
+
+
+def training(variant: str, optimizer: str) -> Entries:
+    """A whole inner run: losses, final state, hardened score."""
+    experiment = experiment_of(variant, optimizer, "convnet", width=3)
+    problem = build_problem(experiment).with_seed(SEED)
+    state, losses = train(problem, controls_of(experiment))
+    scores = [hardened_score(problem, state, problem.task.test)]
+    return {"losses": losses, "scores": scores, **{part: getattr(state, part) for part in PARTS}}
+
+
+def engine(name: str, variant: str, optimizer: str = "adam", objective: Any = "hardened") -> Entries:
+    """The derivative of the outer loss in the controls, by one engine."""
+    experiment = experiment_of(variant, optimizer)
+    problem = build_problem(experiment, relaxation=0.3).with_seed(SEED)
+    unroll = find_unroll(name, window=WINDOW if name == "truncated" else None)
+    found = control_gradient(unroll, problem, widened(controls_of(experiment)), OuterLoss(objective))
+    return {"loss": torch.tensor(found.loss), "scores": [found.score], **dict(found.wrt)}
+
+
+def forward_engine(variant: str) -> Entries:
+    """The slope of the outer loss along a direction in the controls, by forward mode."""
+    experiment = experiment_of(variant)
+    problem = build_problem(experiment, relaxation=0.3).with_seed(SEED)
+    controls = widened(controls_of(experiment))
+    direction = {c: torch.rand(v.shape, generator=generator(SEED, "direction")) for c, v in controls.items()}
+    found = slope_along(problem, controls, direction, OuterLoss("hardened"))
+    return {"loss": torch.tensor(found.loss), "scores": [found.score], "slope": torch.tensor(found.slope)}
+
+
+def widened(controls: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """With noise that never gets narrow, as while learning."""
+    return {name: v.clamp_min(0.35) if name == "noise_scale" else v for name, v in controls.items()}
+
+
+def learnable(experiment: Experiment) -> LearnableSchedule:
+    """A learnable schedule at parameters of its own: those that fit its start are found to a few digits less."""
+    network = build_problem(experiment).network
+    controls = network.method.controls
+    start = hand_coded(experiment.method.name)[experiment.schedule.start]
+    learn = [c.name for c in controls]
+    schedule = build_learnable(experiment.schedule, controls, start, learn, network.layers, SEED)
+    with torch.no_grad():
+        for i, p in enumerate(schedule.parameters()):
+            p.copy_(0.3 * torch.randn(p.shape, generator=generator(SEED, "golden", i), dtype=p.dtype))
+    return schedule
+
+
+def estimator(name: str, variant: str, estimates: int = 3) -> Entries:
+    """Estimates that follow each other, as many as there are windows in a run."""
+    experiment = experiment_of(variant, estimator=name)
+    schedule, own, entries = learnable(experiment), build_estimator(experiment.meta), {}
+    with Pool(1) as pool:
+        runs = PooledRuns(experiment, pool)
+        state = own.begin(schedule, runs)
+        for step in range(estimates):
+            estimate = own.estimate(schedule, runs, [SEED + 2 * step, SEED + 2 * step + 1], state)
+            state = estimate.state
+            gradients = [torch.cat([g.flatten() for g in found.gradient]) for found in estimate.found]
+            entries[f"loss {step}"] = torch.tensor([found.loss for found in estimate.found])
+            entries[f"gradient {step}"] = torch.stack(gradients)
+            entries[f"notes {step}"] = {note: torch.tensor(value) for note, value in estimate.notes.items()}
+    return {**entries, "state": dict(state)}
+
+
+def exported(kind: Any) -> Entries:
+    """The text of a schedule file, without its version."""
+    experiment = experiment_of("joint")
+    experiment = replace(experiment, schedule=replace(experiment.schedule, kind=kind))
+    problem, schedule = build_problem(experiment), learnable(experiment)
+    file = export(
+        schedule,
+        method_name="joint",
+        method_parameters={"levels": "ternary"},
+        controls=problem.network.method.controls,
+        layers=problem.network.layers,
+        knots=schedule.knots,
+        interpolation="linear",
+        provenance=Provenance(kind="learned", name="golden", seeds=(SEED,)),
+    )
+    text, count = re.subn(r'"version": \d+', '"version": ?', dumps(file))
+    assert count == 1, count
+    return {"text": text, **values_of(file)}
+
+
+def values_of(file: Any) -> dict[str, Entry]:
+    """The curves of a schedule file, {control: [L, K]}."""
+    return {name: torch.tensor(curves) for name, curves in file.values.items()}
+
+
+CASES: dict[str, Callable[[], Entries]] = {
+    **{f"training/{m}/{o}": partial(training, m, o) for m, o in product(METHODS, OPTIMIZERS)},
+    **{f"engine/{e}/{m}": partial(engine, e, m) for e, m in product(ENGINES, DIFFERENTIATED)},
+    **{f"engine/{e}/joint/{o}": partial(engine, e, "joint", o) for e, o in product(ENGINES, ("sgd", "adamw"))},
+    **{f"engine/sweep/joint/{o}": partial(engine, "sweep", "joint", objective=o) for o in OBJECTIVES},
+    **{f"engine/forward/{m}": partial(forward_engine, m) for m in DIFFERENTIATED},
+    **{f"estimator/{e}/joint": partial(estimator, e, "joint") for e in ESTIMATORS},
+    **{f"estimator/{e}/ana": partial(estimator, e, "ana") for e in ESTIMATORS},
+    "estimator/forward/inq_random": partial(estimator, "forward", "inq_random", estimates=1),
+    **{f"export/{kind}": partial(exported, kind) for kind in ("network", "family")},
+}
