@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 
-from metasched.files import environment
+from metasched.io.environment import environment
 
 FOLDER = Path(__file__).parents[1] / "tests" / "golden"
 FILES = ("cases", "runs")

@@ -25,16 +25,16 @@ from metasched import (
     progress_of_steps,
     train,
 )
-from metasched.config import MetaConfig, OptimizerConfig, RunConfig, ScheduleConfig, TaskConfig
-from metasched.exchange.export import dumps
+from metasched.config.schema import MetaConfig, OptimizerConfig, RunConfig, ScheduleConfig, TaskConfig
+from metasched.core.randomness import generator
+from metasched.engines.base import OuterLoss, control_gradient
+from metasched.engines.tangent import slope_along
+from metasched.estimators import build_estimator
 from metasched.exchange.format import Provenance
-from metasched.hypergradients import build_estimator
-from metasched.hypergradients.base import OuterLoss, control_gradient
-from metasched.hypergradients.tangent import slope_along
-from metasched.meta.runs import PooledRuns
-from metasched.randomness import generator
+from metasched.exchange.schedule_file import dumps
+from metasched.runs.pool import Pool
+from metasched.runs.pooled import PooledRuns
 from metasched.schedules.learnable import LearnableSchedule, build_learnable
-from metasched.training.pool import Pool
 
 Entry = torch.Tensor | Mapping[str, torch.Tensor] | list[float] | str
 Entries = dict[str, Entry]

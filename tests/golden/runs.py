@@ -18,7 +18,7 @@ from unittest import mock
 import torch
 import yaml
 
-import metasched.meta.train
+import metasched.commands.train
 from metasched import read_schedule
 from metasched.cli import main
 
@@ -103,7 +103,7 @@ def trained(name: str, *, stopped: bool = False) -> Entries:
     sections = TRAINED[name]
     with prepared(**sections) as (config, folder):
         if stopped:
-            with mock.patch("metasched.meta.train.write_checkpoint", interrupting(call=3)):
+            with mock.patch("metasched.commands.train.write_checkpoint", interrupting(call=3)):
                 command("train", config, "--folder", folder, code=130)
             assert not (folder / "schedule.json").exists()
             command("train", "--resume", folder)
@@ -115,7 +115,7 @@ def trained(name: str, *, stopped: bool = False) -> Entries:
 
 def interrupting(call: int) -> Callable[..., None]:
     """``write_checkpoint`` that is interrupted instead of a call, from 0: the call after n outer steps has number n."""
-    write, calls = metasched.meta.train.write_checkpoint, []
+    write, calls = metasched.commands.train.write_checkpoint, []
 
     def interrupted(*arguments: Any) -> None:
         calls.append(1)
