@@ -14,7 +14,8 @@ class FieldInfo(NamedTuple):
 
     Attributes:
         path: dotted, ``meta.steps``.
-        type: for the reader: ``int``, ``adam|sgd``, ``[int, ...]`` for a list of any length.
+        type: for the reader: ``int``, ``adam|sgd``, ``[int, ...]`` for a list of any length, ``{match, ...}`` for a
+            mapping with these fields.
         default: what it is when left out.
         description: the docstring under the field.
     """
@@ -28,8 +29,8 @@ class FieldInfo(NamedTuple):
 def fields(section: type = Experiment, prefix: str = "") -> Iterator[FieldInfo]:
     """All fields of a section and of the sections in it, in the order in which they are written.
 
-    >>> next(f for f in fields() if f.path == "optimizer.name").type
-    'sgd|adam|adamw'
+    >>> next(f for f in fields() if f.path == "run.dtype").type
+    'float32|float64'
     """
     for name, info in section.__pydantic_fields__.items():  # type: ignore[attr-defined]
         path = f"{prefix}{name}"
@@ -42,12 +43,17 @@ def fields(section: type = Experiment, prefix: str = "") -> Iterator[FieldInfo]:
 def names_in(section_path: tuple[str, ...]) -> list[str]:
     """Names of the fields and sections directly in a section; empty where there is no such section.
 
-    >>> "meta" in names_in(()) and "steps" in names_in(("meta",))
+    >>> "meta" in names_in(()) and "steps" in names_in(("meta",)) and "match" in names_in(("optimizer", "groups", "0"))
     True
     """
-    depth = len(section_path)
-    paths = [f.path.split(".") for f in fields()]
-    return list(dict.fromkeys(p[depth] for p in paths if tuple(p[:depth]) == section_path and len(p) > depth))
+    section: Any = Experiment
+    for part in section_path:
+        if part.isdigit():  # an item of a list of sections
+            section = next(iter(get_args(section)), None)
+        else:
+            info = getattr(section, "__pydantic_fields__", {}).get(part)
+            section = info.annotation if info else None
+    return list(getattr(section, "__pydantic_fields__", ()))
 
 
 _PLAIN = {int: "int", float: "float", bool: "true|false", str: "text", type(None): "null"}
@@ -56,6 +62,8 @@ _PLAIN = {int: "int", float: "float", bool: "true|false", str: "text", type(None
 def _type_name(annotation: Any) -> str:
     if annotation in _PLAIN:
         return _PLAIN[annotation]
+    if is_dataclass(annotation):
+        return "{" + ", ".join(annotation.__pydantic_fields__) + "}"  # type: ignore[attr-defined]
     parts = get_args(annotation)
     origin = get_origin(annotation)
     if origin is Literal:
@@ -64,4 +72,6 @@ def _type_name(annotation: Any) -> str:
         return _type_name(parts[0])
     if origin is tuple:
         return "[" + ", ".join("..." if p is Ellipsis else _type_name(p) for p in parts) + "]"
+    if origin is dict:
+        return "{name: " + _type_name(parts[1]) + "}"
     return "|".join(_type_name(p) for p in parts)  # a union

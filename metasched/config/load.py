@@ -229,7 +229,8 @@ def _explain(
     problem = _NOT_OURS.sub("", message)
     for theirs, ours in _WORDS.items():
         problem = problem.replace(theirs, ours)
-    info = next(f for f in fields() if f.path == dotted.split("[")[0])
+    path = dotted.split("[")[0]
+    info = next(f for f in fields() if f"{path}.".startswith(f"{f.path}."))
     about = f" [{info.description}]" if info.description else ""
     near = difflib.get_close_matches(str(value), info.type.split("|"), n=1)
     fix = f"did you mean {near[0]!r}?" if near else f"give {info.type}, such as the default {_show(info.default)}"
@@ -246,6 +247,7 @@ _WORDS = {
     "Field required": "an item is missing",
     "a valid tuple": "a list",
     "a valid string": "text",
+    "a valid dictionary": "a mapping",
 }
 
 
@@ -275,16 +277,15 @@ _READ_BY = (  # section, field, and the `name`s of the section that read it
     ("method", "cooling", ("metropolis",)),
     ("method", "energy", ("metropolis",)),
     ("method", "blocks", ("metropolis",)),
-    ("optimizer", "momentum", ("sgd",)),
     ("task", "image_size", ("imagenet",)),
-    ("optimizer", "betas", ("adam", "adamw")),
-    ("optimizer", "eps", ("adam", "adamw")),
 )
 
 
 def _contradictions(experiment: Experiment, place: Callable[[str], str]) -> list[MetaschedError]:
     """Fields that are well-formed, but not together."""
-    problems = []
+    from metasched.training.optimizers.check import contradictions  # its rules are in torch
+
+    problems = list(contradictions(experiment.optimizer, place))
     defaults = {f.path: f.default for f in fields()}
     for section, field, names in _READ_BY:
         part, path = getattr(experiment, section), f"{section}.{field}"

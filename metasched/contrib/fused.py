@@ -16,19 +16,20 @@ import torch
 from metasched.contrib.kernels.coefficients import COEFFICIENTS
 from metasched.contrib.kernels.transition import transition_step
 from metasched.contrib.packed import PackedState, pack_state, unpack_state
+from metasched.core.errors import MetaschedError
 from metasched.core.randomness import derive_seed
 from metasched.methods.gxnor import GXNOR
 from metasched.network.quantize import ControlRows, rows
 from metasched.training.finite import FINITE, all_finite
 from metasched.training.loop import InnerRun
-from metasched.training.optimizers import SGD, Adam, AdamW
+from metasched.training.optimizers import SGD, Adam, AdamW, Optimizer
 from metasched.training.step import InnerProblem, TrainingState, training_loss
 
 # optimizer -> its row in COEFFICIENTS, and the names of its moments
-_OPTIMIZERS: dict[type, tuple[str, tuple[str, ...]]] = {
-    SGD: ("sgd", ("momentum_buffer",)),
-    Adam: ("adam", ("exp_avg", "exp_avg_sq")),
-    AdamW: ("adamw", ("exp_avg", "exp_avg_sq")),
+_OPTIMIZERS: dict[Optimizer, tuple[str, tuple[str, ...]]] = {
+    SGD(): ("sgd", ("momentum_buffer",)),
+    Adam(): ("adam", ("exp_avg", "exp_avg_sq")),
+    AdamW(): ("adamw", ("exp_avg", "exp_avg_sq")),
 }
 
 
@@ -38,7 +39,13 @@ def train_fused(problem: InnerProblem, controls: Mapping[str, torch.Tensor]) -> 
     Args:
         problem: in float32, with GXNOR as its method.
         controls: ``temperature``.
+
+    Raises:
+        MetaschedError: an optimizer that the operator does not have: with clipping, groups or Nesterov's momentum.
     """
+    if problem.optimizer not in _OPTIMIZERS:
+        why = "is not in the fused operator, which has plain SGD, Adam and AdamW"
+        raise MetaschedError("optimizer", why, "leave out clipping, groups and nesterov, or use train_packed")
     packed = pack_state(problem.network, problem.initial(rows(controls, 0)))
     losses = []
     for step in range(problem.steps):
@@ -67,7 +74,7 @@ def fused_step(
     hyper = problem.hyper_at(step)
     with torch.no_grad():
         rest, optimizer = problem.optimizer.update(packed.rest.params, grads, before.optimizer, hyper)
-        name, names = _OPTIMIZERS[type(problem.optimizer)]
+        name, names = _OPTIMIZERS[problem.optimizer]
         values = {key: float(value) for key, value in hyper.items()}
         coefficients = COEFFICIENTS[name](values, int(optimizer.get("step", 0)))
         for i, layer in enumerate(network.layers):

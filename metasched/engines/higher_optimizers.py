@@ -9,9 +9,9 @@ cannot see: torch.utils.checkpoint inside a forward method recomputes with the n
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,6 +35,7 @@ __all__ = [
     "DifferentiableAdamW",
     "DifferentiableOptimizer",
     "DifferentiableSGD",
+    "OfRule",
     "differentiable",
     "monkeypatch",
     "refuse",
@@ -55,8 +56,9 @@ REFUSED_OPTIONS: dict[str, str] = {
 class _Exact(DifferentiableOptimizer):
     """A ``higher`` optimizer that hands each parameter group to a pure rule."""
 
-    rule: ClassVar[Optimizer]
-    options: ClassVar[tuple[str, ...]]
+    rule: Optimizer
+    options: tuple[str, ...]
+    names: Sequence[str] = ()  # of the parameters of the one group; none: their indices
 
     def __init__(self, other: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> None:
         _refuse_options(other)
@@ -73,12 +75,13 @@ class _Exact(DifferentiableOptimizer):
         # higher cuts the parameters' graph when it does not track, but would leave that of the state to grow.
         with nullcontext() if self._track_higher_grads else torch.no_grad():
             for index, (group, grads) in enumerate(zip(self.param_groups, grouped_grads, strict=True)):
-                params = {str(i): p for i, p in enumerate(group["params"])}
+                names = self.names or [str(i) for i in range(len(grads))]
+                params = dict(zip(names, group["params"], strict=True))
                 hyper = {**group, **dict(zip(("beta1", "beta2"), group.get("betas", ()), strict=False))}
                 if index not in self._states:
                     self._states[index] = _resume(self.rule.init(params), self.state[index])
                 new_params, self._states[index] = self.rule.update(
-                    params, {str(i): g for i, g in enumerate(grads)}, self._states[index], hyper
+                    params, dict(zip(names, grads, strict=True)), self._states[index], hyper
                 )
                 group["params"] = list(new_params.values())
 
@@ -106,6 +109,22 @@ class DifferentiableAdamW(_Exact):
 
     rule = AdamW()
     options = DifferentiableAdam.options
+
+
+class OfRule(_Exact):
+    """Any of our optimizers, clipping and parameter groups included, by the names that they know the parameters by.
+
+    ``override`` takes the hyper-parameters of the rule, and each step needs all of them.
+
+    Args:
+        rule: the optimizer.
+        named: the parameters of the model, in the order of the lists that ``step`` takes and gives.
+    """
+
+    def __init__(self, rule: Optimizer, named: Iterable[tuple[str, torch.Tensor]]) -> None:
+        names, params = zip(*named, strict=True)
+        self.rule, self.options, self.names = rule, rule.hyperparameters, names
+        super().__init__(torch.optim.SGD(params, lr=0.0), params)  # which higher takes the list of parameters from
 
 
 DIFFERENTIABLE: dict[type[torch.optim.Optimizer], type[_Exact]] = {

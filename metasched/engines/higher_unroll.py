@@ -6,9 +6,6 @@ Exact, with the optimizers of ``higher_optimizers``; memory grows with T times t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -22,26 +19,21 @@ from metasched.engines.base import (
     judge,
     judged_steps,
 )
-from metasched.engines.higher_optimizers import DIFFERENTIABLE, differentiable, monkeypatch, refuse
+from metasched.engines.higher_optimizers import OfRule, monkeypatch, refuse
 from metasched.network.quantize import Tensors, rows
 from metasched.training.finite import FINITE, all_finite
-from metasched.training.step import Hyper, InnerProblem, training_loss
-
-_TORCH: dict[type, Callable[..., torch.optim.Optimizer]] = {
-    type(exact.rule): known for known, exact in DIFFERENTIABLE.items()
-}
+from metasched.training.step import InnerProblem, training_loss
 
 
 def unroll(problem: InnerProblem, controls: Controls, outer: OuterLoss) -> Unrolled:
     """Train under the controls ({control: [T, L]}) and keep the graph from the outer loss back to them.
 
     Raises:
-        MetaschedError: hooks or an optimizer that ``higher`` would get wrong.
+        MetaschedError: hooks that ``higher`` would get wrong.
     """
     network = problem.network
     names = [name for name, _ in network.module.named_parameters()]
-    optimizer = _TORCH[type(problem.optimizer)](network.module.parameters(), lr=0.0)
-    refuse(network.module, optimizer)
+    refuse(network.module, torch.optim.SGD(network.module.parameters(), lr=0.0))
     fmodel = monkeypatch(network.module, copy_initial_weights=True, track_higher_grads=True)
     fmodel.train()
 
@@ -50,7 +42,7 @@ def unroll(problem: InnerProblem, controls: Controls, outer: OuterLoss) -> Unrol
 
     state = problem.initial(rows(controls, 0))
     params = {name: p if p.requires_grad else p.requires_grad_() for name, p in state.params.items()}
-    diffopt = differentiable(optimizer, network.module.parameters())
+    diffopt = OfRule(problem.optimizer, network.module.named_parameters())
     losses, scores, dead = [], [], 0
     for step in range(problem.steps):
         now = rows(controls, step)
@@ -65,7 +57,7 @@ def unroll(problem: InnerProblem, controls: Controls, outer: OuterLoss) -> Unrol
         proposed = diffopt.step(
             loss,
             params=[params[name] for name in names],
-            override=_override(problem.hyper_at(step)),
+            override={name: [value] for name, value in problem.hyper_at(step).items()},
             grad_callback=keep_gradients,
         )
         dead += dead_layers(problem, dict(zip(names, seen, strict=True)))
@@ -85,11 +77,3 @@ def unroll(problem: InnerProblem, controls: Controls, outer: OuterLoss) -> Unrol
 def estimate(schedule: nn.Module, problem: InnerProblem, outer: OuterLoss) -> Hypergradient:
     """The exact hypergradient by unrolling with ``higher``."""
     return estimate_by(unroll, schedule, problem, outer)
-
-
-def _override(hyper: Hyper) -> dict[str, list[Any]]:
-    """This step's hyper-parameters as ``higher`` takes them: a list with one value for the one parameter group."""
-    values: dict[str, list[Any]] = {k: [v] for k, v in hyper.items() if not k.startswith("beta")}
-    if "beta1" in hyper:
-        values["betas"] = [(hyper["beta1"], hyper["beta2"])]
-    return values

@@ -155,7 +155,7 @@ _COSTS: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Cost]] = WeakKeyDi
 
 def cost(problem: InnerProblem, controls: Controls, outer: OuterLoss) -> Cost:
     """Measured at the second step, where all that ever carries a derivative does; once for each shape of a problem."""
-    shape = (type(problem.optimizer), problem.task.batch_size, len(problem.task.validation.x), outer.objective)
+    shape = (problem.optimizer, problem.task.batch_size, len(problem.task.validation.x), outer.objective)
     known = _COSTS.setdefault(problem.network.module, {})
     if shape not in known:
         recording, state = begin(problem, controls, outer, (1,), Single())

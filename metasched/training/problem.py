@@ -10,9 +10,8 @@ from metasched.config.schema import Experiment, RunConfig
 from metasched.core.errors import MetaschedError
 from metasched.methods import build_method
 from metasched.network.quantize import quantize
-from metasched.schedules.base import progress_of_steps
 from metasched.tasks import build_task
-from metasched.training.optimizers import learning_rate, recipe
+from metasched.training.optimizers import learning_rates, recipe
 from metasched.training.step import InnerProblem
 
 
@@ -26,8 +25,8 @@ def build_problem(experiment: Experiment, *, steps: int | None = None, relaxatio
         relaxation: width of the relaxed freeze mask, to learn through; 0 is the exact partition.
 
     Raises:
-        MetaschedError: a device that is not there or cannot do what is asked, data that cannot be read, or a model
-            that does not fit them.
+        MetaschedError: a device that is not there or cannot do what is asked, data that cannot be read, a model that
+            does not fit them, or a parameter group without a member.
     """
     steps = steps or experiment.task.steps
     dtype = getattr(torch, experiment.run.dtype)
@@ -41,8 +40,8 @@ def build_problem(experiment: Experiment, *, steps: int | None = None, relaxatio
         torch.manual_seed(0)
         model = task.build().to(experiment.run.device, dtype)
     network = quantize(model, method, task.train.x[:2], first=experiment.quantize.first, last=experiment.quantize.last)
-    optimizer, defaults = recipe(experiment.optimizer)
-    rates = tuple(learning_rate(experiment.optimizer, float(u)) for u in progress_of_steps(steps))
+    optimizer, defaults = recipe(experiment.optimizer, network.module)
+    rates = learning_rates(experiment.optimizer, steps)
     return InnerProblem(
         network, task, optimizer, {**defaults, "lr": rates}, steps, seed=0, autocast=experiment.run.autocast
     )

@@ -3,9 +3,10 @@
     s_{t+1}[i] = f(s_t[i], c_t[i], seed[i]),   i = 1 ... N,   by the operations of one step on tensors [N, ...]
 
 The forward pass is mapped; the gradients are those of the sum of the losses, in which each run has a term of its own.
-The optimizer works on the stacked tensors: its rules are elementwise, and the runs share its hyper-parameters. Batches
-and draws are those of each run's seed. So the numbers are those of the loop up to rounding, and on the CPU, where
-``mapping_pays``, the same bits for the models of this package (logistic noise: with batches of multiples of 16).
+The runs share the optimizer's hyper-parameters. A rule that is elementwise works on the stacked tensors; others, such
+as clipping by the norm of a run's gradients, are mapped too. Batches and draws are those of each run's seed. So the
+numbers are those of the loop up to rounding, and on the CPU, where ``mapping_pays``, the same bits for the models of
+this package (logistic noise: with batches of multiples of 16).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from metasched.network.quantize import Tensors
 from metasched.tasks.base import Stored
 from metasched.training.finite import FINITE, each_finite
 from metasched.training.loop import train
+from metasched.training.optimizers import update_stacked
 from metasched.training.stacked_norm import with_mapped_norms
 from metasched.training.step import InnerProblem, TrainingState, training_loss
 
@@ -158,7 +160,7 @@ def mapped_step(
         found = torch.autograd.grad(losses.sum(), list(params.values()), create_graph=differentiable, allow_unused=True)
     grads = {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(params.items(), found, strict=True)}
     with torch.set_grad_enabled(differentiable):
-        proposed, optimizer = problem.optimizer.update(params, grads, state.optimizer, problem.hyper_at(step))
+        proposed, optimizer = update_stacked(problem.optimizer, params, grads, state.optimizer, problem.hyper_at(step))
         settled, method = torch.vmap(settle)(params, proposed, method, controls, seeds)
     if not differentiable:
         settled, method = ({name: t.detach() for name, t in part.items()} for part in (settled, method))

@@ -18,9 +18,7 @@ from metasched.core.randomness import derive_seed
 from metasched.network.quantize import ControlRows, QuantizedNetwork, Tensors
 from metasched.tasks.base import Task
 from metasched.training.finite import FINITE, all_finite
-from metasched.training.optimizers import Optimizer
-
-Hyper = Mapping[str, float | torch.Tensor]  # of one step
+from metasched.training.optimizers import Hyper, Optimizer
 
 
 class TrainingState(NamedTuple):

@@ -82,7 +82,7 @@ class Weights:
         """A step by the package's optimizer and transition, in torch operations, with torch's random numbers."""
         w = unpack(self.states, self.grad.shape, self.scale, ternary())
         state = {"step": torch.tensor(9), "exp_avg.w": self.moments[0], "exp_avg_sq.w": self.moments[1]}
-        proposed, state = OPTIMIZERS["adam"]().update({"w": w}, {"w": self.grad}, state, HYPER)
+        proposed, state = OPTIMIZERS["adam"].rule().update({"w": w}, {"w": self.grad}, state, HYPER)
         k = discrete_transition(w + 1, proposed["w"] - w, 2, STEEPNESS, torch.rand_like(w))
         self.states = pack(k - 1, self.scale, ternary())
         self.moments = [state["exp_avg.w"], state["exp_avg_sq.w"]]

@@ -13,6 +13,7 @@ from metasched.contrib.fused import fused_step, train_fused
 from metasched.contrib.kernels.gated_xnor import bit_planes, gated_off, gated_product, ternary_linear
 from metasched.contrib.kernels.philox import uniform
 from metasched.contrib.packed import bytes_kept, pack_state
+from metasched.core.errors import MetaschedError
 from metasched.core.randomness import derive_seed
 from metasched.methods import build_method
 from metasched.models import build_model
@@ -132,4 +133,11 @@ def test_a_trained_layer_runs_on_bit_planes() -> None:
 def test_other_methods_are_refused() -> None:
     inner = problem(MethodConfig(name="metropolis"), OPTIMIZERS[0])
     with pytest.raises(AssertionError, match="GXNOR"):
+        train_fused(inner, temperatures(inner))
+
+
+@pytest.mark.parametrize("setting", [{"clip_norm": 1.0}, {"name": "sgd", "nesterov": True}], ids=str)
+def test_optimizers_that_the_operator_does_not_have_are_refused(setting: dict) -> None:
+    inner = problem(METHODS[0], OptimizerConfig(**setting))
+    with pytest.raises(MetaschedError, match="optimizer: is not in the fused operator"):
         train_fused(inner, temperatures(inner))

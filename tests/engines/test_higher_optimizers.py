@@ -66,7 +66,7 @@ def test_equals_torch_optim_from_a_warm_start(name, options):
 @pytest.mark.parametrize(("name", "options"), CASES, ids=IDS)
 def test_hypergradients_equal_the_pure_path_with_weights_changed_after_each_step(name, options):
     model, (x, y) = network(), data(NUM_STEPS + 1)
-    rule = OPTIMIZERS[name]()
+    rule = OPTIMIZERS[name].rule()
     flat = {**options, **dict(zip(("beta1", "beta2"), options.get("betas", ()), strict=False))}
     values = {k: torch.full((NUM_STEPS,), flat[k], requires_grad=True) for k in rule.hyperparameters}
     gate = torch.full((NUM_STEPS,), 0.3, requires_grad=True)  # a soft freeze of the first layer

@@ -96,7 +96,7 @@ def problem_with(momentum: float, rates: torch.Tensor) -> InnerProblem:
     task = quadratic_task(torch.from_numpy(CURVATURE), torch.from_numpy(TARGET))
     network = quantize(task.build(), Gain(), task.train.x[:2], last=True)
     hyper = {"lr": rates, "momentum": momentum, "weight_decay": 0.0}
-    return InnerProblem(network, task, OPTIMIZERS["sgd"](), hyper, NUM_STEPS, seed=0)
+    return InnerProblem(network, task, OPTIMIZERS["sgd"].rule(), hyper, NUM_STEPS, seed=0)
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])

@@ -152,7 +152,7 @@ def quadratic(curvature: np.ndarray, target: np.ndarray, rates: torch.Tensor, mo
     task = quadratic_task(torch.from_numpy(curvature), torch.from_numpy(target))
     network = quantize(task.build(), Gain(), task.train.x[:2], last=True)
     hyper = {"lr": rates, "momentum": momentum, "weight_decay": 0.0}
-    return InnerProblem(network, task, OPTIMIZERS["sgd"](), hyper, len(rates), seed=0)
+    return InnerProblem(network, task, OPTIMIZERS["sgd"].rule(), hyper, len(rates), seed=0)
 
 
 QUADRATIC = quadratic(CURVATURE, TARGET, torch.from_numpy(RATES))

@@ -209,7 +209,7 @@ def quadratic(steps: int) -> LocalRuns:
     task = quadratic_task(torch.tensor([0.7]), torch.tensor([0.4]))
     network = quantize(task.build(), Gain(), task.train.x[:2], last=True)
     hyper = {"lr": 0.3, "momentum": 0.0, "weight_decay": 0.0}
-    here = InnerProblem(network, task, OPTIMIZERS["sgd"](), hyper, steps, seed=0)
+    here = InnerProblem(network, task, OPTIMIZERS["sgd"].rule(), hyper, steps, seed=0)
     return LocalRuns(here, here, OuterLoss("hardened"), find_unroll("unroll"))
 
 
@@ -342,7 +342,7 @@ def test_an_operation_without_a_forward_derivative_is_refused_in_a_line():
     network = quantize(nn.Sequential(nn.Linear(1, 1, bias=False), Double()), Gain(), task.train.x[:2], last=True)
     own = replace(task, build=lambda: nn.Sequential(nn.Linear(1, 1, bias=False), Double()))
     hyper = {"lr": 0.3, "momentum": 0.0, "weight_decay": 0.0}
-    here = InnerProblem(network, own, OPTIMIZERS["sgd"](), hyper, 2, seed=0)
+    here = InnerProblem(network, own, OPTIMIZERS["sgd"].rule(), hyper, 2, seed=0)
     gains = {"gain": torch.ones(2, 1)}
     with pytest.raises(MetaschedError, match=r"^model: has an operation without a forward derivative .*sweep$"):
         slope_along(here, gains, gains, OuterLoss())

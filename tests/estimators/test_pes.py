@@ -110,7 +110,7 @@ def problem() -> InnerProblem:
     task = quadratic_task(CURVATURE, TARGET)
     network = quantize(task.build(), Shift(), task.train.x[:2], last=True)
     hyper = {"lr": tuple(RATES.tolist()), "momentum": 0.0, "weight_decay": 0.0}
-    return InnerProblem(network, task, OPTIMIZERS["sgd"](), hyper, STEPS, seed=0)
+    return InnerProblem(network, task, OPTIMIZERS["sgd"].rule(), hyper, STEPS, seed=0)
 
 
 def loss_of(w: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
     g <- g + decay w,    m <- keep1 m + gain1 g,    v <- keep2 v + gain2 g^2
     dw = size m / (sqrt(v) + eps) + shrink w        (without v: dw = size m + shrink w; without m: m = g)
 
-The formulas are those of training/optimizers.py, with the bias corrections of Adam taken into ``size`` and ``eps``.
+The formulas are those of training/optimizers, with the bias corrections of Adam taken into ``size`` and ``eps``.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def test_it_is_the_optimizer_and_the_transition(rule: str, hyper: dict[str, floa
     values = torch.tensor(levels.levels)
     index = torch.randint(top + 1, (rows, n // rows))
     states = pack(values[index] * scale, scale, levels)
-    optimizer = OPTIMIZERS[rule]()
+    optimizer = OPTIMIZERS[rule].rule()
     state = optimizer.init({"w": index.double()})
     moments = [torch.zeros(n, dtype=torch.float32) for _ in range(COEFFICIENTS[rule](hyper, 1).moments)]
     for t in (1, 2, 3, 4):

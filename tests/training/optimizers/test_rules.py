@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +10,7 @@ from torch import nn
 from torch.func import functional_call
 
 from metasched.config.schema import OptimizerConfig
-from metasched.training.optimizers import OPTIMIZERS, SGD, Adam, AdamW, learning_rate, recipe
+from metasched.training.optimizers import OPTIMIZERS, SGD, Adam, AdamW, recipe
 
 TORCH = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 CASES = [
@@ -45,7 +43,7 @@ def torch_options(hyper: dict[str, float]) -> dict:
 def unroll(name, model, x, y, hyper, create_graph=False):
     """Weights after len(x) steps; hyper: name -> a number for all steps or a tensor [T]."""
     params = {k: p.detach().clone().requires_grad_() for k, p in model.named_parameters()}
-    rule = OPTIMIZERS[name]()
+    rule = OPTIMIZERS[name].rule()
     state = rule.init(params)
     for t in range(len(x)):
         loss = nn.functional.mse_loss(functional_call(model, params, (x[t],)), y[t])
@@ -151,7 +149,7 @@ def test_dead_units_give_finite_hypergradients(name, eps):
 def test_zero_as_number_and_as_tensor_give_the_same_weights(name):
     model, (x, y) = network(), data(5)
     hyper = dict(lr=0.05, momentum=0.0, weight_decay=0.0, beta1=0.0, beta2=0.0, eps=0.01)
-    numbers = {k: hyper[k] for k in OPTIMIZERS[name].hyperparameters}
+    numbers = {k: hyper[k] for k in OPTIMIZERS[name].rule().hyperparameters}
     tensors = {k: torch.full((5,), v, requires_grad=True) for k, v in numbers.items()}
     a, b = unroll(name, model, x, y, numbers), unroll(name, model, x, y, tensors)
     for key in a:
@@ -185,7 +183,7 @@ def test_adam_does_not_feel_the_scale_of_the_loss(gradients, scale):
 
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
 def test_a_parameter_without_gradient_stays_and_inputs_are_not_changed(name):
-    rule = OPTIMIZERS[name]()
+    rule = OPTIMIZERS[name].rule()
     params = {"a": torch.ones(2), "b": torch.ones(3), "c": torch.ones(1)}
     state = rule.init(params)
     before = {k: s.clone() for k, s in state.items()}
@@ -202,7 +200,7 @@ def test_a_parameter_without_gradient_stays_and_inputs_are_not_changed(name):
 
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
 def test_maps_over_a_population(name):
-    rule = OPTIMIZERS[name]()
+    rule = OPTIMIZERS[name].rule()
     generator = torch.Generator().manual_seed(7)
     p, g = torch.randn(5, 3, generator=generator), torch.randn(5, 3, generator=generator)
     lr = torch.rand(5, generator=generator)
@@ -221,23 +219,5 @@ def test_recipe_is_the_rule_and_just_its_hyperparameters(name):
     config = OptimizerConfig(name=name, lr=0.3, momentum=0.5, betas=(0.8, 0.95), eps=1e-4, weight_decay=0.01)
     rule, hyper = recipe(config)
     known = dict(lr=0.3, momentum=0.5, beta1=0.8, beta2=0.95, eps=1e-4, weight_decay=0.01)
-    assert type(rule) is OPTIMIZERS[name]
+    assert type(rule) is OPTIMIZERS[name].rule
     assert hyper == {k: known[k] for k in rule.hyperparameters}
-
-
-def test_learning_rate_follows_torchs_schedulers():
-    steps = 11
-    for decay, make in {
-        "constant": lambda o: torch.optim.lr_scheduler.ConstantLR(o, factor=1.0),
-        "cosine": lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=steps - 1),
-        "linear": lambda o: torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.0, total_iters=steps - 1),
-    }.items():
-        config = OptimizerConfig(**{"lr": 0.2, "decay": decay})
-        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.2)
-        scheduler = make(optimizer)
-        for t in range(steps):
-            assert learning_rate(config, t / (steps - 1)) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-15)
-            optimizer.step()
-            scheduler.step()
-    assert learning_rate(OptimizerConfig(decay="cosine"), 1.0) == 0.0
-    assert math.isclose(learning_rate(OptimizerConfig(lr=0.2, decay="cosine"), 1 / 3), 0.15)
