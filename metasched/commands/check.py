@@ -29,8 +29,10 @@ from metasched.engines.base import OuterLoss, control_gradient
 from metasched.engines.finite_differences import TOLERANCE, error_against_differences, outer_loss, uphill
 from metasched.estimators.smoothed import smoothed_gradient
 from metasched.meta.start import learned_controls
+from metasched.methods import METHODS, build_method
 from metasched.methods.base import Control
 from metasched.network.quantize import Tensors
+from metasched.schedules.space import at_shares
 from metasched.tracking.console import Console
 from metasched.training.problem import build_problem
 from metasched.training.step import InnerProblem
@@ -42,22 +44,6 @@ _REPORTED = 5  # points from one line of progress to the next
 _DRAWS_PER_POINT = 3  # points at a kink are drawn anew, but not for ever
 _STEPS, _TRAIN, _VALIDATION, _BATCH = 3, 256, 64, 16
 _PAIRS, _SMOOTHING = 16, 0.1  # of the smoothed gradient; its width as a share of the control's range
-
-
-def _soft_noise(experiment: Experiment) -> bool:
-    return experiment.method.forward == "expectation" and experiment.method.backward == "noise"
-
-
-# method -> is what the inner steps compute smooth in its controls, almost everywhere?
-SMOOTH: dict[str, Callable[[Experiment], bool]] = {
-    "float": lambda experiment: True,
-    "ste": lambda experiment: False,
-    "ana": _soft_noise,
-    "inq": lambda experiment: experiment.method.activation_levels is None,
-    "joint": _soft_noise,
-    "gxnor": lambda experiment: False,
-    "metropolis": lambda experiment: False,
-}
 
 
 class ControlGate(NamedTuple):
@@ -120,7 +106,7 @@ def random_controls(controls: Sequence[Control], steps: int, num_layers: int, se
         shares = 0.25 + 0.5 * torch.rand(steps, num_layers, generator=draws, dtype=torch.float64)
         if c.direction != "free":
             shares = shares.sort(0, descending=c.direction == "nonincreasing").values
-        values[c.name] = c.low + (c.high - c.low) * shares
+        values[c.name] = at_shares(c, shares)
     return values
 
 
@@ -140,7 +126,7 @@ def _gates(experiment: Experiment, console: Console) -> dict[str, ControlGate]:
     problem = build_problem(experiment, relaxation=experiment.meta.relaxation)
     declared, num_layers = problem.network.method.controls, len(problem.network.layers)
     learned = learned_controls(experiment, declared)
-    smooth = experiment.meta.objective == "relaxed" and SMOOTH[experiment.method.name](experiment)
+    smooth = experiment.meta.objective == "relaxed" and METHODS[experiment.method.name].smooth(experiment.method)
     gate: _Gate = _by_differences if smooth else _by_agreement
     unroll = find_unroll(experiment.meta.estimator, window=problem.steps)  # what is cut off is not what is checked
     points = max(POINTS, num_layers)
@@ -247,7 +233,9 @@ def _failed(experiment: Experiment, name: str, result: ControlGate) -> Metasched
     path = f"check: {name}"
     if result.error == 0:
         fix = "leave it out of schedule.learn"
-        if name == "freeze_fraction" and experiment.meta.relaxation == 0:
+        method = build_method(experiment.method)
+        surrogate = any(c.name == name and c.gradient == "surrogate" for c in method.controls)
+        if surrogate and experiment.meta.relaxation == 0 and method.relaxed(1.0) != method:
             fix = f"set meta.relaxation above 0, or {fix}"
         return MetaschedError(path, "its hypergradient is zero at every point", fix)
     if result.error <= TOLERANCE or math.isnan(result.error):

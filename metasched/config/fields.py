@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import is_dataclass
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
-from metasched.config.schema import Experiment
+from metasched.config.schema import Experiment, MethodConfig
+from metasched.methods import METHODS
 
 
 class FieldInfo(NamedTuple):
@@ -34,10 +35,36 @@ def fields(section: type = Experiment, prefix: str = "") -> Iterator[FieldInfo]:
     """
     for name, info in section.__pydantic_fields__.items():  # type: ignore[attr-defined]
         path = f"{prefix}{name}"
-        if is_dataclass(info.annotation):
+        if info.annotation is MethodConfig:
+            yield from _of_methods(f"{path}.")
+        elif is_dataclass(info.annotation):
             yield from fields(info.annotation, f"{path}.")  # type: ignore[arg-type]
         else:
-            yield FieldInfo(path, _type_name(info.annotation), info.default, info.description or "")
+            yield FieldInfo(path, _type_name(info.annotation), info.default, _description(section, name))
+
+
+def _description(section: type, name: str) -> str:
+    """The docstring under a field, in the section or in the one that it inherits the field from."""
+    inherited = (getattr(c, "__pydantic_fields__", {}).get(name) for c in section.__mro__)
+    return next((info.description for info in inherited if info is not None and info.description), "")
+
+
+def _of_methods(prefix: str) -> Iterator[FieldInfo]:
+    """What all methods have, then the parameters of each, once each, with the methods that have it."""
+    name, *shared = fields(MethodConfig, prefix)
+    about = "; ".join(f"{spec.name}: {spec.summary}" for spec in METHODS.values())
+    yield name._replace(type="|".join(METHODS), description=about)
+    yield from shared
+    first: dict[str, FieldInfo] = {}
+    readers: dict[str, dict[str, list[str]]] = {}  # path -> description -> methods
+    for spec in METHODS.values():
+        for field in fields(spec.config, prefix):
+            if field.path.removeprefix(prefix) in spec.parameters:
+                first.setdefault(field.path, field)
+                readers.setdefault(field.path, {}).setdefault(field.description, []).append(spec.name)
+    for path, field in first.items():
+        texts = [f"{description} ({', '.join(names)})" for description, names in readers[path].items()]
+        yield field._replace(description="; ".join(texts))
 
 
 def names_in(section_path: tuple[str, ...]) -> list[str]:
@@ -46,9 +73,17 @@ def names_in(section_path: tuple[str, ...]) -> list[str]:
     >>> "meta" in names_in(()) and "steps" in names_in(("meta",)) and "match" in names_in(("optimizer", "groups", "0"))
     True
     """
+    depth = len(section_path)
+    paths = [f.path.split(".") for f in fields()]
+    known = list(dict.fromkeys(p[depth] for p in paths if tuple(p[:depth]) == section_path and len(p) > depth))
+    return known or _names_in_item(section_path)
+
+
+def _names_in_item(section_path: tuple[str, ...]) -> list[str]:
+    """Names of the fields of an item of a list of sections, such as ``optimizer.groups.0``."""
     section: Any = Experiment
     for part in section_path:
-        if part.isdigit():  # an item of a list of sections
+        if part.isdigit():
             section = next(iter(get_args(section)), None)
         else:
             info = getattr(section, "__pydantic_fields__", {}).get(part)

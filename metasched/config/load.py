@@ -21,17 +21,20 @@ from typing import Any, cast
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import to_jsonable_python
+from pydantic_core import ErrorDetails, to_jsonable_python
 
 from metasched.config.fields import FieldInfo, fields, names_in
 from metasched.config.schema import Experiment, MethodConfig
 from metasched.core.errors import MetaschedError
+from metasched.core.field_types import REFUSED
 from metasched.io.strict_yaml import parse, read_mapping
+from metasched.methods import build_method
+from metasched.methods.config import DEFAULT
+from metasched.methods.spec import CEILING, find_method
 from metasched.quantizers.levels import level_set
 
 MAX_PROBLEMS = 20
 _ADAPTER: TypeAdapter[Experiment] = TypeAdapter(cast(Any, Experiment))
-_METHOD: TypeAdapter[MethodConfig] = TypeAdapter(cast(Any, MethodConfig))
 
 
 class ConfigErrors(MetaschedError):
@@ -77,7 +80,7 @@ def _validated(document: dict[str, Any], place: Callable[[str], str]) -> Experim
         experiment = _ADAPTER.validate_python(document)
     except ValidationError as error:
         found = error.errors(include_url=False)
-        problems = [_explain(e["type"], e["msg"], e["loc"], e["input"], place) for e in found[:MAX_PROBLEMS]]
+        problems = [_explain(e, place) for e in found[:MAX_PROBLEMS]]
         left = len(found) - len(problems)
     else:
         problems = _contradictions(experiment, place)
@@ -92,14 +95,15 @@ def require_learnable(experiment: Experiment) -> None:
     Raises:
         MetaschedError: the method has no controls, or none of them is to be learned.
     """
-    if experiment.method.name in ("float", "ste"):
-        problem = f"there is nothing to learn for {experiment.method.name}, which has no controls"
-        raise MetaschedError("method.name", problem, "set it to ana, inq or joint")
+    if not build_method(experiment.method).controls:
+        name = experiment.method.name
+        problem = f"there is nothing to learn for {name}, which has no controls"
+        raise MetaschedError("method.name", problem, f"set it to another method, such as {DEFAULT}")
     if experiment.schedule.learn == ():
         raise MetaschedError("schedule.learn", "is empty, so that there is nothing to learn", "name controls in it")
 
 
-# what every method but float reads
+# what every method reads but the one without quantization
 QUANTIZERS = ("levels", "activation_levels", "scale", "granularity", "activation_scale")
 
 
@@ -119,11 +123,11 @@ def of_method(
     """
     if name == config.name:
         return config
-    own = {f for section, f, names in _READ_BY if section == "method" and name in names}
-    shared = {} if name == "float" else {f: getattr(config, f) for f in QUANTIZERS}
-    tree = {"name": name, **shared, **{f: v for f, v in (parameters or {}).items() if f in own}}
+    spec = find_method(name)
+    shared = {} if name == CEILING else {f: getattr(config, f) for f in QUANTIZERS}
+    own = {f: v for f, v in (parameters or {}).items() if f in spec.parameters}
     try:
-        return _METHOD.validate_python(tree)
+        return spec.config(name=name, **shared, **own)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
@@ -148,7 +152,7 @@ def with_fields(experiment: Experiment, given: Sequence[str], path: str) -> Expe
     document = to_dict(experiment)
     for name, _, text in pairs:
         if name == "method.name" and text != experiment.method.name:
-            document["method"] = {f: v for f, v in document["method"].items() if f in QUANTIZERS and text != "float"}
+            document["method"] = {f: v for f, v in document["method"].items() if f in QUANTIZERS and text != CEILING}
     for name, _, text in pairs:
         _override(document, name, text)
     return _validated(document, lambda field: f"{path}: {field}")
@@ -214,10 +218,9 @@ def _override(document: dict[str, Any], name: str, text: str) -> str:
     return name
 
 
-def _explain(
-    kind: str, message: str, location: tuple[int | str, ...], value: object, place: Callable[[str], str]
-) -> MetaschedError:
+def _explain(error: ErrorDetails, place: Callable[[str], str]) -> MetaschedError:
     """What pydantic found, in our words."""
+    kind, location, value = error["type"], error["loc"], error["input"]
     section = tuple(str(part) for part in location[:-1])
     name = str(location[-1])
     dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)[1:]
@@ -226,7 +229,9 @@ def _explain(
     if kind == "dataclass_type":
         known = ", ".join(names_in((*section, name)))
         return MetaschedError(place(dotted), f"must be a section, got {_show(value)}", f"it has the fields {known}")
-    problem = _NOT_OURS.sub("", message)
+    if kind == REFUSED:
+        return MetaschedError(place(dotted), error["ctx"]["problem"], error["ctx"]["fix"])  # pyright: ignore
+    problem = _NOT_OURS.sub("", error["msg"])
     for theirs, ours in _WORDS.items():
         problem = problem.replace(theirs, ours)
     path = dotted.split("[")[0]
@@ -267,16 +272,6 @@ def _show(value: object) -> str:
 
 
 _READ_BY = (  # section, field, and the `name`s of the section that read it
-    ("method", "noise", ("ana", "joint", "gxnor", "metropolis")),
-    ("method", "forward", ("ana", "joint")),
-    ("method", "backward", ("ana", "joint")),
-    ("method", "partition", ("inq", "joint")),
-    ("method", "steepness", ("gxnor", "metropolis")),
-    ("method", "half_width", ("gxnor", "metropolis")),
-    ("method", "uphill", ("metropolis",)),
-    ("method", "cooling", ("metropolis",)),
-    ("method", "energy", ("metropolis",)),
-    ("method", "blocks", ("metropolis",)),
     ("task", "image_size", ("imagenet",)),
 )
 
@@ -298,9 +293,6 @@ def _contradictions(experiment: Experiment, place: Callable[[str], str]) -> list
             _ = name is None or level_set(name, place(f"method.{field}"))
         except MetaschedError as error:
             problems.append(error)
-    if experiment.method.blocks > 1 and experiment.method.energy != "batch":
-        problem = "has no effect, because method.energy is first_order"
-        problems.append(MetaschedError(place("method.blocks"), problem, "leave it out; it is for batch"))
     if not experiment.compare.horizons:
         problems.append(MetaschedError(place("compare.horizons"), "is empty", "give at least one, such as [1]"))
     return problems

@@ -2,55 +2,30 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import field
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, Field, SerializeAsAny, WrapValidator
 from pydantic.dataclasses import dataclass
-from pydantic_core import PydanticCustomError
 
-_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
-
-
-def _not_boolean(value: object) -> object:
-    if isinstance(value, bool):  # pydantic, like Python, would take true for 1
-        raise PydanticCustomError("number_type", "Input should be a number, not true or false")
-    return value
-
-
-_UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-
-
-def _bytes(value: object) -> object:
-    """The number of bytes that a text such as 2 GiB means."""
-    if not isinstance(value, str):
-        return _not_boolean(value)
-    found = re.fullmatch(r"(\d{1,18}(?:\.\d+)?(?:e\d{1,2})?) *(?:([KMGT]i)?B)?", value.strip())
-    if found is None:
-        raise PydanticCustomError("bytes_type", "Input should be a number of bytes, or a size in KiB, MiB or GiB")
-    return int(float(found[1]) * _UNITS[f"{found[2] or ''}B"])
+from metasched.core.field_types import (
+    STRICT,
+    Boolean,
+    Bytes,
+    Float,
+    Int,
+    NonNegative,
+    PathText,
+    Positive,
+    Repeats,
+    Units,
+    Word,
+)
+from metasched.methods.config import MethodConfig as MethodConfig
+from metasched.methods.config import of_its_method
 
 
-def _printable(value: str) -> str:
-    if not value.isprintable():  # it is for a line of a terminal, a line of a file, or a path
-        raise PydanticCustomError("printable_type", "Input should be text that can be shown on one line")
-    return value
-
-
-Int = Annotated[int, BeforeValidator(_not_boolean), Field(le=2**63 - 1)]
-Float = Annotated[float, BeforeValidator(_not_boolean)]
-Boolean = Annotated[bool, Field(strict=True)]
-Word = Annotated[str, Field(max_length=64), AfterValidator(_printable)]
-PathText = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_printable)]
-Positive = Annotated[Int, Field(ge=1, le=10**9)]
-Repeats = Annotated[Int, Field(ge=1, le=10_000)]
-Units = Annotated[Int, Field(ge=1, le=2**16)]
-Bytes = Annotated[int, BeforeValidator(_bytes), Field(gt=0, le=2**63 - 1)]
-NonNegative = Annotated[Float, Field(ge=0)]
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class TaskConfig:
     """Data, model and length of an inner run."""
 
@@ -90,7 +65,7 @@ class Values(dict[str, float]):
         return hash(frozenset(self.items()))
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class GroupConfig:
     """A rule for some of the trained parameters; the first rule that matches a parameter decides."""
 
@@ -102,7 +77,7 @@ class GroupConfig:
     """in place of optimizer.weight_decay (default: that)"""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class OptimizerConfig:
     """The inner optimizer, as torch.optim defines it."""
 
@@ -144,46 +119,7 @@ class OptimizerConfig:
     """what an optimizer from outside this package reads besides, by name"""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
-class MethodConfig:
-    """The quantization method and its fixed parameters; what varies over training are its controls."""
-
-    name: Literal["float", "ste", "ana", "inq", "joint", "gxnor", "metropolis"] = "joint"
-    """no quantization, straight-through estimator, noise annealing (ANA), incremental freezing (INQ), or both at once;
-    or without float weights: discrete state transition (GXNOR), or Metropolis"""
-    levels: Word = "ternary"
-    """weight levels: binary, ternary, intB, uintB, balancedB, pow2_B, statesN (2^N + 1 of them)"""
-    activation_levels: Word | None = "ternary"
-    """activation levels; null keeps activations in float"""
-    scale: Literal["unit", "max", "least_squares", "pow2"] = "unit"
-    """size of a level unit; unit starts each weight near a threshold, as ANA does"""
-    granularity: Literal["tensor", "channel"] = "tensor"
-    """one scale for a weight tensor or one for each output channel"""
-    noise: Literal["uniform", "triangular", "normal", "logistic"] = "triangular"
-    """noise family (ana, joint); the window of the activations' derivative (gxnor, metropolis)"""
-    forward: Literal["expectation", "mode", "random"] = "mode"
-    """what the forward pass sees of the noise (ana, joint)"""
-    activation_scale: Annotated[Float, Field(gt=0)] = 1.0
-    """size of an activation quantum"""
-    backward: Literal["noise", "fixed"] = "noise"
-    """derivative of the noise's own width, or of a fixed half-width of 0.5 quanta (ANA's 2019 form)"""
-    partition: Literal["magnitude", "random", "relaxation"] = "magnitude"
-    """which weights freeze first (inq, joint): largest, random, or random partition relaxation"""
-    steepness: Annotated[Float, Field(gt=0)] = 3.0
-    """m, of the chance tanh(m |x|) that a step of x quanta below 1 moves its weight (gxnor, metropolis)"""
-    half_width: Annotated[Float, Field(gt=0)] = 0.5
-    """half-width of the window of the activations' derivative, in quanta (gxnor, metropolis)"""
-    uphill: Annotated[Float, Field(ge=0, le=0.5)] = 0.5
-    """share of jumps that are proposed against the optimizer's step (metropolis)"""
-    cooling: Literal["schedule", "adaptive"] = "schedule"
-    """temperature as scheduled, or times a factor for each layer that follows what is accepted (metropolis)"""
-    energy: Literal["first_order", "batch"] = "first_order"
-    """change of the loss by a jump: to first order, or evaluated on the batch for all jumps of a block (metropolis)"""
-    blocks: Repeats = 1
-    """parts of a layer that are accepted or rejected by themselves, a forward pass each (metropolis by energy batch)"""
-
-
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class QuantizeConfig:
     """Which layers are quantized."""
 
@@ -193,7 +129,7 @@ class QuantizeConfig:
     """quantize the last one"""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class ScheduleConfig:
     """What is learned and where it starts."""
 
@@ -209,7 +145,7 @@ class ScheduleConfig:
     """network only: units of each of the two hidden layers"""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class MetaConfig:
     """The outer loop."""
 
@@ -240,13 +176,13 @@ class MetaConfig:
     """half-width of the surrogate derivative of the hardened network, in quanta"""
     clip: Annotated[Float, Field(gt=0)] = 1.0
     """largest norm of one inner run's hypergradient"""
-    noise_floor: NonNegative = 0.35
-    """noise never falls below this while learning, in quanta; 0 switches it off"""
+    noise_floor: NonNegative | None = None
+    """lowest noise while learning, in quanta (default: as the method's control declares, 0.35); 0 switches it off"""
     select_runs: Repeats = 4
     """paired inner runs for each hand-coded schedule when `schedule.start` is best"""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class CompareConfig:
     """The comparison at the end of training and of `metasched compare`."""
 
@@ -259,7 +195,7 @@ class CompareConfig:
     """multiples of task.steps at which the schedules are played"""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class TuneConfig:
     """A hand-coded family tuned by search: `metasched tune`."""
 
@@ -279,7 +215,7 @@ class TuneConfig:
     """pbt only: steps between two exchanges"""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class OnlineConfig:
     """Learning while training once: `metasched online`."""
 
@@ -293,7 +229,7 @@ class OnlineConfig:
     """examples of the meta-validation part that judge a look-ahead (default: as many as task.batch)"""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class TrackingConfig:
     """Where metrics go besides the JSON lines of the run folder."""
 
@@ -303,7 +239,7 @@ class TrackingConfig:
     """wandb project"""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class RunConfig:
     """Where and with what the experiment runs."""
 
@@ -319,7 +255,7 @@ class RunConfig:
     """run the network in bfloat16 while training, where torch.autocast does; all else stays in float32"""
 
 
-@dataclass(frozen=True, kw_only=True, config=_STRICT)
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Experiment:
     """A whole experiment: one YAML file."""
 
@@ -329,7 +265,7 @@ class Experiment:
     """every random number of the experiment follows from it"""
     task: TaskConfig = field(default_factory=TaskConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    method: MethodConfig = field(default_factory=MethodConfig)
+    method: Annotated[SerializeAsAny[MethodConfig], WrapValidator(of_its_method)] = field(default_factory=MethodConfig)
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     meta: MetaConfig = field(default_factory=MetaConfig)

@@ -78,7 +78,7 @@ def fused_step(
         values = {key: float(value) for key, value in hyper.items()}
         coefficients = COEFFICIENTS[name](values, int(optimizer.get("step", 0)))
         for i, layer in enumerate(network.layers):
-            key = f"{layer.name}.weight"
+            key = layer.weight_key
             transition_step(
                 packed.weights[key],
                 grads[key],

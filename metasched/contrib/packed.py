@@ -46,7 +46,7 @@ def unpack_state(network: QuantizedNetwork, packed: PackedState) -> TrainingStat
     params = dict(packed.rest.params)
     for key, scale in _keys(network):
         params[key] = unpack(packed.weights[key], named[key].shape, packed.rest.method[scale], levels)
-    return packed.rest._replace(params={name: params[name] for name in named})
+    return packed.rest._replace(params={name: params[name] for name in [*named, *network.trainable(params)]})
 
 
 def train_packed(problem: InnerProblem, controls: Mapping[str, torch.Tensor]) -> InnerRun:
@@ -69,7 +69,7 @@ def bytes_kept(network: QuantizedNetwork, state: TrainingState | PackedState) ->
         whatever else the method keeps; ``rest``: other parameters with their moments, and buffers.
     """
     rest, packed = state if isinstance(state, PackedState) else (state, {})
-    chosen = {f"{layer.name}.weight" for layer in network.layers}
+    chosen = {layer.weight_key for layer in network.layers}
     weights = {**rest.params, **packed}
     moments = {key: t for key, t in rest.optimizer.items() if key.partition(".")[2] in chosen}
     kept = {
@@ -89,7 +89,7 @@ def _method(network: QuantizedNetwork) -> Discrete:
 def _keys(network: QuantizedNetwork) -> Iterator[tuple[str, str]]:
     """(parameter, its scale in the method's state) of each quantized layer."""
     for layer in network.layers:
-        yield f"{layer.name}.weight", f"{layer.name}/scale"
+        yield layer.weight_key, f"{layer.name}/scale"
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:

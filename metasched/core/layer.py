@@ -32,3 +32,13 @@ class Layer:
     fan_in: int
     num_weights: int
     bits: float
+
+    @property
+    def weight_key(self) -> str:
+        """The weight's name among the parameters of the network."""
+        return weight_key(self.name)
+
+
+def weight_key(layer: str) -> str:
+    """The name of a layer's weight among the parameters of the network, from the layer's name."""
+    return f"{layer}.weight"

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch.func import functional_call
 
+from metasched.core.layer import weight_key
 from metasched.deploy import simulator
 from metasched.deploy.stages import Array, IntegerNetwork, Thresholds
 from metasched.deploy.thresholds import SLACK
@@ -57,7 +58,7 @@ def float_twin(network: QuantizedNetwork, integer: IntegerNetwork, params: Tenso
     for layer in integer.weighted:
         steps = torch.tensor([float(s) for s in layer.steps], dtype=torch.float64, device=like.device)
         weight = torch.from_numpy(layer.weight).to(like)
-        deployed[f"{layer.name}.weight"] = weight * steps.reshape(-1, *[1] * (weight.dim() - 1))
+        deployed[weight_key(layer.name)] = weight * steps.reshape(-1, *[1] * (weight.dim() - 1))
 
     def twin(codes: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         seen: list[torch.Tensor] = []

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from metasched.core.errors import MetaschedError
+from metasched.core.layer import weight_key
 from metasched.deploy.stages import Array, Logits, Stage
 from metasched.deploy.thresholds import Channel
 from metasched.methods.tensors import LayerQuantizer
@@ -47,7 +48,7 @@ class Folding:
 
     def weight(self, name: str) -> tuple[Array, tuple[Fraction, ...], bool]:
         """Integer weights of a layer, the real size of a unit for each output, and whether they are on levels."""
-        w = self.tensors[f"{name}.weight"]
+        w = self.tensors[weight_key(name)]
         if not bool(w.isfinite().all()):
             raise unsupported(name, "has weights that are not finite", "train it again")
         if name not in {layer.name for layer in self.network.layers}:

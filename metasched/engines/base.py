@@ -140,7 +140,7 @@ def judged_steps(problem: InnerProblem, outer: OuterLoss) -> range:
 
 def dead_layers(problem: InnerProblem, gradients: Tensors) -> int:
     """How many quantized layers have a weight gradient that is zero everywhere."""
-    return sum(not bool(gradients[f"{layer.name}.weight"].detach().any()) for layer in problem.network.layers)
+    return sum(not bool(gradients[layer.weight_key].detach().any()) for layer in problem.network.layers)
 
 
 def control_gradient(unroll: Unroll, problem: InnerProblem, controls: Controls, outer: OuterLoss) -> ControlGradient:

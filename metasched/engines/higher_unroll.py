@@ -32,17 +32,19 @@ def unroll(problem: InnerProblem, controls: Controls, outer: OuterLoss) -> Unrol
         MetaschedError: hooks that ``higher`` would get wrong.
     """
     network = problem.network
-    names = [name for name, _ in network.module.named_parameters()]
+    own = [name for name, _ in network.module.named_parameters()]
     refuse(network.module, torch.optim.SGD(network.module.parameters(), lr=0.0))
     fmodel = monkeypatch(network.module, copy_initial_weights=True, track_higher_grads=True)
     fmodel.train()
 
     def call(params: Tensors, x: torch.Tensor) -> torch.Tensor:
-        return fmodel(x, params=[params[name] for name in names])
+        return fmodel(x, params=[params[name] for name in own])
 
     state = problem.initial(rows(controls, 0))
     params = {name: p if p.requires_grad else p.requires_grad_() for name, p in state.params.items()}
-    diffopt = OfRule(problem.optimizer, network.module.named_parameters())
+    names = [*own, *network.trainable(params)]
+    slots = [*network.module.parameters(), *(nn.Parameter(params[name].detach()) for name in names[len(own) :])]
+    diffopt = OfRule(problem.optimizer, zip(names, slots, strict=True))
     losses, scores, dead = [], [], 0
     for step in range(problem.steps):
         now = rows(controls, step)

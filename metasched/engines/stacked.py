@@ -53,7 +53,7 @@ class Stack:
 
     def dead_layers(self, problem: InnerProblem, gradients: Tensors) -> torch.Tensor:
         """How many quantized layers of each run have a weight gradient that is zero everywhere, [N]."""
-        weights = (gradients[f"{layer.name}.weight"].detach() for layer in problem.network.layers)
+        weights = (gradients[layer.weight_key].detach() for layer in problem.network.layers)
         return torch.stack([~w.flatten(1).any(1) for w in weights]).sum(0)
 
 

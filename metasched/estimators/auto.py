@@ -43,11 +43,11 @@ class Auto:
     """Hypergradients by whichever estimator is trusted at the moment.
 
     Attributes:
-        noise_floor: noise of exact runs never falls below this, in quanta.
+        noise_floor: of the exact runs, see Reverse.
         sigma: standard deviation of the perturbations of the pairs, in units of the parameters' scales.
     """
 
-    noise_floor: float
+    noise_floor: float | None
     sigma: float
 
     def begin(self, schedule: nn.Module, runs: Runs) -> State:

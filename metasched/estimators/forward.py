@@ -36,10 +36,10 @@ class Forward:
     """One hypergradient for each seed.
 
     Attributes:
-        noise_floor: noise never falls below this while learning, in quanta.
+        noise_floor: see Reverse.
     """
 
-    noise_floor: float
+    noise_floor: float | None
 
     def begin(self, schedule: nn.Module, runs: Runs) -> State:
         """Nothing is carried on."""
@@ -52,7 +52,7 @@ class Forward:
     def estimate(self, schedule: nn.Module, runs: Runs, seeds: Sequence[int], state: State) -> Estimate:
         """See Estimator."""
         problem = runs.problem
-        floored = Floored(schedule, self.noise_floor)
+        floored = Floored(schedule, problem.network.method.controls, self.noise_floor)
         controls, all_directions = directions(floored, problem)
         moving = [j for j, d in enumerate(all_directions) if any(bool(v.any()) for v in d.values())]
         asked = moving or [0]  # the loss is wanted in any case

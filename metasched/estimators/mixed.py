@@ -44,11 +44,11 @@ class Mixed:
     """One hypergradient from an inner run and an antithetic pair for each seed.
 
     Attributes:
-        noise_floor: noise of the exact part never falls below this, in quanta.
+        noise_floor: of the exact runs, see Reverse.
         sigma: standard deviation of the perturbations of the pairs, in units of the parameters' scales.
     """
 
-    noise_floor: float
+    noise_floor: float | None
     sigma: float
 
     def begin(self, schedule: nn.Module, runs: Runs) -> State:

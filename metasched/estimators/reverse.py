@@ -19,6 +19,7 @@ from metasched.config.schema import MetaConfig
 from metasched.core.layer import Layer
 from metasched.engines.base import ControlGradient, Hypergradient, pull_back
 from metasched.estimators.base import PLACE, Estimate, State, check_like
+from metasched.methods.base import Control
 from metasched.runs.local import Run, Runs
 from metasched.schedules.base import progress_of_steps
 
@@ -28,10 +29,10 @@ class Reverse:
     """One hypergradient for each seed.
 
     Attributes:
-        noise_floor: noise never falls below this while learning, in quanta.
+        noise_floor: lowest value of controls that declare one while learning, in place of theirs; None: theirs.
     """
 
-    noise_floor: float
+    noise_floor: float | None
 
     def begin(self, schedule: nn.Module, runs: Runs) -> State:
         """Nothing is carried on."""
@@ -54,10 +55,10 @@ class Differentiated(NamedTuple):
     found: list[Hypergradient]
 
 
-def differentiate(schedule: nn.Module, runs: Runs, seeds: Sequence[int], noise_floor: float) -> Differentiated:
+def differentiate(schedule: nn.Module, runs: Runs, seeds: Sequence[int], noise_floor: float | None) -> Differentiated:
     """One reverse pass for each seed, under the schedule with its noise floor."""
     problem = runs.problem
-    floored = Floored(schedule, noise_floor)
+    floored = Floored(schedule, problem.network.method.controls, noise_floor)
     values = floored(progress_of_steps(problem.steps), problem.network.layers)
     controls = {name: v.detach() for name, v in values.items()}
     in_controls = runs.gradients([Run(controls, seed) for seed in seeds])
@@ -65,22 +66,24 @@ def differentiate(schedule: nn.Module, runs: Runs, seeds: Sequence[int], noise_f
 
 
 class Floored(nn.Module):
-    """A schedule whose ``noise_scale`` stays at or above a floor; its parameters are the schedule's own.
+    """A schedule of which the controls with a ``learning_floor`` stay at or above it; its parameters are its own.
 
-    Hypergradients through noise narrower than about a tenth of a quantum explode.
+    Args:
+        schedule: any.
+        controls: of the method.
+        floor: for all controls that declare one, in place of theirs; None: theirs.
     """
 
-    def __init__(self, schedule: nn.Module, floor: float) -> None:
+    def __init__(self, schedule: nn.Module, controls: Sequence[Control], floor: float | None) -> None:
         super().__init__()
         self.schedule = schedule
-        self.floor = floor
+        own = {c.name: c.learning_floor for c in controls if c.learning_floor is not None}
+        self.floors = {name: value if floor is None else floor for name, value in own.items()}
 
     def forward(self, progress: torch.Tensor, layers: Sequence[Layer]) -> dict[str, torch.Tensor]:
         """Values {control: [T, L]} at progress [T]."""
         values = self.schedule(progress, layers)
-        if "noise_scale" in values:
-            values["noise_scale"] = values["noise_scale"].clamp_min(self.floor)
-        return values
+        return {n: v.clamp_min(self.floors[n]) if n in self.floors else v for n, v in values.items()}
 
 
 def build(meta: MetaConfig) -> Reverse:

@@ -9,8 +9,7 @@ from typing import Any
 
 from metasched.evaluation.statistics import PairedDifference, Summary, counted, holm, paired_difference, summarize
 from metasched.exchange.format import Spent
-
-FLOOR, CEILING = "ste", "float"  # the arms that every comparison has: no schedule at all, and no quantization
+from metasched.methods.spec import FLOOR
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from metasched.config.load import of_method, with_fields
 from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError, unknown_name
 from metasched.core.randomness import derive_seed
-from metasched.evaluation.comparison import CEILING, FLOOR
 from metasched.exchange.player import PlayedSchedule, check_method, warn_of_other_kinds
 from metasched.exchange.schedule_file import read_schedule
+from metasched.methods.spec import CEILING, FLOOR
 from metasched.network.quantize import QuantizedNetwork
 from metasched.schedules.base import Schedule
 from metasched.schedules.table import families, hand_coded

@@ -12,13 +12,14 @@ import torch
 
 from metasched.config.load import dump_yaml
 from metasched.config.schema import Experiment
-from metasched.evaluation.comparison import CEILING, FLOOR, Comparison
+from metasched.evaluation.comparison import Comparison
 from metasched.evaluation.contenders import Contender
 from metasched.evaluation.verdict import verdicts
 from metasched.io.atomic import write_atomic
 from metasched.io.environment import environment
 from metasched.io.json_text import json_text
 from metasched.io.run_folder import RunFolder
+from metasched.methods.spec import CEILING, FLOOR
 from metasched.tracking.plots import plot_differences, plot_schedule
 from metasched.training.problem import build_problem
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from metasched.evaluation.comparison import CEILING, FLOOR, Arm, Comparison
+from metasched.evaluation.comparison import Arm, Comparison
 from metasched.evaluation.statistics import PairedDifference, holm
+from metasched.methods.spec import CEILING, FLOOR
 
 _ALPHA = 0.05
 

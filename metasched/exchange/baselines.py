@@ -13,11 +13,8 @@ from metasched.core.layer import Layer
 from metasched.exchange.export import export
 from metasched.exchange.format import Provenance, ScheduleFile
 from metasched.exchange.schedule_file import write_schedule
-from metasched.methods.ana import NOISE_MEAN, NOISE_SCALE
-from metasched.methods.base import Control
-from metasched.methods.gxnor import STEP_TEMPERATURE
-from metasched.methods.inq import FREEZE_FRACTION
-from metasched.methods.metropolis import TEMPERATURE
+from metasched.methods import build_method
+from metasched.methods.config import MethodConfig
 from metasched.models.vgg8 import VGG8
 from metasched.schedules.curves import JUMP, RAMPS, HandCoded
 from metasched.schedules.interpolation import interpolate
@@ -25,13 +22,6 @@ from metasched.schedules.table import hand_coded
 
 TOLERANCE = 1e-3
 
-_CONTROLS: dict[str, tuple[Control, ...]] = {
-    "ana": (NOISE_SCALE, NOISE_MEAN),
-    "inq": (FREEZE_FRACTION,),
-    "joint": (NOISE_SCALE, NOISE_MEAN, FREEZE_FRACTION),
-    "gxnor": (STEP_TEMPERATURE,),
-    "metropolis": (TEMPERATURE,),
-}
 _WINDOWS_IN = (10, 12, 16)  # for 7 layers all windows begin and end at a multiple of one of these parts of the run
 
 
@@ -109,7 +99,7 @@ def _baseline(schedule: HandCoded, layers: Sequence[Layer]) -> ScheduleFile:
         schedule,
         method_name=schedule.family,
         method_parameters={},
-        controls=_CONTROLS[schedule.family],
+        controls=build_method(MethodConfig(name=schedule.family)).controls,
         layers=layers,
         knots=knots_within(schedule, layers, TOLERANCE),
         interpolation=schedule.interpolation,

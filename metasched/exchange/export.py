@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from metasched.core.layer import Layer
-from metasched.exchange.format import Provenance, ScheduleFile
+from metasched.exchange.format import ControlEntry, Provenance, ScheduleFile
 from metasched.exchange.schedule_file import validated
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def export(
     sampled = schedule(knots, layers)
     tree = {
         "method": {"name": method_name, "parameters": dict(method_parameters)},
-        "controls": [asdict(control) for control in controls],
+        "controls": [_entry(control) for control in controls],
         "progress": knots.tolist(),
         "layers": [asdict(layer) for layer in layers],
         "values": {control.name: sampled[control.name].double().T.tolist() for control in controls},
@@ -60,3 +60,8 @@ def export(
         "provenance": provenance,
     }
     return validated(tree)
+
+
+def _entry(control: Control) -> dict[str, Any]:
+    """What a file says of a control: not what concerns learning alone."""
+    return {name: getattr(control, name) for name in ControlEntry.__dataclass_fields__}

@@ -67,6 +67,8 @@ class ControlEntry:
     """what one value stands for"""
     gradient: Literal["path", "surrogate", "none"]
     """derivative that the method passes to it: true, of a relaxed or straight-through model, or none"""
+    scale: Literal["linear", "log"] = "linear"
+    """whether learning and searches move it or its logarithm; left out of the file where linear"""
 
     @model_validator(mode="after")
     def _check(self) -> ControlEntry:
@@ -74,6 +76,8 @@ class ControlEntry:
             raise MetaschedError("low", f"must be at most high = {self.high!r}, got {self.low!r}", "correct one")
         if not math.isfinite(self.high - self.low):  # between two such values nothing can be interpolated
             raise MetaschedError("high", f"is beyond float64 from low = {self.low!r}: {self.high!r}", "correct one")
+        if self.scale == "log" and self.low <= 0:
+            raise MetaschedError("low", f"must be above 0 on a log scale, got {self.low!r}", "correct it")
         if self.end is not None and not self.low <= self.end <= self.high:
             raise MetaschedError("end", f"must lie in [{self.low!r}, {self.high!r}], got {self.end!r}", "correct one")
         return self

@@ -37,6 +37,9 @@ def dumps(file: ScheduleFile) -> str:
     tree = _ADAPTER.dump_python(file, mode="json")
     if not file.provenance.spent:  # files from before that field keep their text, and so their hash
         del tree["provenance"]["spent"]
+    for control in tree["controls"]:
+        if control["scale"] == "linear":  # likewise
+            del control["scale"]
     return _canonical(tree, "") + "\n"
 
 

@@ -173,7 +173,7 @@ def train_online(
         onward = Onward(schedule, controls, rows(played[-1], -1) if played else {})
         window = range(step, min(step + online.window, problem.steps))
         judged_on = held_out(problem.task.validation, size, seed, step)
-        found = look_ahead(relaxed, state, Floored(onward, meta.noise_floor), window, outer, judged_on)
+        found = look_ahead(relaxed, state, Floored(onward, controls, meta.noise_floor), window, outer, judged_on)
         finite, clipped, faults = bool(keep([found])), False, found.diagnostics.faults
         if finite:
             gradient, clipped = clip(found.gradient, meta.clip)

@@ -1,59 +1,18 @@
-"""The table of methods: to add one, write its file, add its row here and its row in tests/methods."""
+"""The table of methods. It imports no torch: a method's own file is imported when the method is built."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from metasched.config.schema import MethodConfig
-from metasched.methods.ana import ANA
-from metasched.methods.base import Control, Method
-from metasched.methods.batch_metropolis import BatchMetropolis
-from metasched.methods.discrete import check_even
-from metasched.methods.float_network import FloatNetwork
-from metasched.methods.gxnor import GXNOR
-from metasched.methods.inq import INQ
-from metasched.methods.joint import Joint
-from metasched.methods.metropolis import Metropolis
-from metasched.methods.ste import STE
-from metasched.methods.tensors import LayerQuantizer
-from metasched.quantizers.levels import level_set
+from metasched.methods.config import MethodConfig
+from metasched.methods.spec import METHODS, MethodSpec, find_method, register_method
+from metasched.methods.table import ROWS
 
+if TYPE_CHECKING:
+    from metasched.methods.base import Method
 
-def _ana(config: MethodConfig, quantizer: LayerQuantizer) -> ANA:
-    return ANA(quantizer, config.noise, config.forward, config.backward)
-
-
-def _inq(config: MethodConfig, quantizer: LayerQuantizer) -> INQ:
-    return INQ(quantizer, config.partition)
-
-
-def _gxnor(config: MethodConfig, quantizer: LayerQuantizer) -> GXNOR:
-    check_even(quantizer.levels, "method.levels")
-    return GXNOR(quantizer, config.noise, config.half_width, config.steepness)
-
-
-def _metropolis(config: MethodConfig, quantizer: LayerQuantizer) -> Metropolis:
-    check_even(quantizer.levels, "method.levels")
-    settings = (
-        quantizer,
-        config.noise,
-        config.half_width,
-        config.steepness,
-        config.uphill,
-        config.cooling == "adaptive",
-    )
-    return BatchMetropolis(*settings, config.blocks) if config.energy == "batch" else Metropolis(*settings)
-
-
-METHODS: dict[str, Callable[[MethodConfig, LayerQuantizer], Method]] = {
-    "float": lambda config, quantizer: FloatNetwork(),
-    "ste": lambda config, quantizer: STE(quantizer),
-    "ana": _ana,
-    "inq": _inq,
-    "joint": lambda config, quantizer: Joint(_ana(config, quantizer), _inq(config, quantizer)),
-    "gxnor": _gxnor,
-    "metropolis": _metropolis,
-}
+for _row in ROWS:
+    register_method(_row)
 
 
 def build_method(config: MethodConfig) -> Method:
@@ -62,15 +21,7 @@ def build_method(config: MethodConfig) -> Method:
     Raises:
         MetaschedError: a level set that does not exist, or that does not suit the method.
     """
-    activations = config.activation_levels
-    quantizer = LayerQuantizer(
-        level_set(config.levels, "method.levels"),
-        None if activations is None else level_set(activations, "method.activation_levels"),
-        config.scale,
-        config.granularity,
-        config.activation_scale,
-    )
-    return METHODS[config.name](config, quantizer)
+    return find_method(config.name).builder(config)
 
 
-__all__ = ["METHODS", "Control", "Method", "build_method"]
+__all__ = ["METHODS", "MethodSpec", "build_method", "find_method", "register_method"]

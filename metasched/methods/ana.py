@@ -17,20 +17,28 @@ from typing import Literal
 
 import torch
 
-from metasched.core.layer import Quantizes
 from metasched.core.randomness import Draw
-from metasched.methods.base import Control, State, Values
-from metasched.methods.tensors import LayerQuantizer
+from metasched.methods.base import Control, Method, State, Values
+from metasched.methods.parameters import ANAConfig
+from metasched.methods.tensors import LayerQuantizer, layer_quantizer
 from metasched.quantizers.levels import LevelSet
 from metasched.quantizers.noise import NOISE_FAMILIES
 from metasched.quantizers.stair import Forward, stair
 
-NOISE_SCALE = Control("noise_scale", 0.0, 1.0, "quantum, half-width of the noise", "nonincreasing", end=0.0)
+NOISE_SCALE = Control(
+    "noise_scale",
+    0.0,
+    1.0,
+    "quantum, half-width of the noise",
+    "nonincreasing",
+    end=0.0,
+    learning_floor=0.35,  # hypergradients through noise narrower than about a tenth of a quantum explode
+)
 NOISE_MEAN = Control("noise_mean", -0.5, 0.5, "quantum", "free", end=0.0)
 
 
 @dataclass(frozen=True)
-class ANA:
+class ANA(Method):
     """Additive noise annealing; see the module's docstring.
 
     Attributes:
@@ -49,21 +57,10 @@ class ANA:
     def controls(self) -> tuple[Control, ...]:
         return (NOISE_SCALE, NOISE_MEAN)
 
-    @property
-    def quantizes(self) -> Quantizes:
-        return self.quantizer.quantizes
-
-    @property
-    def bits(self) -> float:
-        return self.quantizer.levels.bits
-
-    def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State]:
+    def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State, State]:
         w, state = self.quantizer.initialize(w, draw)
         # quantlib shifts the weights by the first mean, so that they start around the shifted jumps.
-        return w + controls["noise_mean"] * state["scale"], state
-
-    def prepare(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
-        return state
+        return w + controls["noise_mean"] * state["scale"], {}, state
 
     def weight(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
         return self._noisy("weight", w / state["scale"], self.quantizer.levels, controls, draw) * state["scale"]
@@ -88,19 +85,7 @@ class ANA:
             backward_scale=0.5 * unit if self.backward == "fixed" else None,
         )
 
-    def penalty(self, w: torch.Tensor, state: State, controls: Values) -> torch.Tensor | None:
-        return None
 
-    def update(
-        self, w: torch.Tensor, proposed: torch.Tensor, state: State, controls: Values, draw: Draw
-    ) -> tuple[torch.Tensor, State]:
-        return proposed, state
-
-    def harden(self, w: torch.Tensor, state: State, surrogate: float) -> torch.Tensor:
-        return self.quantizer.harden(w, state, surrogate)
-
-    def harden_activation(self, x: torch.Tensor, surrogate: float) -> torch.Tensor:
-        return self.quantizer.harden_activation(x, surrogate)
-
-    def relaxed(self, width: float) -> ANA:
-        return self
+def build(config: ANAConfig) -> ANA:
+    """As configured."""
+    return ANA(layer_quantizer(config), config.noise, config.forward, config.backward)

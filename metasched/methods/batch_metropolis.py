@@ -19,7 +19,9 @@ import torch
 
 from metasched.core.randomness import Draw
 from metasched.methods.base import Control, State, Values
+from metasched.methods.discrete import even_quantizer
 from metasched.methods.metropolis import TEMPERATURE, Metropolis
+from metasched.methods.parameters import MetropolisConfig
 from metasched.quantizers.transitions import acceptance, propose, sampled, within
 
 
@@ -65,3 +67,14 @@ class BatchMetropolis(Metropolis):
         if self.adaptive:
             state = self.followed(state, controls, torch.stack(changes))
         return self.weight_of(sampled(taken, expected), state), state, here
+
+
+def build(config: MetropolisConfig) -> Metropolis:
+    """As configured: by the loss of the batch, or to first order.
+
+    Raises:
+        MetaschedError: levels that are not evenly spaced.
+    """
+    adaptive = config.cooling == "adaptive"
+    settings = (even_quantizer(config), config.noise, config.half_width, config.steepness, config.uphill, adaptive)
+    return BatchMetropolis(*settings, config.blocks) if config.energy == "batch" else Metropolis(*settings)

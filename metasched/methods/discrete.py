@@ -11,24 +11,22 @@ each threshold: ``uniform`` is the rectangular window of GXNOR-Net, ``triangular
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Self
 
 import torch
 
 from metasched.core.errors import MetaschedError
-from metasched.core.layer import Quantizes
 from metasched.core.randomness import Draw
-from metasched.methods.base import Control, State, Values
-from metasched.methods.tensors import LayerQuantizer
-from metasched.quantizers.levels import LevelSet
+from metasched.methods.base import Method, State, Values
+from metasched.methods.config import MethodConfig
+from metasched.methods.tensors import LayerQuantizer, layer_quantizer
 from metasched.quantizers.noise import NOISE_FAMILIES
 from metasched.quantizers.stair import hard, stair
 
 
 @dataclass(frozen=True)
-class Discrete(ABC):
+class Discrete(Method):
     """A method whose weights move by transitions between states; see the module's docstring.
 
     Attributes:
@@ -43,31 +41,15 @@ class Discrete(ABC):
     half_width: float = 0.5
     steepness: float = 3.0
 
-    @property
-    @abstractmethod
-    def controls(self) -> tuple[Control, ...]:
-        """What a schedule has to supply at every step."""
-
     @abstractmethod
     def transition(
         self, k: torch.Tensor, step: torch.Tensor, state: State, controls: Values, draw: Draw
     ) -> tuple[torch.Tensor, State]:
         """The next states, from whole numbers in [0, ``top``] and steps in quanta."""
 
-    @property
-    def quantizes(self) -> Quantizes:
-        return self.quantizer.quantizes
-
-    @property
-    def bits(self) -> float:
-        return self.quantizer.levels.bits
-
-    def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State]:
+    def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State, State]:
         w, state = self.quantizer.initialize(w, draw)
-        return hard(w / state["scale"], self.quantizer.levels) * state["scale"], state
-
-    def prepare(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
-        return state
+        return hard(w / state["scale"], self.quantizer.levels) * state["scale"], {}, state
 
     def weight(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
         return w
@@ -80,9 +62,6 @@ class Discrete(ABC):
         x = x if unit == 1 else x / unit
         y = stair(x, levels, mean=none, scale=none, family=self.window, forward="mode", backward_scale=width)
         return y if unit == 1 else y * unit
-
-    def penalty(self, w: torch.Tensor, state: State, controls: Values) -> torch.Tensor | None:
-        return None
 
     def update(
         self, w: torch.Tensor, proposed: torch.Tensor, state: State, controls: Values, draw: Draw
@@ -112,19 +91,17 @@ class Discrete(ABC):
         level = hard(w / state["scale"], self.quantizer.levels) * state["scale"]
         return level + (w - w.detach())
 
-    def harden_activation(self, x: torch.Tensor, surrogate: float) -> torch.Tensor:
-        return self.quantizer.harden_activation(x, surrogate)
 
-    def relaxed(self, width: float) -> Self:
-        return self
-
-
-def check_even(levels: LevelSet, path: str) -> None:
-    """Refuses levels that a transition could not count in quanta.
+def even_quantizer(config: MethodConfig) -> LayerQuantizer:
+    """The level sets and scales of a configuration, refusing levels that a transition could not count in quanta.
 
     Raises:
-        MetaschedError: levels that are not evenly spaced.
+        MetaschedError: levels that are not evenly spaced, or do not exist.
     """
-    if len(set(levels.jumps)) > 1:
+    quantizer = layer_quantizer(config)
+    if len(set(quantizer.levels.jumps)) > 1:
         problem = "must be evenly spaced for weights that move from state to state"
-        raise MetaschedError(path, problem, "use ternary, statesN (2^N + 1 of them), intB, uintB or balancedB")
+        raise MetaschedError(
+            "method.levels", problem, "use ternary, statesN (2^N + 1 of them), intB, uintB or balancedB"
+        )
+    return quantizer

@@ -13,14 +13,15 @@ import torch
 
 from metasched.core.layer import Quantizes
 from metasched.core.randomness import Draw
-from metasched.methods.base import Control, State, Values
+from metasched.methods.base import Control, Method, State, Values
+from metasched.methods.parameters import FloatConfig
 
 _BITS = 32.0  # of a float32 weight
 
 
 @dataclass(frozen=True)
-class FloatNetwork:
-    """The float network; see the module's docstring."""
+class FloatNetwork(Method):
+    """The float network; see the module's docstring. It has no levels, so that it is not deployed as integers."""
 
     @property
     def controls(self) -> tuple[Control, ...]:
@@ -34,11 +35,8 @@ class FloatNetwork:
     def bits(self) -> float:
         return _BITS
 
-    def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State]:
-        return w, {}
-
-    def prepare(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
-        return state
+    def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State, State]:
+        return w, {}, {}
 
     def weight(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
         return w
@@ -46,19 +44,10 @@ class FloatNetwork:
     def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
         raise AssertionError("activations of the float network are its own modules")
 
-    def penalty(self, w: torch.Tensor, state: State, controls: Values) -> torch.Tensor | None:
-        return None
-
-    def update(
-        self, w: torch.Tensor, proposed: torch.Tensor, state: State, controls: Values, draw: Draw
-    ) -> tuple[torch.Tensor, State]:
-        return proposed, state
-
     def harden(self, w: torch.Tensor, state: State, surrogate: float) -> torch.Tensor:
         return w
 
-    def harden_activation(self, x: torch.Tensor, surrogate: float) -> torch.Tensor:
-        raise AssertionError("activations of the float network are its own modules")
 
-    def relaxed(self, width: float) -> FloatNetwork:
-        return self
+def build(config: FloatConfig) -> FloatNetwork:
+    """The one that there is."""
+    return FloatNetwork()

@@ -20,7 +20,8 @@ import torch
 
 from metasched.core.randomness import Draw
 from metasched.methods.base import Control, State, Values
-from metasched.methods.discrete import Discrete
+from metasched.methods.discrete import Discrete, even_quantizer
+from metasched.methods.parameters import GXNORConfig
 from metasched.quantizers.transitions import discrete_transition
 
 STEP_TEMPERATURE = Control("temperature", 0.0, 4.0, "the optimizer's step", "free", end=None, gradient="surrogate")
@@ -39,3 +40,12 @@ class GXNOR(Discrete):
     ) -> tuple[torch.Tensor, State]:
         step, uniform = controls["temperature"] * step, draw.uniform("jump", k)
         return discrete_transition(k, step, self.top, self.steepness, uniform), state
+
+
+def build(config: GXNORConfig) -> GXNOR:
+    """As configured.
+
+    Raises:
+        MetaschedError: levels that are not evenly spaced.
+    """
+    return GXNOR(even_quantizer(config), config.noise, config.half_width, config.steepness)

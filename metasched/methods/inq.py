@@ -26,14 +26,21 @@ from typing import Literal
 
 import torch
 
-from metasched.core.layer import Quantizes
 from metasched.core.randomness import Draw
-from metasched.methods.base import Control, State, Values
-from metasched.methods.tensors import LayerQuantizer
+from metasched.methods.base import Control, Method, State, Values
+from metasched.methods.parameters import INQConfig
+from metasched.methods.tensors import LayerQuantizer, layer_quantizer
 from metasched.quantizers.stair import hard
 
 FREEZE_FRACTION = Control(
-    "freeze_fraction", 0.0, 1.0, "share of the layer's weights", "nondecreasing", end=1.0, gradient="surrogate"
+    "freeze_fraction",
+    0.0,
+    1.0,
+    "share of the layer's weights",
+    "nondecreasing",
+    end=1.0,
+    gradient="surrogate",
+    none_value=0.0,
 )
 _HALF_QUANTUM = 0.5
 
@@ -41,7 +48,7 @@ Partition = Literal["magnitude", "random", "relaxation"]
 
 
 @dataclass(frozen=True)
-class INQ:
+class INQ(Method):
     """Incremental network quantization; see the module's docstring.
 
     Attributes:
@@ -58,21 +65,13 @@ class INQ:
     def controls(self) -> tuple[Control, ...]:
         return (FREEZE_FRACTION,)
 
-    @property
-    def quantizes(self) -> Quantizes:
-        return self.quantizer.quantizes
-
-    @property
-    def bits(self) -> float:
-        return self.quantizer.levels.bits
-
-    def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State]:
+    def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State, State]:
         w, state = self.quantizer.initialize(w, draw)
         state["frozen"] = torch.zeros_like(w)
         if self.partition != "magnitude":
             state["key"] = draw.uniform("partition", w)
             state["fraction"] = torch.zeros((), dtype=w.dtype, device=w.device)
-        return w, state
+        return w, {}, state
 
     def prepare(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
         """Choose the frozen weights of this step: the mask ``frozen``, differentiable in the fraction if relaxed."""
@@ -104,22 +103,18 @@ class INQ:
     def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
         return self.quantizer.harden_activation(x, _HALF_QUANTUM)
 
-    def penalty(self, w: torch.Tensor, state: State, controls: Values) -> torch.Tensor | None:
-        return None
-
     def update(
         self, w: torch.Tensor, proposed: torch.Tensor, state: State, controls: Values, draw: Draw
     ) -> tuple[torch.Tensor, State]:
         return torch.lerp(proposed, w, state["frozen"]), state  # lerp is exact at 0 and at 1
 
-    def harden(self, w: torch.Tensor, state: State, surrogate: float) -> torch.Tensor:
-        return self.quantizer.harden(w, state, surrogate)
-
-    def harden_activation(self, x: torch.Tensor, surrogate: float) -> torch.Tensor:
-        return self.quantizer.harden_activation(x, surrogate)
-
     def relaxed(self, width: float) -> INQ:
         return replace(self, relaxation=width)
+
+
+def build(config: INQConfig) -> INQ:
+    """As configured."""
+    return INQ(layer_quantizer(config), config.partition)
 
 
 def _middles(key: torch.Tensor) -> torch.Tensor:

@@ -15,16 +15,18 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from metasched.core.layer import Quantizes
 from metasched.core.randomness import Draw
 from metasched.methods.ana import ANA
-from metasched.methods.base import Control, State, Values
+from metasched.methods.ana import build as build_ana
+from metasched.methods.base import Control, Method, State, Values
 from metasched.methods.inq import INQ
+from metasched.methods.inq import build as build_inq
+from metasched.methods.parameters import JointConfig
 from metasched.methods.tensors import LayerQuantizer
 
 
 @dataclass(frozen=True)
-class Joint:
+class Joint(Method):
     """ANA's noise on the live weights and the activations, INQ's partition on the weights."""
 
     ana: ANA
@@ -38,18 +40,10 @@ class Joint:
     def controls(self) -> tuple[Control, ...]:
         return (*self.ana.controls, *self.inq.controls)
 
-    @property
-    def quantizes(self) -> Quantizes:
-        return self.ana.quantizes
-
-    @property
-    def bits(self) -> float:
-        return self.ana.bits
-
-    def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State]:
-        _, state = self.inq.initialize(w, controls, draw)
-        w, noisy = self.ana.initialize(w, controls, draw)
-        return w, {**state, **noisy}
+    def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State, State]:
+        _, _, state = self.inq.initialize(w, controls, draw)
+        w, _, noisy = self.ana.initialize(w, controls, draw)
+        return w, {}, {**state, **noisy}
 
     def prepare(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
         return self.inq.prepare(w, state, controls, draw)
@@ -60,19 +54,15 @@ class Joint:
     def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
         return self.ana.activation(x, state, controls, draw)
 
-    def penalty(self, w: torch.Tensor, state: State, controls: Values) -> torch.Tensor | None:
-        return None
-
     def update(
         self, w: torch.Tensor, proposed: torch.Tensor, state: State, controls: Values, draw: Draw
     ) -> tuple[torch.Tensor, State]:
         return self.inq.update(w, proposed, state, controls, draw)
 
-    def harden(self, w: torch.Tensor, state: State, surrogate: float) -> torch.Tensor:
-        return self.inq.harden(w, state, surrogate)
-
-    def harden_activation(self, x: torch.Tensor, surrogate: float) -> torch.Tensor:
-        return self.ana.harden_activation(x, surrogate)
-
     def relaxed(self, width: float) -> Joint:
         return replace(self, inq=self.inq.relaxed(width))
+
+
+def build(config: JointConfig) -> Joint:
+    """As configured."""
+    return Joint(build_ana(config), build_inq(config))

@@ -45,9 +45,9 @@ class Metropolis(Discrete):
     def controls(self) -> tuple[Control, ...]:
         return (TEMPERATURE,)
 
-    def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State]:
-        w, state = super().initialize(w, controls, draw)
-        return w, {**state, "log_factor": w.new_zeros(())} if self.adaptive else state
+    def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State, State]:
+        w, trainable, state = super().initialize(w, controls, draw)
+        return w, trainable, {**state, "log_factor": w.new_zeros(())} if self.adaptive else state
 
     def temperature(self, state: State, controls: Values) -> torch.Tensor:
         """The control, times the factor of adaptive cooling."""

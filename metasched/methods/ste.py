@@ -11,16 +11,16 @@ from dataclasses import dataclass
 
 import torch
 
-from metasched.core.layer import Quantizes
 from metasched.core.randomness import Draw
-from metasched.methods.base import Control, State, Values
-from metasched.methods.tensors import LayerQuantizer
+from metasched.methods.base import Control, Method, State, Values
+from metasched.methods.parameters import STEConfig
+from metasched.methods.tensors import LayerQuantizer, layer_quantizer
 
 _HALF_QUANTUM = 0.5
 
 
 @dataclass(frozen=True)
-class STE:
+class STE(Method):
     """Straight-through estimator; see the module's docstring."""
 
     quantizer: LayerQuantizer
@@ -29,39 +29,13 @@ class STE:
     def controls(self) -> tuple[Control, ...]:
         return ()
 
-    @property
-    def quantizes(self) -> Quantizes:
-        return self.quantizer.quantizes
-
-    @property
-    def bits(self) -> float:
-        return self.quantizer.levels.bits
-
-    def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State]:
-        return self.quantizer.initialize(w, draw)
-
-    def prepare(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
-        return state
-
     def weight(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
         return self.quantizer.harden(w, state, _HALF_QUANTUM)
 
     def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
         return self.quantizer.harden_activation(x, _HALF_QUANTUM)
 
-    def penalty(self, w: torch.Tensor, state: State, controls: Values) -> torch.Tensor | None:
-        return None
 
-    def update(
-        self, w: torch.Tensor, proposed: torch.Tensor, state: State, controls: Values, draw: Draw
-    ) -> tuple[torch.Tensor, State]:
-        return proposed, state
-
-    def harden(self, w: torch.Tensor, state: State, surrogate: float) -> torch.Tensor:
-        return self.quantizer.harden(w, state, surrogate)
-
-    def harden_activation(self, x: torch.Tensor, surrogate: float) -> torch.Tensor:
-        return self.quantizer.harden_activation(x, surrogate)
-
-    def relaxed(self, width: float) -> STE:
-        return self
+def build(config: STEConfig) -> STE:
+    """As configured."""
+    return STE(layer_quantizer(config))

@@ -10,7 +10,8 @@ import torch
 from metasched.core.layer import Quantizes
 from metasched.core.randomness import Draw
 from metasched.methods.base import State
-from metasched.quantizers.levels import LevelSet
+from metasched.methods.config import MethodConfig
+from metasched.quantizers.levels import LevelSet, level_set
 from metasched.quantizers.scales import Granularity, ScaleName, scale_of
 from metasched.quantizers.stair import straight_through
 
@@ -59,3 +60,19 @@ class LayerQuantizer:
         if unit == 1:
             return straight_through(x, self.activation_levels, surrogate)
         return straight_through(x / unit, self.activation_levels, surrogate) * unit
+
+
+def layer_quantizer(config: MethodConfig) -> LayerQuantizer:
+    """The level sets and scales that a configuration describes.
+
+    Raises:
+        MetaschedError: a level set that does not exist.
+    """
+    activations = config.activation_levels
+    return LayerQuantizer(
+        level_set(config.levels, "method.levels"),
+        None if activations is None else level_set(activations, "method.activation_levels"),
+        config.scale,
+        config.granularity,
+        config.activation_scale,
+    )

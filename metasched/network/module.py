@@ -18,6 +18,9 @@ LayerValues = Mapping[str, Mapping[str, float]]  # layer name -> control -> valu
 class QuantizedModule(nn.Module):
     """``QuantizedNetwork`` with its parameters, buffers and method state in one module.
 
+    Tensors that the method trains (learned scales) are parameters of it, so an optimizer of ``module.parameters()``
+    trains them, and ``state_dict`` has them.
+
     >>> from metasched.config.schema import MethodConfig
     >>> from metasched.methods import build_method
     >>> from metasched.network.quantize import quantize
@@ -55,40 +58,51 @@ class QuantizedModule(nn.Module):
             for name, p in network.module.named_parameters():
                 p.copy_(params[name])
         self.module = network.module
+        self._trainable_names = list(network.trainable(params))
+        for i, name in enumerate(self._trainable_names):
+            self.register_parameter(f"method_parameter_{i}", nn.Parameter(params[name].clone()))
         self._state_names = list(state)
         for i, name in enumerate(self._state_names):
             self.register_buffer(f"method_state_{i}", state[name])
         self._pending: tuple[Tensors, Tensors, Tensors, int] | None = None
+        self._penalty: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor, controls: LayerValues, step: int) -> torch.Tensor:
         """Outputs under the controls of this step; in training mode, ``settle`` must follow the optimizer's step."""
         rows = self._rows(controls)
-        params: Tensors = dict(self.network.module.named_parameters())
+        params = self.parameters_by_name()
         state = self.network.prepare(params, self.method_state(), rows, self.seed, step)
         if self.training:
             before = {name: p.detach().clone() for name, p in params.items()}
             self._pending = before, {k: v.detach() for k, v in state.items()}, rows, step
         call = self.network.call(dict(self.network.module.named_buffers()))
-        outputs, _ = self.network.forward(call, params, state, rows, x, self.seed, step)
+        outputs, self._penalty = self.network.forward(call, params, state, rows, x, self.seed, step)
         return outputs
+
+    def penalty(self) -> torch.Tensor:
+        """The method's term of the loss at the last forward pass, 0-d; 0 for a method without one.
+
+        To be added to the loss before ``backward``, as metasched's own training does.
+        """
+        return next(self.module.parameters()).new_zeros(()) if self._penalty is None else self._penalty
 
     @torch.no_grad()
     def settle(self) -> None:
         """After ``optimizer.step()``: lets the method decide what becomes of the step (frozen weights are restored)."""
         assert self._pending is not None, "settle() follows a forward pass in training mode and optimizer.step()"
         before, state, rows, step = self._pending
-        params: Tensors = dict(self.network.module.named_parameters())
+        params = self.parameters_by_name()
         settled, state = self.network.update(before, params, state, rows, self.seed, step)
         for name, p in params.items():
             p.copy_(settled[name])
         for i, name in enumerate(self._state_names):
             self.get_buffer(f"method_state_{i}").copy_(state[name])
-        self._pending = None
+        self._pending = self._penalty = None
 
     @torch.no_grad()
     def hardened(self) -> Tensors:
         """The deployed parameters by name: every quantized weight exactly on its level set."""
-        return self.network.harden(dict(self.network.module.named_parameters()), self.method_state())
+        return self.network.harden(self.parameters_by_name(), self.method_state())
 
     @torch.no_grad()
     def deployed(self, x: torch.Tensor) -> torch.Tensor:
@@ -99,6 +113,11 @@ class QuantizedModule(nn.Module):
     def method_state(self) -> Tensors:
         """The state of the method by name, as ``QuantizedNetwork.harden`` takes it."""
         return {name: self.get_buffer(f"method_state_{i}") for i, name in enumerate(self._state_names)}
+
+    def parameters_by_name(self) -> Tensors:
+        """Those of the network, and the method's trainable tensors as ``layer/name``."""
+        trainable = {name: self.get_parameter(f"method_parameter_{i}") for i, name in enumerate(self._trainable_names)}
+        return {**dict(self.network.module.named_parameters()), **trainable}
 
     def _rows(self, values: LayerValues) -> Tensors:
         like = next(self.network.module.parameters())

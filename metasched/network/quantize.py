@@ -19,7 +19,7 @@ from torch import nn
 from torch.func import functional_call
 
 from metasched.core.errors import MetaschedError
-from metasched.core.layer import Layer
+from metasched.core.layer import Layer, weight_key
 from metasched.core.randomness import Draw
 from metasched.methods.base import Evaluating, Method
 
@@ -83,22 +83,29 @@ class QuantizedNetwork:
         )
 
     def initialize(self, params: Tensors, controls: ControlRows, seed: int) -> tuple[Tensors, Tensors]:
-        """Initial parameters and method state, from the float network's parameters and the first step's controls."""
+        """Initial parameters and method state, from the float network's parameters and the first step's controls.
+
+        The parameters have the method's trainable tensors beside the module's, as ``layer/name``.
+        """
         params = dict(params)
         state: Tensors = {}
         each = self._rows(controls)
-        for i, (layer, key) in enumerate(self._weights()):
-            params[key], own = self.method.initialize(params[key], each[i], Draw(seed, 0, i))
+        for i, layer in enumerate(self.layers):
+            key = layer.weight_key
+            params[key], trainable, own = self.method.initialize(params[key], each[i], Draw(seed, 0, i))
+            assert not trainable.keys() & own.keys(), "a tensor is trainable or state"
+            params |= _prefixed(layer, trainable)
             state |= _prefixed(layer, own)
         return params, state
 
     def prepare(self, params: Tensors, state: Tensors, controls: ControlRows, seed: int, step: int) -> Tensors:
         """Method state for this step's forward pass."""
         prepared: Tensors = {}
-        each, owns = self._rows(controls), _of_layers(state)
-        for i, (layer, key) in enumerate(self._weights()):
-            own = self.method.prepare(params[key], owns[layer.name], each[i], Draw(seed, step, i))
-            prepared |= _prefixed(layer, own)
+        each, trainable = self._rows(controls), self.trainable(params)
+        owns = _of_layers({**state, **trainable})
+        for i, layer in enumerate(self.layers):
+            own = self.method.prepare(params[layer.weight_key], owns[layer.name], each[i], Draw(seed, step, i))
+            prepared |= _prefixed(layer, own, without=trainable)
         return prepared
 
     def forward(
@@ -112,11 +119,13 @@ class QuantizedNetwork:
         step: int,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Outputs under the controls, and the method's penalty (None for none); ``call(params, x)`` runs the module."""
-        seen, penalty = dict(params), None
+        trainable = self.trainable(params)
+        seen, penalty = _without(params, trainable), None
         # the sites have rows of their own: derivatives add up in the order in which published ones were added up
-        each, of_sites, owns = self._rows(controls), self._rows(controls), _of_layers(state)
-        for i, (layer, key) in enumerate(self._weights()):
-            own, row = owns[layer.name], each[i]
+        each, of_sites = self._rows(controls), self._rows(controls)
+        owns = _of_layers({**state, **trainable})
+        for i, layer in enumerate(self.layers):
+            key, own, row = layer.weight_key, owns[layer.name], each[i]
             seen[key] = self.method.weight(params[key], own, row, Draw(seed, step, i))
             term = self.method.penalty(params[key], own, row)
             if term is not None:
@@ -150,12 +159,16 @@ class QuantizedNetwork:
         if isinstance(self.method, Evaluating):
             return self._update_evaluated(self.method, params, proposed, state, controls, seed, step, loss)
         settled, updated = dict(proposed), {}
-        each, owns = self._rows(controls), _of_layers(state)
-        for i, (layer, key) in enumerate(self._weights()):
+        each, trainable = self._rows(controls), self.trainable(params)
+        owns, news = _of_layers({**state, **trainable}), _of_layers(self.trainable(proposed))
+        for i, layer in enumerate(self.layers):
+            key = layer.weight_key
             settled[key], own = self.method.update(
                 params[key], proposed[key], owns[layer.name], each[i], Draw(seed, step, i)
             )
-            updated |= _prefixed(layer, own)
+            updated |= _prefixed(layer, own, without=trainable)
+            if layer.name in news:
+                settled |= _prefixed(layer, self.method.update_trainable(owns[layer.name], news[layer.name], each[i]))
         return settled, updated
 
     def _update_evaluated(
@@ -174,8 +187,10 @@ class QuantizedNetwork:
             problem = "batch needs the loss of the batch at other weights, which only metasched's own steps evaluate"
             raise MetaschedError("method.energy", problem, "set it to first_order, or meta.estimator to sweep")
         settled, updated, moved = dict(proposed), {}, {name: p.detach() for name, p in params.items()}
-        here, each, owns = loss(moved), self._rows(controls), _of_layers(state)
-        for i, (layer, key) in enumerate(self._weights()):
+        here, each, trainable = loss(moved), self._rows(controls), self.trainable(params)
+        owns, news = _of_layers({**state, **trainable}), _of_layers(self.trainable(proposed))
+        for i, layer in enumerate(self.layers):
+            key = layer.weight_key
             settled[key], own, here = method.update_evaluated(
                 params[key],
                 proposed[key],
@@ -186,13 +201,17 @@ class QuantizedNetwork:
                 here,
             )
             moved[key] = settled[key].detach()
-            updated |= _prefixed(layer, own)
+            updated |= _prefixed(layer, own, without=trainable)
+            if layer.name in news:
+                settled |= _prefixed(layer, self.method.update_trainable(owns[layer.name], news[layer.name], each[i]))
         return settled, updated
 
     def harden(self, params: Tensors, state: Tensors, surrogate: float = 0.5) -> Tensors:
-        """The deployed parameters: every quantized weight exactly on its level set."""
-        hardened, owns = dict(params), _of_layers(state)
-        for layer, key in self._weights():
+        """The deployed parameters of the module: every quantized weight exactly on its level set."""
+        trainable = self.trainable(params)
+        hardened, owns = _without(params, trainable), _of_layers({**state, **trainable})
+        for layer in self.layers:
+            key = layer.weight_key
             hardened[key] = self.method.harden(params[key], owns[layer.name], surrogate)
         return hardened
 
@@ -220,9 +239,13 @@ class QuantizedNetwork:
         values = {name: v.unbind() for name, v in controls.items()}
         return [{name: v[i] for name, v in values.items()} for i in range(len(self.layers))]
 
-    def _weights(self) -> Iterator[tuple[Layer, str]]:
-        for layer in self.layers:
-            yield layer, f"{layer.name}.weight"
+    def trainable(self, params: Tensors) -> Tensors:
+        """The trainable tensors of the method among the parameters, by their names there: ``layer/name``."""
+        return {name: p for name, p in params.items() if name.rpartition("/")[0] in self._names}
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(layer.name for layer in self.layers)
 
 
 def quantize(
@@ -285,7 +308,7 @@ def _refuse_unnamed(module: nn.Module, chosen: list[str]) -> None:
         raise MetaschedError("model", "is a single layer", "wrap it: torch.nn.Sequential(layer)")
     own = {name for name, _ in module.named_parameters()}
     for name in chosen:
-        if f"{name}.weight" not in own:
+        if weight_key(name) not in own:
             problem = "shares its weight with another layer, or has it parametrized"
             raise MetaschedError(f"model.{name}", problem, "give each quantized layer a plain weight of its own")
 
@@ -321,8 +344,12 @@ def _of_layers(state: Tensors) -> Mapping[str, Tensors]:
     return owns
 
 
-def _prefixed(layer: Layer, own: Tensors) -> Tensors:
-    return {f"{layer.name}/{key}": value for key, value in own.items()}
+def _prefixed(layer: Layer, own: Tensors, without: Tensors | None = None) -> Tensors:
+    return _without({f"{layer.name}/{key}": value for key, value in own.items()}, without or {})
+
+
+def _without(tensors: Tensors, others: Tensors) -> Tensors:
+    return {name: t for name, t in tensors.items() if name not in others}
 
 
 def rows(controls: Mapping[str, torch.Tensor], step: int) -> Tensors:

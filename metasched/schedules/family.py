@@ -7,6 +7,8 @@ With m = 2 d - 1 for a layer at relative depth d, S the logistic function and r 
     what is left            left = ((e - u) / (e - s))^p, u clipped to the window,   p = 16^tanh(power)
     value                   v = end + (first - end) left,   first = low + (high - low) S(first)
 
+A monotone control with a free end ends at first + (bound - first) S(last), bound its low or its high. Controls on a log
+scale are learned as their logarithms; network-wide ones without a dependence on depth, as one value (space.py).
 So range, direction, end value and dwell hold for any parameters. ``bws`` of quantlib's ANA controller is the family of
 which this learns a member (curves.bounded_window). Five to seven parameters a control, where the schedule network has
 hundreds: they can be learned by forward mode.
@@ -23,6 +25,7 @@ from metasched.core.layer import Layer
 from metasched.methods.base import Control
 from metasched.schedules.base import Schedule, progress_of_steps
 from metasched.schedules.interpolation import interpolate
+from metasched.schedules.space import into, out_of, straight
 
 _EPS = 0.01  # the shortest window, as a share of what is left of the run
 _MOST = 16.0  # largest power; the smallest is its inverse
@@ -51,7 +54,6 @@ class ScheduleFamily(nn.Module):
         assert knots >= 2 and set(learn) <= {c.name for c in controls}
         self.controls = tuple(controls)
         self.learned = tuple(c for c in controls if c.name in learn)
-        assert all(c.direction == "free" or c.end is not None for c in self.learned), "a monotone control needs an end"
         self.base = base
         self.knots = progress_of_steps(knots)
         values = base(self.knots, layers)
@@ -72,6 +74,7 @@ class _Window(nn.Module):
 
     def __init__(self, control: Control, knots: torch.Tensor, base: torch.Tensor) -> None:
         super().__init__()
+        self.declared, control = control, straight(control)
         self.control = control
         self.reach = float(knots[1:][(knots[1:] <= 1 - control.dwell) | (knots[:-1] == 0)][-1])
         share = (base[0].mean() - control.low) / (control.high - control.low)
@@ -80,23 +83,42 @@ class _Window(nn.Module):
             self.first = _number(float(torch.logit(share)))
         if control.end is None:
             self.last = _number(0.0)
-        self.start, self.start_over_depth = _number(-2.0), _number(0.0)
-        self.length, self.length_over_depth = _number(2.0), _number(0.0)
+        self.per_layer = control.granularity != "network"
+        self.start = _number(-2.0)
+        if self.per_layer:
+            self.start_over_depth = _number(0.0)
+        self.length = _number(2.0)
+        if self.per_layer:
+            self.length_over_depth = _number(0.0)
         self.power = _number(0.0)
 
     def forward(self, knots: torch.Tensor, layers: Sequence[Layer]) -> torch.Tensor:
         """Values [K, L] at the knots."""
-        m = 2 * knots.new_tensor([layer.depth for layer in layers]) - 1
-        start = self.reach * (_EPS + (1 - 2 * _EPS) * torch.sigmoid(self.start + self.start_over_depth * m))
-        share = _EPS + (1 - _EPS) * torch.sigmoid(self.length + self.length_over_depth * m)
+        return out_of(self.declared, self.line(knots, layers), len(layers))
+
+    def line(self, knots: torch.Tensor, layers: Sequence[Layer]) -> torch.Tensor:
+        """Values [K, L], or [K, 1] if network-wide, of the control that is learned: logarithms on a log scale."""
+        start_at, length_at = self.start[None], self.length[None]
+        if self.per_layer:
+            m = 2 * knots.new_tensor([layer.depth for layer in layers]) - 1
+            start_at, length_at = self.start + self.start_over_depth * m, self.length + self.length_over_depth * m
+        start = self.reach * (_EPS + (1 - 2 * _EPS) * torch.sigmoid(start_at))
+        share = _EPS + (1 - _EPS) * torch.sigmoid(length_at)
         length = (self.reach - start) * share
         left = ((start + length - knots[:, None]) / length).clamp_max(1)
         moving = (left > 0) & (knots < self.reach)[:, None]
         # the double where: neither the power nor its derivative may meet 0
         left = torch.where(moving, torch.where(moving, left, 1.0) ** (_MOST ** torch.tanh(self.power)), 0.0)
         first = self._in_range(self.first) if self.edge is None else left.new_tensor(self.edge)
-        last = self._in_range(self.last) if self.control.end is None else left.new_tensor(self.control.end)
+        last = self._free_end(first) if self.control.end is None else left.new_tensor(self.control.end)
         return torch.lerp(last, first, left)
+
+    def _free_end(self, first: torch.Tensor) -> torch.Tensor:
+        """Anywhere in the range, or for a monotone control between its first value and the bound that it moves to."""
+        if self.control.direction == "free":
+            return self._in_range(self.last)
+        bound = self.control.low if self.control.direction == "nonincreasing" else self.control.high
+        return first + (bound - first) * torch.sigmoid(self.last)
 
     def _in_range(self, value: torch.Tensor) -> torch.Tensor:
         return self.control.low + (self.control.high - self.control.low) * torch.sigmoid(value)
@@ -108,13 +130,15 @@ def _number(value: float) -> nn.Parameter:
 
 def _fitted(control: Control, knots: torch.Tensor, base: torch.Tensor, layers: Sequence[Layer]) -> _Window:
     """The window of least squared distance to the base at the knots, as a share of the control's range."""
+    base = into(control, base)
     window = _Window(control, knots, base)
+    low, high = window.control.low, window.control.high
     parameters = list(window.parameters())
     optimizer = torch.optim.LBFGS(parameters, max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
 
     def distance() -> float:
         optimizer.zero_grad()
-        error = (window(knots, layers) - base) / (control.high - control.low)
+        error = (window.line(knots, layers) - base) / (high - low)
         loss = error.square().mean() + _RIDGE * torch.stack([*parameters]).square().mean()
         loss.backward()
         return float(loss.detach())

@@ -5,11 +5,14 @@ base schedule b, increments d_k = |b_{k+1} - b_k| as shares of the whole way, an
 
     monotone control    v_0 = range(logit(b_0) + c_0)
                         v_k = v_0 + (end - v_0) sum_{j<k} softmax_j(log((1 - eps) d_j + eps / (K - 1)) + c_j)
+    with a free end     end = v_0 + (bound - v_0) sigmoid(logit((b_K - b_0) / (bound - b_0)) + c_K), bound low or high
     free control        v_k = range(logit(b_k) + c_k),  v_k = end where u_k = 1 or within the dwell
 
-``range(z) = low + (high - low) sigmoid(z)``. So range, direction, end value and dwell hold for any weights; c
-multiplies the base's rates (a log-correction); and eps, a share of the way that is spread evenly, lets a schedule move
-where its base stands still. A monotone control that starts on the edge of its range stays there at progress 0.
+``range(z) = low + (high - low) sigmoid(z)``; controls on a log scale are learned as their logarithms, network-wide ones
+without a layer's features and as one value for all layers (space.py). So range, direction, end value and dwell hold for
+any weights; c multiplies the base's rates (a log-correction); and eps, a share of the way that is spread evenly, lets a
+schedule move where its base stands still. A monotone control that starts on the edge of its range stays there at
+progress 0.
 Layers enter through their features alone: one network serves any number of layers and of steps.
 """
 
@@ -26,6 +29,7 @@ from metasched.core.randomness import generator
 from metasched.methods.base import Control
 from metasched.schedules.base import Schedule, progress_of_steps
 from metasched.schedules.interpolation import interpolate
+from metasched.schedules.space import into, out_of, straight
 
 EVEN_SHARE = 0.02  # eps
 _WAVES = 4  # cosines of progress beside progress itself
@@ -51,7 +55,6 @@ class ScheduleNetwork(nn.Module):
         assert knots >= 2 and set(learn) <= {c.name for c in controls}
         self.controls = tuple(controls)
         self.learned = tuple(c for c in controls if c.name in learn)
-        assert all(c.direction == "free" or c.end is not None for c in self.learned), "a monotone control needs an end"
         self.base = base
         self.knots = progress_of_steps(knots)
         num_inputs = 1 + _WAVES + _LAYER_FEATURES
@@ -76,15 +79,20 @@ class ScheduleNetwork(nn.Module):
         """Values {control: [K, L]} of all controls at the knots; those that are not learned have the base's."""
         base = self.base(self.knots, layers)
         middles = (self.knots[:-1] + self.knots[1:]) / 2
-        rates = self._correction(middles, layers)  # [K - 1, L, 2C]
-        points = self._correction(self.knots, layers)  # [K, L, 2C]
+        features = {"layer": [_features(layer) for layer in layers], "network": [[0.0] * _LAYER_FEATURES]}
+        wanted = {_columns(control) for control in self.learned}
+        rates = {of: self._correction(middles, features[of]) for of in wanted}  # [K - 1, L or 1, 2C]
+        points = {of: self._correction(self.knots, features[of]) for of in wanted}  # [K, L or 1, 2C]
         values = dict(base)
         for i, control in enumerate(self.learned):
-            b = base[control.name]
+            line, b = straight(control), into(control, base[control.name])
+            rate, point = rates[_columns(control)], points[_columns(control)]
             if control.direction == "free":
-                values[control.name] = _free(control, b, points[..., 2 * i], self.knots)
+                found = _free(line, b, point[..., 2 * i], self.knots)
             else:
-                values[control.name] = _monotone(control, b, rates[..., 2 * i], points[0, :, 2 * i + 1], self.knots)
+                start, stop = point[0, :, 2 * i + 1], point[-1, :, 2 * i + 1]
+                found = _monotone(line, b, rate[..., 2 * i], start, stop, self.knots)
+            values[control.name] = out_of(control, found, len(layers))
         return values
 
     def scales(self) -> dict[str, float]:
@@ -99,13 +107,17 @@ class ScheduleNetwork(nn.Module):
             own[f"body.{name}"] = 1 / math.sqrt(p.shape[1]) if p.dim() == 2 else 1.0
         return own
 
-    def _correction(self, u: torch.Tensor, layers: Sequence[Layer]) -> torch.Tensor:
+    def _correction(self, u: torch.Tensor, features: Sequence[Sequence[float]]) -> torch.Tensor:
         waves = [u, *(torch.cos(k * math.pi * u) for k in range(1, _WAVES + 1))]
-        of_time = torch.stack(waves, -1)[:, None, :].expand(-1, len(layers), -1)
-        of_layer = torch.tensor([_features(layer) for layer in layers], dtype=u.dtype).expand(len(u), -1, -1)
+        of_time = torch.stack(waves, -1)[:, None, :].expand(-1, len(features), -1)
+        of_layer = torch.tensor(features, dtype=u.dtype).expand(len(u), -1, -1)
         # a mean over hidden units, not a sum: an Adam step of size lr then moves a correction by at most about lr
         hidden = self.body(torch.cat([of_time, of_layer], -1))
         return self.heads(hidden) / hidden.shape[-1]
+
+
+def _columns(control: Control) -> str:
+    return "network" if control.granularity == "network" else "layer"
 
 
 def _features(layer: Layer) -> list[float]:
@@ -143,12 +155,24 @@ def _free(control: Control, base: torch.Tensor, correction: torch.Tensor, knots:
     return torch.where(before_end[:, None], values, control.end)
 
 
+def _free_end(control: Control, base: torch.Tensor, first: torch.Tensor, correction: torch.Tensor) -> torch.Tensor:
+    """Between the first value and the bound that the control moves towards; near the base's own end."""
+    bound = control.low if control.direction == "nonincreasing" else control.high
+    share = (base[-1] - base[0]) / torch.where(base[0] == bound, 1.0, bound - base[0])
+    share = torch.sigmoid(torch.logit(share.clamp(EVEN_SHARE, 1 - EVEN_SHARE)) + correction)
+    return first + (bound - first) * share
+
+
 def _monotone(
-    control: Control, base: torch.Tensor, rates: torch.Tensor, start: torch.Tensor, knots: torch.Tensor
+    control: Control,
+    base: torch.Tensor,
+    rates: torch.Tensor,
+    start: torch.Tensor,
+    stop: torch.Tensor,
+    knots: torch.Tensor,
 ) -> torch.Tensor:
     first = _into_range(control, base[0], start)
-    assert control.end is not None
-    last = torch.full_like(first, control.end)
+    last = _free_end(control, base, first, stop) if control.end is None else torch.full_like(first, control.end)
     way = (base[1:] - base[:-1]).abs()
     # eps times an even share; a base that never moves keeps the even share alone
     shares = way / way.sum(0).clamp_min(torch.finfo(way.dtype).tiny)
@@ -158,4 +182,5 @@ def _monotone(
     # at most 1, and 1 exactly from the last moving interval on: the sum of the shares is 1 only up to rounding
     covered = torch.cumsum(torch.softmax(logits, 0), 0).clamp_max(1)
     covered = torch.where((torch.cumsum(moving.flip(0), 0).flip(0) <= 1)[:, None], 1.0, covered)
-    return torch.cat([first[None], first + (last - first) * covered])
+    # the end itself, which first + (last - first) may miss by rounding
+    return torch.cat([first[None], torch.where(covered == 1, last, first + (last - first) * covered)])

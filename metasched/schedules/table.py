@@ -1,4 +1,4 @@
-"""The table of hand-coded schedules: from the family, which is a method's name, to its schedules by name.
+"""Hand-coded schedules by the method's name, which is their family: each method's row names its own.
 
 ``joint`` (ANA and INQ at once) has no published schedule. It pairs each ramp with itself, each schedule of ANA with
 freezing everything at the last step, and each schedule of INQ with noise of constant width until the last step.
@@ -6,10 +6,10 @@ freezing everything at the last step, and each schedule of INQ with noise of con
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 
 from metasched.core.errors import unknown_name
-from metasched.schedules import cooling
+from metasched.methods import METHODS, MethodSpec, find_method
 from metasched.schedules.curves import RAMPS, Curve, HandCoded, falling, rising, steps
 from metasched.schedules.published import NO_MEAN, RAMP_CITATIONS, START, STATIC_NOISE, ana, inq
 
@@ -61,20 +61,31 @@ _JOINT = [
         for s in _INQ
     ),
 ]
-_FAMILIES: dict[str, dict[str, HandCoded]] = {
-    "float": {_FLOAT.name: _FLOAT},
-    "ste": {_STE.name: _STE},
-    "ana": {s.name: s for s in _ANA},
-    "inq": {s.name: s for s in _INQ},
-    "joint": {s.name: s for s in _JOINT},
-    "gxnor": {s.name: s for s in cooling.gxnor()},
-    "metropolis": {s.name: s for s in cooling.metropolis()},
-}
+
+
+def float_network() -> list[HandCoded]:
+    """The one schedule of the float network."""
+    return [_FLOAT]
+
+
+def ste() -> list[HandCoded]:
+    """The one schedule of the method without controls."""
+    return [_STE]
+
+
+def joint() -> list[HandCoded]:
+    """The schedules of noise and freezing at once."""
+    return list(_JOINT)
+
+
+@cache
+def _family(spec: MethodSpec) -> dict[str, HandCoded]:
+    return {schedule.name: schedule for schedule in spec.schedules()}
 
 
 def families() -> tuple[str, ...]:
     """The methods that have hand-coded schedules."""
-    return tuple(_FAMILIES)
+    return tuple(name for name, spec in METHODS.items() if _family(spec))
 
 
 def hand_coded(family: str) -> dict[str, HandCoded]:
@@ -86,9 +97,7 @@ def hand_coded(family: str) -> dict[str, HandCoded]:
     >>> list(hand_coded("inq"))[:2]
     ['inq_alexnet_5bit', 'inq_resnet18_4bit']
     """
-    if family not in _FAMILIES:
-        raise unknown_name("method.name", family, _FAMILIES)
-    return dict(_FAMILIES[family])
+    return dict(_family(find_method(family)))
 
 
 def find_hand_coded(family: str, name: str, path: str) -> HandCoded:

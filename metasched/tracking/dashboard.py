@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
-from metasched.methods.ana import NOISE_MEAN, NOISE_SCALE
-from metasched.methods.inq import FREEZE_FRACTION
+from metasched.methods import METHODS, build_method
 from metasched.tracking.metrics import AXES, METRICS, SCORES_PICTURE
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
 
-_CONTROLS = (NOISE_SCALE, NOISE_MEAN, FREEZE_FRACTION)
 _LOGARITHMIC = {"outer/gradient_norm", "online/gradient_norm"}
 _STEPS_AGAINST = {"outer/inner_steps": ("outer/score", "outer/loss"), "online/inner_steps": ("online/score",)}
 
@@ -47,6 +45,7 @@ def build(experiment: Experiment, entity: str) -> Workspace:
         left_out = {axis, *_STEPS_AGAINST, *(name for name, metric in METRICS.items() if metric.unit == "text")}
         return [line(name, axis) for name in METRICS if name.startswith(prefix) and name not in left_out]
 
+    shown = METHODS[experiment.method.name].shown
     schedules = [
         reports.LinePlot(
             title=f"{control.name} by layer",
@@ -55,7 +54,8 @@ def build(experiment: Experiment, entity: str) -> Workspace:
             title_x="progress",
             title_y=control.unit,
         )
-        for control in _CONTROLS
+        for control in build_method(experiment.method).controls
+        if shown is None or control.name in shown
     ]
     steps = [multiple * experiment.task.steps for multiple in experiment.compare.horizons]
     tables = [reports.WeavePanelSummaryTable(table_name=f"comparison_{horizon}") for horizon in steps]

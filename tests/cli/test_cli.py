@@ -54,7 +54,7 @@ def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
     monkeypatch.setitem(sys.modules, "metasched.commands.train", SimpleNamespace(train=train))  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "metasched.commands.check", SimpleNamespace(check=check))  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "metasched.evaluation.compare", SimpleNamespace(run=run))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "metasched.commands.compare", SimpleNamespace(run=run))  # type: ignore[arg-type]
     return calls
 
 

@@ -34,12 +34,15 @@ from metasched.core.randomness import derive_seed
 from metasched.meta.online import train_online
 from metasched.meta.outer import meta_train
 from metasched.meta.start import learned_controls
+from metasched.methods import METHODS
 from metasched.runs.cells import cell_scores, played
 from metasched.runs.pool import Pool
 from metasched.schedules.learnable import build_learnable
 from metasched.schedules.table import hand_coded
 from metasched.training.loop import train
 from metasched.training.problem import build_problem
+
+RANDOM = ("forward", "partition")  # parameters of some methods that can be ``random``
 
 
 def digest(value: Any) -> str:
@@ -65,7 +68,7 @@ def digest(value: Any) -> str:
 def tiny(method: str = "joint", model: str = "mlp", estimator: str = "sweep", workers: int = 1) -> Experiment:
     return Experiment(
         task=TaskConfig(model=model, width=2, depth=3, train=32, validation=16, test=16, batch=8, steps=4),  # type: ignore[arg-type]
-        method=MethodConfig(name=method, forward="random", partition="random"),  # type: ignore[arg-type]
+        method=MethodConfig(name=method, **{n: "random" for n in METHODS[method].parameters if n in RANDOM}),
         schedule=ScheduleConfig(kind="family" if estimator == "forward" else "network", knots=3, hidden=2),
         meta=MetaConfig(estimator=estimator, steps=2, runs=2, window=2),  # type: ignore[arg-type]
         online=OnlineConfig(every=2, window=2, held_out=8),

@@ -58,7 +58,7 @@ def test_its_numbers_are_those_of_single_reverse_passes(felt: Path) -> None:
     start = derive_seed(experiment.seed, "schedule network")
     base = hand_coded("ana")["ana_linear"]
     schedule = build_learnable(experiment.schedule, controls, base, learn, layers, start)
-    floored = Floored(schedule, experiment.meta.noise_floor)
+    floored = Floored(schedule, controls, experiment.meta.noise_floor)
     values = {n: v.detach() for n, v in floored(progress_of_steps(problem.steps), layers).items()}
     assert found["schedule"] == "ana_linear" and found["layers"] == [layer.name for layer in layers]
     single = [control_gradient(find_unroll("unroll"), problem.with_seed(s), values, OuterLoss()) for s in seeds]

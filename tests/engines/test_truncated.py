@@ -21,7 +21,7 @@ from metasched.core.randomness import Draw
 from metasched.engines import find_unroll
 from metasched.engines.base import ControlGradient, OuterLoss, control_gradient
 from metasched.engines.truncated import unroll, windows
-from metasched.methods.base import Control, State, Values
+from metasched.methods.base import Control, Method, State, Values
 from metasched.network.quantize import Tensors, quantize
 from metasched.runs.pooled import local_runs
 from metasched.tasks.quadratic import quadratic_task
@@ -111,15 +111,15 @@ RATES = np.random.default_rng(1).uniform(0.05, 0.4, STEPS)
 
 
 @dataclass(frozen=True)
-class Gain:
+class Gain(Method):
     """A method that scales its weight, which starts at START, by its one control."""
 
     controls: tuple[Control, ...] = (Control("gain", 0.0, 2.0, "factor", "free", end=None),)
     quantizes: Quantizes = "weight"
     bits: float = 1.0
 
-    def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State]:
-        return torch.from_numpy(START)[None, : w.shape[1]].to(w), {}
+    def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State, State]:
+        return torch.from_numpy(START)[None, : w.shape[1]].to(w), {}, {}
 
     def weight(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
         return controls["gain"] * w
@@ -127,25 +127,11 @@ class Gain:
     def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
         return x
 
-    def prepare(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
-        return state
-
-    def penalty(self, w: torch.Tensor, state: State, controls: Values) -> torch.Tensor | None:
-        return None
-
-    def update(
-        self, w: torch.Tensor, proposed: torch.Tensor, state: State, controls: Values, draw: Draw
-    ) -> tuple[torch.Tensor, State]:
-        return proposed, state
-
     def harden(self, w: torch.Tensor, state: State, surrogate: float) -> torch.Tensor:
         return w
 
     def harden_activation(self, x: torch.Tensor, surrogate: float) -> torch.Tensor:
         return x
-
-    def relaxed(self, width: float) -> Gain:
-        return self
 
 
 def quadratic(curvature: np.ndarray, target: np.ndarray, rates: torch.Tensor, momentum: float = 0.0) -> InnerProblem:

@@ -165,7 +165,7 @@ def test_floored_bounds_the_noise_alone_and_has_the_parameters_of_its_schedule()
     schedule = Linear()
     with torch.no_grad():
         schedule.theta.copy_(torch.tensor([0.5, -0.5, -0.25]))
-    floored = Floored(schedule, 0.1)
+    floored = Floored(schedule, build_method(MethodConfig(name="ana")).controls, 0.1)
     values = floored(torch.tensor([0.0, 0.5, 1.0]), range(2))
     torch.testing.assert_close(values["noise_scale"][:, 0], torch.tensor([0.5, 0.25, 0.1]))
     torch.testing.assert_close(values["noise_mean"][:, 0], torch.tensor([0.0, -0.125, -0.25]))
@@ -236,7 +236,7 @@ def parameters(schedule: nn.Module) -> torch.Tensor:
 def pulled(step: int, run: int) -> torch.Tensor:
     """The gradient of the planted estimate in the schedule's parameters, at its start."""
     schedule, problem = schedule_network(), build_problem(ana())
-    values = Floored(schedule, 0.02)(progress_of_steps(STEPS), problem.network.layers)
+    values = Floored(schedule, problem.network.method.controls, 0.02)(progress_of_steps(STEPS), problem.network.layers)
     found = ControlGradient(0.0, 0.0, plain(step, run), 0, 0.0, 0.0)
     return torch.cat([g.flatten() for g in pull_back(schedule, values, found).gradient])
 

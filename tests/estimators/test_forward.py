@@ -25,7 +25,7 @@ from metasched.estimators.base import Estimate
 from metasched.estimators.forward import Forward, directions
 from metasched.estimators.reverse import Floored, Reverse
 from metasched.meta.outer import check_estimator
-from metasched.methods.base import Control, State, Values
+from metasched.methods.base import Control, Method, State, Values
 from metasched.network.quantize import Tensors, quantize
 from metasched.quantizers.levels import level_set
 from metasched.quantizers.noise import NOISE_FAMILIES
@@ -156,15 +156,15 @@ def test_the_stair_has_one_derivative_both_ways(forward, noise, backward_scale):
 
 
 @dataclass(frozen=True)
-class Gain:
+class Gain(Method):
     """A method that scales its weight, which starts at 1, by its one control."""
 
     controls: tuple[Control, ...] = (Control("gain", 0.0, 2.0, "factor", "free", end=None),)
     quantizes: Quantizes = "weight"
     bits: float = 1.0
 
-    def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State]:
-        return torch.ones_like(w), {}
+    def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State, State]:
+        return torch.ones_like(w), {}, {}
 
     def weight(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
         return controls["gain"] * w
@@ -172,25 +172,11 @@ class Gain:
     def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
         return x
 
-    def prepare(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
-        return state
-
-    def penalty(self, w: torch.Tensor, state: State, controls: Values) -> torch.Tensor | None:
-        return None
-
-    def update(
-        self, w: torch.Tensor, proposed: torch.Tensor, state: State, controls: Values, draw: Draw
-    ) -> tuple[torch.Tensor, State]:
-        return proposed, state
-
     def harden(self, w: torch.Tensor, state: State, surrogate: float) -> torch.Tensor:
         return w
 
     def harden_activation(self, x: torch.Tensor, surrogate: float) -> torch.Tensor:
         return x
-
-    def relaxed(self, width: float) -> Gain:
-        return self
 
 
 class Line(nn.Module):
@@ -288,7 +274,8 @@ def test_no_step_outlives_the_next_one(monkeypatch):
 
 def test_directions_are_the_columns_of_the_jacobian():
     here = build_problem(experiment())
-    schedule = Floored(family(here, "joint_cosine", learn=["noise_scale", "freeze_fraction"]), 0.35)
+    learned = family(here, "joint_cosine", learn=["noise_scale", "freeze_fraction"])
+    schedule = Floored(learned, here.network.method.controls, 0.35)
     controls, found = directions(schedule, here)
     values = schedule(progress_of_steps(here.steps), here.network.layers)
     assert len(found) == sum(p.numel() for p in schedule.parameters())

@@ -32,7 +32,7 @@ from metasched.estimators.perturbation import direction
 from metasched.estimators.pes import PersistentES
 from metasched.estimators.reverse import Reverse
 from metasched.methods import build_method
-from metasched.methods.base import Control, Values
+from metasched.methods.base import Control, Method, Values
 from metasched.network.quantize import quantize
 from metasched.runs.local import Judged, LocalRuns, Reached, Run, Segment
 from metasched.runs.pool import Pool
@@ -54,15 +54,15 @@ PARTICLES = (PersistentES, NoiseReuseES)
 
 
 @dataclass(frozen=True)
-class Shift:
+class Shift(Method):
     """A method that adds its one control to its weight, which starts at START, while training."""
 
     controls: tuple[Control, ...] = (Control("shift", -9.0, 9.0, "weight", "free", end=None),)
     quantizes: Quantizes = "weight"
     bits: float = 1.0
 
-    def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, dict[str, Any]]:
-        return START[None].to(w), {}
+    def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State, State]:
+        return START[None].to(w), {}, {}
 
     def weight(self, w: torch.Tensor, state: Any, controls: Values, draw: Draw) -> torch.Tensor:
         return w + controls["shift"]
@@ -70,23 +70,11 @@ class Shift:
     def activation(self, x: torch.Tensor, state: Any, controls: Values, draw: Draw) -> torch.Tensor:
         return x
 
-    def prepare(self, w: torch.Tensor, state: Any, controls: Values, draw: Draw) -> Any:
-        return state
-
-    def penalty(self, w: torch.Tensor, state: Any, controls: Values) -> None:
-        return None
-
-    def update(self, w: torch.Tensor, proposed: torch.Tensor, state: Any, controls: Values, draw: Draw) -> Any:
-        return proposed, state
-
     def harden(self, w: torch.Tensor, state: Any, surrogate: float) -> torch.Tensor:
         return w
 
     def harden_activation(self, x: torch.Tensor, surrogate: float) -> torch.Tensor:
         return x
-
-    def relaxed(self, width: float) -> Shift:
-        return self
 
 
 class Waves(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -133,7 +134,7 @@ def learner() -> ScheduleNetwork:
 
 def test_the_floor_holds_the_noise_alone() -> None:
     schedule = learner()
-    floored = Floored(schedule, 0.1)
+    floored = Floored(schedule, schedule.controls, 0.1)
     progress = progress_of_steps(21)
     values, plain = floored(progress, LAYERS), schedule(progress, LAYERS)
     assert values["noise_scale"].min().item() == 0.1 == values["noise_scale"][-1, 0].item()
@@ -144,9 +145,18 @@ def test_the_floor_holds_the_noise_alone() -> None:
     assert [id(p) for p in floored.parameters()] == [id(p) for p in schedule.parameters()]
 
 
+def test_a_control_declares_its_own_floor() -> None:
+    schedule = learner()
+    own = Floored(schedule, schedule.controls, None)(progress_of_steps(21), LAYERS)
+    assert own["noise_scale"].min().item() == 0.35 and own["freeze_fraction"].min().item() == 0.0
+    renamed = [replace(c, learning_floor=0.2 if c.name == "freeze_fraction" else None) for c in schedule.controls]
+    other = Floored(schedule, renamed, None)(progress_of_steps(21), LAYERS)
+    assert other["noise_scale"].min().item() == 0.0 and other["freeze_fraction"].min().item() == 0.2
+
+
 def test_no_gradient_comes_from_below_the_floor() -> None:
     schedule = learner()
-    values = Floored(schedule, 0.1)(progress_of_steps(21), LAYERS)["noise_scale"]
+    values = Floored(schedule, schedule.controls, 0.1)(progress_of_steps(21), LAYERS)["noise_scale"]
     below = values == 0.1
     (of_above,) = torch.autograd.grad(values[~below].sum(), schedule.heads.weight, retain_graph=True)
     (of_below,) = torch.autograd.grad(values[below].sum(), schedule.heads.weight)
@@ -158,5 +168,5 @@ def test_a_schedule_without_noise_has_nothing_to_hold() -> None:
         def forward(self, progress: torch.Tensor, layers: list[Layer]) -> dict[str, torch.Tensor]:
             return {"freeze_fraction": progress[:, None]}
 
-    values = Floored(Freezing(), 0.1)(torch.tensor([0.0, 0.05]), LAYERS)
+    values = Floored(Freezing(), learner().controls, 0.1)(torch.tensor([0.0, 0.05]), LAYERS)
     assert values["freeze_fraction"].flatten().tolist() == [0.0, 0.05]

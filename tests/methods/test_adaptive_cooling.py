@@ -56,7 +56,7 @@ def share_of_uphill(method: Metropolis, temperature: float, steps: int) -> float
     """Of the proposals against the step that stay in range, how many are accepted after so many steps."""
     controls = {"temperature": torch.tensor(temperature)}
     draws = torch.Generator().manual_seed(3)
-    w, state = method.initialize(torch.zeros(100, 80), controls, Draw(0, 0, 0))
+    w, _, state = method.initialize(torch.zeros(100, 80), controls, Draw(0, 0, 0))
     moved, proposed = 0, 0
     for t in range(steps):
         step = 0.1 * torch.randn(w.shape, generator=draws)

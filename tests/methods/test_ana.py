@@ -11,8 +11,8 @@ from scipy import stats
 
 from metasched.config.schema import MethodConfig
 from metasched.core.randomness import Draw
-from metasched.methods import Method, build_method
-from metasched.methods.base import State
+from metasched.methods import build_method
+from metasched.methods.base import Method, State
 from metasched.quantizers.levels import level_set
 from metasched.quantizers.noise import NOISE_FAMILIES
 
@@ -28,7 +28,7 @@ def controls(scale: float, mean: float = 0.0, freeze: float | None = None) -> di
 def start(
     method: Method, values: dict[str, torch.Tensor], shape: tuple[int, ...] = (16, 25)
 ) -> tuple[torch.Tensor, State]:
-    w, state = method.initialize(torch.randn(shape), values, Draw(2, 0, 0))
+    w, _, state = method.initialize(torch.randn(shape), values, Draw(2, 0, 0))
     return w, method.prepare(w, state, values, DRAW)
 
 
@@ -55,8 +55,8 @@ def test_the_first_mean_shifts_the_initial_weights(name: str, scale: str) -> Non
     method = build_method(MethodConfig(name=name, scale=scale, granularity="channel"))  # pyright: ignore
     w = torch.randn(8, 6)
     freeze = 0.0 if name == "joint" else None
-    at_zero, state = method.initialize(w, controls(0.5, 0.0, freeze), DRAW)
-    shifted, same = method.initialize(w, controls(0.5, -0.5, freeze), DRAW)
+    at_zero, _, state = method.initialize(w, controls(0.5, 0.0, freeze), DRAW)
+    shifted, _, same = method.initialize(w, controls(0.5, -0.5, freeze), DRAW)
     assert torch.equal(shifted, at_zero - 0.5 * state["scale"])
     assert torch.equal(state["scale"], same["scale"])
     # and the noise has the same mean, so that the shifted jumps meet them where they were
@@ -147,8 +147,8 @@ def test_joint_without_freezing_is_ana(partition: str, forward: str) -> None:
     ana = build_method(MethodConfig(name="ana", **config))  # pyright: ignore
     joint = build_method(MethodConfig(name="joint", partition=partition, **config))  # pyright: ignore
     w = torch.randn(8, 6)
-    w_ana, of_ana = ana.initialize(w, controls(0.5, -0.2), DRAW)
-    w_joint, of_joint = joint.initialize(w, controls(0.5, -0.2, 0.0), DRAW)
+    w_ana, _, of_ana = ana.initialize(w, controls(0.5, -0.2), DRAW)
+    w_joint, _, of_joint = joint.initialize(w, controls(0.5, -0.2, 0.0), DRAW)
     assert torch.equal(w_ana, w_joint)
     for scale, mean in ((0.5, -0.2), (0.2, 0.1), (0.0, 0.0)):
         values, frozen = controls(scale, mean), controls(scale, mean, 0.0)
@@ -169,8 +169,8 @@ def test_joint_under_static_uniform_noise_is_inq_with_clipped_live_weights(fract
     inq = build_method(MethodConfig(name="inq", scale="unit"))
     w = torch.randint(-(2**21), 2**21, (16, 25)) / 2**20
     values = controls(0.5, 0.0, fraction)
-    _, of_joint = joint.initialize(w, values, DRAW)
-    _, of_inq = inq.initialize(w, values, DRAW)
+    _, _, of_joint = joint.initialize(w, values, DRAW)
+    _, _, of_inq = inq.initialize(w, values, DRAW)
     of_joint, of_inq = (m.prepare(w, s, values, DRAW) for m, s in ((joint, of_joint), (inq, of_inq)))
     assert torch.equal(of_joint["frozen"], of_inq["frozen"])
     seen = joint.weight(w, of_joint, values, DRAW)

@@ -134,7 +134,7 @@ def test_each_layer_has_a_temperature_of_its_own() -> None:
 
 def test_a_hot_layer_goes_uphill_and_a_cold_one_does_not() -> None:
     method = build_method(METHODS["metropolis"])
-    w, state = method.initialize(torch.zeros(50, 40), {"temperature": torch.tensor(1.0)}, DRAW)
+    w, _, state = method.initialize(torch.zeros(50, 40), {"temperature": torch.tensor(1.0)}, DRAW)
     step = 0.3 * torch.randn_like(w)
     against = {}
     for temperature in (0.0, 0.3, 3.0):

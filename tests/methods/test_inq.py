@@ -35,7 +35,7 @@ def inq(partition: str, relaxation: float = 0.0) -> INQ:
 def run(method: INQ, w: torch.Tensor, fractions: tuple[float, ...] | list[float], moving: float) -> list[State]:
     """The states of the steps at these fractions; between them the optimizer proposes random moves of this size."""
     values = {"freeze_fraction": torch.tensor(fractions[0])}
-    w, state = method.initialize(w, values, Draw(0, 0, 0))
+    w, _, state = method.initialize(w, values, Draw(0, 0, 0))
     draws = torch.Generator().manual_seed(1)
     states = []
     for step, fraction in enumerate(fractions):
@@ -103,7 +103,7 @@ def test_random_freezes_a_random_subset() -> None:
     for seed in range(20):
         method = inq("random")
         values = {"freeze_fraction": torch.tensor(0.25)}
-        w, state = method.initialize(torch.randn(1, n), values, Draw(seed, 0, 0))
+        w, _, state = method.initialize(torch.randn(1, n), values, Draw(seed, 0, 0))
         masks.append(method.prepare(w, state, values, Draw(seed, 0, 0))["frozen"][0])
     share = torch.stack(masks).mean(0)
     assert abs(share[: n // 2].mean().item() - 0.25) < 0.02
@@ -117,7 +117,7 @@ def test_random_order_ignores_the_weights() -> None:
     method = inq("random")
     masks = []
     for w in (torch.randn(1, 100), torch.randn(1, 100)):
-        _, state = method.initialize(w, values, draw)
+        _, _, state = method.initialize(w, values, draw)
         masks.append(method.prepare(w, state, values, draw)["frozen"])
     assert torch.equal(*masks)
 
@@ -147,7 +147,7 @@ def test_frozen_weights_are_seen_on_their_levels_and_live_ones_as_they_are() -> 
 def relaxed_mask(fraction: torch.Tensor, n: int, width: float, partition: str = "magnitude") -> torch.Tensor:
     w = torch.linspace(1.0, 2.0, n)[None]
     method, values = inq(partition, width), {"freeze_fraction": fraction}
-    _, state = method.initialize(w, values, Draw(0, 0, 0))
+    _, _, state = method.initialize(w, values, Draw(0, 0, 0))
     return method.prepare(w, state, values, Draw(0, 0, 0))["frozen"][0].flip(0)  # in the order of freezing
 
 
@@ -201,7 +201,7 @@ def test_derivative_of_the_relaxed_mask(partition: str) -> None:
     method = inq(partition, 0.2)
     w = torch.randn(4, 25)
     cotangent, other = torch.randn(4, 25), torch.randn(4, 25)
-    _, initial = method.initialize(w, {}, Draw(0, 0, 0))
+    _, _, initial = method.initialize(w, {}, Draw(0, 0, 0))
 
     def function(fraction: torch.Tensor) -> torch.Tensor:
         values = {"freeze_fraction": fraction}

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from metasched.config.schema import MethodConfig
 from metasched.core.errors import MetaschedError
-from metasched.methods import Method, build_method
+from metasched.methods import build_method
+from metasched.methods.base import Method
 from metasched.models import build_model
 from metasched.network.quantize import ActivationSite, QuantizedNetwork, activations, quantize, rows
 

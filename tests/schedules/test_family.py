@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,12 @@ DECLARED = [
     Control("c", 0.0, 1.0, "one", "nondecreasing", end=1.0),
     Control("c", -2.0, 2.0, "one", "free", end=0.5),
     Control("c", 0.0, 4.0, "one", "free", end=None),
+    Control("c", 0.0, 1.0, "one", "nonincreasing", end=None),
+    Control("c", 0.0, 4.0, "one", "nondecreasing", end=None),
+    Control("c", 1e-3, 10.0, "one", "nonincreasing", end=None, scale="log"),
+    Control("c", 1e-3, 10.0, "one", "nondecreasing", end=7.0, scale="log"),
+    Control("c", 1e-3, 10.0, "one", "free", end=3.0, scale="log", granularity="network"),
+    Control("c", 0.0, 1.0, "one", "nondecreasing", end=1.0, granularity="network"),
 ]
 
 
@@ -218,3 +225,25 @@ def test_the_configuration_chooses_between_network_and_family() -> None:
             rtol=0,
             atol=0.05,
         )
+
+
+def test_a_log_scale_is_a_window_of_the_logarithm() -> None:
+    control = Control("c", 0.01, 100.0, "one", "nonincreasing", end=0.01, scale="log")
+
+    def base(progress: torch.Tensor, layers: object) -> dict[str, torch.Tensor]:
+        return {"c": (10 * 1e-3**progress)[:, None].repeat(1, len(layers))}  # type: ignore[arg-type]
+
+    found = ScheduleFamily([control], base, ["c"], knots=9, layers=layers(2)).at_knots(layers(2))["c"].detach()
+    error = (found.log() - base(progress_of_steps(9), layers(2))["c"].log()).abs().max() / math.log(1e4)
+    assert float(error) < 0.035 and bool((found[-1] == 0.01).all())
+
+
+def test_a_network_wide_control_does_not_depend_on_depth() -> None:
+    control = Control("c", 0.0, 1.0, "one", "nonincreasing", end=None, granularity="network")
+    schedule = ScheduleFamily([control], line(0.9, 0.2), ["c"], knots=9, layers=layers(3))
+    names = [name.rpartition(".")[2] for name, _ in schedule.named_parameters()]
+    assert sorted(names) == ["first", "last", "length", "power", "start"]
+    randomize(schedule, 2, 1.0)
+    values = schedule.at_knots(layers(4))["c"]
+    assert values.shape == (9, 4) and torch.equal(values, values[:, :1].expand(-1, 4))
+    assert values[-1, 0] > 0

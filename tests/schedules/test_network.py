@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import pickle
 from collections.abc import Sequence
 from dataclasses import replace
@@ -153,6 +154,13 @@ DECLARED = [
     Control("c", 0.0, 1.0, "one", "nondecreasing", end=1.0),
     Control("c", -2.0, 2.0, "one", "free", end=0.5),
     Control("c", 0.0, 4.0, "one", "free", end=None),
+    Control("c", 0.0, 1.0, "one", "nonincreasing", end=None),
+    Control("c", 0.0, 4.0, "one", "nondecreasing", end=None),
+    Control("c", 1e-3, 10.0, "one", "nonincreasing", end=None, scale="log"),
+    Control("c", 1e-3, 10.0, "one", "nondecreasing", end=7.0, scale="log"),
+    Control("c", 1e-3, 10.0, "one", "nonincreasing", end=0.01, scale="log"),
+    Control("c", 1e-3, 10.0, "one", "free", end=3.0, scale="log", granularity="network"),
+    Control("c", 0.0, 1.0, "one", "nondecreasing", end=1.0, granularity="network"),
 ]
 
 
@@ -329,7 +337,62 @@ def test_it_goes_through_pickle_and_state_dict() -> None:
         assert all(torch.equal(v, values[name]) for name, v in expected.items())
 
 
-def test_monotone_controls_without_an_end_are_not_supported() -> None:
-    open_ended = Control("c", 0.0, 1.0, "one", "nonincreasing", end=None)
-    with pytest.raises(AssertionError, match="needs an end"):
-        ScheduleNetwork([open_ended], Line(1.0, 0.5), ["c"], knots=3, hidden=2, seed=0)  # pyright: ignore
+def test_a_free_end_of_a_monotone_control_starts_near_that_of_the_base() -> None:
+    """v_K = v_0 + (bound - v_0) share of the way, and the share moves by the head at the last knot alone."""
+    for direction, first, last in (("nonincreasing", 0.9, 0.3), ("nondecreasing", 0.2, 0.6)):
+        control = Control("c", 0.0, 1.0, "one", direction, end=None)  # pyright: ignore
+        network = ScheduleNetwork([control], Line(first, last), ["c"], knots=5, hidden=4, seed=0)  # pyright: ignore
+        values = network.at_knots(layers(2))["c"]
+        torch.testing.assert_close(values, Line(first, last)(network.knots, layers(2))["c"], rtol=0, atol=1e-12)
+        with torch.no_grad():
+            network.heads.bias[1] = 4 * math.log(2)  # of the mean over 4 units: odds of the start and of the end double
+        moved = network.at_knots(layers(2))["c"].detach()
+        start, bound = odds(first, 2.0), 0.0 if direction == "nonincreasing" else 1.0
+        share = odds((last - first) / (bound - first), 2.0)
+        assert moved[0, 0].item() == pytest.approx(start)
+        assert moved[-1, 0].item() == pytest.approx(start + (bound - start) * share)
+
+
+def test_a_constant_base_of_a_free_end_can_be_left() -> None:
+    control = Control("c", 0.0, 1.0, "one", "nonincreasing", end=None)
+    network = ScheduleNetwork([control], Line(0.8, 0.8), ["c"], knots=5, hidden=4, seed=0)  # pyright: ignore
+    values = network.at_knots(layers(2))["c"]
+    assert values[-1, 0].item() == pytest.approx(0.8 * (1 - EVEN_SHARE))
+    (slope,) = torch.autograd.grad(values[-1].sum(), network.heads.bias)
+    assert slope[1] != 0
+
+
+def test_a_log_scale_moves_in_factors() -> None:
+    """range(z) acts on log v: the odds of its share of the way from log low to log high double."""
+    control = Control("c", 0.01, 100.0, "one", "free", end=None, scale="log")
+    network = ScheduleNetwork([control], Line(1.0, 10.0), ["c"], knots=5, hidden=4, seed=0)  # pyright: ignore
+    base = Line(1.0, 10.0)(network.knots, layers(2))["c"]
+    torch.testing.assert_close(network.at_knots(layers(2))["c"], base, rtol=1e-12, atol=0)
+    with torch.no_grad():
+        network.heads.bias[0] = 4 * math.log(2)
+    moved = network.at_knots(layers(2))["c"].detach()
+    for v, b in zip(moved[:, 0].tolist(), base[:, 0].tolist(), strict=True):
+        share = odds(math.log(b / 0.01) / math.log(1e4), 2.0)
+        assert v == pytest.approx(0.01 * 1e4**share)
+
+
+def test_a_network_wide_control_has_one_value_for_all_layers() -> None:
+    control = Control("c", 0.0, 1.0, "one", "nonincreasing", end=0.0, granularity="network")
+    own = replace(control, name="own", granularity="layer")
+
+    def base(progress: torch.Tensor, layers: Sequence[Layer]) -> dict[str, torch.Tensor]:
+        values = (1 - progress)[:, None] * torch.linspace(0.4, 0.8, len(layers))
+        return {"c": values, "own": values}
+
+    network = ScheduleNetwork([control, own], base, ["c", "own"], knots=5, hidden=4, seed=0)
+    at_start = network.at_knots(layers(3))["c"]
+    torch.testing.assert_close(at_start[:, 1], 0.6 * (1 - network.knots), rtol=0, atol=1e-12)  # the mean of the base
+    randomize(network, 1, 3.0)
+    values = network.at_knots(layers(3))
+    assert torch.equal(values["c"], values["c"][:, :1].expand(-1, 3))
+    assert not torch.equal(values["own"], values["own"][:, :1].expand(-1, 3))
+
+
+def odds(share: float, factor: float) -> float:
+    """The share whose odds are so many times those of another."""
+    return factor * share / (1 + (factor - 1) * share)

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from metasched.config.schema import MethodConfig, OptimizerConfig
 from metasched.core.layer import Quantizes
 from metasched.core.randomness import Draw, derive_seed
-from metasched.methods import Control, Method, build_method
-from metasched.methods.base import State, Values
+from metasched.methods import build_method
+from metasched.methods.base import Control, Method, State, Values
 from metasched.network.quantize import quantize
 from metasched.tasks.base import Split, Task
 from metasched.training.optimizers import recipe
@@ -28,7 +28,7 @@ OPTIMIZERS = {
 
 
 @dataclass(frozen=True)
-class Float:
+class Float(Method):
     """The identity: no quantization at all. Decay adds ``decay / 2 |w|^2`` to the loss."""
 
     decay: float = 0.0
@@ -36,8 +36,8 @@ class Float:
     quantizes: Quantizes = "weight"
     bits: float = 32.0
 
-    def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State]:
-        return w, {}
+    def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State, State]:
+        return w, {}, {}
 
     def weight(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
         return w
@@ -45,25 +45,14 @@ class Float:
     def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
         raise AssertionError("activations stay as they are")
 
-    def prepare(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
-        return state
-
     def penalty(self, w: torch.Tensor, state: State, controls: Values) -> torch.Tensor | None:
         return self.decay / 2 * w.square().sum() if self.decay else None
-
-    def update(
-        self, w: torch.Tensor, proposed: torch.Tensor, state: State, controls: Values, draw: Draw
-    ) -> tuple[torch.Tensor, State]:
-        return proposed, state
 
     def harden(self, w: torch.Tensor, state: State, surrogate: float) -> torch.Tensor:
         return w
 
     def harden_activation(self, x: torch.Tensor, surrogate: float) -> torch.Tensor:
         raise AssertionError("activations stay as they are")
-
-    def relaxed(self, width: float) -> Float:
-        return self
 
 
 def build() -> nn.Module:
