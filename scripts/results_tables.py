@@ -9,13 +9,16 @@ A result file holds what ``Comparison.to_dict`` gives, and with it the command t
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from metasched.evaluation.comparison import Arm, Comparison
+from metasched.evaluation.contenders import method_of_hand_coded
 from metasched.evaluation.verdict import verdicts
 from metasched.exchange.format import Spent
 from metasched.io.atomic import write_atomic
+from metasched.methods.spec import CEILING, FLOOR
 
 ROOT = Path(__file__).parents[1]
 RESULTS, TABLES = ROOT / "experiments" / "results", ROOT / "docs" / "tables"
@@ -43,6 +46,51 @@ def markdown(name: str, result: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def floors(results: Path) -> str:
+    """One line for each comparison and horizon that has the floor: no schedule, learned, published, constant, float."""
+    read = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(results.glob("*.json"))}
+    columns = ["result", "steps", "n", "no schedule (ste)", "learned", "learned - ste [95 % interval]"]
+    columns += ["best published - ste", "best constant - ste", "float"]
+    rows = [
+        row
+        for name, result in read.items()
+        if "arms" in result
+        for comparison in [comparison_of(result)]
+        for horizon in comparison.horizons
+        if FLOOR in comparison.at(horizon)
+        for row in [_floor_row(name, comparison, horizon)]
+    ]
+    return "\n".join(_line(row) for row in (columns, ["---"] * len(columns), *rows)) + "\n"
+
+
+def _floor_row(name: str, comparison: Comparison, horizon: int) -> list[str]:
+    arms = comparison.at(horizon)
+    floor = arms[FLOOR]
+
+    def best(names: Iterable[str]) -> Arm | None:
+        return max((arms[n] for n in names if n in arms), key=lambda arm: arm.summary.mean, default=None)
+
+    def over(arm: Arm | None) -> str:
+        if arm is None:
+            return ""
+        d = comparison.difference(arm, floor)
+        return f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
+
+    published = {n for n in method_of_hand_coded() if "_constant_" not in n} - {FLOOR, CEILING}
+    learned, ceiling = best(n for n in comparison.learned if n != FLOOR), arms.get(CEILING)
+    return [
+        name,
+        str(horizon),
+        str(len(comparison.seeds)),
+        f"{floor.summary.mean:.4f}",
+        "" if learned is None else f"{learned.summary.mean:.4f}",
+        over(learned),
+        over(best(published)),
+        over(best(n for n in arms if "_constant_" in n)),
+        "" if ceiling is None else f"{ceiling.summary.mean:.4f}",
+    ]
+
+
 def comparison_of(result: dict[str, Any]) -> Comparison:
     """The comparison that a result file holds."""
     arms = []
@@ -62,6 +110,7 @@ def main() -> None:
     TABLES.mkdir(exist_ok=True)
     for name, text in tables(RESULTS).items():
         write_atomic(TABLES / name, text.encode())
+    write_atomic(TABLES / "floors.md", floors(RESULTS).encode())
 
 
 if __name__ == "__main__":

@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from metasched.cli.output import add_output, put_schedule
 from metasched.core.errors import MetaschedError
-
-if TYPE_CHECKING:
-    from metasched.exchange.format import ScheduleFile
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -25,35 +18,12 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes a run's learned schedule, as a schedule file or in the form of QuantLab."""
-    from metasched.exchange.schedule_file import read_schedule
-    from metasched.io.run_folder import RunFolder
-
     if (arguments.to == "quantlab") != (arguments.epochs is not None):
         raise MetaschedError("--epochs", "is for --to quantlab, which needs it", "give both or neither")
-    path = Path(arguments.run)
-    if not os.path.isfile(path):
-        path = RunFolder(path).schedule
-    if not os.path.isfile(path):
-        fix = "give the folder of a `metasched train` run that has come to its end"
-        raise MetaschedError(arguments.run, f"holds no {path.name}", fix)
-    schedule = read_schedule(path)
+    from metasched.commands.export import schedule_of, write_quantlab
+
+    schedule = schedule_of(arguments.run)
     if arguments.to is None:
         put_schedule(schedule, arguments.output)
     else:
-        _put_quantlab(schedule, arguments.epochs, arguments.output)
-
-
-def _put_quantlab(schedule: ScheduleFile, epochs: int, output: str | None) -> None:
-    from metasched.exchange.quantlab.exporting import export_quantlab
-    from metasched.io.atomic import write_atomic
-    from metasched.io.json_text import json_text
-
-    written = export_quantlab(schedule, epochs)
-    text = json_text(written.config, indent=2) + "\n"
-    if output is None:
-        sys.stdout.write(text)
-    else:
-        write_atomic(Path(output), text.encode())
-    for fit in written.fits:
-        exact = "exact" if fit.largest == 0 else f"off by {fit.largest:.2g} at most, {fit.rms:.2g} root mean square"
-        print(f"{fit.layer}: {fit.control} is {exact}", file=sys.stderr)
+        write_quantlab(schedule, arguments.epochs, arguments.output)

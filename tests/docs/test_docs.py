@@ -23,6 +23,7 @@ from metasched.tracking.metrics import AXES, METRICS
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
+LOG = sorted((DOCS / "log").glob("*.md"))
 README = ROOT / "README.md"
 
 
@@ -56,7 +57,7 @@ def test_every_public_name_is_documented() -> None:
     assert [name for name in metasched.MODULES if not re.search(rf":: (metasched\.)?{name}\b", api)] == []
 
 
-@pytest.mark.parametrize("path", [README, *PAGES], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [README, *PAGES, *LOG], ids=lambda path: path.name)
 def test_links_to_files_lead_somewhere(path: Path) -> None:
     targets = re.findall(r"(?<!!)\[[^]]+\]\(([\w./-]+)(?:#[\w-]+)?\)", path.read_text("utf-8"))
     assert [target for target in targets if not (path.parent / target).exists()] == []
@@ -65,7 +66,10 @@ def test_links_to_files_lead_somewhere(path: Path) -> None:
 def test_every_page_is_in_the_table_of_contents() -> None:
     listed = re.findall(r"^```{toctree}\n(.*?)^```", text("index.md"), re.MULTILINE | re.DOTALL)
     names = [line for block in listed for line in block.splitlines() if line and not line.startswith(":")]
-    assert sorted(names) == sorted(page.stem for page in PAGES if page.stem != "index")
+    assert sorted(names) == sorted([*(page.stem for page in PAGES if page.stem != "index"), "log/index"])
+    (studies,) = re.findall(r"^```{toctree}\n(.*?)^```", text("log/index.md"), re.MULTILINE | re.DOTALL)
+    named = [line for line in studies.splitlines() if line and not line.startswith(":")]
+    assert sorted(named) == [page.stem for page in LOG if page.stem != "index"]
 
 
 def test_the_table_of_fields_is_complete() -> None:
@@ -128,3 +132,22 @@ def test_the_tables_of_results_are_up_to_date() -> None:
     wanted = load(ROOT / "scripts" / "results_tables.py").tables(ROOT / "experiments" / "results")
     found = {path.name: path.read_text("utf-8") for path in (DOCS / "tables").glob("results_*.md")}
     assert found == wanted  # if not: python scripts/results_tables.py
+    floors = load(ROOT / "scripts" / "results_tables.py").floors(ROOT / "experiments" / "results")
+    assert (DOCS / "tables" / "floors.md").read_text("utf-8") == floors
+
+
+def test_the_table_of_floors_has_a_line_for_each_horizon_with_a_floor(tmp_path: Path) -> None:
+    arms = (
+        Arm("learned", 10, (0.5, 0.75), 20),
+        Arm("ste", 10, (0.25, 0.5), 20),
+        Arm("float", 10, (1.0, 0.5), 20),
+        Arm("ana_linear", 10, (0.0, 0.25), 20),
+        Arm("ana_constant_085", 10, (0.25, 0.75), 20),
+        Arm("learned", 30, (0.5, 0.5), 60),
+    )
+    made = {"command": "metasched train x.yaml", "versions": {}, "hardware": "2 cores"}
+    (tmp_path / "digits.json").write_text(json.dumps(Comparison((7, 8), arms, ("learned",)).to_dict() | made))
+    (line,) = load(ROOT / "scripts" / "results_tables.py").floors(tmp_path).splitlines()[2:]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[:5] == ["digits", "10", "2", "0.3750", "0.6250"] and cells[5].startswith("+0.2500 [")
+    assert cells[6].startswith("-0.2500 [") and cells[7].startswith("+0.1250 [") and cells[8] == "0.7500"
