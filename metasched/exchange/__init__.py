@@ -1,1 +1,1 @@
-"""Schedules as JSON files: the format, reading and writing, the player for any training loop, and other software."""
+"""Schedules as JSON files: format, reading, writing, a player for any training loop, and other software."""

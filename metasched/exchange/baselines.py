@@ -1,4 +1,4 @@
-"""The hand-coded schedules as schedule files, for the network of the ANA paper: ``experiments/baselines/*.json``."""
+"""The hand-coded schedules as files, for the network of the ANA paper: ``experiments/baselines/*.json``."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from metasched.schedules.table import hand_coded
 
 TOLERANCE = 1e-3
 
-_WINDOWS_IN = (10, 12, 16)  # for 7 layers all windows begin and end at a multiple of one of these parts of the run
+_WINDOWS_IN = (10, 12, 16)  # for 7 layers, every window starts and ends at a multiple of 1/10, 1/12 or 1/16 of the run
 
 
 def write_baselines(folder: str | Path) -> list[Path]:
-    """Write every baseline to ``folder/<name>.json``; gives the paths."""
+    """Writes every baseline to ``folder/<name>.json`` and returns the paths."""
     files = baselines()
     for name, file in files.items():
         write_schedule(Path(folder) / f"{name}.json", file)
@@ -34,7 +34,7 @@ def write_baselines(folder: str | Path) -> list[Path]:
 
 
 def baselines() -> dict[str, ScheduleFile]:
-    """The schedules of all methods, of ANA and INQ at once the ramps alone, on VGG8, by name."""
+    """{name: file} of the hand-coded schedules of all methods on VGG8; of the joint method only the ramps."""
     joint = hand_coded("joint")
     schedules = [
         *hand_coded("ana").values(),
@@ -48,8 +48,8 @@ def baselines() -> dict[str, ScheduleFile]:
 
 
 def vgg8_layers() -> tuple[Layer, ...]:
-    """The 7 scheduled layers of VGG8 for CIFAR-10, all ternary; its last layer stays in float."""
-    with torch.device("meta"):  # shapes are all that is needed
+    """The 7 quantized layers of VGG8 for CIFAR-10, all ternary; the last layer stays in float."""
+    with torch.device("meta"):  # only shapes are needed
         model = VGG8(in_channels=3, num_classes=10)
     chosen = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)][:-1]
     return tuple(
@@ -67,11 +67,11 @@ def vgg8_layers() -> tuple[Layer, ...]:
 
 
 def knots_within(schedule: HandCoded, layers: Sequence[Layer], tolerance: float) -> torch.Tensor:
-    """Knots at which a schedule is sampled so that its interpolation is nowhere more than ``tolerance`` off.
+    """Knots between which interpolation of the schedule has an error of at most ``tolerance``.
 
-    Step functions have a knot at each jump and are exact. Others begin with equal parts of the run and with the knots
-    around their jumps, and intervals but for those of the jumps are halved until the schedule is within the tolerance
-    at the quarters of each.
+    A step function has a knot at each jump and no error. For other schedules, the knots start as equal parts of the run
+    and the knots around the jumps. Each interval except those of the jumps is then halved until the error at its
+    quarters is within the tolerance, which is in the unit of the control.
 
     Returns:
         [K] progress, float64, increasing from 0 to 1.

@@ -1,4 +1,4 @@
-"""From a schedule to the record that a file holds: its values at knots."""
+"""Export of a schedule: samples it at knots and builds the record of a schedule file."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ def export(
     interpolation: Literal["linear", "previous"],
     provenance: Provenance,
 ) -> ScheduleFile:
-    """Sample a schedule at the knots, in float64.
+    """Samples a schedule at the knots, in float64.
 
-    The file plays back exactly what ``schedule`` gives wherever ``schedule`` is itself linear, or constant, between
-    the knots; elsewhere it is exact at the knots only.
+    Between knots where the schedule itself is linear (or constant, for ``previous``), the file reproduces it exactly;
+    elsewhere it is exact at the knots only.
 
     Args:
-        schedule: gives at least the values of ``controls``.
-        method_name: name of the method that it is for.
-        method_parameters: the method's fixed parameters.
+        schedule: returns at least the values of ``controls``.
+        method_name: name of the method.
+        method_parameters: fixed parameters of the method.
         controls: the controls to export, as the method declares them.
-        layers: the layers of the network that it was made for.
+        layers: the L layers at which the schedule is sampled.
         knots: [K] progress, float64, increasing from 0 to 1.
         interpolation: between the knots.
-        provenance: where it comes from.
+        provenance: origin of the schedule.
 
     Raises:
-        MetaschedError: the values break what a control declares (range, direction, end), with their place.
+        MetaschedError: a value violates the range, direction or end of its control; the message names its place.
     """
     import torch
 
@@ -63,5 +63,5 @@ def export(
 
 
 def _entry(control: Control) -> dict[str, Any]:
-    """What a file says of a control: not what concerns learning alone."""
+    """The fields of a control in a file; those that only concern learning are left out."""
     return {name: getattr(control, name) for name in ControlEntry.__dataclass_fields__}

@@ -1,4 +1,4 @@
-"""The records of a schedule file, format version 1. Every instance is a valid schedule: construction checks it all."""
+"""The records of a schedule file, format version 1. Construction validates, so every instance is a valid schedule."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MAX_CONTROLS, MAX_KNOTS, MAX_LAYERS, MAX_RUNS = 64, 4096, 1024, 1024
 
 _CLOSED = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 _CLOSED_MAP = Field(max_length=MAX_MEMBERS, json_schema_extra={"additionalProperties": False})
-_DWELL_ROUNDING = 1e-9  # 1 - 0.9 is not 0.1 in binary
+_DWELL_ROUNDING = 1e-9  # 1 - 0.9 is not exactly 0.1 in binary
 
 Name = Annotated[str, Field(strict=True, pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 LayerName = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9_.]{1,128}$")]
@@ -41,14 +41,14 @@ class MethodEntry:
     """The quantization method that the schedule is for."""
 
     name: Name
-    """of the method: ana, inq, joint, ste"""
+    """name of the method, such as ana, inq, joint or ste"""
     parameters: Annotated[dict[Name, Text | Boolean | Integer | Number | None], _CLOSED_MAP]
-    """the method's fixed parameters"""
+    """fixed parameters of the method"""
 
 
 @dataclass(frozen=True, kw_only=True, config=_CLOSED)
 class ControlEntry:
-    """One number per layer that the method reads at every step; as ``metasched.methods.base.Control`` declares it."""
+    """One number per layer that the method reads at every step; see ``metasched.methods.base.Control``."""
 
     name: Name
     low: Number
@@ -56,25 +56,25 @@ class ControlEntry:
     high: Number
     """largest legal value"""
     unit: Text
-    """what 1.0 means"""
+    """what the value 1.0 means"""
     direction: Literal["free", "nonincreasing", "nondecreasing"]
-    """how it may move over training"""
+    """how the value may change during training"""
     end: Number | None
-    """value at progress 1, or null where the end is free"""
+    """value at progress 1; null: any value"""
     dwell: Share
-    """share of the run, at its end, that is spent at `end`; 0: the last step only"""
+    """final share of the run during which the value equals `end`; 0: only in the last step"""
     granularity: Literal["layer", "channel", "network"]
-    """what one value stands for"""
+    """what one value applies to"""
     gradient: Literal["path", "surrogate", "none"]
-    """derivative that the method passes to it: true, of a relaxed or straight-through model, or none"""
+    """derivative in the control: true (path), of a relaxed or straight-through model (surrogate), or none"""
     scale: Literal["linear", "log"] = "linear"
-    """whether learning and searches move it or its logarithm; left out of the file where linear"""
+    """whether the control or its logarithm is learned and searched; left out of the file if linear"""
 
     @model_validator(mode="after")
     def _check(self) -> ControlEntry:
         if self.low > self.high:
             raise MetaschedError("low", f"must be at most high = {self.high!r}, got {self.low!r}", "correct one")
-        if not math.isfinite(self.high - self.low):  # between two such values nothing can be interpolated
+        if not math.isfinite(self.high - self.low):  # the difference overflows, so that values cannot be interpolated
             raise MetaschedError("high", f"is beyond float64 from low = {self.low!r}: {self.high!r}", "correct one")
         if self.scale == "log" and self.low <= 0:
             raise MetaschedError("low", f"must be above 0 on a log scale, got {self.low!r}", "correct it")
@@ -85,18 +85,18 @@ class ControlEntry:
 
 @dataclass(frozen=True, kw_only=True, config=_CLOSED)
 class LayerEntry:
-    """A convolution or linear layer with the activation after it; as ``metasched.core.layer.Layer`` describes it."""
+    """A convolution or linear layer with the activation after it; see ``metasched.core.layer.Layer``."""
 
     name: LayerName
     """dotted name of the module in the network"""
     depth: Share
-    """relative depth: the i-th of L layers has i / (L - 1)"""
+    """relative depth: i / (L - 1) for layer i = 0 .. L - 1"""
     kind: Kind
     quantizes: Quantizes
     fan_in: Positive
-    """inputs that one output sums over"""
+    """number of inputs that each output sums over"""
     num_weights: Positive
-    """elements of the weight"""
+    """number of elements of the weight"""
     bits: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
     """log2 of the number of weight levels"""
 
@@ -116,34 +116,34 @@ class Metric:
 
 @dataclass(frozen=True, kw_only=True, config=_CLOSED)
 class Spent:
-    """Training steps that finding a schedule took, by what they were spent on."""
+    """Training steps that were spent on finding the schedule, by one estimator or search."""
 
     by: Name
-    """estimator or search, such as es or tpe; best: choosing the start among the hand-coded schedules"""
+    """estimator or search, such as es or tpe; best: choosing the initial schedule among the hand-coded ones"""
     inner_steps: Natural
-    """forwards; an estimator that differentiates goes back through them as well, which is not counted"""
+    """training steps; backward passes through them, for hypergradients, are not counted"""
 
 
 @dataclass(frozen=True, kw_only=True, config=_CLOSED)
 class Provenance:
-    """Where the schedule comes from."""
+    """Origin of the schedule."""
 
     kind: Literal["learned", "tuned", "hand-coded"]
     name: Name
-    """of the experiment or of the hand-coded schedule"""
+    """name of the experiment or of the hand-coded schedule"""
     citation: Text | None = None
-    """source of a hand-coded schedule, and what it needs"""
+    """source of a hand-coded schedule, and what it requires"""
     config_hash: Digest | None = None
     """hash of the experiment's configuration, in hexadecimal"""
     seeds: Annotated[tuple[Natural, ...], Field(max_length=MAX_RUNS), FailFast()] = ()
     tasks: Annotated[tuple[Text, ...], Field(max_length=MAX_RUNS), FailFast()] = ()
-    """what it was learned on"""
+    """tasks on which it was learned"""
     outer_steps: Natural | None = None
     versions: Annotated[dict[Package, Text], _CLOSED_MAP] = Field(default_factory=dict)
-    """of the packages that it was learned with"""
+    """versions of the packages with which it was learned"""
     metric: Metric | None = None
     spent: Annotated[tuple[Spent, ...], Field(max_length=MAX_RUNS), FailFast()] = ()
-    """what finding it took, in order, that of the schedule it started at included; left out of the file where empty"""
+    """cost of finding it, in order, including that of the initial schedule; left out of the file if empty"""
 
 
 @dataclass(frozen=True, kw_only=True, config=_CLOSED)
@@ -185,13 +185,14 @@ class ScheduleFile:
 def json_schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a schedule file.
 
-    It covers what one value can show; that shapes agree, knots increase and values obey their control is beyond it.
+    It describes each value on its own. It does not express that shapes agree, that knots increase, or that values
+    satisfy their control; ``read_schedule`` checks these too.
 
     >>> json_schema()["properties"]["version"]["const"]
     1
     """
     schema = TypeAdapter(cast(Any, ScheduleFile)).json_schema()
-    everything = list(schema["properties"])  # format and version too, which have defaults in Python only
+    everything = list(schema["properties"])  # format and version have defaults only in Python
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "required": everything}
 
 
@@ -203,15 +204,15 @@ def _check_progress(progress: tuple[float, ...]) -> None:
         raise MetaschedError(last, f"must be 1, got {progress[-1]!r}", "end at the last training step")
     for k, (before, after) in enumerate(pairwise(progress), start=1):
         if after <= before:
-            problem = f"must exceed {before!r}, the knot before, got {after!r}"
-            raise MetaschedError(f"progress[{k}]", problem, "give increasing knots")
+            problem = f"must be greater than the previous knot, {before!r}, got {after!r}"
+            raise MetaschedError(f"progress[{k}]", problem, "sort the knots and remove duplicates")
 
 
 def _check_unique(path: str, names: list[str]) -> None:
     seen: set[str] = set()
     for i, name in enumerate(names):
         if name in seen:
-            raise MetaschedError(f"{path}[{i}].name", f"{name!r} occurs twice", "give each a name of its own")
+            raise MetaschedError(f"{path}[{i}].name", f"{name!r} occurs twice", "use unique names")
         seen.add(name)
 
 

@@ -1,15 +1,15 @@
-"""Schedules that population-based training found: policy files of Ray Tune, as schedule files.
+"""Import of schedules found by population-based training: policy files of Ray Tune.
 
-Ray Tune leaves a file ``pbt_policy_<trial>.txt`` for each trial that has copied another one. Each line is a JSON array
+Ray Tune writes a file ``pbt_policy_<trial>.txt`` for each trial that has copied another one. Each line is a JSON array
 
     [target tag, source tag, target's iteration, source's iteration, source's configuration, new configuration]
 
-for a moment at which the target trial took over the source's weights, and a change of its configuration with them. The
-trial's own history is the chain that ends in the last line: each line before it must have changed the trial that the
-next one copied; where that fails, what stands above was overwritten. Source: Ray, ``tune/schedulers/pbt.py``
-(``PopulationBasedTrainingReplay``), whose replay this is.
+which records that the target trial copied the source's weights and continued with a new configuration. The history of
+the final trial is the chain that ends with the last line: the target of each line must be the source of the next one.
+Lines above the first break of this rule were overwritten and are ignored. Source: Ray, ``tune/schedulers/pbt.py``
+(``PopulationBasedTrainingReplay``), whose replay we follow.
 
-Such files are read as those of strangers: strictly, with the limits of schedule files, and nothing in them is executed.
+Files are untrusted: they are read strictly, with the limits of schedule files, and nothing in them is executed.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from metasched.io.strict_json import MAX_BYTES, join, parse, show
 from metasched.methods.base import Control
 
 _FIX = "give a pbt_policy_*.txt that Ray Tune has written"
-_MAX_CHANGES = MAX_KNOTS // 2  # the others are for ends and dwells
+_MAX_CHANGES = MAX_KNOTS // 2  # the other knots are for ends and dwells
 
 
 class Change(NamedTuple):
-    """A configuration, the iterations that were done when it came, and the place in the file that says so."""
+    """A configuration, the iteration from which it holds, and its place in the file."""
 
     iteration: int
     config: Mapping[str, Any]
@@ -40,10 +40,10 @@ class Change(NamedTuple):
 
 
 def read_policy(path: str | os.PathLike[str]) -> list[Change]:
-    """The configurations of a policy file's trial, from the one that it started with on.
+    """The configurations of the trial of a policy file, starting with the initial one.
 
     Raises:
-        MetaschedError: the file cannot be read, is larger than 1 MiB, or a line is not of the form above.
+        MetaschedError: the file cannot be read, is larger than 1 MiB, or a line does not have the form above.
     """
     where = printable(os.fspath(path))
     lines = read_regular(path, MAX_BYTES, _FIX).removesuffix(b"\n").split(b"\n")
@@ -77,20 +77,19 @@ def import_policy(
 ) -> ScheduleFile:
     """The schedule of a policy file: a step function that changes at progress iteration / total.
 
-    A control is read from the key of its name, for all layers, or from ``<control>/<layer>`` for one. Keys that are
-    neither, such as learning rates, belong to no schedule and are left out. From where a control has to be at its end
-    (``end``, ``dwell``) it is there, whatever the file says.
+    The key of a control is its name, for all layers, or ``<control>/<layer>`` for one layer. Other keys, such as
+    learning rates, are ignored. Where a control must be at its end (``end``, ``dwell``), it is, whatever the file says.
 
     Args:
-        path: of the policy file.
+        path: path of the policy file.
         total: iterations of the whole run, at least 1.
-        name: what the schedule is called in its provenance.
-        method_name, method_parameters, controls: of the method that it is for.
-        layers: of the network that it is for.
+        name: name of the schedule in its provenance.
+        method_name, method_parameters, controls: the method of the schedule.
+        layers: layers of the network.
 
     Raises:
-        MetaschedError: as ``read_policy``; a control that is missing, not a number, out of its range, or against its
-            direction; a layer that the network does not have; a change that comes after the run.
+        MetaschedError: see ``read_policy``; a control is missing, not a number, out of range or against its direction;
+            the network has no such layer; a change comes after the end of the run.
     """
     import torch
 
@@ -99,7 +98,7 @@ def import_policy(
         raise MetaschedError("--total", f"must be at least 1, got {total}", "give the iterations of the whole run")
     last = changes[-1]
     if last.iteration >= total:
-        problem = f"changes at iteration {last.iteration}, and the whole run has {total}"
+        problem = f"changes at iteration {last.iteration}, but the whole run has {total}"
         raise MetaschedError(last.place, problem, "give the iterations of the whole run with --total")
     played: list[dict[str, list[float]]] = []
     for change in changes:
@@ -116,7 +115,7 @@ def import_policy(
         for control in controls:
             rows = []
             for u in progress.tolist():
-                now = bisect_right(times, u) - 1  # of several at one moment the last counts
+                now = bisect_right(times, u) - 1  # of several changes at the same progress, the last one holds
                 ended = control.end is not None and u >= 1 - control.dwell
                 rows.append([control.end] * len(layers) if ended else played[now][control.name])
             values[control.name] = torch.tensor(rows, dtype=torch.float64)
@@ -155,7 +154,7 @@ def _row(line: bytes, place: str) -> _Row:
     if not isinstance(row, list) or len(row) != 6:
         raise MetaschedError(place, "must be an array of 6", _FIX)
     for i, (value, kind, what) in enumerate(zip(row, _KINDS, _WHAT, strict=True)):
-        if type(value) is not kind or (isinstance(value, int) and value < 0):  # isinstance alone takes True for 1
+        if type(value) is not kind or (isinstance(value, int) and value < 0):  # isinstance accepts True as an integer
             raise MetaschedError(f"{place}[{i}]", f"must be {what}, got {show(value)}", _FIX)
     target, source, _, iteration, before, after = row
     return _Row(target, source, iteration, before, after, place)
@@ -166,7 +165,7 @@ _WHAT = ("text", "text", "a count", "a count", "an object", "an object")
 
 
 def _values(change: Change, controls: Sequence[Control], layers: Sequence[Layer]) -> dict[str, list[float]]:
-    """One value for each layer, by control."""
+    """{control: one value per layer}."""
     names = [layer.name for layer in layers]
     known = {control.name for control in controls}
     for key in change.config:
@@ -180,11 +179,13 @@ def _value(change: Change, control: Control, layer: str) -> float:
     own = f"{control.name}/{layer}"
     key = own if own in change.config else control.name
     if key not in change.config:
-        raise MetaschedError(change.place, f"has neither {control.name} nor {own}", "name the keys after the controls")
+        raise MetaschedError(
+            change.place, f"has neither {control.name} nor {own}", "use the names of the controls as keys"
+        )
     value = change.config[key]
     if type(value) not in (int, float) or not control.low <= value <= control.high:
         problem = f"must be a number in [{control.low!r}, {control.high!r}], got {show(value)}"
-        raise MetaschedError(join(change.place, key), problem, f"that is the range of {control.name}")
+        raise MetaschedError(join(change.place, key), problem, f"correct it to the range of {control.name}")
     return float(value)
 
 
@@ -200,4 +201,6 @@ def _check_directions(
         for layer, old, new in zip(layers, before[control.name], after[control.name], strict=True):
             if sign * (new - old) < 0:
                 problem = f"{control.name} of {layer.name} is {control.direction}, but goes from {old!r} to {new!r}"
-                raise MetaschedError(place, problem, "search among schedules that the method can follow")
+                raise MetaschedError(
+                    place, problem, "search only among schedules that respect the directions of the method's controls"
+                )

@@ -1,4 +1,4 @@
-"""Playing a schedule file: on another horizon, on another network, in any training loop."""
+"""Plays a schedule file in any training loop, also with another number of steps and on another network."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from metasched.schedules.interpolation import interpolate
 
 
 class Match(NamedTuple):
-    """Which two of the file's layers a layer is played from: (1 - weight) of ``below`` and weight of ``above``."""
+    """The two layers of the file for one layer: (1 - weight) times ``below`` plus weight times ``above``."""
 
     below: int
     above: int
@@ -30,11 +30,11 @@ class Match(NamedTuple):
 
 
 def match_layers(known: Sequence[Layer], layers: Sequence[Layer]) -> list[Match]:
-    """Match the layers of a network with those of a schedule file.
+    """Matches the layers of a network with those of a schedule file.
 
-    The same layers (names and kinds, in the same order) are matched one to one. Otherwise each layer lies, by its
-    relative depth, between the two nearest known layers of its kind; beyond the first or the last of them it is
-    matched with that one. A layer of a kind that the file does not have lies between those of any kind.
+    Equal layers (names and kinds, in the same order) are matched one to one. Otherwise, each layer is matched by its
+    relative depth with the two nearest layers of its kind in the file, or with the first or last one if it lies outside
+    their range. If the file has no layer of its kind, layers of all kinds are used.
     """
     if [(layer.name, layer.kind) for layer in known] == [(layer.name, layer.kind) for layer in layers]:
         return [Match(i, i, 0.0) for i in range(len(layers))]
@@ -42,12 +42,12 @@ def match_layers(known: Sequence[Layer], layers: Sequence[Layer]) -> list[Match]
 
 
 def warn_of_other_kinds(known: Sequence[Layer], layers: Sequence[Layer], where: str) -> None:
-    """Says which layers are played by their depth alone, because a schedule has no layer of their kind.
+    """Warns of layers that are matched by depth only, because the schedule has no layer of their kind.
 
     Args:
         known: layers of the schedule.
         layers: layers of the network.
-        where: what the warning begins with.
+        where: prefix of the warning.
     """
     kinds = {layer.kind for layer in known}
     other = [layer for layer in layers if layer.kind not in kinds]
@@ -60,7 +60,7 @@ def warn_of_other_kinds(known: Sequence[Layer], layers: Sequence[Layer], where: 
 class PlayedSchedule:
     """The schedule in a file: ``schedule(progress, layers) -> {control: [T, L]}``.
 
-    Values are computed in float64, whatever the dtype of progress, and are exactly the file's at its knots and layers.
+    Values are computed in float64 for any dtype of progress; at the file's own knots and layers they equal its values.
     For other layers see ``match_layers``.
     """
 
@@ -73,7 +73,7 @@ class PlayedSchedule:
         }
 
     def __call__(self, progress: torch.Tensor, layers: Sequence[Layer]) -> dict[str, torch.Tensor]:
-        """Values [T, L] of each control, in the dtype of ``progress``."""
+        """The values [T, L] of each control at progress [T], in the dtype of ``progress``."""
         device = progress.device
         matches = match_layers(self.layers, layers)
         below = torch.tensor([m.below for m in matches], device=device)
@@ -85,35 +85,35 @@ class PlayedSchedule:
             known = interpolate(steps, knots, values.to(device), self.file.interpolation)
             low, high = known[:, below], known[:, above]
             mixed = low + weight * (high - low)
-            # Rounding must not carry a value past both of its neighbours.
+            # rounding must not move a value outside the interval of its neighbours
             mixed = mixed.clamp(torch.minimum(low, high), torch.maximum(low, high))
             played[name] = mixed.to(progress.dtype)
         return played
 
 
 def spent_on(schedule: Schedule) -> tuple[Spent, ...]:
-    """What finding a schedule took, as its file says; nothing for a hand-coded one."""
+    """The cost of finding a schedule, from its file; empty if it is not from a file."""
     return schedule.file.provenance.spent if isinstance(schedule, PlayedSchedule) else ()
 
 
 class SchedulePlayer:
-    """Hands a training loop of your own the values of its next step.
+    """Gives your own training loop the values of the controls at each step.
 
         player = SchedulePlayer("schedule.json", total_steps=len(loader) * epochs)
         for batch in ...:
             controls = player.step()
             noise = controls["features.0"]["noise_scale"]
 
-    The values of step t are those of progress t / (total_steps - 1), exactly, in float64; beyond the last step they
-    stay at the last step's. The only state is the number of steps taken.
+    The values of step t are those at progress t / (total_steps - 1), computed in float64; after the last step they do
+    not change. The only state is the number of steps taken.
 
     Args:
-        schedule: the path of a schedule file, what ``read_schedule`` gave, or any schedule.
-        total_steps: length of the run, at least 1.
-        layers: of the network, from ``quantize(...).layers``; default: the layers in the file.
+        schedule: path of a schedule file, result of ``read_schedule``, or any schedule.
+        total_steps: length of the run in steps, at least 1.
+        layers: layers of the network, from ``quantize(...).layers``; default: those of the file.
 
     Raises:
-        MetaschedError: an unreadable file, no steps, or no layers.
+        MetaschedError: the file cannot be read, or there are no steps or no layers.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class SchedulePlayer:
         self._current = self.at(0)
 
     def at(self, step: int) -> dict[str, dict[str, float]]:
-        """Values {layer: {control: value}} of a step, counted from 0; the position stays where it is."""
+        """Values {layer: {control: value}} at a step, counted from 0; does not change the position."""
         if operator.index(step) < 0:
             raise MetaschedError("step", f"must be at least 0, got {step}", "steps count from 0")
         step = min(step, self.total_steps - 1)
@@ -152,13 +152,13 @@ class SchedulePlayer:
         return {layer.name: {control: row[i] for control, row in rows.items()} for i, layer in enumerate(self.layers)}
 
     def step(self) -> dict[str, dict[str, float]]:
-        """Values of the current position, which then moves on by one."""
+        """Values {layer: {control: value}} at the current position; then advances the position by one."""
         values = self._current
         self._move(self._position + 1)
         return values
 
     def value(self, control: str, layer: str) -> float:
-        """One control of one layer at the current position."""
+        """Value of one control of one layer at the current position."""
         if layer not in self._current:
             raise unknown_name("layer", layer, self._current)
         if control not in self._current[layer]:
@@ -170,10 +170,16 @@ class SchedulePlayer:
         return {"step": self._position}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to the position of a ``state_dict``."""
+        """Sets the position from a ``state_dict``.
+
+        Raises:
+            MetaschedError: ``state`` does not come from ``state_dict``.
+        """
         step = state.get("step")
         if set(state) != {"step"} or type(step) is not int or step < 0:
-            raise MetaschedError("state_dict", 'must be {"step": n} with n at least 0', "pass what state_dict() gave")
+            raise MetaschedError(
+                "state_dict", 'must be {"step": n} with n at least 0', "pass the result of state_dict()"
+            )
         self._move(step)
 
     def _move(self, step: int) -> None:
@@ -182,17 +188,17 @@ class SchedulePlayer:
 
 
 def check_method(file: ScheduleFile, method_name: str, controls: Sequence[Control], path: str) -> None:
-    """Refuse a schedule file that a method cannot be driven by.
+    """Raises if a method cannot use a schedule file.
 
     Args:
         file: the schedule.
-        method_name: the method's name.
-        controls: what the method declares.
-        path: what error messages call the file.
+        method_name: name of the method.
+        controls: the controls that the method declares.
+        path: prefix of error messages, usually the path of the file.
 
     Raises:
-        MetaschedError: it is for another method, lacks a control, or leaves open what the method's control rules out:
-            values outside its range, moves against its direction, another end, less of the run spent there.
+        MetaschedError: the file is for another method, lacks a control, or declares a control less strictly than the
+            method: a larger range, another direction or end, or a shorter dwell.
     """
     if file.method.name != method_name:
         problem = f"is for method {file.method.name!r}, not {method_name!r}"

@@ -1,7 +1,8 @@
-"""Schedules to JSON and back: canonical text, strict reading.
+"""Schedule files: canonical JSON text and strict reading.
 
-A schedule has one text only: keys sorted, floats in the fewest digits that give the same float64 again, one curve a
-line. So ``dumps(loads(text)) == text`` for every text that ``dumps`` wrote, and equal schedules have equal hashes.
+Each schedule has exactly one canonical text: keys are sorted, floats have the fewest digits that restore the same
+float64, and each curve is one line. So ``dumps(loads(text)) == text`` for every text that ``dumps`` has written, and
+equal schedules have equal hashes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 
-_PROBLEMS = {  # pydantic's words for these speak of Python
+_PROBLEMS = {  # in place of pydantic's messages, which use terms of Python
     "missing": ("missing", "add it"),
     "unexpected_keyword_argument": ("unknown key", "remove it"),
     "dataclass_type": ("must be an object", "put it in braces"),
@@ -35,23 +36,23 @@ _ADAPTER: TypeAdapter[ScheduleFile] = TypeAdapter(cast(Any, ScheduleFile))
 def dumps(file: ScheduleFile) -> str:
     """The canonical text of a schedule: ASCII, ending in a newline."""
     tree = _ADAPTER.dump_python(file, mode="json")
-    if not file.provenance.spent:  # files from before that field keep their text, and so their hash
+    if not file.provenance.spent:  # files older than this field keep their text and hash
         del tree["provenance"]["spent"]
     for control in tree["controls"]:
-        if control["scale"] == "linear":  # likewise
+        if control["scale"] == "linear":  # for the same reason
             del control["scale"]
     return _canonical(tree, "") + "\n"
 
 
 def loads(text: str | bytes, path: str) -> ScheduleFile:
-    """Read a schedule from its text.
+    """Reads a schedule from JSON text.
 
     Args:
         text: JSON, at most 1 MiB; need not be canonical.
-        path: what error messages call the text, as a rule its file name.
+        path: prefix of error messages, usually the path of the file.
 
     Raises:
-        MetaschedError: whatever is wrong with it, with the place: ``schedule.json: values.noise_scale[2][5]``.
+        MetaschedError: not a valid schedule; the message names the place: ``schedule.json: values.noise_scale[2][5]``.
     """
     try:
         tree = parse(text)
@@ -63,10 +64,10 @@ def loads(text: str | bytes, path: str) -> ScheduleFile:
 
 
 def write_schedule(path: str | os.PathLike[str], file: ScheduleFile) -> None:
-    """Write a schedule file, atomically.
+    """Writes a schedule file atomically.
 
     Raises:
-        MetaschedError: it would be larger than ``read_schedule`` takes.
+        MetaschedError: the file would exceed the limit of ``read_schedule``, 1 MiB.
     """
     from metasched.io.atomic import write_atomic
 
@@ -77,19 +78,21 @@ def write_schedule(path: str | os.PathLike[str], file: ScheduleFile) -> None:
 
 
 def read_schedule(path: str | os.PathLike[str]) -> ScheduleFile:
-    """Read a schedule file; see ``loads``.
+    """Reads a schedule file; see ``loads``.
 
     Raises:
-        MetaschedError: it cannot be read, or is not a schedule.
+        MetaschedError: the file cannot be read or is not a valid schedule.
     """
     data = read_regular(path, MAX_BYTES, "give the path of a schedule file")
     return loads(data, printable(os.fspath(path)))
 
 
 def _check_version(tree: Any) -> None:
-    """Before all else, because another version may have other fields."""
+    """Raises for another format or version; called first, because other versions may have other fields."""
     if not isinstance(tree, dict) or tree.get("format") != FORMAT:
-        raise MetaschedError("format", "this is not a schedule file", f'its first level needs "format": "{FORMAT}"')
+        raise MetaschedError(
+            "format", "this is not a schedule file", f'give one with "format": "{FORMAT}" at the top level'
+        )
     version = tree.get("version")
     if type(version) is not int or version not in VERSIONS:  # True == 1
         known = ", ".join(map(str, VERSIONS))
@@ -99,10 +102,10 @@ def _check_version(tree: Any) -> None:
 
 
 def validated(tree: Any) -> ScheduleFile:
-    """The record that a tree of plain values describes.
+    """The schedule of a tree of plain values.
 
     Raises:
-        MetaschedError: the first thing that is wrong with it, with its place.
+        MetaschedError: not a valid schedule; the message names the place of the first problem.
     """
     try:
         return _ADAPTER.validate_python(tree)
@@ -114,18 +117,18 @@ def _first_problem(error: ValidationError, tree: Any) -> MetaschedError:
     errors = error.errors(include_url=False)
     kind, path = errors[0]["type"], _path(errors[0], tree)
     own = errors[0].get("ctx", {}).get("error")
-    if isinstance(own, MetaschedError):  # from a check of ours, whose path starts at its record
+    if isinstance(own, MetaschedError):  # from a check of a record; its path is relative to the record
         return MetaschedError(f"{path}.{own.path}" if path else own.path, own.problem, own.fix)
     if kind in _PROBLEMS:
         return MetaschedError(path, *_PROBLEMS[kind])
-    # A union reports once for each of its members, all with the same path.
+    # a union reports one error for each of its members, all with the same path
     needed = " or ".join(e["msg"].partition(" should ")[2] for e in errors[:5] if _path(e, tree) == path)
     needed = needed.replace(" or be ", " or ").replace(" after validation", "")
     return MetaschedError(path, f"must {needed}, got {show(errors[0]['input'])}", "correct it")
 
 
 def _path(error: ErrorDetails, tree: Any) -> str:
-    """The path in the text of an error's location, which goes on inside of values and keys."""
+    """The path of an error in the text; pydantic's location continues inside values and keys."""
     path = ""
     for part in error["loc"]:
         members: dict[Any, Any] = dict(enumerate(tree)) if isinstance(tree, list) else tree
@@ -136,7 +139,7 @@ def _path(error: ErrorDetails, tree: Any) -> str:
 
 
 def _canonical(value: Any, indent: str) -> str:
-    """JSON text with sorted keys; a list of plain values stays on one line, so that a curve is a line."""
+    """JSON text with sorted keys; a list of plain values, such as a curve, is one line."""
     deeper = indent + " "
     if isinstance(value, dict) and value:
         members = [f"{json.dumps(key)}: {_canonical(value[key], deeper)}" for key in sorted(value)]

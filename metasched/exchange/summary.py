@@ -1,4 +1,4 @@
-"""A schedule file in a few lines, for a person (``metasched show``) or as a dict (``--json``)."""
+"""Summary of a schedule file: a few lines (``metasched show``) or a dict (``--json``)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _COLUMNS = 5
 
 
 def summarize(file: ScheduleFile) -> dict[str, Any]:
-    """Everything but the values: what the schedule is for, its size, where it comes from, its hash."""
+    """Everything except the values: method, controls, layers, size, provenance and hash."""
     return {
         "format": file.format,
         "version": file.version,
@@ -29,7 +29,7 @@ def summarize(file: ScheduleFile) -> dict[str, Any]:
 
 
 def show_schedule(file: ScheduleFile, console: Console) -> None:
-    """The summary, and for each control its values in every layer at a few of the knots."""
+    """Prints the summary and, for each control, its values in every layer at a few knots."""
     for line in _lines(file):
         console.note(line)
     last = len(file.progress) - 1

@@ -1,4 +1,4 @@
-"""The table of methods. It imports no torch: a method's own file is imported when the method is built."""
+"""The table of methods. It does not import torch: a method's own file is imported when the method is built."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ for _row in ROWS:
 
 
 def build_method(config: MethodConfig) -> Method:
-    """The method that a configuration describes.
+    """The method of a configuration.
 
     Raises:
-        MetaschedError: a level set that does not exist, or that does not suit the method.
+        MetaschedError: a level set does not exist, or the method cannot use it.
     """
     return find_method(config.name).builder(config)
 

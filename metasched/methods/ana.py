@@ -1,13 +1,14 @@
 """ANA: additive noise annealing.
 
-Each weight tensor and the activation after it are quantized by a stair function under noise of mean mu and scale s;
-as both go to 0 the network becomes the hard one. Layers are synchronized by giving each its own schedule.
+Each weight tensor and the activation after it are quantized by a stair function under noise of mean mu and scale s. As
+both go to 0, the network converges to the hard one. Each layer has its own schedule.
 
     w_seen = eps * E_{mu,s}(w / eps)        (or the mode, or a sample, of the same distribution)
 
 Source: Spallanzani et al., CVPR 2022, pp. 470-479, arXiv 2203.11323; 2019 form: arXiv 1905.10452.
-We differ: ``noise_scale`` is the half-width of the noise's central 95 % (all of it, where it is bounded) in quanta, so
-that one schedule serves all families; the authors' start values are 0.5 in this unit for each of the four families.
+We differ: ``noise_scale`` is the half-width of the central 95 % of the noise (of all of it, if it is bounded) in
+quanta, so that one schedule serves all families; the authors' initial values are 0.5 in this unit for each of the four
+families.
 """
 
 from __future__ import annotations
@@ -43,9 +44,10 @@ class ANA(Method):
 
     Attributes:
         quantizer: level sets and scales.
-        noise: family, a key of NOISE_FAMILIES.
-        forward: what the forward pass sees of the noisy stair.
-        backward: derivative by the noise's own density, or by that of half-width 0.5 throughout (the 2019 form).
+        noise: noise family, a key of NOISE_FAMILIES.
+        forward: output of the noisy stair in the forward pass.
+        backward: ``noise``: the derivative in the input has the width of the noise; ``fixed``: it has half-width 0.5
+            throughout (the 2019 form).
     """
 
     quantizer: LayerQuantizer
@@ -59,7 +61,7 @@ class ANA(Method):
 
     def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State, State]:
         w, state = self.quantizer.initialize(w, draw)
-        # quantlib shifts the weights by the first mean, so that they start around the shifted jumps.
+        # as in quantlib: shifted by the first mean, the weights start around the shifted thresholds
         return w + controls["noise_mean"] * state["scale"], {}, state
 
     def weight(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
@@ -67,7 +69,7 @@ class ANA(Method):
 
     def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
         levels, unit = self.quantizer.activation_levels, self.quantizer.activation_scale
-        assert levels is not None, "this layer's activation stays in float"
+        assert levels is not None, "the activation of this layer is not quantized"
         if unit == 1:
             return self._noisy("activation", x, levels, controls, draw)
         return self._noisy("activation", x / unit, levels, controls, draw) * unit
@@ -87,5 +89,5 @@ class ANA(Method):
 
 
 def build(config: ANAConfig) -> ANA:
-    """As configured."""
+    """The method of a configuration."""
     return ANA(layer_quantizer(config), config.noise, config.forward, config.backward)

@@ -1,9 +1,9 @@
 """The contract of a quantization method: the controls that it declares, and pure hooks, each with a default.
 
-A method works on one layer at a time: ``quantize`` calls the hooks for each layer that it chose. State is a flat dict
-of tensors; controls come in as arguments at each call, one 0-d tensor a control, and are never stored. A method may own
-tensors that the optimizer trains (``initialize`` gives them); every hook finds them in its ``state``, beside the
-method's own state, and what it returns as state need not have them.
+A method works on one layer at a time: ``quantize`` calls the hooks for each quantized layer. The state of a layer is a
+flat dict of tensors. Controls are arguments of each call, one 0-d tensor each, and are never stored. A method may own
+tensors that the optimizer trains: ``initialize`` returns them, and every hook receives them in ``state`` together with
+the method's own state. A hook that returns a state may leave them out.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ class Control:
     Attributes:
         name: ``[a-z][a-z0-9_]*``.
         low, high: closed range of legal values.
-        unit: what 1.0 means.
-        direction: how it may move over training; a schedule network obeys it by construction.
-        end: value at progress 1, or None where the end is free.
-        dwell: share of the run, at its end, that must be spent at ``end`` (0: the last step only).
-        granularity: what one value stands for; ``network``: a learned schedule has the same value in all layers.
+        unit: what the value 1.0 means.
+        direction: how the value may change during training; learned schedules satisfy it by construction.
+        end: value at progress 1; None: any value.
+        dwell: final share of the run during which the value must equal ``end``; 0: only in the last step.
+        granularity: what one value applies to; ``network``: a learned schedule has one value for all layers.
         gradient: ``path`` (true derivative), ``surrogate`` (of a relaxed or straight-through model) or ``none``.
-        scale: ``log``: it is learned and searched as its logarithm; ``low`` is above 0 then.
-        none_value: the value that, held until the last step, is no schedule at all (the control's ``end`` counts at
-            the last one); None where no value is.
-        learning_floor: lowest value while hypergradients are taken, unless ``meta.noise_floor`` gives another; None:
+        scale: ``log``: learned and searched as its logarithm, which needs ``low`` > 0.
+        none_value: the value which, kept until the last step (where ``end`` holds), means no schedule; None: there is
+            no such value.
+        learning_floor: lowest value while hypergradients are computed, unless ``meta.noise_floor`` is set; None:
             ``low``.
     """
 
@@ -59,7 +59,7 @@ class Control:
     learning_floor: float | None = None
 
     def __post_init__(self) -> None:
-        assert self.scale == "linear" or self.low > 0, "a logarithm needs values above 0"
+        assert self.scale == "linear" or self.low > 0, "a control on a log scale needs low > 0"
         for value in (self.none_value, self.learning_floor):
             assert value is None or self.low <= value <= self.high, f"{self.name}: {value} is out of range"
 
@@ -67,8 +67,9 @@ class Control:
 class Method(ABC):
     """A quantization algorithm. Implementations are frozen dataclasses: their fields are their parameters.
 
-    The smallest method declares its ``controls`` and has a field ``quantizer``, ``weight`` and ``activation``; each
-    other hook has a default, which is described here. Tensors of a layer have the dtype and device of its weight.
+    The smallest method has ``controls``, a field ``quantizer``, ``weight`` and ``activation``; every other hook has a
+    default. The weight w of a layer is [C_out, ...] in any floating dtype (float64 in tests), and all tensors of the
+    layer have its dtype and device. The scale in a state is [1, 1, ...] or [C_out, 1, ...]; each control is 0-d.
 
     Attributes:
         quantizer: level sets and scales of a layer.
@@ -79,90 +80,140 @@ class Method(ABC):
     @property
     @abstractmethod
     def controls(self) -> tuple[Control, ...]:
-        """What a schedule has to supply at every step."""
+        """The controls that a schedule must supply at every step."""
 
     @abstractmethod
     def weight(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
-        """The weight that the forward pass sees, of the shape of w."""
+        """The quantized weight that the forward pass uses, during training.
+
+        Args:
+            w: the weight that the optimizer trains, [C_out, ...].
+            state: the layer's state and trainable tensors.
+            controls: control -> 0-d tensor, at this step.
+            draw: random numbers of this layer and step.
+
+        Returns:
+            shape and dtype of w; differentiable in w, the trainable tensors and the controls.
+        """
 
     @abstractmethod
     def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
-        """What the layer's activation puts out; x is the input of the activation module that it replaces."""
+        """The quantized activation that replaces the layer's activation function, during training.
+
+        Args:
+            x: [...], the input of the activation module.
+            state, controls, draw: as in ``weight``.
+
+        Returns:
+            shape and dtype of x.
+        """
 
     @property
     def quantizes(self) -> Quantizes:
-        """Which tensors of a layer it quantizes. Default: as the quantizer has level sets for."""
+        """The tensors of a layer that are quantized. Default: those for which the quantizer has a level set."""
         return self.quantizer.quantizes
 
     @property
     def bits(self) -> float:
-        """log2 of the number of weight levels. Default: of the quantizer's."""
+        """log2 of the number of weight levels. Default: from the quantizer."""
         return self.quantizer.levels.bits
 
     def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State, State]:
         """Initial weight, trainable tensors and state of a layer.
 
         Args:
-            w: the float network's weight.
-            controls: of the first step.
-            draw: random numbers.
+            w: weight of the float network, [C_out, ...].
+            controls: control -> 0-d tensor, at the first step.
+            draw: random numbers of this layer.
 
         Returns:
-            the weight; tensors that the optimizer trains beside it, by name (learned scales; floating point, in the
-            weight's dtype); and the state. No name is in both. Default: the quantizer's weight, nothing, and its scale
-            as ``{"scale": [C_out or 1, 1, ...]}``.
+            the weight [C_out, ...]; a dict of the tensors that the optimizer trains besides it, such as learned scales,
+            in the dtype of w; and the state. No name may be in both dicts. Default: the quantizer's weight, no
+            trainable tensor, and the state ``{"scale": [C_out or 1, 1, ...]}``.
         """
         w, state = self.quantizer.initialize(w, draw)
         return w, {}, state
 
     def prepare(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
-        """State at the start of a step, before the forward pass (INQ chooses what is frozen). Default: unchanged."""
+        """The state at the start of a step, before the forward pass. Default: unchanged.
+
+        INQ chooses the frozen weights here. w is [C_out, ...]; each control is 0-d.
+        """
         return state
 
     def penalty(self, w: torch.Tensor, state: State, controls: Values) -> torch.Tensor | None:
-        """A term of the loss, 0-d; None for none, which is the default."""
+        """A term that is added to the loss, 0-d, for the weight w [C_out, ...]. Default: None, no term."""
         return None
 
     def update(
         self, w: torch.Tensor, proposed: torch.Tensor, state: State, controls: Values, draw: Draw
     ) -> tuple[torch.Tensor, State]:
-        """The next weight and state, from the optimizer's proposal for the weight. Default: the proposal."""
+        """The next weight and state. Default: the optimizer's proposal, and the state unchanged.
+
+        Args:
+            w: the weight before the optimizer's step, [C_out, ...].
+            proposed: the weight after it, [C_out, ...].
+            state, controls, draw: as in ``weight``.
+
+        Returns:
+            the next weight, with the shape of w, and the next state.
+        """
         return proposed, state
 
     def update_trainable(self, state: State, proposed: State, controls: Values) -> State:
-        """The next trainable tensors of a layer that has some, from the optimizer's proposal, by the same names.
+        """The next trainable tensors of a layer. Default: the optimizer's proposal.
 
-        ``state`` has them as they were, beside the method's state. Default: the proposal.
+        Args:
+            state: the method's state and the trainable tensors before the optimizer's step.
+            proposed: name -> trainable tensor [...] after it.
+            controls: control -> 0-d tensor, at this step.
+
+        Returns:
+            tensors with the names and shapes of ``proposed``.
         """
         return proposed
 
     def harden(self, w: torch.Tensor, state: State, surrogate: float) -> torch.Tensor:
-        """The deployed weight, exactly on its level set. Default: the nearest level.
+        """The deployed weight: every element is a level times its scale. Default: the nearest level.
 
-        Its derivative is that of uniform noise of half-width ``surrogate`` quanta: the hard network's own is zero.
+        The derivative of the hard quantizer is zero, so the derivative here is that of the stair under uniform noise.
+
+        Args:
+            w: weight at the end of training, [C_out, ...].
+            state: the layer's state and trainable tensors.
+            surrogate: half-width of the uniform noise in quanta, > 0.
+
+        Returns:
+            shape and dtype of w.
         """
         return self.quantizer.harden(w, state, surrogate)
 
     def harden_activation(self, x: torch.Tensor, surrogate: float) -> torch.Tensor:
-        """The deployed activation, exactly on its level set, with a surrogate derivative likewise."""
+        """The deployed activation for an input x [...]: every element is a level times the activation scale.
+
+        The derivative is that of the stair under uniform noise of half-width ``surrogate`` quanta, as in ``harden``.
+        """
         return self.quantizer.harden_activation(x, surrogate)
 
     def levels_of(self, state: State) -> torch.Tensor:
-        """The values that a layer's deployed weight may take, increasing, [C_out or 1, 1, ..., number of levels].
+        """The values that a layer's deployed weight may take, increasing along the last dimension.
 
-        Default: the quantizer's levels in units of the layer's scale.
+        Default: the quantizer's levels times the layer's scale.
+
+        Returns:
+            [C_out, 1, ..., K] or [1, 1, ..., K] for K levels: the shape of the scale, and one more dimension.
         """
         scale = state["scale"][..., None]
         return scale * torch.tensor(self.quantizer.levels.levels, dtype=scale.dtype, device=scale.device)
 
     def relaxed(self, width: float) -> Self:
-        """The method with its discrete choices smoothed over ``width``, to learn through. Default: itself."""
+        """The method with its discrete choices smoothed over ``width``, for hypergradients. Default: itself."""
         return self
 
 
 @runtime_checkable
 class Evaluating(Protocol):
-    """What a method has beside its hooks that evaluates the loss in its update."""
+    """The additional hook of a method whose update evaluates the loss, such as Metropolis on the batch."""
 
     def update_evaluated(
         self,
@@ -174,14 +225,14 @@ class Evaluating(Protocol):
         loss: Callable[[torch.Tensor], torch.Tensor],
         here: torch.Tensor,
     ) -> tuple[torch.Tensor, State, torch.Tensor]:
-        """In place of ``update``.
+        """The next weight, state and loss; called instead of ``update``.
 
         Args:
-            w, proposed, state, controls, draw: as for ``update``.
-            loss: of the batch, 0-d, for another weight of this layer.
-            here: its value at w.
+            w, proposed, state, controls, draw: as in ``update``.
+            loss: weight of this layer [C_out, ...] -> loss of the batch, 0-d.
+            here: the loss at w, 0-d.
 
         Returns:
-            the weight, the state, and the loss at the weight.
+            the next weight, with the shape of w; the next state; and the loss at that weight, 0-d.
         """
         ...

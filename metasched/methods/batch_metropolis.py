@@ -1,13 +1,13 @@
-"""Metropolis with the change of the loss itself, evaluated on the batch of the step.
+"""Metropolis with the exact change of the loss, evaluated on the batch of the step.
 
-The proposals of a layer (metropolis.py) are dealt to ``blocks`` parts at random. Each part is accepted or rejected as a
-whole, one after the other, with probability min(1, exp(-dE / temperature)), where dE is what it changes the loss of the
-batch by, everything else being where it is: layers before this one have moved, what is in float has not. So a step
-takes 1 + blocks * layers more forward passes.
+The proposals of a layer (metropolis.py) are assigned at random to ``blocks`` parts. The parts are accepted or rejected
+one after the other, each as a whole, with probability min(1, exp(-dE / temperature)). dE is the change of the loss of
+the batch by this part alone, given the other weights as they are: earlier layers have already moved, float parameters
+have not. A step takes 1 + blocks * layers additional forward passes.
 
-Where proposals are symmetric, ``uphill`` = 1/2 and steps of constant size, each part is in detailed balance with
-exp(-E / temperature) for the loss E of the batch, whatever its form. Temperatures are in the unit of the loss; adaptive
-cooling makes them shares of what is accepted instead.
+If proposals are symmetric (``uphill`` = 1/2 and updates of constant size), each part is in detailed balance with
+exp(-E / temperature), where E is the loss of the batch. Temperatures are in the unit of the loss; with adaptive cooling
+they set the acceptance rate instead.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from metasched.quantizers.transitions import acceptance, propose, sampled, withi
 
 @dataclass(frozen=True)
 class BatchMetropolis(Metropolis):
-    """Metropolis by the loss of the batch; see the module's docstring.
+    """Metropolis with the loss of the batch as energy; see the module's docstring.
 
     Attributes:
-        blocks: parts of a layer that are accepted or rejected by themselves.
+        blocks: number of parts of a layer that are accepted or rejected separately, at least 1.
     """
 
     blocks: int = 1
@@ -49,7 +49,7 @@ class BatchMetropolis(Metropolis):
         loss: Callable[[torch.Tensor], torch.Tensor],
         here: torch.Tensor,
     ) -> tuple[torch.Tensor, State, torch.Tensor]:
-        """See Evaluating; with the derivative of the expectation in w and in the temperature, not in the step."""
+        """See ``Evaluating``; differentiable, as the expectation, in w and the temperature, but not in the update."""
         k, step = self.in_quanta(w, proposed, state)
         uniforms = (draw.uniform("jump", k), draw.uniform("direction", k))
         jump = within(k, propose(step, self.steepness, self.uphill, *uniforms), self.top)
@@ -70,10 +70,10 @@ class BatchMetropolis(Metropolis):
 
 
 def build(config: MetropolisConfig) -> Metropolis:
-    """As configured: by the loss of the batch, or to first order.
+    """The method of a configuration: with the loss of the batch as energy, or its first-order change.
 
     Raises:
-        MetaschedError: levels that are not evenly spaced.
+        MetaschedError: levels are not evenly spaced.
     """
     adaptive = config.cooling == "adaptive"
     settings = (even_quantizer(config), config.noise, config.half_width, config.steepness, config.uphill, adaptive)

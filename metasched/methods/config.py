@@ -1,7 +1,7 @@
-"""The section ``method`` of an experiment: what all methods have, and each method's own parameters beside it.
+"""The section ``method`` of an experiment: the parameters that all methods share; subclasses add each method's own.
 
-``MethodConfig(name="ana", noise="uniform")`` is an instance of the class that ANA declares (a subclass, in the table of
-methods). A parameter of another method is refused, except at its default: files that older versions wrote list all.
+``MethodConfig(name="ana", noise="uniform")`` is an instance of ANA's subclass, which the table of methods names. A
+parameter of another method is an error, unless it has its default value: files of older versions list all parameters.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ DEFAULT = "joint"
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class MethodConfig:
-    """The quantization method and its fixed parameters; what varies over training are its controls."""
+    """The quantization method and its parameters, which are constant in training; its controls vary."""
 
     name: Word = DEFAULT
-    """a name of the table of methods"""
+    """name of a method"""
     levels: Word = "ternary"
     """weight levels: binary, ternary, intB, uintB, balancedB, pow2_B, statesN (2^N + 1 of them)"""
     activation_levels: Word | None = "ternary"
     """activation levels; null keeps activations in float"""
     scale: Literal["unit", "max", "least_squares", "pow2"] = "unit"
-    """size of a level unit; unit starts each weight near a threshold, as ANA does"""
+    """how the weight scale is computed; unit: scale 1, and each weight is drawn near a threshold, as in ANA"""
     granularity: Literal["tensor", "channel"] = "tensor"
-    """one scale for a weight tensor or one for each output channel"""
+    """one scale for a weight tensor, or one for each output channel"""
     activation_scale: Annotated[Float, Field(gt=0)] = 1.0
-    """size of an activation quantum"""
+    """value of level 1 of activations"""
 
     if TYPE_CHECKING:
 
@@ -49,14 +49,14 @@ class MethodConfig:
     @model_validator(mode="before")
     @classmethod
     def _of_other_methods(cls, given: Any) -> Any:
-        """Leaves out parameters of other methods that are at their default; refuses them where they are not."""
+        """Drops parameters of other methods that have their default value, and raises for the others."""
         values = given.kwargs if isinstance(given, ArgsKwargs) else given
         if not isinstance(values, dict):
             return given
         name = cls.__dataclass_fields__["name"].default
         if values.get("name", name) != name:
             wrong = Refused(
-                "name", values["name"], f"must be {name!r} here", "make a new MethodConfig for another method"
+                "name", values["name"], f"must be {name!r} here", "create a new MethodConfig for another method"
             )
             raise refusal("method", wrong)
         own, refused = {}, []
@@ -66,14 +66,15 @@ class MethodConfig:
                 own[key] = value
             elif not any(_same(value, default) for default in defaults.values()):
                 problem = f"has no effect, because method.name is {name}"
-                refused.append(Refused(key, value, problem, f"leave it out; it is for {' and '.join(defaults)}"))
+                fix = f"leave it out; it is a parameter of {' and '.join(defaults)}"
+                refused.append(Refused(key, value, problem, fix))
         if refused:
             raise refusal("method", *refused)
         return ArgsKwargs(given.args, own) if isinstance(given, ArgsKwargs) else own
 
 
 def of_its_method(value: Any, validated: Callable[[Any], MethodConfig]) -> MethodConfig:
-    """A section as YAML has it, validated by the class of the method that it names."""
+    """Validates a section from YAML with the class of the method that it names."""
     if not isinstance(value, dict):
         return validated(value)
     name = value.get("name", DEFAULT)

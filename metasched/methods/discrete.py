@@ -1,12 +1,12 @@
-"""What methods without float weights share: the weight tensor holds states of a level set, and nothing else does.
+"""Base of the methods without float weights: the weight tensor itself contains only levels.
 
     w = scale * (q_0 + k quantum), k in {0, ..., n};    update: k <- transition(k, (proposed - w) / (scale * quantum))
 
-The optimizer computes its step at the discrete weight, from the gradient in it; the transition says which states the
-weights go to. Weights are deployed as they are, so the derivative of hardening is 1.
+The optimizer computes its update from the gradient at the discrete weight; the transition turns the update into the
+next state k. Weights are deployed unchanged, so the derivative of hardening is 1.
 
-Activations are hard from the first step on. Their derivative is the density of a noise family of fixed width around
-each threshold: ``uniform`` is the rectangular window of GXNOR-Net, ``triangular`` its triangular one.
+Activations are hard from the first step. Their derivative is the density of a noise family of fixed width around each
+threshold: ``uniform`` is the rectangular window of GXNOR-Net, ``triangular`` its triangular window.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Discrete(Method):
 
     Attributes:
         quantizer: evenly spaced weight levels, and scales.
-        window: noise family whose density is the activations' derivative.
-        half_width: of that window, in activation quanta.
-        steepness: m, of the chance tanh(m nu) of one quantum more.
+        window: noise family whose density is the derivative of activations.
+        half_width: half-width of that window in activation quanta, > 0.
+        steepness: m > 0, for the probability tanh(m nu) of one more quantum.
     """
 
     quantizer: LayerQuantizer
@@ -45,7 +45,13 @@ class Discrete(Method):
     def transition(
         self, k: torch.Tensor, step: torch.Tensor, state: State, controls: Values, draw: Draw
     ) -> tuple[torch.Tensor, State]:
-        """The next states, from whole numbers in [0, ``top``] and steps in quanta."""
+        """The next states and the next state of the layer.
+
+        Args:
+            k: states, [C_out, ...], integers in [0, ``top``] stored as floats.
+            step: the optimizer's update in quanta, with the shape of k.
+            state, controls, draw: as in ``Method.update``.
+        """
 
     def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State, State]:
         w, state = self.quantizer.initialize(w, draw)
@@ -56,7 +62,7 @@ class Discrete(Method):
 
     def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
         levels, unit = self.quantizer.activation_levels, self.quantizer.activation_scale
-        assert levels is not None, "this layer's activation stays in float"
+        assert levels is not None, "the activation of this layer is not quantized"
         none = torch.zeros((), dtype=x.dtype, device=x.device)
         width = self.half_width * NOISE_FAMILIES[self.window].unit
         x = x if unit == 1 else x / unit
@@ -75,15 +81,15 @@ class Discrete(Method):
         return len(self.quantizer.levels.levels) - 1
 
     def in_quanta(self, w: torch.Tensor, proposed: torch.Tensor, state: State) -> tuple[torch.Tensor, torch.Tensor]:
-        """States of a weight, and the optimizer's step."""
+        """The states k of a weight w, and the optimizer's update in quanta; all tensors are [C_out, ...]."""
         levels, scale = self.quantizer.levels, state["scale"]
         first, quantum = levels.levels[0], levels.jumps[0]
         k = (w / scale - first) / quantum
-        k = k + (k.round() - k).detach()  # a scale that is no power of two leaves rounding errors
+        k = k + (k.round() - k).detach()  # removes rounding errors of scales that are not powers of two
         return k, (proposed - w) / (scale * quantum)
 
     def weight_of(self, k: torch.Tensor, state: State) -> torch.Tensor:
-        """The weight that has these states."""
+        """The weight of states k; both are [C_out, ...]."""
         levels = self.quantizer.levels
         return (levels.levels[0] + levels.jumps[0] * k) * state["scale"]
 
@@ -93,14 +99,14 @@ class Discrete(Method):
 
 
 def even_quantizer(config: MethodConfig) -> LayerQuantizer:
-    """The level sets and scales of a configuration, refusing levels that a transition could not count in quanta.
+    """The level sets and scales of a configuration, whose weight levels must be evenly spaced.
 
     Raises:
-        MetaschedError: levels that are not evenly spaced, or do not exist.
+        MetaschedError: weight levels are not evenly spaced, or a level set does not exist.
     """
     quantizer = layer_quantizer(config)
     if len(set(quantizer.levels.jumps)) > 1:
-        problem = "must be evenly spaced for weights that move from state to state"
+        problem = "must be evenly spaced, because the weights of this method move from state to state"
         raise MetaschedError(
             "method.levels", problem, "use ternary, statesN (2^N + 1 of them), intB, uintB or balancedB"
         )

@@ -1,8 +1,8 @@
-"""No quantization: the float network, trained as it is. The ceiling of a comparison.
+"""No quantization: the float network, trained unchanged; the ceiling of comparisons.
 
     w_seen = w
 
-Weights, activations and initial values are the float network's own. It has no controls.
+Weights, activations and initial values are those of the float network. The method has no control.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _BITS = 32.0  # of a float32 weight
 
 @dataclass(frozen=True)
 class FloatNetwork(Method):
-    """The float network; see the module's docstring. It has no levels, so that it is not deployed as integers."""
+    """The float network; see the module's docstring. It has no levels and cannot be deployed as integers."""
 
     @property
     def controls(self) -> tuple[Control, ...]:
@@ -29,7 +29,7 @@ class FloatNetwork(Method):
 
     @property
     def quantizes(self) -> Quantizes:
-        return "weight"  # so that every activation stays the module's own
+        return "weight"  # the activation modules stay in place
 
     @property
     def bits(self) -> float:
@@ -42,12 +42,12 @@ class FloatNetwork(Method):
         return w
 
     def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
-        raise AssertionError("activations of the float network are its own modules")
+        raise AssertionError("the float network keeps its activation modules")
 
     def harden(self, w: torch.Tensor, state: State, surrogate: float) -> torch.Tensor:
         return w
 
 
 def build(config: FloatConfig) -> FloatNetwork:
-    """The one that there is."""
+    """The float network; its configuration has no parameter."""
     return FloatNetwork()

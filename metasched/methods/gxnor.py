@@ -1,15 +1,15 @@
-"""GXNOR: discrete state transition. Weights are states of a discrete space, without float weights behind them.
+"""GXNOR: discrete state transition. Weights are states of a discrete space; there are no float copies.
 
     w <- clip(w + sign(dw) (kappa + b) dz),   b ~ Bernoulli(tanh(m nu / dz)),   |dw| = kappa dz + nu,  0 <= nu < dz
 
-dw is the optimizer's step times ``temperature``, and dz the distance between two states. A step smaller than dz moves
-its weight with a probability of about m |dw| / dz: how large the steps are is how much the weights jump about, and the
-authors anneal the learning rate. ``temperature`` is that rate for the discrete weights of one layer, relative to the
-optimizer's, which goes on driving what is in float (normalization, biases).
+dw is the optimizer's update times ``temperature``; dz is the distance between two states. An update smaller than dz
+moves its weight with a probability of about m |dw| / dz, so the size of the updates sets how often weights jump, and
+the authors anneal the learning rate. ``temperature`` is the learning rate of the discrete weights of one layer relative
+to that of the optimizer, which still applies to the float parameters (normalization, biases).
 
 Source: Deng et al., GXNOR-Net, Neural Networks 100:49-58, 2018, arXiv 1705.09283; AcrossV/Gated-XNOR, which clips after
-the jump, as we do. We differ: the temperature has one value for each layer; the authors' first epoch at rate 0, which
-only discretizes, is ``initialize``; their jump to a random state when training is stuck is dead code, and is not here.
+the jump, as we do. We differ: each layer has its own temperature; ``initialize`` replaces the authors' first epoch at
+rate 0, which only discretizes; their jump to a random state when training is stuck is dead code and left out.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class GXNOR(Discrete):
 
 
 def build(config: GXNORConfig) -> GXNOR:
-    """As configured.
+    """The method of a configuration.
 
     Raises:
-        MetaschedError: levels that are not evenly spaced.
+        MetaschedError: levels are not evenly spaced.
     """
     return GXNOR(even_quantizer(config), config.noise, config.half_width, config.steepness)

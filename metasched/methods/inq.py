@@ -2,21 +2,22 @@
 
     w_seen_i = (1 - m_i) w_i + m_i Q(w_i),      w_i <- w_i + (1 - m_i) (proposed_i - w_i)
 
-m_i in {0, 1} says whether weight i is frozen. At ``freeze_fraction`` f the round(f n) weights that come first in the
-layer's order are frozen; the partition is cumulative: what is frozen stays frozen. Frozen values are restored after
-each optimizer step, because zeroing their gradients does not hold them (momentum and weight decay move them).
+m_i = 1 if weight i is frozen, else 0. At ``freeze_fraction`` f, the first round(f n) weights in the layer's order are
+frozen. The partition is cumulative: frozen weights stay frozen. Their values are restored after each optimizer step,
+because zero gradients do not keep them constant (momentum and weight decay move them).
 
 Orders: ``magnitude`` (largest first, the paper's pruning-inspired rule), ``random``, and ``relaxation`` (random
-partition relaxation: at each change of f a new random subset is frozen and the rest released, arXiv 2001.01091).
+partition relaxation: at each change of f a new random subset is frozen and the rest is released, arXiv 2001.01091).
 
-**Relaxed**, to learn f by its gradient: with the weights' ranks r_i in (0, 1) in that order and a width omega,
+**Relaxed**, to learn f by its gradient: with the ranks r_i in (0, 1) of the weights in that order and a width omega,
 
     m_i = S((f (1 + omega) - r_i) / omega),     S(z) = z^2 (3 - 2 z) on [0, 1]
 
 so that m is all 0 at f = 0, all 1 at f = 1, and tends to the exact partition as omega -> 0.
 
-Source: Zhou et al., ICLR 2017, arXiv 1702.03044. We differ: weights beyond the top level go to it (the released code
-sends them to 0), and a frozen weight can never thaw by being rounded down (in INQ-pytorch it can).
+Source: Zhou et al., ICLR 2017, arXiv 1702.03044. We differ: weights beyond the top level are clamped to it (the
+released code quantizes them to 0), and a frozen weight is never released because its level is smaller (in INQ-pytorch
+it can be).
 """
 
 from __future__ import annotations
@@ -52,9 +53,10 @@ class INQ(Method):
     """Incremental network quantization; see the module's docstring.
 
     Attributes:
-        quantizer: level sets and scales. Activations, if quantized, are straight-through (quantlab's INQ networks).
+        quantizer: level sets and scales. Quantized activations have a straight-through derivative (as in quantlab's INQ
+            networks).
         partition: the order in which weights freeze.
-        relaxation: omega, the width of the relaxed mask as a share of the weights; 0 is the exact partition.
+        relaxation: omega >= 0, the width of the relaxed mask as a share of the weights; 0: the exact partition.
     """
 
     quantizer: LayerQuantizer
@@ -74,18 +76,22 @@ class INQ(Method):
         return w, {}, state
 
     def prepare(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
-        """Choose the frozen weights of this step: the mask ``frozen``, differentiable in the fraction if relaxed."""
+        """Chooses the frozen weights of this step.
+
+        The mask ``frozen`` of the new state has the shape and dtype of w and values in [0, 1]: 0 or 1 unless relaxed,
+        and differentiable in the fraction if relaxed.
+        """
         fraction = controls["freeze_fraction"]
         state = dict(state)
         frozen = state["frozen"].detach()
         if self.partition == "relaxation":
-            # drawn whether it is needed or not: a mapped step cannot look
+            # drawn in every step, needed or not: under torch.vmap the condition has no truth value
             changed = fraction.detach() != state["fraction"]
             state["key"] = key = torch.where(changed, draw.uniform("partition", w), state["key"])
             state["fraction"] = fraction.detach()
         else:
             free = w.detach().abs() if self.partition == "magnitude" else state["key"]
-            # Whatever is frozen comes first, most frozen first.
+            # frozen weights come first, those with the largest mask before the others
             key = torch.where(frozen > 0, frozen + free.amax(), free)
         if self.relaxation > 0:
             state["frozen"] = _relaxed_mask(key, fraction, self.relaxation)
@@ -94,7 +100,13 @@ class INQ(Method):
         return state
 
     def blend(self, live: torch.Tensor, w: torch.Tensor, state: State) -> torch.Tensor:
-        """What the forward pass sees: ``live`` where weights are free, their level where they are frozen."""
+        """The weight for the forward pass: (1 - m) live + m Q(w), with the mask m of the state.
+
+        Args:
+            live: value of the free weights, [C_out, ...].
+            w: weight, with the shape and dtype of ``live``.
+            state: has ``scale`` and ``frozen``.
+        """
         return torch.lerp(live, hard(w / state["scale"], self.quantizer.levels) * state["scale"], state["frozen"])
 
     def weight(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
@@ -113,38 +125,38 @@ class INQ(Method):
 
 
 def build(config: INQConfig) -> INQ:
-    """As configured."""
+    """The method of a configuration."""
     return INQ(layer_quantizer(config), config.partition)
 
 
-def _middles(key: torch.Tensor) -> torch.Tensor:
-    """The ranks r_i, in order: (i + 1/2) / n."""
+def _ranks(key: torch.Tensor) -> torch.Tensor:
+    """The ranks (i + 1/2) / n in increasing order, [n]."""
     n = key.numel()
     return (torch.arange(n, dtype=key.dtype, device=key.device) + 0.5) / n
 
 
 def _relaxed_mask(key: torch.Tensor, fraction: torch.Tensor, width: float) -> torch.Tensor:
-    """The mask S((f (1 + omega) - r) / omega), of the shape of ``key``; largest keys first."""
-    z = ((fraction * (1 + width) - _middles(key)) / width).clamp(0, 1)
+    """The mask S((f (1 + omega) - r) / omega), with the shape of ``key``; the largest key has the lowest rank r."""
+    z = ((fraction * (1 + width) - _ranks(key)) / width).clamp(0, 1)
     return _in_order(key, z * z * (3 - 2 * z))
 
 
 def _mask(key: torch.Tensor, fraction: torch.Tensor) -> torch.Tensor:
-    """1 for the share of the elements whose keys are largest, of equal ones those that come first; 0 for the others."""
-    first = _middles(key) <= fraction
+    """1 for the given fraction of the elements, those with the largest keys (at ties the first ones), else 0."""
+    first = _ranks(key) <= fraction
     try:
         return _largest(key, int(first.sum())).to(key.dtype)
-    except RuntimeError:  # within torch.vmap nobody can look
+    except RuntimeError:  # under torch.vmap a tensor has no value to read
         return _in_order(key, first.to(key.dtype))
 
 
 def _largest(key: torch.Tensor, count: int) -> torch.Tensor:
-    """Whether each is one of the ``count`` largest, of equal ones the first; in a tenth of the time of sorting."""
+    """Mask of the ``count`` largest keys, at ties the first ones; takes a tenth of the time of sorting."""
     if count == 0:
         return torch.zeros_like(key, dtype=torch.bool)
     least = key.flatten().kthvalue(key.numel() - count + 1).values
     chosen = key >= least
-    if int(chosen.sum()) > count:  # equal keys on both sides of the line
+    if int(chosen.sum()) > count:  # ties at the smallest chosen key
         chosen = key > least
         at = (key == least).flatten()
         chosen |= (at & (at.cumsum(0) <= count - chosen.sum())).reshape(key.shape)
@@ -152,6 +164,6 @@ def _largest(key: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _in_order(key: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Each value at the place of its key: the first at the largest, equal keys in the order of their places."""
+    """Assigns values[0] to the position of the largest key, and so on; equal keys in order of position."""
     order = key.flatten().argsort(descending=True, stable=True)
     return torch.zeros_like(values).index_copy(0, order, values).reshape(key.shape)

@@ -1,12 +1,12 @@
-"""The joint method: noise and freeze rate of each layer at once.
+"""The joint method: noise annealing and freezing in each layer at once.
 
     w_seen_i = (1 - m_i) A(w)_i + m_i Q(w_i)
 
-with A the noisy stair of ANA and m the frozen mask of INQ: the live weights are annealed, the frozen ones sit on their
-levels. ANA is the case of freeze 0. INQ, whose live weights are in float, is the case without a noisy stair (A the
-identity); for ternary levels that is also what uniform noise of half-width 0.5 gives within [-1, 1] in expectation.
-Where the forward is the mode and the noise is narrower than half a quantum, the live weights are on their levels
-already: freezing then acts on the gradient and the update alone.
+where A is the noisy stair of ANA and m the mask of frozen weights of INQ: the live weights are annealed, the frozen
+ones are equal to their levels. With freeze fraction 0 this is ANA. INQ, whose live weights are in float, is the case in
+which A is the identity; for ternary levels, the expectation under uniform noise of half-width 0.5 is the identity on
+[-1, 1]. If the forward is the mode and the noise is narrower than half a quantum, the live weights already are on their
+levels; freezing then affects only the gradient and the update.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from metasched.methods.tensors import LayerQuantizer
 
 @dataclass(frozen=True)
 class Joint(Method):
-    """ANA's noise on the live weights and the activations, INQ's partition on the weights."""
+    """ANA's noise on the live weights and the activations, and INQ's partition of the weights."""
 
     ana: ANA
     inq: INQ
@@ -64,5 +64,5 @@ class Joint(Method):
 
 
 def build(config: JointConfig) -> Joint:
-    """As configured."""
+    """The method of a configuration."""
     return Joint(build_ana(config), build_inq(config))

@@ -2,14 +2,15 @@
 
     jump d: sign(dw) (kappa + b) dz, or minus that with probability ``uphill``;   w <- w + d if accepted and in range
 
-with kappa and b as in GXNOR, and dE = -d dw / (dz mean |dw|) to first order: for gradient descent, the change of the
-loss in units of its mean change by one quantum over the layer; under Adam, that of the gradient as Adam scales it. At
-temperature 0 no jump goes uphill, and at a high one a share ``uphill`` of them does. GXNOR at its temperature 1 is the
-special case ``uphill`` = 0, wherever no jump would leave the range: GXNOR goes to the end of it, Metropolis stays.
+with kappa and b as in GXNOR, and dE = -d dw / (dz mean |dw|) to first order. Under gradient descent, dE is the change
+of the loss in units of the mean change by one quantum over the layer; under Adam, the gradient is replaced by Adam's
+scaled gradient. At temperature 0 no jump goes uphill; at a high temperature a share ``uphill`` of the jumps does. With
+``uphill`` = 0 the method equals GXNOR at temperature 1, except where a jump would leave the range: GXNOR clips it,
+Metropolis rejects it.
 
-Simulated annealing is this method under a falling temperature (Kirkpatrick et al., Science 220, 1983), or an adaptive
-one (adaptive_cooling.py). All weights move at once, so that for an energy that is not linear the stationary
-distribution is Boltzmann's only to first order; batch_metropolis.py has the change of the loss itself.
+With a falling temperature this is simulated annealing (Kirkpatrick et al., Science 220, 1983); adaptive_cooling.py
+adapts the temperature. All weights move at once, so for a nonlinear energy the stationary distribution is the Boltzmann
+distribution only to first order; batch_metropolis.py uses the exact change of the loss.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ class Metropolis(Discrete):
     """Metropolis transitions; see the module's docstring.
 
     Attributes:
-        uphill: r, the share of proposals against the step; 1/2 makes them symmetric.
-        adaptive: whether the temperature follows what is accepted; its factor is in the state.
+        uphill: r in [0, 1/2], probability of a proposal against the update; 1/2 makes proposals symmetric.
+        adaptive: whether the temperature adapts to the acceptance rate; the state then has ``log_factor``, 0-d.
     """
 
     uphill: float = 0.5
@@ -50,11 +51,11 @@ class Metropolis(Discrete):
         return w, trainable, {**state, "log_factor": w.new_zeros(())} if self.adaptive else state
 
     def temperature(self, state: State, controls: Values) -> torch.Tensor:
-        """The control, times the factor of adaptive cooling."""
+        """The temperature, 0-d: the control, times the factor of adaptive cooling."""
         return controls["temperature"] * state["log_factor"].exp() if self.adaptive else controls["temperature"]
 
     def followed(self, state: State, controls: Values, energy_change: torch.Tensor) -> State:
-        """The state after the proposals of a step, of these changes of energy, under adaptive cooling."""
+        """The state with the next factor of adaptive cooling, from dE [...] of the proposals of a step."""
         temperature, factor = self.temperature(state, controls), state["log_factor"]
         return {**state, "log_factor": adapted(factor, controls["temperature"], energy_change, temperature)}
 

@@ -1,4 +1,4 @@
-"""The parameters of each method of the package, as the section ``method`` of an experiment has them."""
+"""The parameters of each method of the package: the section ``method`` of an experiment."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _NoiseFamily = Literal["uniform", "triangular", "normal", "logistic"]
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class FloatConfig(MethodConfig):
-    """No parameter of its own; those of all methods are ignored."""
+    """The float network: no own parameter, and the shared ones have no effect."""
 
     name: Word = "float"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class STEConfig(MethodConfig):
-    """No parameter of its own."""
+    """The straight-through estimator: no own parameter."""
 
     name: Word = "ste"
 
@@ -35,9 +35,9 @@ class ANAConfig(MethodConfig):
     noise: _NoiseFamily = "triangular"
     """noise family"""
     forward: Literal["expectation", "mode", "random"] = "mode"
-    """what the forward pass sees of the noise"""
+    """output of the noisy quantizer in the forward pass"""
     backward: Literal["noise", "fixed"] = "noise"
-    """derivative of the noise's own width, or of a fixed half-width of 0.5 quanta (ANA's 2019 form)"""
+    """width of the noise in the derivative: that of the forward pass, or a fixed half-width of 0.5 quanta (ANA 2019)"""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -46,12 +46,12 @@ class INQConfig(MethodConfig):
 
     name: Word = "inq"
     partition: Literal["magnitude", "random", "relaxation"] = "magnitude"
-    """which weights freeze first: largest, random, or random partition relaxation"""
+    """which weights freeze first: the largest, a random order, or random partition relaxation"""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class JointConfig(ANAConfig, INQConfig):
-    """The parameters of both."""
+    """Noise annealing and freezing at once: the parameters of ANA and INQ."""
 
     name: Word = "joint"
 
@@ -62,11 +62,11 @@ class GXNORConfig(MethodConfig):
 
     name: Word = "gxnor"
     noise: _NoiseFamily = "triangular"
-    """window of the activations' derivative"""
+    """noise family whose density is the derivative of activations"""
     half_width: Annotated[Float, Field(gt=0)] = 0.5
-    """half-width of the window of the activations' derivative, in quanta"""
+    """half-width of the derivative of activations around each threshold, in quanta"""
     steepness: Annotated[Float, Field(gt=0)] = 3.0
-    """m, of the chance tanh(m |x|) that a step of x quanta below 1 moves its weight"""
+    """m: an update of |x| < 1 quanta moves its weight with probability tanh(m |x|)"""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -75,17 +75,19 @@ class MetropolisConfig(GXNORConfig):
 
     name: Word = "metropolis"
     uphill: Annotated[Float, Field(ge=0, le=0.5)] = 0.5
-    """share of jumps that are proposed against the optimizer's step"""
+    """share of jumps that are proposed against the optimizer's update"""
     cooling: Literal["schedule", "adaptive"] = "schedule"
-    """temperature as scheduled, or times a factor for each layer that follows what is accepted"""
+    """temperature as scheduled, or times a factor for each layer that adapts to the acceptance rate"""
     energy: Literal["first_order", "batch"] = "first_order"
-    """change of the loss by a jump: to first order, or evaluated on the batch for all jumps of a block"""
+    """change of the loss by a jump: to first order, or evaluated on the batch for a block of jumps"""
     blocks: Repeats = 1
-    """parts of a layer that are accepted or rejected by themselves, a forward pass each (energy batch)"""
+    """parts of a layer that are accepted or rejected separately, with one forward pass each (energy batch)"""
 
     @model_validator(mode="after")
     def _blocks_count(self) -> Self:
         if self.blocks > 1 and self.energy != "batch":
             problem = "has no effect, because method.energy is first_order"
-            raise refusal("method", Refused("blocks", self.blocks, problem, "leave it out; it is for batch"))
+            raise refusal(
+                "method", Refused("blocks", self.blocks, problem, "leave it out, or set method.energy to batch")
+            )
         return self

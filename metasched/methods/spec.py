@@ -1,6 +1,6 @@
-"""What a method declares to all that uses methods: one ``MethodSpec`` each, in one table.
+"""The table of methods: one row, a ``MethodSpec``, per method.
 
-This file imports no torch, so that a command line can list the methods and their parameters at once.
+This file does not import torch, so that the command line can list the methods and their parameters quickly.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Lazy:
-    """A function that is imported when it is first called.
+    """A function that is imported at its first call.
 
     Attributes:
         place: ``package.module:function``.
@@ -32,18 +32,18 @@ class Lazy:
     place: str
 
     def __call__(self, *arguments: Any) -> Any:
-        """The function's value."""
+        """Imports the function and calls it."""
         module, _, name = self.place.partition(":")
         return getattr(import_module(module), name)(*arguments)
 
 
 def no_schedules() -> Sequence[Any]:
-    """Of a method without hand-coded schedules."""
+    """The schedules of a method that has no hand-coded ones: none."""
     return ()
 
 
 def never(config: Any) -> bool:
-    """Whatever the parameters."""
+    """False for every configuration."""
     return False
 
 
@@ -52,14 +52,14 @@ class MethodSpec:
     """One row of the table of methods.
 
     Attributes:
-        config: the section ``method`` of an experiment: a subclass of MethodConfig whose field ``name`` is the method's
-            name, with the method's own parameters.
-        summary: what it is, in a few words.
+        config: class of the section ``method`` of an experiment: a subclass of MethodConfig with the method's own
+            parameters, whose field ``name`` has the method's name as default.
+        summary: description in a few words.
         builder: config -> Method.
-        schedules: gives the method's hand-coded schedules (``HandCoded``), whose family is the method's name.
-        smooth: config -> whether what an inner step computes is smooth in the controls almost everywhere; there
-            `metasched check` holds hypergradients against finite differences.
-        shown: names of the controls that a dashboard shows; None: all.
+        schedules: () -> the method's hand-coded schedules (``HandCoded``); their family is the method's name.
+        smooth: config -> whether an inner step is smooth in the controls almost everywhere; if so, `metasched check`
+            compares hypergradients with finite differences.
+        shown: names of the controls on the dashboard; None: all.
     """
 
     config: type[MethodConfig]
@@ -71,39 +71,44 @@ class MethodSpec:
 
     @property
     def name(self) -> str:
-        """Of the method."""
+        """Name of the method."""
         return self.config.__dataclass_fields__["name"].default
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The method's own parameters, beside those that all methods have: {name: default}."""
+        """The method's own parameters, without those that all methods share: {name: default}."""
         shared = self.config.__mro__[-2].__dataclass_fields__
         return {name: f.default for name, f in self.config.__dataclass_fields__.items() if name not in shared}
 
 
 METHODS: dict[str, MethodSpec] = {}
-FLOOR, CEILING = "ste", "float"  # no schedule at all, and no quantization: every comparison has both
+FLOOR, CEILING = "ste", "float"  # no schedule, and no quantization: every comparison contains both
 
 
 def register_method(spec: MethodSpec) -> MethodSpec:
-    """Add a method to the table; from then on its name works wherever a method is named, in this process.
+    """Add a method to the table of this process; configurations and commands can then use its name.
 
-    Call it where the module of the method is imported, so that worker processes, which import it too, know the method.
+    Call it at the top level of the method's module: worker processes import the module and then know the method too.
 
     Raises:
-        MetaschedError: a name that is no name or is taken, or a parameter that another method has with another default.
+        MetaschedError: an invalid name, a name that is in use, or a parameter for which another method has a different
+            default.
 
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", spec.name):
-        raise MetaschedError("method.name", f"{spec.name!r} is no name", "use a to z, 0 to 9 and _, a letter first")
+        raise MetaschedError(
+            "method.name", f"{spec.name!r} is not a valid name", "use a to z, 0 to 9 and _, starting with a letter"
+        )
     taken = METHODS.get(spec.name)
     if taken is not None and _place(taken) != _place(spec):
-        raise MetaschedError("method.name", f"{spec.name!r} is taken by {'.'.join(_place(taken))}", "choose another")
+        raise MetaschedError(
+            "method.name", f"{spec.name!r} is already used by {'.'.join(_place(taken))}", "choose another name"
+        )
     for name, default in spec.parameters.items():
         for other, theirs in declared(name).items():
             if other != spec.name and theirs != default:
-                problem = f"has the default {default!r}, and {theirs!r} in the method {other}"
-                raise MetaschedError(f"method.{name}", problem, "give it another name, or the same default")
+                problem = f"has the default {default!r} here, but {theirs!r} in the method {other}"
+                raise MetaschedError(f"method.{name}", problem, "rename it, or give it the same default")
     METHODS[spec.name] = spec
     return spec
 
@@ -120,7 +125,7 @@ def find_method(name: object) -> MethodSpec:
 
 
 def declared(parameter: str) -> dict[str, Any]:
-    """The methods that have a parameter of this name of their own, and its default in each."""
+    """{method: default} for the methods that have an own parameter with this name."""
     return {spec.name: spec.parameters[parameter] for spec in METHODS.values() if parameter in spec.parameters}
 
 

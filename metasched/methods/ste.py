@@ -1,8 +1,8 @@
-"""STE: hard quantization from the first step to the last, with a straight-through derivative. The floor.
+"""STE: hard quantization from the first step to the last, with a straight-through derivative; the floor of comparisons.
 
 Forward: the hard quantizer. Backward: the density of uniform noise of half-width 1/2 quantum, which for ternary levels
 is the derivative of clip(x, -1, 1) (Bengio et al., 2013, arXiv 1308.3432; hardtanh variant as in Hubara et al., 2016,
-arXiv 1602.02830). It has no controls.
+arXiv 1602.02830). The method has no control.
 """
 
 from __future__ import annotations
@@ -37,5 +37,5 @@ class STE(Method):
 
 
 def build(config: STEConfig) -> STE:
-    """As configured."""
+    """The method of a configuration."""
     return STE(layer_quantizer(config))

@@ -1,4 +1,4 @@
-"""The rows of the table of methods that come with the package."""
+"""The methods of the package: the rows of the table of methods."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every method here shares: the level sets and scales of a layer's two tensors, and how they are hardened."""
+"""The quantizers that all methods share: level sets and scales of a layer's weight and activation, and hardening."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class LayerQuantizer:
     """Level sets and scales of a layer.
 
     Attributes:
-        levels: of the weight.
-        activation_levels: of the activation; None leaves it in float.
-        scale: how the weight's scale is chosen. ``unit`` draws the weights anew, each around a random threshold:
-            theta + U(-r, r), r = 1 / sqrt(fan_in) (quantlib, ANA modules); the others keep the network's own.
-        granularity: one scale for the weight tensor or one for each output channel.
-        activation_scale: size of an activation quantum (ANA's CIFAR-10 networks: 1, after batch normalization).
+        levels: level set of the weight.
+        activation_levels: level set of the activation; None: the activation stays in float.
+        scale: how the weight's scale is computed. ``unit`` redraws the weights, each around a random threshold:
+            theta + U(-r, r), r = 1 / sqrt(fan_in) (quantlib, ANA modules); the others keep the network's weights.
+        granularity: one scale for the weight tensor, or one for each output channel.
+        activation_scale: value of level 1 of activations (ANA's CIFAR-10 networks: 1, after batch normalization).
     """
 
     levels: LevelSet
@@ -37,11 +37,11 @@ class LayerQuantizer:
 
     @property
     def quantizes(self) -> Quantizes:
-        """``weight`` alone or both tensors."""
+        """``weight`` or ``weight+activation``."""
         return "weight" if self.activation_levels is None else "weight+activation"
 
     def initialize(self, w: torch.Tensor, draw: Draw) -> tuple[torch.Tensor, State]:
-        """Initial weight and ``{"scale": [C_out or 1, 1, ...]}``."""
+        """The initial weight [C_out, ...], redrawn if ``scale`` is unit, and ``{"scale": [C_out or 1, 1, ...]}``."""
         if self.scale == "unit":
             radius = 1 / math.sqrt(w[0].numel())
             thresholds = torch.tensor(self.levels.thresholds, dtype=w.dtype, device=w.device)
@@ -50,12 +50,15 @@ class LayerQuantizer:
         return w, {"scale": scale_of(w, self.levels, self.scale, self.granularity)}
 
     def harden(self, w: torch.Tensor, state: State, surrogate: float) -> torch.Tensor:
-        """The weight on its levels; derivative of uniform noise of half-width ``surrogate``."""
+        """The weight [C_out, ...] on its nearest levels, with the derivative under uniform noise.
+
+        ``surrogate`` is the half-width of that noise in quanta; ``state`` has the scale [C_out or 1, 1, ...].
+        """
         return straight_through(w / state["scale"], self.levels, surrogate) * state["scale"]
 
     def harden_activation(self, x: torch.Tensor, surrogate: float) -> torch.Tensor:
-        """The activation on its levels; derivative of uniform noise of half-width ``surrogate``."""
-        assert self.activation_levels is not None, "this layer's activation stays in float"
+        """The activation [...] on its nearest levels, with the derivative under uniform noise; see ``harden``."""
+        assert self.activation_levels is not None, "the activation of this layer is not quantized"
         unit = self.activation_scale
         if unit == 1:
             return straight_through(x, self.activation_levels, surrogate)
@@ -63,10 +66,10 @@ class LayerQuantizer:
 
 
 def layer_quantizer(config: MethodConfig) -> LayerQuantizer:
-    """The level sets and scales that a configuration describes.
+    """The level sets and scales of a configuration.
 
     Raises:
-        MetaschedError: a level set that does not exist.
+        MetaschedError: a level set does not exist.
     """
     activations = config.activation_levels
     return LayerQuantizer(

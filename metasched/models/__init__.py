@@ -1,6 +1,6 @@
-"""Float networks that know nothing of quantization, by name.
+"""Float networks by name; they do not depend on quantization.
 
-Each activation is a ReLU module of its own that runs once in a pass, so that a quantizer can replace it, and modules
+Each activation is a separate ReLU module that runs once per forward pass, so that a quantizer can replace it. Modules
 are registered in the order in which they run.
 """
 
@@ -33,9 +33,9 @@ MODELS: dict[str, Callable[[Shape, int, int, int], nn.Module]] = {  # of (image,
 }
 
 DEPTH = 3  # hidden layers of the MLP, convolutions of the ConvNet
-SMALLEST_DEPTH: dict[str, int] = {"mlp": 1, "convnet": 3}  # the others have the depth that their name says
+SMALLEST_DEPTH: dict[str, int] = {"mlp": 1, "convnet": 3}  # the depth of the others is fixed
 
-SMALLEST_IMAGE: dict[str, int] = {  # pixels a side
+SMALLEST_IMAGE: dict[str, int] = {  # pixels per side
     "mlp": 1,
     "convnet": 8,
     "lenet": 16,
@@ -47,7 +47,7 @@ SMALLEST_IMAGE: dict[str, int] = {  # pixels a side
 
 
 def build_model(name: str, input_shape: Shape, num_classes: int, width: int, depth: int | None = None) -> nn.Module:
-    """A network of the table with weights from torch's global generator.
+    """A network of the table; its initial weights are drawn from torch's global generator.
 
     Args:
         name: row of ``MODELS``.
@@ -57,14 +57,14 @@ def build_model(name: str, input_shape: Shape, num_classes: int, width: int, dep
         depth: convolutions of the ConvNet, hidden layers of the MLP; None: three.
 
     Raises:
-        MetaschedError: unknown name, an image that the network would shrink to nothing, or a depth that it cannot have.
+        MetaschedError: unknown name, an image that is too small for the network, or a depth that it does not support.
     """
     check_model(name, input_shape, depth)
     return MODELS[name](input_shape, num_classes, width, DEPTH if depth is None else depth)
 
 
 def check_model(name: str, input_shape: Shape, depth: int | None = None) -> None:
-    """Raises MetaschedError if the table has no such network or it does not fit the image size or the depth."""
+    """Raises MetaschedError if the table has no such network, or if it does not support the image size or the depth."""
     if name not in MODELS:
         raise unknown_name("task.model", name, MODELS)
     _, height, width = input_shape
@@ -80,7 +80,7 @@ def check_model(name: str, input_shape: Shape, depth: int | None = None) -> None
         return
     if name not in SMALLEST_DEPTH:
         choices = ", ".join(SMALLEST_DEPTH)
-        raise MetaschedError("task.depth", f"{name} has a depth of its own", f"leave it out, or use one of {choices}")
+        raise MetaschedError("task.depth", f"{name} has a fixed depth", f"leave it out, or use one of {choices}")
     if depth < SMALLEST_DEPTH[name]:
-        problem = f"{name} has at least {SMALLEST_DEPTH[name]} layers, got {depth}"
-        raise MetaschedError("task.depth", problem, "raise it")
+        problem = f"{name} needs at least {SMALLEST_DEPTH[name]} layers, got {depth}"
+        raise MetaschedError("task.depth", problem, "increase it")

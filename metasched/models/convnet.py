@@ -1,4 +1,4 @@
-"""A small convolutional network that trains in milliseconds a step on a CPU."""
+"""A small convolutional network; a training step takes milliseconds on a CPU."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ STRIDE_2_FROM = 16  # pixels; below, the first convolution keeps the resolution
 class ConvNet(nn.Sequential):
     """``depth`` times 3x3 convolution - BatchNorm - ReLU in three stages of w, 2w and 4w channels, then linear.
 
-    The stages are equally long, the last ones longer by one where depth is no multiple of three. The first convolution
-    of each downsamples by stride 2 instead of pooling, which is cheap and leaves each activation on its level set;
-    the very first one only for images of 16 pixels or more. So 8x8 images end as 2x2, 28x28 and 32x32 ones as 4x4.
+    The stages have equal lengths; if depth is not a multiple of three, the last ones are longer by one. The first
+    convolution of each stage has stride 2 instead of a pool, which is cheap and keeps activations on their level set;
+    that of the first stage only for images of 16 pixels or more. Feature maps end as 2x2 for 8x8 images and as 4x4 for
+    28x28 and 32x32 images. Inputs are [N, C, H, W], outputs [N, num_classes].
 
     Args:
         in_channels: channels of the image.
         image_size: (height, width) in pixels.
         num_classes: number of outputs.
         width: w, channels of the first stage.
-        depth: convolutions, at least 3.
+        depth: number of convolutions, at least 3.
 
     >>> sum(p.numel() for p in ConvNet(1, (8, 8), num_classes=10, width=8).parameters())
     7234
@@ -32,7 +33,7 @@ class ConvNet(nn.Sequential):
     ) -> None:
         assert depth >= 3, depth
         height, breadth = image_size
-        stages = (0, depth // 3, 2 * depth // 3)  # where each begins
+        stages = (0, depth // 3, 2 * depth // 3)  # index of the first convolution of each
         channels, modules = in_channels, OrderedDict[str, nn.Module]()
         for i in range(depth):
             stage = sum(i >= start for start in stages) - 1

@@ -1,4 +1,4 @@
-"""A network that an accelerator for ternary networks runs as a whole."""
+"""A network that an accelerator for ternary networks can run completely."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import nn
 
 from metasched.models.convnet import STRIDE_2_FROM
 
-CONVOLUTIONS = 7  # and a linear layer: the 8 that the accelerator runs in a pass
-LARGEST_KERNEL = 3  # so that the linear layer is a convolution over all that is left of the image
-_POOL_EARLY = 8  # pixels; what is larger is pooled after each convolution, and not only after every other one
+CONVOLUTIONS = 7  # with the linear layer, the 8 layers that the accelerator runs in one pass
+LARGEST_KERNEL = 3  # also of the last feature map: the linear layer is a convolution over all of it
+_POOL_EARLY = 8  # pixels; larger feature maps are pooled after each convolution, smaller ones after every other one
 
 
 class Thermometer(nn.Module):
-    """A thermometer of trits: a value x becomes K channels, of which |round(x / d)|, at most K, have the sign of x.
+    """Ternary thermometer code: a value x becomes K channels, of which min(K, |round(x / d)|) equal the sign of x.
 
         y_k = [x >= a_k] - [x < -a_k],    a_k = (k + 1/2) d,    k = 0 ... K - 1
 
-    The others are 0. Channels of an image [N, C, H, W] are in the order [N, K, C, H, W].
+    The others are 0. An image [N, C, H, W] becomes [N, K C, H, W], with channels in the order (K, C).
 
     Args:
         steps: K.
@@ -34,7 +34,7 @@ class Thermometer(nn.Module):
         self.thresholds = tuple((k + 0.5) * size for k in range(steps))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The trits, in the dtype of the input; no derivative."""
+        """The code [N, K C, H, W] in {-1, 0, 1} of images [N, C, H, W]; same dtype, no derivative."""
         a = torch.tensor(self.thresholds, dtype=x.dtype, device=x.device).reshape(-1, 1, 1, 1)
         x = x.unsqueeze(1)
         return ((x >= a).to(x.dtype) - (x < -a).to(x.dtype)).flatten(1, 2)
@@ -43,12 +43,12 @@ class Thermometer(nn.Module):
 class CutieNet(nn.Sequential):
     """Thermometer, then 7 times 3x3 convolution - BatchNorm - (max pool) - ReLU, all of w channels, then linear.
 
-    It is made for CUTIE, which runs 8 layers of at most 96 channels and 3x3 kernels on ternary tensors, and pools sums
-    before it compares them: with ternary weights and activations, those of the last layer included, nothing but the
-    thermometer is left to the host. For images of 16 pixels or more the first convolution has stride 2. 2x2 pools
-    halve the image, as long as its sides are even, after each convolution but the first while it has more than 8 pixels
-    a side, then after each odd one; the last two convolutions of an odd image are not padded. So 28x28 images end as
-    3x3, 8x8, 32x32 and 64x64 ones as 2x2.
+    It is designed for CUTIE, which runs 8 layers of at most 96 channels and 3x3 kernels on ternary tensors, and pools
+    sums before it compares them with thresholds. If all weights and activations are ternary, including those of the
+    last layer, the host computes only the thermometer code. For images of 16 pixels or more the first convolution has
+    stride 2. 2x2 pools halve feature maps with even sides: after each convolution except the first while they have more
+    than 8 pixels per side, then after each odd convolution. If the sides are odd, the last two convolutions are not
+    padded. Feature maps end as 3x3 for 28x28 images and as 2x2 for 8x8, 32x32 and 64x64 images.
 
     Source of the limits: Scherer et al., CUTIE, 2021, arXiv 2011.01713, and pulp-platform/CUTIE,
     ``conf/cutie_conf.sv``. The network and its input encoding are ours.
@@ -57,7 +57,7 @@ class CutieNet(nn.Sequential):
         in_channels: channels of the image.
         image_size: (height, width) in pixels.
         num_classes: number of outputs.
-        width: w, at most 96 if the accelerator is to run it.
+        width: w, channels of each convolution; at most 96 for the accelerator.
 
     >>> [m.out_channels for m in CutieNet(1, (28, 28), num_classes=10, width=16) if isinstance(m, nn.Conv2d)]
     [16, 16, 16, 16, 16, 16, 16]

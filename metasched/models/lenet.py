@@ -1,4 +1,4 @@
-"""The small network of the MNIST experiments of GXNOR-Net, in the line of LeNet-5."""
+"""LeNet, the network of the MNIST experiments of GXNOR-Net."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import nn
 class LeNet(nn.Sequential):
     """conv w | pool | conv 2w | pool | linear 16w - linear to classes.
 
-    Each convolution (5x5, not padded) and linear layer but the last has no bias and is followed by BatchNorm and ReLU;
-    pools are 2x2 maxima. Images of less than 16 pixels are too small for it.
+    Each convolution (5x5, not padded) and linear layer except the last has no bias and is followed by BatchNorm and
+    ReLU; pools are 2x2 maxima. Images need at least 16 pixels per side.
 
     Source: Deng et al., GXNOR-Net, 2018, arXiv 1705.09283: 32C5-MP2-64C5-MP2-512FC. We differ in the last layer, which
-    is not followed by BatchNorm, and in the loss, cross-entropy for a squared hinge.
+    is not followed by BatchNorm, and in the loss: cross-entropy instead of squared hinge.
 
     Args:
         in_channels: channels of the image.

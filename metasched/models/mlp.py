@@ -10,13 +10,13 @@ from torch import nn
 class MLP(nn.Sequential):
     """Flatten, then ``num_hidden`` times linear - BatchNorm - ReLU, then linear to the classes.
 
-    Hidden linear layers have no bias, since the normalization after them would cancel it.
+    Hidden linear layers have no bias, because the normalization after them would cancel it.
 
     Args:
-        in_features: product of the input's shape without the batch.
+        in_features: number of elements of one input.
         num_classes: number of outputs.
         width: units of each hidden layer.
-        num_hidden: hidden layers, at least 1.
+        num_hidden: number of hidden layers, at least 1.
 
     >>> sum(p.numel() for p in MLP(in_features=64, num_classes=10, width=8).parameters())
     778

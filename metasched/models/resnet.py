@@ -1,4 +1,4 @@
-"""ResNet-20 for small images, with shortcuts that have no parameters."""
+"""ResNet-20 for small images, with shortcuts without parameters."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch.nn import functional as F
 class ResNet20(nn.Module):
     """3x3 convolution, nine residual blocks of two 3x3 convolutions, global average pool, linear: 20 layers.
 
-    Channels are w, 2w, 4w in three stages of three blocks; the second and third stage begin with stride 2.
+    Three stages of three blocks have w, 2w and 4w channels; the second and the third stage begin with stride 2.
 
     Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2, option A shortcuts:
     identities, subsampled and padded with zero channels where the shape changes. 269,722 parameters for CIFAR-10 at
-    w = 16. We differ in the initial weights, which are torch's, and keep the last layer's bias.
+    w = 16. We differ in the initial weights, which are torch's defaults, and keep the last layer's bias.
 
     Args:
         in_channels: channels of the image.
@@ -50,7 +50,7 @@ class Block(nn.Module):
     Args:
         in_channels: channels of x.
         out_channels: channels of the result, at least ``in_channels``.
-        stride: of the first convolution and of the shortcut.
+        stride: stride of the first convolution and of the shortcut.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1) -> None:
@@ -66,10 +66,10 @@ class Block(nn.Module):
         self.act2 = nn.ReLU()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The block's output [N, out_channels, H / stride, W / stride], rounded up."""
+        """Output [N, out_channels, H / stride, W / stride] (rounded up) for an input [N, in_channels, H, W]."""
         residual = self.norm2(self.conv2(self.act1(self.norm1(self.conv1(x)))))
         return self.act2(residual + self.shortcut(x))
 
     def shortcut(self, x: torch.Tensor) -> torch.Tensor:
-        """Option A: every ``stride``-th pixel, zeros in the new channels."""
+        """Option A: every ``stride``-th pixel of [N, in_channels, H, W], and zeros in the additional channels."""
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))

@@ -10,12 +10,12 @@ from torch import nn
 class VGG7(nn.Sequential):
     """Twice conv w | pool | twice conv 2w | pool | twice conv 4w | pool | linear 8w - linear to classes.
 
-    Each convolution (3x3, padding 1) and linear layer but the last has no bias and is followed by BatchNorm and ReLU;
-    pools are 2x2 maxima, before the activation's normalization nowhere; an adaptive average pool to 4x4 stands before
-    the linear layers (the identity for 32x32 images).
+    Each convolution (3x3, padding 1) and linear layer except the last has no bias and is followed by BatchNorm and
+    ReLU; pools are 2x2 maxima and follow the ReLU. An adaptive average pool to 4x4 precedes the linear layers (the
+    identity for 32x32 images).
 
     Source: Deng et al., GXNOR-Net, 2018, arXiv 1705.09283: 2x128C3-MP2-2x256C3-MP2-2x512C3-MP2-1024FC. We differ in the
-    last layer, which is not followed by BatchNorm, and in the loss, cross-entropy for a squared hinge.
+    last layer, which is not followed by BatchNorm, and in the loss: cross-entropy instead of squared hinge.
 
     Args:
         in_channels: channels of the image.

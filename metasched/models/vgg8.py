@@ -10,9 +10,9 @@ from torch import nn
 class VGG8(nn.Sequential):
     """conv w | pool | conv 2w - conv 2w | pool | conv 4w - conv 4w | pool | linear 8w - linear 8w - linear to classes.
 
-    Each convolution (3x3, padding 1) and linear layer but the last has no bias and is followed by BatchNorm and ReLU;
-    pools are 2x2 maxima; an adaptive average pool to 4x4 stands before the linear layers (the identity for 32x32
-    images). Images of less than 16 pixels are too small to be pooled three times.
+    Each convolution (3x3, padding 1) and linear layer except the last has no bias and is followed by BatchNorm and
+    ReLU; pools are 2x2 maxima. An adaptive average pool to 4x4 precedes the linear layers (the identity for 32x32
+    images). Images need at least 16 pixels per side, because they are pooled three times.
 
     Source: Spallanzani et al., "Training Quantised Neural Networks with STE Variants: the Additive Noise Annealing
     Algorithm", CVPR 2022; repository pulp-platform/quantlab, ``systems/CIFAR10/VGG/vgg.py``.

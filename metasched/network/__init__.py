@@ -1,1 +1,1 @@
-"""From a module to a quantized one: the pure core, and the shell for loops of your own."""
+"""Quantization of an nn.Module: the pure core, and a module for your own training loop."""

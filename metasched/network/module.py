@@ -1,4 +1,4 @@
-"""A quantized network for anybody's own training loop: an nn.Module whose controls are given at each call."""
+"""A quantized network for your own training loop: an nn.Module that takes the controls in each call."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ LayerValues = Mapping[str, Mapping[str, float]]  # layer name -> control -> valu
 
 
 class QuantizedModule(nn.Module):
-    """``QuantizedNetwork`` with its parameters, buffers and method state in one module.
+    """A ``QuantizedNetwork`` together with its parameters, buffers and method state.
 
-    Tensors that the method trains (learned scales) are parameters of it, so an optimizer of ``module.parameters()``
-    trains them, and ``state_dict`` has them.
+    Trainable tensors of the method, such as learned scales, are parameters of this module: an optimizer of
+    ``module.parameters()`` trains them, and ``state_dict`` contains them.
 
     >>> from metasched.config.schema import MethodConfig
     >>> from metasched.methods import build_method
@@ -39,12 +39,12 @@ class QuantizedModule(nn.Module):
     True
 
     Args:
-        network: what ``quantize`` gave; its module is copied.
-        first: values of the controls at the first step.
-        seed: of the draws (and of the initial weights, where the method draws them).
+        network: result of ``quantize``; its module is copied.
+        first: layer -> control -> value at the first step.
+        seed: seed of the method's random numbers, and of the initial weights if the method redraws them.
 
     Raises:
-        MetaschedError: from here and from each call, for controls that lack a layer or one of the method's controls.
+        MetaschedError: here or in a call, if the controls lack a layer or one of the method's controls.
     """
 
     def __init__(self, network: QuantizedNetwork, first: LayerValues, seed: int = 0) -> None:
@@ -68,7 +68,16 @@ class QuantizedModule(nn.Module):
         self._penalty: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor, controls: LayerValues, step: int) -> torch.Tensor:
-        """Outputs under the controls of this step; in training mode, ``settle`` must follow the optimizer's step."""
+        """Outputs of the quantized network; in training mode, call ``settle`` after the optimizer's step.
+
+        Args:
+            x: input of the model, [N, ...].
+            controls: layer -> control -> value at this step.
+            step: index of the training step; random numbers are a function of it.
+
+        Returns:
+            outputs of the model, [N, ...].
+        """
         rows = self._rows(controls)
         params = self.parameters_by_name()
         state = self.network.prepare(params, self.method_state(), rows, self.seed, step)
@@ -80,16 +89,16 @@ class QuantizedModule(nn.Module):
         return outputs
 
     def penalty(self) -> torch.Tensor:
-        """The method's term of the loss at the last forward pass, 0-d; 0 for a method without one.
+        """The method's penalty at the last forward pass, 0-d; 0 if the method has none.
 
-        To be added to the loss before ``backward``, as metasched's own training does.
+        Add it to the loss before ``backward``.
         """
         return next(self.module.parameters()).new_zeros(()) if self._penalty is None else self._penalty
 
     @torch.no_grad()
     def settle(self) -> None:
-        """After ``optimizer.step()``: lets the method decide what becomes of the step (frozen weights are restored)."""
-        assert self._pending is not None, "settle() follows a forward pass in training mode and optimizer.step()"
+        """Applies the method's update after ``optimizer.step()``; INQ, for example, restores the frozen weights."""
+        assert self._pending is not None, "call settle() after a forward pass in training mode and optimizer.step()"
         before, state, rows, step = self._pending
         params = self.parameters_by_name()
         settled, state = self.network.update(before, params, state, rows, self.seed, step)
@@ -101,21 +110,24 @@ class QuantizedModule(nn.Module):
 
     @torch.no_grad()
     def hardened(self) -> Tensors:
-        """The deployed parameters by name: every quantized weight exactly on its level set."""
+        """The deployed parameters by name; every element of a quantized weight is a level times its scale."""
         return self.network.harden(self.parameters_by_name(), self.method_state())
 
     @torch.no_grad()
     def deployed(self, x: torch.Tensor) -> torch.Tensor:
-        """Outputs of the deployed network: hard weights, hard activations; batch normalization by its mode."""
+        """Outputs [N, ...] of the deployed network, with hard weights and activations, for inputs x [N, ...].
+
+        Batch normalization uses the mode of the module, training or evaluation.
+        """
         call = self.network.call(dict(self.network.module.named_buffers()))
         return self.network.forward_hardened(call, self.hardened(), x)
 
     def method_state(self) -> Tensors:
-        """The state of the method by name, as ``QuantizedNetwork.harden`` takes it."""
+        """The state of the method by name (``layer/name``), as an argument for ``QuantizedNetwork.harden``."""
         return {name: self.get_buffer(f"method_state_{i}") for i, name in enumerate(self._state_names)}
 
     def parameters_by_name(self) -> Tensors:
-        """Those of the network, and the method's trainable tensors as ``layer/name``."""
+        """The parameters of the network by name, and the method's trainable tensors as ``layer/name``."""
         trainable = {name: self.get_parameter(f"method_parameter_{i}") for i, name in enumerate(self._trainable_names)}
         return {**dict(self.network.module.named_parameters()), **trainable}
 
@@ -124,8 +136,8 @@ class QuantizedModule(nn.Module):
         layers, controls = self.network.layers, self.network.method.controls
         for layer in layers:
             if missing := {c.name for c in controls} - set(values.get(layer.name, ())):
-                problem = f"has no value of {', '.join(sorted(missing))}"
-                fix = "give SchedulePlayer a schedule of this method, and layers=network.layers"
+                problem = f"has no value for {', '.join(sorted(missing))}"
+                fix = "create SchedulePlayer with a schedule of this method and with layers=network.layers"
                 raise MetaschedError(f"controls.{layer.name}", problem, fix)
         return {
             c.name: torch.tensor([values[layer.name][c.name] for layer in layers], dtype=like.dtype, device=like.device)

@@ -1,1 +1,1 @@
-"""Level sets, scales, noise families and stair functions, differentiable in their input and in every control."""
+"""Level sets, scales, noise families and stair functions; differentiable in the input and in every control."""

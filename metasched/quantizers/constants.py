@@ -1,4 +1,4 @@
-"""Numbers as 0-d tensors: one of Python would be cast anew to the dtype of its partner in every operation."""
+"""Cached 0-d tensors for constants: torch would cast a Python number anew in every operation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def constants(values: tuple[float, ...], like: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The values in the dtype and on the device of ``like``; not to be written to.
+    """The values as 0-d tensors with the dtype and device of ``like``. They are shared: do not write to them.
 
     >>> [(float(c), c.dtype) for c in constants((1.0, 0.5), torch.zeros(3, dtype=torch.float32))]
     [(1.0, torch.float32), (0.5, torch.float32)]
@@ -18,5 +18,5 @@ def constants(values: tuple[float, ...], like: torch.Tensor) -> tuple[torch.Tens
 
 @lru_cache(maxsize=1024)
 def _constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, ...]:
-    with torch.inference_mode(False):  # whoever asks first does not decide what may be done with them
+    with torch.inference_mode(False):  # a tensor made in inference mode, cached, could not be used in training later
         return tuple(torch.tensor(v, dtype=dtype, device=device) for v in values)

@@ -1,9 +1,9 @@
 """Level sets: the values that a quantized tensor may take, in units of its scale.
 
-Levels are sorted and increasing; thresholds are the midpoints between neighbours. For integer levels that is q + 1/2,
-as in ANA; for powers of two it is INQ's rule, by which |w| in [(a + b) / 2, 3b / 2) goes to b for neighbours a < b.
-Values beyond the outermost level go to it. (INQ as coded in INQ-pytorch sends |w| >= 3/2 of the top level to 0; we
-clamp, because a weight may grow while it is retrained.)
+Levels increase strictly; thresholds are the midpoints between neighbours. For integer levels this gives q + 1/2, as in
+ANA; for powers of two it gives INQ's rule: for neighbours a < b, |w| in [(a + b) / 2, 3b / 2) is quantized to b. Values
+outside the range are clamped to the outermost level. (We differ from INQ-pytorch, which quantizes |w| >= 3/2 of the top
+level to 0, because a weight may grow during retraining.)
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class LevelSet:
 
     @cached_property
     def thresholds(self) -> tuple[float, ...]:
-        """Midpoints between neighbouring levels: x at or above threshold k is on level k + 1 or higher."""
+        """Midpoints between neighbouring levels: x >= threshold k is quantized to level k + 1 or higher."""
         return tuple((a + b) / 2 for a, b in zip(self.levels, self.levels[1:], strict=False))
 
     @cached_property
@@ -47,17 +47,17 @@ class LevelSet:
 
 
 def ternary() -> LevelSet:
-    """{-1, 0, 1}: two bits, signed, balanced."""
+    """Levels {-1, 0, 1}: two bits, signed, balanced."""
     return LevelSet((-1.0, 0.0, 1.0))
 
 
 def binary() -> LevelSet:
-    """{-1, 1}."""
+    """Levels {-1, 1}: one bit."""
     return LevelSet((-1.0, 1.0))
 
 
 def integers(bits: int, *, signed: bool, balanced: bool) -> LevelSet:
-    """All integers of ``bits`` bits: 0 .. 2^b - 1; signed: shifted down by 2^(b-1); balanced: without the lowest.
+    """The integers of b bits: 0 .. 2^b - 1, or signed -2^(b-1) .. 2^(b-1) - 1; balanced leaves out the lowest.
 
     Source: quantlib, ``algorithms/ana/ops.py``.
 
@@ -75,8 +75,8 @@ def integers(bits: int, *, signed: bool, balanced: bool) -> LevelSet:
 def powers_of_two(bits: int) -> LevelSet:
     """INQ's levels {0, +-2^n2, ..., +-2^n1} in units of the top one, 2^n1: {0, +-1, +-1/2, ...}.
 
-    One bit stands for zero, b - 1 bits for the others: n1 - n2 + 1 = 2^(b-2) exponents, so 2^(b-1) + 1 levels.
-    Source: INQ (Zhou et al., ICLR 2017), section 2.1; the top exponent n1 is a matter of the scale.
+    One bit encodes zero and b - 1 bits encode the others: n1 - n2 + 1 = 2^(b-2) exponents, so 2^(b-1) + 1 levels.
+    Source: INQ (Zhou et al., ICLR 2017), section 2.1. The scale (scales.py) sets the top exponent n1.
 
     >>> powers_of_two(3).levels
     (-1.0, -0.5, 0.0, 0.5, 1.0)
@@ -102,10 +102,10 @@ _NAME = re.compile(r"(int|uint|balanced|pow2_|states)([1-9])")
 
 
 def level_set(name: str, path: str = "levels") -> LevelSet:
-    """The level set of a name: ``binary``, ``ternary``, ``int4``, ``uint4``, ``balanced4``, ``pow2_5``, ``states2``.
+    """The named level set: ``binary``, ``ternary``, ``int4``, ``uint4``, ``balanced4``, ``pow2_5``, ``states2``.
 
     Raises:
-        MetaschedError: for any other name; ``path`` is the field that it names.
+        MetaschedError: any other name; the message starts with ``path``, the field that holds the name.
 
     >>> level_set("uint1").levels
     (0.0, 1.0)

@@ -1,12 +1,12 @@
 """Noise families: distribution F(z) and density f(z) of additive noise with mean 0, at z = u / s.
 
-s is the family's own scale (half-width for uniform and triangular, standard deviation for normal, scale for logistic),
-as in quantlib's ``algorithms/ana/lib``. All four are scale families: F(u / s) has the derivatives f(z) / s in u and
+The meaning of the scale s depends on the family: half-width for uniform and triangular, standard deviation for normal,
+scale for logistic, as in quantlib's ``algorithms/ana/lib``. The derivatives of F(u / s) are f(z) / s in u and
 -z f(z) / s in s.
 
-Both functions are written in differentiable torch operations. The uniform density jumps at the edges of its window:
-its own derivative leaves out the elements that enter the window as s grows, in every library that differentiates it.
-Triangular, normal and logistic do not have that gap: prefer them where s is learned.
+Both functions are differentiable torch operations. The uniform density jumps at the edges of its window, so automatic
+differentiation of it ignores the elements that enter the window as s grows. The triangular, normal and logistic
+densities are continuous: prefer them where s is learned.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ class NoiseFamily(NamedTuple):
     """A noise family.
 
     Attributes:
-        cdf: F(z) at z = u / s.
-        pdf: f(z) = dF/dz.
-        unit: the family's scale s whose central 95 % (all of it, for bounded noise) lies within +-1: s / half-width.
+        cdf: F(z) for z = u / s of shape [...]; returns the shape and dtype of z.
+        pdf: f(z) = dF/dz, shape [...].
+        unit: scale s at which the central 95 % of the noise (all of it, for bounded noise) lies within [-1, 1]; so the
+            scale for a given half-width is half-width * unit.
     """
 
     cdf: Callable[[torch.Tensor], torch.Tensor]
@@ -40,7 +41,7 @@ def _uniform(z: torch.Tensor) -> torch.Tensor:
 
 
 def _uniform_density(z: torch.Tensor) -> torch.Tensor:
-    # half of it on the edges: where two windows meet, as at 0 for ternary levels and s = 1/2, the sum is the derivative
+    # 1/4 on the edges: where two windows meet (at 0 for ternary levels and s = 1/2), their sum is then the derivative
     one, quarter = constants((1.0, 0.25), z)
     return ((one - z.detach().abs()).sign() + one) * quarter
 
@@ -64,7 +65,7 @@ def _logistic_density(z: torch.Tensor) -> torch.Tensor:
     return p * (1 - p)
 
 
-# 1 / z_0.975 and 1 / ln(1.95 / 0.05): ANA's start values 0.25511 and 0.136479 are half of these (anacifar10vgg8.py)
+# 1 / z_0.975 and 1 / ln(1.95 / 0.05): ANA's initial scales 0.25511 and 0.136479 are half of these (anacifar10vgg8.py)
 NOISE_FAMILIES: dict[str, NoiseFamily] = {
     "uniform": NoiseFamily(_uniform, _uniform_density, 1.0),
     "triangular": NoiseFamily(_triangular, _triangular_density, 1.0),

@@ -1,4 +1,4 @@
-"""Scales: the size of one level unit, chosen from the initial weights, for a tensor or for each output channel."""
+"""Scales: the value of level 1, computed from the initial weights for a whole tensor or for each output channel."""
 
 from __future__ import annotations
 
@@ -47,17 +47,18 @@ SCALES: dict[str, Callable[[torch.Tensor, LevelSet], torch.Tensor]] = {
 
 
 def scale_of(w: torch.Tensor, levels: LevelSet, name: ScaleName, granularity: Granularity) -> torch.Tensor:
-    """The scale of a weight tensor: deployed values are scale * level.
+    """The scale of a weight tensor; its quantized values are scale * level.
 
     Args:
-        w: [C_out, ...].
+        w: weights [C_out, ...], any floating dtype.
+        levels: the level set.
         name: ``unit`` (1, as ANA's quantum), ``max`` (top level at max |w|), ``least_squares`` (smallest squared
             error over 40 fractions of ``max``), ``pow2`` (INQ's 2^floor(log2(4 max|w| / 3)) as top level).
-        granularity: one scale for the tensor, or one for each output channel.
+        granularity: ``tensor`` (one scale) or ``channel`` (one scale for each output channel).
 
     Returns:
-        positive, detached, shape [1, 1, ...] or [C_out, 1, ...], to broadcast over w. A tensor or channel of zeros
-        gets scale 1.
+        positive and detached, with the dtype of w and shape [1, 1, ...] or [C_out, 1, ...], which broadcasts over w.
+        The scale of a tensor or channel of zeros is 1.
     """
     w = w.detach()
     rows = w.reshape(1, -1) if granularity == "tensor" else w.reshape(w.shape[0], -1)

@@ -1,4 +1,4 @@
-"""The stair function under additive noise: the quantizer of ANA, differentiable in input, mean and scale.
+"""The stair function under additive noise: ANA's quantizer, differentiable in input, mean and scale.
 
 With levels q_k, jumps d_k = q_{k+1} - q_k, thresholds theta_k and noise of mean mu, scale s and distribution F:
 
@@ -6,10 +6,10 @@ With levels q_k, jumps d_k = q_{k+1} - q_k, thresholds theta_k and noise of mean
     mode          the level of largest probability
     random        a level drawn with the probabilities p_k = F_{k-1} - F_k
 
-All three have the derivative of the expectation, dE/dx = sum_k d_k f((x - mu - theta_k) / s) / s, and its derivatives
-in mu and s (ANA, Spallanzani et al., CVPR 2022, arXiv 2203.11323). At s = 0 the forward is the hard quantizer, right
-continuous at the thresholds, and every derivative is exactly 0. Noise narrower than the spacing of floats at 1 counts
-as none: powers like the 14th of a falling schedule reach scales whose 1 / s overflows.
+All three are differentiated as the expectation: dE/dx = sum_k d_k f((x - mu - theta_k) / s) / s, and likewise in mu and
+s (ANA, Spallanzani et al., CVPR 2022, arXiv 2203.11323). At s = 0 the forward pass is the hard quantizer, right
+continuous at the thresholds, and every derivative is exactly 0. A scale below the machine epsilon of the dtype is
+treated as 0: a schedule that decays with a high power, such as 14, reaches scales for which 1 / s overflows.
 """
 
 from __future__ import annotations
@@ -26,13 +26,18 @@ from metasched.quantizers.noise import NOISE_FAMILIES
 
 Forward = Literal["expectation", "mode", "random"]
 
-_FEW = 4  # levels, up to which comparing with each threshold is faster than searching
+_FEW = 4  # number of levels up to which comparing with each threshold is faster than a binary search
 
 
 def hard(x: torch.Tensor, levels: LevelSet) -> torch.Tensor:
     """The hard quantizer: q_k for theta_{k-1} <= x < theta_k.
 
-    x is in units of the scale; NaN stays NaN. The derivative is 0.
+    Args:
+        x: [...], any floating dtype, in units of the scale.
+        levels: the level set.
+
+    Returns:
+        shape and dtype of x, detached; NaN stays NaN.
 
     >>> from metasched.quantizers.levels import ternary
     >>> hard(torch.tensor([-0.6, -0.5, 0.4, 0.5, 9.0]), ternary()).tolist()
@@ -49,12 +54,22 @@ def hard(x: torch.Tensor, levels: LevelSet) -> torch.Tensor:
 
 
 def _positive(x: torch.Tensor) -> torch.Tensor:
-    """1 where x > 0, 0 where x <= 0, NaN where x is: as weight of lerp far faster than a mask of where."""
+    """1 where x > 0, 0 where x <= 0, NaN where x is NaN; lerp with this weight is much faster than torch.where."""
     return x.clamp(0, 1).ceil()
 
 
 def straight_through(x: torch.Tensor, levels: LevelSet, half_width: float) -> torch.Tensor:
-    """The hard quantizer with the derivative of uniform noise of that half-width (ternary, 1/2: of clip(x, -1, 1)).
+    """The hard quantizer with a straight-through derivative: that of the stair under uniform noise.
+
+    For ternary levels and half-width 1/2 this is the derivative of clip(x, -1, 1).
+
+    Args:
+        x: [...], any floating dtype, in units of the scale.
+        levels: the level set.
+        half_width: of the uniform noise, in units of the scale; > 0.
+
+    Returns:
+        shape and dtype of x.
 
     >>> from metasched.quantizers.levels import ternary
     >>> x = torch.tensor([-1.2, 0.3], requires_grad=True)
@@ -80,16 +95,18 @@ def stair(
     """The stair function under noise.
 
     Args:
-        x: any shape, in units of the quantizer's scale.
-        mean, scale: of the noise; 0-d or broadcastable to x; scale >= 0 is the family's own (see noise.py).
+        x: [...], any floating dtype, in units of the quantizer's scale.
+        levels: the level set.
+        mean: mean of the noise, in units of the quantizer's scale; 0-d or broadcastable to x.
+        scale: scale of the noise as the family defines it (noise.py), >= 0; 0-d or broadcastable to x.
         family: a key of NOISE_FAMILIES.
-        forward: what the forward pass gives; the derivative is that of the expectation in all cases.
-        uniform: for ``random``, uniform numbers in [0, 1) of the shape of x.
-        backward_scale: scale of the noise whose density is the derivative in x (ANA's 2019 form keeps it constant);
-            None: the forward noise's own. The derivatives in mean and scale are always the forward noise's.
+        forward: output of the forward pass; the derivative is that of the expectation in all cases.
+        uniform: only for ``random``: uniform numbers in [0, 1), with the shape of x.
+        backward_scale: scale of the noise whose density gives the derivative in x (ANA's 2019 form keeps it constant);
+            None: ``scale``. The derivatives in mean and scale always use ``scale``.
 
     Returns:
-        the shape of x; for mode and random exactly on the levels.
+        shape and dtype of x; with ``mode`` and ``random`` every value is a level.
 
     >>> from metasched.quantizers.levels import ternary
     >>> x, half = torch.tensor([-2.0, -0.25, 0.75]), torch.tensor(0.5)
@@ -108,10 +125,10 @@ class _Shape(NamedTuple):
 
 
 class _Stair(torch.autograd.Function):
-    """The derivative in closed form: one product a backward pass instead of the chain through F.
+    """The stair with its derivative in closed form: one product in a backward pass instead of the chain through F.
 
-    ``backward`` is written in differentiable operations, so that derivatives of any order are exact. Mapped by
-    torch.vmap it is one call for all runs, because ``forward`` looks at the scales and so must see them.
+    ``backward`` consists of differentiable operations, so that derivatives of any order are exact. Under torch.vmap,
+    ``vmap`` replaces the call by one call on stacked tensors, because ``forward`` branches on the values of the scales.
     """
 
     @staticmethod
@@ -124,15 +141,15 @@ class _Stair(torch.autograd.Function):
         backward_scale: float | None,
     ) -> torch.Tensor:
         levels, cdf = shape.levels, NOISE_FAMILIES[shape.family].cdf
-        silent, centred, thresholds = _silent(scale, x), x - mean, constants(levels.thresholds, x)
-        if bool(silent.all()):
+        noiseless, centred, thresholds = _noiseless(scale, x), x - mean, constants(levels.thresholds, x)
+        if bool(noiseless.all()):
             return hard(centred, levels)
-        everywhere = scale.dim() == 0 or not bool(silent.any())
-        inverse = (scale if everywhere else torch.where(silent, 1.0, scale)).reciprocal()
+        all_noisy = scale.dim() == 0 or not bool(noiseless.any())
+        inverse = (scale if all_noisy else torch.where(noiseless, 1.0, scale)).reciprocal()
         above = [cdf((centred - theta).mul_(inverse)) for theta in thresholds]
-        if not everywhere:
+        if not all_noisy:
             steps = [(centred >= theta).to(x.dtype) for theta in thresholds]
-            above = [torch.where(silent, step, f) for step, f in zip(steps, above, strict=True)]
+            above = [torch.where(noiseless, step, f) for step, f in zip(steps, above, strict=True)]
         return _OF_PROBABILITIES[shape.forward](above, levels, uniform)
 
     @staticmethod
@@ -153,9 +170,9 @@ class _Stair(torch.autograd.Function):
         backward_scale: float | None,
     ) -> tuple[torch.Tensor, int]:
         x = x.expand(info.batch_size, *x.shape) if in_dims[0] is None else x.movedim(in_dims[0], 0)
-        # 0-d tensors do not change a dtype, but stacked ones would
-        mean, scale = (_over(t.to(x.dtype), dim, x) for t, dim in zip((mean, scale), in_dims[1:3], strict=True))
-        uniform = None if uniform is None else _over(uniform, in_dims[4], x)
+        # a 0-d tensor takes part in no dtype promotion, but a stacked one does
+        mean, scale = (_stacked(t.to(x.dtype), dim, x) for t, dim in zip((mean, scale), in_dims[1:3], strict=True))
+        uniform = None if uniform is None else _stacked(uniform, in_dims[4], x)
         return _Stair.apply(x, mean, scale, shape, uniform, backward_scale), 0
 
     @staticmethod
@@ -190,14 +207,14 @@ class _Stair(torch.autograd.Function):
         return of_x, of_mean, of_scale, None, None, None
 
 
-# torch asks for it at each call, and working it out anew takes longer than several of the operations
+# torch reads the signature in each call, and computing it takes longer than several of the operations
 _Stair.forward.__signature__ = inspect.signature(_Stair.forward)  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _derivatives(
     x: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor, levels: LevelSet, family: str, *, stretch: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """sum_k d_k f(z_k) / s and, if asked for, sum_k d_k z_k f(z_k) / s; both exactly 0 where there is no noise."""
+    """sum_k d_k f(z_k) / s and, with ``stretch``, sum_k d_k z_k f(z_k) / s; both exactly 0 where the noise is 0."""
     pdf, inverse, centred = NOISE_FAMILIES[family].pdf, _inverse(scale, x), x - mean
     slopes, weighted = [], []
     for theta, jump in zip(constants(levels.thresholds, x), levels.jumps, strict=True):
@@ -210,8 +227,8 @@ def _derivatives(
     return slope, sum(weighted[1:], weighted[0]) * inverse if stretch else slope.new_zeros(())
 
 
-def _over(t: torch.Tensor, runs: int | None, x: torch.Tensor) -> torch.Tensor:
-    """What is mapped over the dimension ``runs``, with that in front and the others broadcastable to those of x."""
+def _stacked(t: torch.Tensor, runs: int | None, x: torch.Tensor) -> torch.Tensor:
+    """Moves the mapped dimension ``runs`` to the front and pads the shape so that t broadcasts to x."""
     if runs is None:
         return t
     t = t.movedim(runs, 0)
@@ -219,18 +236,18 @@ def _over(t: torch.Tensor, runs: int | None, x: torch.Tensor) -> torch.Tensor:
 
 
 def _inverse(scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """1 / s, and 0 where there is no noise; the usual case, one scale that is not 0, by a single operation."""
-    silent = _silent(scale, x)
+    """1 / s, and 0 where the noise is 0; a single operation in the usual case, one positive scale."""
+    noiseless = _noiseless(scale, x)
     try:
-        if scale.dim() == 0 and not silent:
+        if scale.dim() == 0 and not noiseless:
             return scale.reciprocal()
-    except RuntimeError:  # within torch.vmap nobody can look
+    except RuntimeError:  # under torch.vmap a tensor has no truth value
         pass
-    # the double where: neither the value nor its derivative may meet 1 / 0
-    return torch.where(silent, 0.0, torch.where(silent, 1.0, scale).reciprocal())
+    # two where: neither the value nor its derivative may contain 1 / 0
+    return torch.where(noiseless, 0.0, torch.where(noiseless, 1.0, scale).reciprocal())
 
 
-def _silent(scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+def _noiseless(scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     (eps,) = constants((torch.finfo(x.dtype).eps,), x)
     return scale < eps
 
@@ -246,7 +263,7 @@ def _expectation(above: list[torch.Tensor], levels: LevelSet, uniform: torch.Ten
 
 
 def _mode(above: list[torch.Tensor], levels: LevelSet, uniform: torch.Tensor | None) -> torch.Tensor:
-    """Level of largest probability; at ties the higher one, as the hard quantizer (right continuous) has it."""
+    """Level of largest probability; in a tie the higher one, as in the hard quantizer, which is right continuous."""
     (one,) = constants((1.0,), above[0])
     most = one - above[0]
     value, *others = constants(levels.levels, most)
@@ -259,7 +276,7 @@ def _mode(above: list[torch.Tensor], levels: LevelSet, uniform: torch.Tensor | N
 
 
 def _random(above: list[torch.Tensor], levels: LevelSet, uniform: torch.Tensor | None) -> torch.Tensor:
-    """A level for each uniform number: the one whose interval of cumulative probability it falls into."""
+    """The level whose interval of cumulative probability contains the uniform number."""
     assert uniform is not None
     index = sum((uniform < f).to(torch.int64) for f in above)
     return _row(levels.levels, uniform)[index] + 0 * above[0]  # NaN stays NaN

@@ -1,1 +1,1 @@
-"""Schedules: hand-coded ones by name, the papers' own among them, and the network that learns."""
+"""Schedules: hand-coded ones by name, which include the published ones, and learnable ones."""

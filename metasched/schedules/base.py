@@ -1,4 +1,4 @@
-"""What a schedule is: a pure function from progress and layers to the values of the controls."""
+"""The type of schedules: pure functions from progress and layers to the values of the controls."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ class Schedule(Protocol):
     """``schedule(progress, layers) -> {control: values}``, differentiable in its parameters, without hidden state.
 
     Args:
-        progress: [T], each in [0, 1].
+        progress: [T], in [0, 1], any floating dtype.
         layers: the L layers of the network, in the order of the data flow.
 
     Returns:
-        for each control that the schedule sets, values of shape [T, L] in the dtype of ``progress``.
+        control -> values [T, L] in the dtype of ``progress``, for each control that the schedule sets.
     """
 
     def __call__(self, progress: torch.Tensor, layers: Sequence[Layer]) -> dict[str, torch.Tensor]:
-        """Values [T, L] of each control."""
+        """The values [T, L] of each control at progress [T]."""
         ...
 
 
 def progress_of_steps(num_steps: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """Progress of each step of a run: u_t = t / (T - 1), so that the first step sees 0 and the last one 1.
+    """Progress of each step of a run: u_t = t / (T - 1), from 0 at the first step to 1 at the last; [T].
 
-    A run of one step is at its end: u = 1.
+    For a run of one step u = 1.
 
     >>> progress_of_steps(3).tolist()
     [0.0, 0.5, 1.0]

@@ -1,12 +1,12 @@
 """Cooling: hand-coded schedules of the ``temperature`` of methods whose weights jump between states.
 
-GXNOR's temperature is the learning rate of its discrete weights, relative to the optimizer's. With E epochs, the
-authors' code takes the rate from its first value to its last along a geometric sequence:
+GXNOR's temperature is the learning rate of its discrete weights relative to that of the optimizer. In the authors' code
+the rate decays geometrically over E epochs:
 
     cifar10   (3e-5 / 0.01)^u, and times 0.1 from epoch 1000 of 2000 on, and again from epoch 1600 on
     mnist     (1e-7 / 0.1)^u,  u = epoch / E
 
-Simulated annealing, for Metropolis, from T_0 = 1 to T_1 = 0.01, in its unit: the mean change of loss by a quantum:
+Simulated annealing, for Metropolis, from T_0 = 1 to T_1 = 0.01; the unit is the mean change of the loss by one quantum:
 
     geometric     T_0 (T_1 / T_0)^u                             (Kirkpatrick et al., 1983)
     logarithmic   T_0 ln 2 / ln(2 + 100 u): down to 0.15 T_0     (Geman and Geman, 1984, for 100 sweeps)
@@ -46,7 +46,16 @@ _CYCLES = 4
 def geometric(
     progress: torch.Tensor, layers: Sequence[Layer], *, start: float, end: float, drops: Sequence[float] = ()
 ) -> torch.Tensor:
-    """The curve start (end / start)^u, and times 0.1 from each of the drops on.
+    """Geometric decay start (end / start)^u, and a further factor 0.1 from each progress in ``drops`` on.
+
+    Args:
+        progress: u [T] in [0, 1].
+        layers: L of them; all have the same values.
+        start, end: values at u = 0 and, before the drops, at u = 1; both > 0.
+        drops: progress of the drops, increasing.
+
+    Returns:
+        [T, L] in the dtype of ``progress``.
 
     >>> geometric(torch.tensor([0.0, 0.5, 1.0]), [None], start=1.0, end=0.25, drops=(1.0,)).flatten().tolist()
     [1.0, 0.5, 0.025]
@@ -57,18 +66,18 @@ def geometric(
 
 
 def logarithmic(progress: torch.Tensor, layers: Sequence[Layer], *, start: float) -> torch.Tensor:
-    """The curve start ln 2 / ln(2 + 100 u)."""
+    """Logarithmic decay start ln 2 / ln(2 + 100 u), at progress u [T] in [0, 1]; [T, L], equal in all layers."""
     return _all_layers(start * math.log(2) / torch.log(2 + _SWEEPS * progress), layers)
 
 
 def restarts(progress: torch.Tensor, layers: Sequence[Layer], *, start: float, end: float, cycles: int) -> torch.Tensor:
-    """Geometric from start to end in each of so many equal parts of the run."""
+    """``geometric`` from start to end in each of ``cycles`` equal parts of the run: [T, L] at progress [T]."""
     through = progress * cycles
     return geometric(through - through.floor().clamp_max(cycles - 1), layers, start=start, end=end)
 
 
 def gxnor() -> list[HandCoded]:
-    """The learning-rate annealing of GXNOR-Net's code, the optimizer's own rate throughout, and the ramps."""
+    """GXNOR's schedules: the learning-rate annealing of the authors' code, a constant rate, and the ramps."""
     code = f"{GXNOR_NET}; learning rates from AcrossV/Gated-XNOR"
     drops = (0.5, 0.8)
     cifar10 = partial(geometric, start=1.0, end=3e-5 / 0.01, drops=drops)
@@ -86,7 +95,7 @@ def gxnor() -> list[HandCoded]:
 
 
 def metropolis() -> list[HandCoded]:
-    """Simulated annealing by the classical coolings, two fixed temperatures, and the ramps."""
+    """Metropolis' schedules: two constant temperatures, the coolings of simulated annealing, and the ramps."""
     ends = {"start": _START, "end": _END}
     jumps = tuple((k + 1) / _CYCLES for k in range(_CYCLES - 1))
     return [

@@ -1,7 +1,8 @@
-"""The curves that hand-coded schedules are made of, and the record that names such a schedule.
+"""Curves, from which hand-coded schedules are built, and ``HandCoded``, a schedule with its name.
 
-A curve is a pure function (progress [T], layers) -> [T, L] in the dtype of progress. The functions below take their
-parameters by keyword: ``functools.partial`` turns them into curves that can be pickled to another process.
+A curve is a pure function of progress [T] and L layers that returns [T, L] in the dtype of progress. The functions
+below take their parameters by keyword: ``functools.partial`` makes curves of them that can be pickled to another
+process.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from metasched.schedules.interpolation import Interpolation
 
 Curve = Callable[[torch.Tensor, Sequence[Layer]], torch.Tensor]
 
-# Width of a jump: 1 - 2**-24 is the last float32 below 1, and no run of under 2**24 steps has a step within it.
+# Width of a jump: 1 - 2**-24 is the largest float32 below 1, and a run of fewer than 2**24 steps has no step inside it.
 JUMP = 2.0**-24
 
 
 class Window(NamedTuple):
-    """Where one layer anneals: progress of the start and of the end, and the power of the decay between them."""
+    """The window in which one layer anneals: progress of its start and end, and the power of the decay between them."""
 
     start: float
     end: float
@@ -32,16 +33,25 @@ class Window(NamedTuple):
 
 
 def constant(progress: torch.Tensor, layers: Sequence[Layer], *, value: float) -> torch.Tensor:
-    """The same value at all times and in all layers."""
+    """The same value at every progress [T] and in all L layers: [T, L]."""
     return progress.new_full((len(progress), len(layers)), value)
 
 
 def steps(
     progress: torch.Tensor, layers: Sequence[Layer], *, times: Sequence[float], values: Sequence[float]
 ) -> torch.Tensor:
-    """A step function: values[0] before times[0], values[k] from times[k - 1] on (right-continuous).
+    """A step function: values[0] before times[0], values[k] from times[k - 1] on (right continuous).
 
-    INQ's accumulated portions are steps that start from 0.
+    INQ's accumulated portions are such a function that starts at 0.
+
+    Args:
+        progress: [T] in [0, 1].
+        layers: L of them; all have the same values.
+        times: progress of the n jumps, increasing.
+        values: the n + 1 values.
+
+    Returns:
+        [T, L] in the dtype of ``progress``.
 
     >>> steps(torch.tensor([0.0, 0.5, 0.9, 1.0]), [None], times=(0.5, 1.0), values=(0.0, 0.75, 1.0)).flatten().tolist()
     [0.0, 0.75, 0.75, 1.0]
@@ -58,16 +68,19 @@ def bounded_window(
     beta: float,
     windows: Callable[[int], Sequence[Window]],
 ) -> torch.Tensor:
-    """Decay inside a window of its own for each layer: beta ((end - u) / (end - start))^power, u clipped to the window.
+    """Decay within one window per layer: beta ((end - u) / (end - start))^power, u clipped to the window.
 
-    beta before the window, 0 after it; a power of 0 is constant, after the window too. This is ``bws`` of quantlib,
-    ``algorithms/ana/controller.py``, which counts time in epochs where we have progress.
+    The value is beta before the window and 0 after it; with power 0 it is beta throughout. Source: ``bws`` of quantlib,
+    ``algorithms/ana/controller.py``. We differ: time is progress, not epochs.
 
     Args:
-        progress: [T].
-        layers: L of them; their number is all that counts.
-        beta: value at the start.
-        windows: number of layers -> one window a layer, input first.
+        progress: [T] in [0, 1].
+        layers: L of them; only their number matters.
+        beta: value at the start of the window.
+        windows: number of layers -> one window per layer, input first.
+
+    Returns:
+        [T, L] in the dtype of ``progress``.
     """
     start, end, power = progress.new_tensor(windows(len(layers))).unbind(1)
     left = (end - progress[:, None].clamp(start, end)) / (end - start)
@@ -75,27 +88,30 @@ def bounded_window(
 
 
 def linear(progress: torch.Tensor, layers: Sequence[Layer]) -> torch.Tensor:
-    """1 - u."""
+    """1 - u at progress u [T]: [T, L], equal in all layers."""
     return _all_layers(1 - progress, layers)
 
 
 def cosine(progress: torch.Tensor, layers: Sequence[Layer]) -> torch.Tensor:
-    """(1 + cos(pi u)) / 2 (Loshchilov and Hutter, ICLR 2017, arXiv 1608.03983)."""
+    """(1 + cos(pi u)) / 2 at progress u [T]: [T, L] (Loshchilov and Hutter, ICLR 2017, arXiv 1608.03983)."""
     return _all_layers((1 + torch.cos(math.pi * progress)) / 2, layers)
 
 
 def cubic(progress: torch.Tensor, layers: Sequence[Layer]) -> torch.Tensor:
-    """(1 - u)^3 (the gradual pruning of Zhu and Gupta, 2017, arXiv 1710.01878)."""
+    """(1 - u)^3 at progress u [T]: [T, L] (gradual pruning of Zhu and Gupta, 2017, arXiv 1710.01878)."""
     return _all_layers((1 - progress) ** 3, layers)
 
 
 def input_first(progress: torch.Tensor, layers: Sequence[Layer]) -> torch.Tensor:
-    """Linear from 1 to 0 over [d / 2, 1 / 2 + d / 2] for a layer at relative depth d: clip(1 + d - 2 u, 0, 1)."""
+    """clip(1 + d - 2 u, 0, 1) at progress u [T] and relative depth d: [T, L].
+
+    Linear from 1 to 0 over [d / 2, 1 / 2 + d / 2]: the layers nearest to the input anneal first.
+    """
     return (1 + _depths(progress, layers) - 2 * progress[:, None]).clamp(0, 1)
 
 
 def output_first(progress: torch.Tensor, layers: Sequence[Layer]) -> torch.Tensor:
-    """``input_first`` with depth 1 - d: the layers nearest to the output anneal first."""
+    """``input_first`` with 1 - d for d, [T, L]: the layers nearest to the output anneal first."""
     return (2 - _depths(progress, layers) - 2 * progress[:, None]).clamp(0, 1)
 
 
@@ -109,26 +125,26 @@ RAMPS: dict[str, Curve] = {  # each falls from 1 to 0 over the run
 
 
 def falling(progress: torch.Tensor, layers: Sequence[Layer], *, ramp: str, start: float) -> torch.Tensor:
-    """From start to 0 along a ramp of RAMPS."""
+    """From ``start`` to 0 along the named ramp of RAMPS: [T, L] at progress [T]."""
     return start * RAMPS[ramp](progress, layers)
 
 
 def rising(progress: torch.Tensor, layers: Sequence[Layer], *, ramp: str) -> torch.Tensor:
-    """From 0 to 1: one minus a ramp of RAMPS."""
+    """From 0 to 1: one minus the named ramp of RAMPS; [T, L] at progress [T]."""
     return 1 - RAMPS[ramp](progress, layers)
 
 
 @dataclass(frozen=True)
 class HandCoded:
-    """A hand-coded schedule: named curves, callable as a Schedule.
+    """A hand-coded schedule: one curve per control; callable as a Schedule.
 
     Attributes:
         name: ``[a-z][a-z0-9_]*``, unique over all families.
-        family: the method that it drives, a name of METHODS.
-        citation: where it comes from, and what it needs.
+        family: name of its method, a key of METHODS.
+        citation: source, and what it requires.
         curves: control -> curve.
-        interpolation: how to play its samples: ``previous`` for pure step functions, else ``linear``.
-        jumps: progress at which a curve jumps, increasing.
+        interpolation: between its samples: ``previous`` for step functions, else ``linear``.
+        jumps: progress of the jumps of its curves, increasing.
     """
 
     name: str
@@ -139,15 +155,15 @@ class HandCoded:
     jumps: tuple[float, ...] = ()
 
     def __call__(self, progress: torch.Tensor, layers: Sequence[Layer]) -> dict[str, torch.Tensor]:
-        """Values [T, L] of each control."""
-        assert len(layers) >= 1, "a schedule needs a layer"
+        """The values [T, L] of each control at progress [T]."""
+        assert len(layers) >= 1, "a schedule needs at least one layer"
         return {control: curve(progress, layers) for control, curve in self.curves.items()}
 
     def knots(self, num: int) -> torch.Tensor:
-        """Where to sample the schedule so that its interpolation rebuilds it: [K], float64, from 0 to 1.
+        """Progress at which to sample the schedule for interpolation: [K], float64, increasing from 0 to 1.
 
-        Step functions need a knot at each jump and are rebuilt exactly. Other curves get ``num`` (at least 2) equally
-        spaced knots and, for each jump, a knot at the jump and one 2**-24 before it.
+        A step function has a knot at each jump, and interpolation is exact. Other curves have ``num`` (at least 2)
+        equally spaced knots and, for each jump, a knot at the jump and one 2**-24 before it.
         """
         assert num >= 2, num
         if self.interpolation == "previous":

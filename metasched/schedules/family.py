@@ -1,17 +1,18 @@
-"""A learnable hand-coded family: each control moves within a window of its own, along a power, layer after layer.
+"""A learnable family of hand-coded schedules: in each layer, a control decays with a power within one window.
 
-With m = 2 d - 1 for a layer at relative depth d, S the logistic function and r the last moment at which it may move:
+With m = 2 d - 1 for a layer at relative depth d, S the logistic function and r the last progress at which it may
+change:
 
     start of the window     s = r (eps + (1 - 2 eps) S(start + start_over_depth m))
     end of the window       e = s + (r - s) (eps + (1 - eps) S(length + length_over_depth m))
-    what is left            left = ((e - u) / (e - s))^p, u clipped to the window,   p = 16^tanh(power)
+    remaining share         left = ((e - u) / (e - s))^p, u clipped to the window,   p = 16^tanh(power)
     value                   v = end + (first - end) left,   first = low + (high - low) S(first)
 
-A monotone control with a free end ends at first + (bound - first) S(last), bound its low or its high. Controls on a log
-scale are learned as their logarithms; network-wide ones without a dependence on depth, as one value (space.py).
-So range, direction, end value and dwell hold for any parameters. ``bws`` of quantlib's ANA controller is the family of
-which this learns a member (curves.bounded_window). Five to seven parameters a control, where the schedule network has
-hundreds: they can be learned by forward mode.
+A monotone control with a free end ends at first + (bound - first) S(last), where bound is its low or its high. Controls
+on a log scale are learned as their logarithms; network-wide controls do not depend on depth (space.py). Range,
+direction, end value and dwell hold for all parameter values. The family generalizes ``bws`` of quantlib's ANA
+controller (curves.bounded_window). It has five to seven parameters per control, the schedule network hundreds, so that
+forward mode is practical.
 """
 
 from __future__ import annotations
@@ -27,24 +28,25 @@ from metasched.schedules.base import Schedule, progress_of_steps
 from metasched.schedules.interpolation import interpolate
 from metasched.schedules.space import into, out_of, straight
 
-_EPS = 0.01  # the shortest window, as a share of what is left of the run
+_EPS = 0.01  # the shortest window, as a share of the rest of the run
 _MOST = 16.0  # largest power; the smallest is its inverse
-_RIDGE = 1e-4  # keeps a fit away from where the logistic function is flat and nothing can be learned
+_RIDGE = 1e-4  # keeps the fit away from values at which the logistic function is flat and gradients vanish
 _ITERATIONS = 100
 
 
 class ScheduleFamily(nn.Module):
-    """A learnable window for each control, fitted to ``base`` by least squares at the knots; see the docstring above.
+    """A learnable window per control, fitted to ``base`` by least squares at the knots; see the module's docstring.
 
-    A control whose base starts on the edge of its range has no parameter ``first``: it starts there. One whose end is
-    free has a parameter ``last`` besides. Linear between the knots, as ScheduleNetwork, so that its export is itself.
+    A control whose base starts at a bound of its range has no parameter ``first``: it always starts there. A control
+    with a free end has an additional parameter ``last``. Values are linear between the knots, as in ScheduleNetwork, so
+    that the exported table equals the schedule.
 
     Args:
         controls: all controls of the method; those not in ``learn`` keep the base's values at the knots.
-        base: the schedule that it is fitted to.
+        base: the schedule to fit.
         learn: names of the learned controls.
         knots: K, at least 2.
-        layers: those that it is fitted at; it can be played on others.
+        layers: layers at which it is fitted; it can be played on others.
     """
 
     def __init__(
@@ -60,17 +62,17 @@ class ScheduleFamily(nn.Module):
         self.windows = nn.ModuleList(_fitted(c, self.knots, values[c.name], layers) for c in self.learned)
 
     def forward(self, progress: torch.Tensor, layers: Sequence[Layer]) -> dict[str, torch.Tensor]:
-        """Values {control: [T, L]} at progress [T]."""
+        """Values {control: [T, L]} at progress [T], float64."""
         return {n: interpolate(progress, self.knots, v, "linear") for n, v in self.at_knots(layers).items()}
 
     def at_knots(self, layers: Sequence[Layer]) -> dict[str, torch.Tensor]:
-        """Values {control: [K, L]} of all controls at the knots; those that are not learned have the base's."""
+        """Values {control: [K, L]} of all controls at the knots, float64; the base's if a control is not learned."""
         values = dict(self.base(self.knots, layers))
         return values | {c.name: w(self.knots, layers) for c, w in zip(self.learned, self.windows, strict=True)}
 
 
 class _Window(nn.Module):
-    """One control; before it is fitted, it moves along a line over most of the run."""
+    """The window of one control; before the fit, the value is linear over most of the run."""
 
     def __init__(self, control: Control, knots: torch.Tensor, base: torch.Tensor) -> None:
         super().__init__()
@@ -97,7 +99,7 @@ class _Window(nn.Module):
         return out_of(self.declared, self.line(knots, layers), len(layers))
 
     def line(self, knots: torch.Tensor, layers: Sequence[Layer]) -> torch.Tensor:
-        """Values [K, L], or [K, 1] if network-wide, of the control that is learned: logarithms on a log scale."""
+        """Values [K, L], or [K, 1] if network-wide, in the space of ``straight``: logarithms on a log scale."""
         start_at, length_at = self.start[None], self.length[None]
         if self.per_layer:
             m = 2 * knots.new_tensor([layer.depth for layer in layers]) - 1
@@ -107,14 +109,14 @@ class _Window(nn.Module):
         length = (self.reach - start) * share
         left = ((start + length - knots[:, None]) / length).clamp_max(1)
         moving = (left > 0) & (knots < self.reach)[:, None]
-        # the double where: neither the power nor its derivative may meet 0
+        # two where: neither the power nor its derivative may be evaluated at 0
         left = torch.where(moving, torch.where(moving, left, 1.0) ** (_MOST ** torch.tanh(self.power)), 0.0)
         first = self._in_range(self.first) if self.edge is None else left.new_tensor(self.edge)
         last = self._free_end(first) if self.control.end is None else left.new_tensor(self.control.end)
         return torch.lerp(last, first, left)
 
     def _free_end(self, first: torch.Tensor) -> torch.Tensor:
-        """Anywhere in the range, or for a monotone control between its first value and the bound that it moves to."""
+        """A value in the range; for a monotone control, between its first value and the bound that it moves towards."""
         if self.control.direction == "free":
             return self._in_range(self.last)
         bound = self.control.low if self.control.direction == "nonincreasing" else self.control.high
@@ -129,7 +131,7 @@ def _number(value: float) -> nn.Parameter:
 
 
 def _fitted(control: Control, knots: torch.Tensor, base: torch.Tensor, layers: Sequence[Layer]) -> _Window:
-    """The window of least squared distance to the base at the knots, as a share of the control's range."""
+    """The window with the least squared distance to the base at the knots, in units of the control's range."""
     base = into(control, base)
     window = _Window(control, knots, base)
     low, high = window.control.low, window.control.high

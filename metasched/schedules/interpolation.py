@@ -1,4 +1,4 @@
-"""Interpolation of a schedule between its knots: one function for the schedule network and for the player."""
+"""Interpolation of a schedule between its knots; learnable schedules and the player share this function."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ Interpolation = Literal["linear", "previous"]
 
 
 def interpolate(progress: torch.Tensor, knots: torch.Tensor, values: torch.Tensor, kind: Interpolation) -> torch.Tensor:
-    """Values between knots, exactly a knot's own value where progress meets it.
+    """Values between knots; at a knot, exactly its value.
 
     With k_i <= u < k_{i+1} and w = (u - k_i) / (k_{i+1} - k_i):
 
         linear      v_i + w (v_{i+1} - v_i)
-        previous    v_i: a step function, continuous from the right
+        previous    v_i, a right continuous step function
 
-    Every value lies between its two knots' values, equal values are kept, and each element is computed by itself:
-    its bits depend on its own inputs, not on how many steps or layers are asked for at once.
+    Every value lies between those of its two knots, and between equal values it is equal to them. Each element is
+    computed independently: its bits do not depend on the number of steps or layers in the call.
 
     Args:
-        progress: [T], each in [0, 1].
+        progress: [T], in [0, 1].
         knots: [K], strictly increasing from 0 to 1.
-        values: [K, L], finite; the result is differentiable in them.
+        values: [K, L], finite.
         kind: ``linear`` or ``previous``.
 
     Returns:
-        [T, L]. All tensors have one floating dtype.
+        [T, L], differentiable in ``values``. All tensors have the same floating dtype.
 
     >>> u, knots = torch.tensor([0.25, 0.5, 1.0]), torch.tensor([0.0, 0.5, 1.0])
     >>> values = torch.tensor([[4.0], [2.0], [0.0]])
@@ -50,7 +50,7 @@ def interpolate(progress: torch.Tensor, knots: torch.Tensor, values: torch.Tenso
     at_knot = progress == knots[index]
     span = torch.where(at_knot, 1, knots[after] - knots[index])
     weight = ((progress - knots[index]) / span)[:, None]
-    # From the nearer knot: just before a knot the weight can round to 1, and left + rise can miss the knot's value.
+    # from the nearer knot: just before a knot, weight can round to 1, and left + rise can differ from the knot's value
     rise = values[after] - left
     between = torch.where(weight < 0.5, left + weight * rise, values[after] - (1 - weight) * rise)
     return torch.where(at_knot[:, None], left, between)

@@ -22,15 +22,15 @@ def build_learnable(
     layers: Sequence[Layer],
     seed: int,
 ) -> LearnableSchedule:
-    """The learnable schedule of a configuration, at its start.
+    """The learnable schedule of a configuration, with its initial parameters.
 
     Args:
         config: kind, knots and size.
         controls: all controls of the method.
-        base: what it starts at, or for a family near.
+        base: the schedule that a network starts at and that a family is fitted to.
         learn: names of the learned controls.
-        layers: those that a family is fitted at.
-        seed: of a network's initial weights.
+        layers: the layers at which a family is fitted.
+        seed: seed of the initial weights of a network.
     """
     if config.kind == "family":
         return ScheduleFamily(controls, base, learn, knots=config.knots, layers=layers)

@@ -1,19 +1,19 @@
 """The schedule network: a small MLP that learns a correction to a hand-coded schedule.
 
-It is evaluated on K knots in progress and linear between them, so that its JSON export is the schedule itself. With a
-base schedule b, increments d_k = |b_{k+1} - b_k| as shares of the whole way, and network outputs c (0 at the start):
+It is evaluated at K knots in progress and linear between them, so that the exported table equals the schedule. With a
+base schedule b, d_k = |b_{k+1} - b_k| / sum_j |b_{j+1} - b_j|, and network outputs c (0 before learning):
 
     monotone control    v_0 = range(logit(b_0) + c_0)
                         v_k = v_0 + (end - v_0) sum_{j<k} softmax_j(log((1 - eps) d_j + eps / (K - 1)) + c_j)
     with a free end     end = v_0 + (bound - v_0) sigmoid(logit((b_K - b_0) / (bound - b_0)) + c_K), bound low or high
-    free control        v_k = range(logit(b_k) + c_k),  v_k = end where u_k = 1 or within the dwell
+    free control        v_k = range(logit(b_k) + c_k),  v_k = end at u_k = 1 and during the dwell
 
-``range(z) = low + (high - low) sigmoid(z)``; controls on a log scale are learned as their logarithms, network-wide ones
-without a layer's features and as one value for all layers (space.py). So range, direction, end value and dwell hold for
-any weights; c multiplies the base's rates (a log-correction); and eps, a share of the way that is spread evenly, lets a
-schedule move where its base stands still. A monotone control that starts on the edge of its range stays there at
-progress 0.
-Layers enter through their features alone: one network serves any number of layers and of steps.
+``range(z) = low + (high - low) sigmoid(z)``. Controls on a log scale are learned as their logarithms; a network-wide
+control has one value for all layers and does not depend on the features of a layer (space.py). Range, direction, end
+value and dwell hold for all network weights. exp(c) multiplies the rates of change of the base; eps spreads a share of
+the total change evenly, so that the schedule can change where its base is constant. A monotone control that starts at a
+bound of its range stays there at progress 0. Layers enter only through their features: one network serves any number of
+layers and steps.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from metasched.schedules.interpolation import interpolate
 from metasched.schedules.space import into, out_of, straight
 
 EVEN_SHARE = 0.02  # eps
-_WAVES = 4  # cosines of progress beside progress itself
+_WAVES = 4  # number of cosines of progress among the inputs
 _LAYER_FEATURES = 6
 
 
 class ScheduleNetwork(nn.Module):
-    """A learnable schedule that starts at ``base``; see the module's docstring.
+    """A learnable schedule, equal to ``base`` up to eps before learning; see the module's docstring.
 
     Args:
         controls: all controls of the method; those not in ``learn`` keep the base's values at the knots.
-        base: the schedule that it starts at.
+        base: the schedule that it corrects.
         learn: names of the learned controls.
         knots: K, at least 2.
         hidden: units of each of the two hidden layers.
-        seed: of the initial weights (the output layer starts at 0).
+        seed: seed of the initial weights; those of the output layer are 0.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class ScheduleNetwork(nn.Module):
         self.base = base
         self.knots = progress_of_steps(knots)
         num_inputs = 1 + _WAVES + _LAYER_FEATURES
-        with torch.random.fork_rng(devices=[]):  # torch draws weights of its own from its global generator
+        with torch.random.fork_rng(devices=[]):  # nn.Linear draws initial weights from the global generator
             self.body = nn.Sequential(
                 nn.Linear(num_inputs, hidden), nn.Tanh(), nn.Linear(hidden, hidden), nn.Tanh()
             ).double()
@@ -72,11 +72,11 @@ class ScheduleNetwork(nn.Module):
         nn.init.zeros_(self.heads.bias)
 
     def forward(self, progress: torch.Tensor, layers: Sequence[Layer]) -> dict[str, torch.Tensor]:
-        """Values {control: [T, L]} at progress [T]."""
+        """Values {control: [T, L]} at progress [T], float64."""
         return {n: interpolate(progress, self.knots, v, "linear") for n, v in self.at_knots(layers).items()}
 
     def at_knots(self, layers: Sequence[Layer]) -> dict[str, torch.Tensor]:
-        """Values {control: [K, L]} of all controls at the knots; those that are not learned have the base's."""
+        """Values {control: [K, L]} of all controls at the knots, float64; the base's if a control is not learned."""
         base = self.base(self.knots, layers)
         middles = (self.knots[:-1] + self.knots[1:]) / 2
         features = {"layer": [_features(layer) for layer in layers], "network": [[0.0] * _LAYER_FEATURES]}
@@ -96,10 +96,10 @@ class ScheduleNetwork(nn.Module):
         return values
 
     def scales(self) -> dict[str, float]:
-        """{parameter: the change that moves the correction by about one}; for estimators that perturb parameters.
+        """{parameter: change that moves the correction by about one}, for estimators that perturb parameters.
 
-        Random changes of the output weights add up like a random walk over the hidden units, the means of which the
-        correction is; a weight of the body is on the scale that it was drawn on.
+        The correction is a mean over the hidden units, and random changes of the output weights add up like a random
+        walk over them. The scale of a weight of the body is the standard deviation of its initial value.
         """
         hidden = self.heads.in_features
         own = {"heads.weight": math.sqrt(hidden), "heads.bias": float(hidden)}
@@ -121,7 +121,7 @@ def _columns(control: Control) -> str:
 
 
 def _features(layer: Layer) -> list[float]:
-    """Features of order 1 that exist for any network."""
+    """The features of a layer, of order 1, [6]; they exist for any network."""
     return [
         2 * layer.depth - 1,
         1.0 if layer.kind == "linear" else -1.0,
@@ -133,7 +133,7 @@ def _features(layer: Layer) -> list[float]:
 
 
 def _into_range(control: Control, base: torch.Tensor, correction: torch.Tensor) -> torch.Tensor:
-    """range(logit(base) + correction); a base on the edge of the range stays there."""
+    """range(logit(base) + correction); a base at a bound of the range stays there."""
     width = control.high - control.low
     share = (base - control.low) / width
     inside = (share > 0) & (share < 1)
@@ -143,7 +143,7 @@ def _into_range(control: Control, base: torch.Tensor, correction: torch.Tensor) 
 
 
 def _moving(control: Control, knots: torch.Tensor) -> torch.Tensor:
-    """The intervals between knots that end before the dwell begins, [K - 1]; the first one in any case."""
+    """Mask [K - 1] of the intervals between knots that end before the dwell begins; always includes the first one."""
     return (knots[1:] <= 1 - control.dwell) | (knots[:-1] == 0)
 
 
@@ -156,7 +156,7 @@ def _free(control: Control, base: torch.Tensor, correction: torch.Tensor, knots:
 
 
 def _free_end(control: Control, base: torch.Tensor, first: torch.Tensor, correction: torch.Tensor) -> torch.Tensor:
-    """Between the first value and the bound that the control moves towards; near the base's own end."""
+    """A value between the first value and the bound that the control moves towards, near the end of the base."""
     bound = control.low if control.direction == "nonincreasing" else control.high
     share = (base[-1] - base[0]) / torch.where(base[0] == bound, 1.0, bound - base[0])
     share = torch.sigmoid(torch.logit(share.clamp(EVEN_SHARE, 1 - EVEN_SHARE)) + correction)
@@ -174,13 +174,13 @@ def _monotone(
     first = _into_range(control, base[0], start)
     last = _free_end(control, base, first, stop) if control.end is None else torch.full_like(first, control.end)
     way = (base[1:] - base[:-1]).abs()
-    # eps times an even share; a base that never moves keeps the even share alone
+    # for a constant base only the even share, eps, remains
     shares = way / way.sum(0).clamp_min(torch.finfo(way.dtype).tiny)
     logits = torch.log((1 - EVEN_SHARE) * shares + EVEN_SHARE / len(way)) + rates
     moving = _moving(control, knots)
     logits = torch.where(moving[:, None], logits, -torch.inf)
-    # at most 1, and 1 exactly from the last moving interval on: the sum of the shares is 1 only up to rounding
+    # at most 1, and exactly 1 from the last moving interval on: the shares add up to 1 only up to rounding
     covered = torch.cumsum(torch.softmax(logits, 0), 0).clamp_max(1)
     covered = torch.where((torch.cumsum(moving.flip(0), 0).flip(0) <= 1)[:, None], 1.0, covered)
-    # the end itself, which first + (last - first) may miss by rounding
+    # where covered is 1, the end itself: first + (last - first) may differ from it by rounding
     return torch.cat([first[None], torch.where(covered == 1, last, first + (last - first) * covered)])

@@ -1,4 +1,4 @@
-"""The papers' schedules, and the plain shapes that they are compared with, on progress in [0, 1].
+"""The published schedules of ANA and INQ, and the constants and ramps that they are compared with.
 
 ANA (controls ``noise_scale``, ``noise_mean``). For layer l of N, l = 0 at the input, a run has N + 3 periods and
 
@@ -8,11 +8,11 @@ with m = 0 (static) or -0.5 (dynamic), b = 1 (homogeneous) or N - l (progressive
 
     overlapped [0, N]    same_start [0, l + 1]    same_end [N - l - 1, N]    partition [l, l + 1]
 
-The paper's run has N = 7 and 50 epochs a period: u = epoch / 500. ``noise_scale`` is the half-width of the noise in
-quanta, so that 0.5 is the paper's start value for all four noise families.
+The paper's run has N = 7 and 50 epochs per period: u = epoch / 500. ``noise_scale`` is the half-width of the noise in
+quanta, so that 0.5 is the paper's initial value for all four noise families.
 
-INQ (control ``freeze_fraction``). n accumulated portions come in at u = k / n, k = 1..n: each step of INQ has an equal
-share of the run. The first share stands for the pretraining that the paper starts from; the last portion comes at the
+INQ (control ``freeze_fraction``). The n accumulated portions take effect at u = k / n, k = 1..n: each step of INQ has
+an equal share of the run. The first share replaces the pretraining of the paper; the last portion takes effect at the
 last step, as in the authors' AlexNet solver, whose last step runs one iteration.
 """
 
@@ -49,7 +49,7 @@ RAMP_CITATIONS: dict[str, str] = {
 START = 0.5  # quanta: half the distance between two levels
 
 NO_MEAN: Curve = partial(constant, value=0.0)
-STATIC_NOISE: Curve = partial(steps, times=(1.0,), values=(START, 0.0))  # gone at the last step
+STATIC_NOISE: Curve = partial(steps, times=(1.0,), values=(START, 0.0))  # 0 at the last step
 CONSTANTS = {"075": 0.75, "085": 0.85, "100": 1.0}  # wider half-widths, in quanta: the published 0.5 is too narrow
 
 _INTERVALS: dict[str, Callable[[int, int], tuple[int, int]]] = {  # (l, N) -> periods of start and end
@@ -66,7 +66,7 @@ _MEANS: dict[str, float] = {"static": 0.0, "dynamic": -0.5}
 
 
 def ana_windows(num_layers: int, *, interval: str, power: str, factor: int) -> list[Window]:
-    """The windows of the 2022 design, for the mean (factor 1) or the scale (factor 2) of the noise.
+    """One window per layer in the 2022 design, for the mean (factor 1) or the scale (factor 2) of the noise.
 
     >>> ana_windows(7, interval="partition", power="progressive", factor=2)[0]
     Window(start=0.0, end=0.1, power=14)
@@ -80,7 +80,7 @@ def ana_windows(num_layers: int, *, interval: str, power: str, factor: int) -> l
 
 
 def ana_2019_windows(num_layers: int) -> list[Window]:
-    """The windows of the 2019 design: one period a layer, with an empty period after the input layer's.
+    """One window per layer in the 2019 design: one period each, with an empty period after that of the input layer.
 
     In periods, layer 0 starts at 0 and layer l >= 1 at l + 1; a run has 2 (N + 1) periods. The paper's CIFAR-10
     network has N = 9 and 50 epochs a period: starts 0, 100, 150, ..., 450 of 1000 epochs.
@@ -91,7 +91,7 @@ def ana_2019_windows(num_layers: int) -> list[Window]:
 
 
 def ana() -> list[HandCoded]:
-    """The schedules of additive noise annealing: 16 of the 2022 design, static, that of 2019, constants, ramps."""
+    """ANA's schedules: 16 of the 2022 design, that of 2019, static noise, constants and ramps."""
     design = [_ana_2022(interval, power, mean) for interval in _INTERVALS for power in _POWERS for mean in _MEANS]
     backward = "; forward noise only: the paper keeps the backward noise at 0.5, which needs method.backward: fixed"
     forward = "; static variance, which the authors keep for mode and random forward only"
@@ -112,7 +112,7 @@ def ana() -> list[HandCoded]:
 
 
 def inq() -> list[HandCoded]:
-    """The schedules of incremental network quantization: four sets of accumulated portions, and the shapes."""
+    """INQ's schedules: four sets of accumulated portions, and the ramps."""
     resnet = f"{INQ}; portions from Mxbonn/INQ-pytorch, issue 11"
     # epoch -> fraction in a run of 130 epochs
     dvs128 = {5: 0.2, 15: 0.4, 30: 0.6, 45: 0.8, 60: 0.9, 75: 0.95, 90: 0.975, 105: 1.0}

@@ -1,7 +1,7 @@
-"""Controls as the learnable schedules see them: on a straight line, and of one value where all layers share it.
+"""The space in which controls are learned: linear in any case, with one column for a network-wide control.
 
-A control on a log scale is learned as its logarithm: range, direction and end hold for z = log v, and so for v = exp z.
-A network-wide control has one column, which is handed to all layers.
+A control on a log scale is learned as z = log v; range, direction and end hold for z and therefore for v = exp z. The
+one column of a network-wide control is copied to all layers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from metasched.methods.base import Control
 
 
 def straight(control: Control) -> Control:
-    """The control whose values are ``into(control, values)``: linear in any case."""
+    """The control in the learned space: on a log scale, with the logarithms of low, high and end; else unchanged."""
     if control.scale == "linear":
         return control
     low, high = math.log(control.low), math.log(control.high)
@@ -24,9 +24,9 @@ def straight(control: Control) -> Control:
 
 
 def into(control: Control, values: torch.Tensor) -> torch.Tensor:
-    """The base's values [K, L] as ``straight(control)`` has them: logarithms on a log scale; [K, 1] if network-wide.
+    """Maps values [K, L] of a control to the learned space: logarithms on a log scale, [K, 1] if network-wide.
 
-    A network-wide control whose base differs between layers has their mean.
+    For a network-wide control, values that differ between layers are replaced by their mean.
     """
     if control.granularity == "network":
         first = values[:, :1]
@@ -36,7 +36,7 @@ def into(control: Control, values: torch.Tensor) -> torch.Tensor:
 
 
 def out_of(control: Control, values: torch.Tensor, num_layers: int) -> torch.Tensor:
-    """Values [K, num_layers] of the control from those of ``straight(control)``: in range, and exact at the end."""
+    """Maps values [K, L or 1] in the learned space back to the control: [K, num_layers], in range, exact at the end."""
     if control.scale == "log":
         line, values = values, values.exp().clamp(control.low, control.high)
         if control.end is not None:
@@ -49,7 +49,7 @@ def out_of(control: Control, values: torch.Tensor, num_layers: int) -> torch.Ten
 
 
 def at_shares(control: Control, shares: torch.Tensor) -> torch.Tensor:
-    """Values at shares in [0, 1] of the range: geometric on a log scale.
+    """Values at ``shares`` [...] in [0, 1] of the range: low (high / low)^share on a log scale, else linear.
 
     >>> at_shares(Control("c", 1.0, 100.0, "one", "free", end=None, scale="log"), torch.tensor([0.0, 0.5]))
     tensor([ 1.0000, 10.0000])

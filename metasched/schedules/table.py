@@ -1,7 +1,8 @@
-"""Hand-coded schedules by the method's name, which is their family: each method's row names its own.
+"""Hand-coded schedules by family, which is the name of their method; the row of each method gives them.
 
-``joint`` (ANA and INQ at once) has no published schedule. It pairs each ramp with itself, each schedule of ANA with
-freezing everything at the last step, and each schedule of INQ with noise of constant width until the last step.
+``joint`` (ANA and INQ at once) has no published schedule. Its schedules are: each ramp, for noise and freezing alike;
+each schedule of ANA, with all weights frozen at the last step; and each schedule of INQ, with noise of constant width
+until the last step.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def _same_ramp(ramp: str) -> HandCoded:
 
 
 def _with_other(schedule: HandCoded, curves: dict[str, Curve], addition: str) -> HandCoded:
-    """A schedule of one method with fixed curves, which jump at the end, for the controls of the other."""
+    """A schedule of one method, with fixed curves that jump at the end for the controls of the other."""
     return HandCoded(
         f"joint_{schedule.name}",
         "joint",
@@ -64,17 +65,17 @@ _JOINT = [
 
 
 def float_network() -> list[HandCoded]:
-    """The one schedule of the float network."""
+    """The only schedule of the float network."""
     return [_FLOAT]
 
 
 def ste() -> list[HandCoded]:
-    """The one schedule of the method without controls."""
+    """The only schedule of STE, which has no controls."""
     return [_STE]
 
 
 def joint() -> list[HandCoded]:
-    """The schedules of noise and freezing at once."""
+    """The schedules of the joint method."""
     return list(_JOINT)
 
 
@@ -101,7 +102,7 @@ def hand_coded(family: str) -> dict[str, HandCoded]:
 
 
 def find_hand_coded(family: str, name: str, path: str) -> HandCoded:
-    """One hand-coded schedule of a method; path is the field that names it (``schedule.start``).
+    """One hand-coded schedule of a method; ``path`` is the field that names it, for the error message.
 
     Raises:
         MetaschedError: no such family or name.

@@ -235,7 +235,7 @@ REFUSED = {
     "boolean": (window(beta=True), r"sigma\.beta: must be a number, got True"),
     "negative width": (window(beta=-0.5), r"sigma\.beta: must be at least 0"),
     "negative eps": (window("mi", "uws", eps=-1), r"mi\.kwargs\.eps: must be at least 0"),
-    "twice": ([timer("conv1"), timer("conv1")], r"\[1\]\.modules: 'conv1' has a timer already"),
+    "twice": ([timer("conv1"), timer("conv1")], r"\[1\]\.modules: 'conv1' already has a timer"),
     "no modules": ([timer()], r"\[0\]\.modules: must be an array of names, got \[\]"),
     "no timers": ([], r"must be an array of timers, got \[\]"),
     "text": ("ana", r"line 1 column 1: not JSON"),
@@ -245,13 +245,13 @@ REFUSED = {
     "no quantization": ({"training": {"n_epochs": 5}}, r"training\.quantize: missing"),
     "no epochs": (experiment({"ctrl_spec": [timer("a")]}, 0), r"training\.n_epochs: must be an integer of at least 1"),
     "inside": (experiment({"ctrl_spec": [{}]}, 5), r"training\.quantize\.kwargs\.ctrl_spec\[0\]\.modules: missing"),
-    "too few timers": (window(), r"has 1 timers for the 2 layers of the network, and does not name each"),
+    "too few timers": (window(), r"has 1 timers for the 2 layers of the network, and does not name all of them"),
     "too wide": ([*window(beta=1.5), timer("conv2")], r"noise_scale must lie in \[0\.0, 1\.0\], got 1\.5 at epoch 0"),
     "other noise": (
         experiment({"ctrl_spec": [timer("conv1", "conv2")]}, 5, "normal"),
-        r"^method\.noise: is 'uniform', and the file has noise_type 'normal'",
+        r"^method\.noise: is 'uniform', but the file has noise_type 'normal'",
     ),
-    "inq for ana": ({"0": 0.5}, r"^method\.name: is ana, and the file sets freeze_fraction; set it to inq"),
+    "inq for ana": ({"0": 0.5}, r"^method\.name: is ana, but the file sets freeze_fraction; set it to inq"),
 }
 
 
@@ -270,8 +270,8 @@ def test_what_is_not_quantlabs_is_one_line(tmp_path: Path, case: str) -> None:
         ({"05": 0.5}, r"config\.json: \['05'\]: must be an epoch"),
         ({"5": 1.5}, r"\['5'\]: must be a share in \[0, 1\], got 1\.5"),
         ({"5": None}, r"\['5'\]: must be a number, got None"),
-        ({"5": 0.5, "7": 0.4}, r"\['7'\]: must be at least 0\.5, that of the epochs before, got 0\.4"),
-        ({"9": 0.5}, r"freezes at epoch 9, and the whole run has 9, counted from 0"),
+        ({"5": 0.5, "7": 0.4}, r"\['7'\]: must be at least 0\.5, the fraction of the epochs before, got 0\.4"),
+        ({"9": 0.5}, r"freezes at epoch 9, counted from 0, but the whole run has 9"),
         ({}, r"has no epochs"),
     ],
 )
@@ -281,7 +281,7 @@ def test_fractions_are_checked(tmp_path: Path, tree: Any, line: str) -> None:
 
 
 def test_the_length_of_a_bare_controller_has_to_be_given(tmp_path: Path) -> None:
-    with pytest.raises(MetaschedError, match=r"^--total: .* does not say how many epochs"):
+    with pytest.raises(MetaschedError, match=r"^--total: is needed, because .* has no number of epochs"):
         imported(tmp_path, DVS128, "inq")
     with pytest.raises(MetaschedError, match=r"^--total: must be in \[1, 2048\], got 0"):
         imported(tmp_path, DVS128, "inq", total=0)

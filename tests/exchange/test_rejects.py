@@ -93,8 +93,16 @@ EDITS: dict[str, tuple[Edit, str, str]] = {
     "no layer": (lambda f: f.update(layers=[]), "layers", "at least 1"),
     "first knot": (lambda f: f["progress"].__setitem__(0, 0.01), "progress[0]", "must be 0, got 0.01"),
     "last knot": (lambda f: f["progress"].__setitem__(4, 0.99), "progress[4]", "must be 1, got 0.99"),
-    "knots that fall": (lambda f: f["progress"].__setitem__(2, 0.05), "progress[2]", "must exceed 0.1"),
-    "knots that stand": (lambda f: f["progress"].__setitem__(2, 0.1), "progress[2]", "must exceed 0.1"),
+    "knots that fall": (
+        lambda f: f["progress"].__setitem__(2, 0.05),
+        "progress[2]",
+        "must be greater than the previous knot, 0.1",
+    ),
+    "knots that stand": (
+        lambda f: f["progress"].__setitem__(2, 0.1),
+        "progress[2]",
+        "must be greater than the previous knot, 0.1",
+    ),
     "knot beyond 1": (lambda f: f["progress"].__setitem__(3, 1.5), "progress[3]", "less than or equal to 1"),
     "control twice": (lambda f: f["controls"].append(f["controls"][0]), "controls[3].name", "occurs twice"),
     "layer twice": (lambda f: f["layers"][2].update(name="features.0"), "layers[2].name", "occurs twice"),
@@ -136,7 +144,7 @@ def test_an_edit_that_breaks_the_file_is_named_by_its_path(case: str, golden: st
 
 
 MENDED = {
-    "no format": 'its first level needs "format": "metasched.schedule"',
+    "no format": 'give one with "format": "metasched.schedule" at the top level',
     "unknown version": "update metasched or export it again",
     "missing key": "add it",
     "unknown key": "remove it",

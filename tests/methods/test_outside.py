@@ -82,7 +82,7 @@ def test_its_parameters_are_fields_of_an_experiment(config: Path, alpha: ModuleT
 def test_what_is_not_its_own_is_refused(config: Path) -> None:
     for override, expected in {
         "--method.stretch=-1": "--method.stretch: must be greater than 0, got -1",
-        "--method.noise=normal": "has no effect, because method.name is alpha_blending; leave it out; it is for ana",
+        "--method.noise=normal": "has no effect, because method.name is alpha_blending; leave it out; it is a parameter of",
         "--method.strech=2": "--method.strech: unknown field; did you mean",
         "--method.name=alpha_blendin": "unknown name 'alpha_blendin'; did you mean 'alpha_blending'?",
     }.items():
@@ -96,7 +96,9 @@ def test_a_name_that_is_taken_is_refused(alpha: ModuleType) -> None:
     class Other(alpha.AlphaBlendingConfig):
         pass
 
-    with pytest.raises(MetaschedError, match=r"method\.name: 'alpha_blending' is taken by alpha_blending\.Alpha"):
+    with pytest.raises(
+        MetaschedError, match=r"method\.name: 'alpha_blending' is already used by alpha_blending\.Alpha"
+    ):
         register_method(replace(alpha.SPEC, config=Other))
     register_method(alpha.SPEC)  # importing a module again is no mistake
 
@@ -108,7 +110,7 @@ def test_a_parameter_with_another_default_than_elsewhere_is_refused(alpha: Modul
 
     section: Any = pydantic.dataclasses.dataclass
     with pytest.raises(
-        MetaschedError, match=r"method\.uphill: has the default 0\.25, and 0\.5 in the method metropolis"
+        MetaschedError, match=r"method\.uphill: has the default 0\.25 here, but 0\.5 in the method metropolis"
     ):
         register_method(MethodSpec(section(frozen=True, kw_only=True)(Clash), "", alpha.build))
     assert "clash" not in METHODS

@@ -1,7 +1,7 @@
-"""Schedules in other software: a function of the step, callbacks of trainers, quantizers of other libraries.
+"""Schedules in other software: functions of the step, callbacks of trainers, and quantizers of other libraries.
 
-Position is the trainer's own global step, so that a run that is resumed goes on where it was. Each module imports its
-library when it is used, not before.
+The position is the trainer's global step, so that a resumed run continues at the right values. Each module imports its
+library only when it is used.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 
 from metasched.core.errors import MetaschedError
 
-LayerValues = Mapping[str, Mapping[str, float]]  # layer name -> control -> value, as SchedulePlayer gives them
-Apply = Callable[[LayerValues, int], object]  # what a callback calls before each step: with its values and its number
+LayerValues = Mapping[str, Mapping[str, float]]  # layer name -> control -> value, from SchedulePlayer
+Apply = Callable[[LayerValues, int], object]  # called before each step, with its values and its number
 
 
 def missing(package: str, extra: str) -> MetaschedError:
-    """The error for a library that is not installed.
+    """The error for a missing optional library.
 
     >>> str(missing("torchao", "torchao"))
     'torchao: is not installed; install metasched[torchao]'

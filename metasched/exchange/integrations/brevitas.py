@@ -1,4 +1,4 @@
-"""Drives quantizers of brevitas (extra ``brevitas``): the delay of quantization, and the temperature of rounding."""
+"""Drives quantizers of brevitas (extra ``brevitas``): the quantization switch and the temperature of rounding."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from metasched.exchange.integrations.parts import parts_of
 
 
 def switch_quant(model: nn.Module, control: str, on: Callable[[float], bool]) -> Apply:
-    """Turns quantization of each layer on and off: ``apply(values, step)`` for a callback or a loop of your own.
+    """Returns ``apply(values, step)``, which turns quantization of each layer on or off.
 
-    It sets ``disable_quant`` of the weight and activation proxies in the module that a layer is named after. A switch
-    that is off until step n is brevitas's ``quant_delay_steps=n``; but that one counts forward passes, and its count is
-    not in the state dict, so that a resumed run delays again.
+    It sets ``disable_quant`` of the weight and activation proxies in the module with the layer's name. A switch that is
+    off until step n resembles brevitas's ``quant_delay_steps=n``, but that one counts forward passes, and the count is
+    not in the state dict, so that a resumed run starts the delay again.
 
     Args:
-        model: with modules of ``brevitas.nn``.
-        control: the control that decides, such as ``freeze_fraction``.
-        on: its value -> whether the layer is quantized, such as ``lambda fraction: fraction >= 0.5``.
+        model: model with modules of ``brevitas.nn``.
+        control: name of the control to read, such as ``freeze_fraction``.
+        on: value of the control -> whether the layer is quantized, such as ``lambda fraction: fraction >= 0.5``.
 
     Raises:
-        MetaschedError: brevitas is not installed; from the function, a layer without a quantizer.
+        MetaschedError: brevitas is not installed; from ``apply``: a layer has no quantizer.
     """
     try:
         from brevitas.proxy.quant_proxy import QuantProxyFromInjector
@@ -39,19 +39,19 @@ def switch_quant(model: nn.Module, control: str, on: Callable[[float], bool]) ->
 
 
 def drive_temperature(model: nn.Module, control: str, temperature: Callable[[float], float]) -> Apply:
-    """Sets the temperature of learned rounding in each layer: ``apply(values, step)``.
+    """Returns ``apply(values, step)``, which sets the temperature of learned rounding in each layer.
 
-    Learned rounding adds sigmoid(p / temperature) to the floor of a weight: low temperatures decide between the two
-    neighbours.
+    Learned rounding adds sigmoid(p / temperature) to the floor of a weight; at low temperatures the sum is one of the
+    two neighbouring integers.
 
     Args:
-        model: whose weight quantizers round by ``LearnedRoundSigmoid``; without brevitas's JIT, which makes the
+        model: model whose weight quantizers use ``LearnedRoundSigmoid``, without brevitas's JIT, which would make the
             temperature a constant.
-        control: the control that decides, such as ``noise_scale``.
-        temperature: its value -> temperature, above 0, such as ``lambda scale: max(2 * scale, 0.01)``.
+        control: name of the control to read, such as ``noise_scale``.
+        temperature: value of the control -> temperature > 0, such as ``lambda scale: max(2 * scale, 0.01)``.
 
     Raises:
-        MetaschedError: brevitas is not installed; from the function, a layer without such rounding.
+        MetaschedError: brevitas is not installed; from ``apply``: a layer has no such rounding.
     """
     try:
         from brevitas.core.function_wrapper.learned_round import LearnedRoundSigmoid

@@ -1,4 +1,4 @@
-"""QuantizedModule for trainers that call ``model(x)``: it holds the controls of the step that a callback gave it."""
+"""A QuantizedModule for trainers that call ``model(x)``: a callback sets the controls before each step."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from metasched.network.quantize import Tensors
 
 
 class DrivenModule(nn.Module):
-    """A ``QuantizedModule`` that is called with the inputs alone.
+    """A ``QuantizedModule`` that is called with the inputs only.
 
         callback("schedule.json", driven.apply_controls, settle=driven.settle, layers=driven.layers)
 
-    In eval mode it is the deployed network: hard weights and hard activations. Values and step are no part of its state
-    dict: they follow from the trainer's global step.
+    In eval mode it is the deployed network, with hard weights and activations. The state dict contains neither the
+    controls nor the step: they follow from the trainer's global step.
 
     Args:
-        module: what to drive.
-        first: values of the controls until a callback gives others.
+        module: the quantized module.
+        first: layer -> control -> value, until ``apply_controls`` sets others.
     """
 
     def __init__(self, module: QuantizedModule, first: LayerValues) -> None:
@@ -31,11 +31,11 @@ class DrivenModule(nn.Module):
         self._step = 0
 
     def apply_controls(self, values: LayerValues, step: int) -> None:
-        """Take the values and the number of the step that comes."""
+        """Sets the controls and the number of the next step."""
         self._values, self._step = values, step
 
     def settle(self) -> None:
-        """After the optimizer's step, as ``QuantizedModule.settle``."""
+        """Call it after the optimizer's step; see ``QuantizedModule.settle``."""
         self.module.settle()
 
     def hardened(self) -> Tensors:
@@ -43,5 +43,5 @@ class DrivenModule(nn.Module):
         return self.module.hardened()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Outputs under the values of the step; in eval mode those of the deployed network."""
+        """Outputs [N, ...] for inputs x [N, ...]: of the quantized network, or in eval mode of the deployed one."""
         return self.module(x, self._values, self._step) if self.training else self.module.deployed(x)

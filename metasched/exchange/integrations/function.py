@@ -1,4 +1,4 @@
-"""A schedule as a plain function of the global step, as optax and torch's LambdaLR take them."""
+"""A schedule as a plain function of the global step, for optax or torch's LambdaLR."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from metasched.exchange.player import SchedulePlayer
 
 
 def step_function(player: SchedulePlayer, control: str, layer: str | None = None) -> Callable[[int], float]:
-    """``step -> value`` of one control: of one layer, or the mean over the layers.
+    """A function ``step -> value`` of one control, for one layer or as the mean over the layers.
 
-    It holds no position: the same step has the same value, in any order; the player stays where it is. Beyond the last
-    step the value stays that of the last one.
+    The function is pure: it does not change the position of the player. After the last step it returns the last value.
 
     Raises:
-        MetaschedError: a control or a layer that the schedule does not have; from the function, for a negative step.
+        MetaschedError: the schedule has no such control or layer; from the function: a negative step.
 
     >>> import torch
     >>> from metasched import Layer, hand_coded

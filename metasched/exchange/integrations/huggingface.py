@@ -26,19 +26,19 @@ def callback(
 ) -> TrainerCallback:
     """A callback that plays a schedule: ``Trainer(..., callbacks=[callback("schedule.json", apply)])``.
 
-    At the start of each optimizer step it calls ``apply(values, step)`` with the values {layer: {control: value}} of
-    ``state.global_step``, which Trainer keeps in its checkpoints. Accumulated gradients are one step.
+    At the start of each optimizer step it calls ``apply(values, step)`` with the values {layer: {control: value}} at
+    ``state.global_step``, which Trainer saves in its checkpoints. Batches with accumulated gradients are one step.
 
     Args:
-        schedule: the path of a schedule file, what ``read_schedule`` gave, or any schedule.
+        schedule: path of a schedule file, result of ``read_schedule``, or any schedule.
         apply: sets the values, for instance ``DrivenModule.apply_controls``.
         settle: called after ``optimizer.step()``, for instance ``DrivenModule.settle``.
-        layers: of the network; default: the layers in the file.
-        total_steps: length of the run; default: ``state.max_steps``. A run that is stopped and goes on with another
-            number of steps needs it.
+        layers: layers of the network; default: those of the file.
+        total_steps: length of the run in steps; default: ``state.max_steps``. Give it if the run is resumed with
+            another number of steps.
 
     Raises:
-        MetaschedError: transformers is not installed; from ``train()``, as ``SchedulePlayer``.
+        MetaschedError: transformers is not installed; from ``train()``: see ``SchedulePlayer``.
     """
     try:
         from transformers import TrainerCallback

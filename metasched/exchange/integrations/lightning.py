@@ -19,7 +19,7 @@ from metasched.schedules.base import Schedule
 if TYPE_CHECKING:
     from pytorch_lightning import Callback
 
-_PACKAGES = ("pytorch_lightning", "lightning.pytorch")  # two names of one library, whose classes do not mix
+_PACKAGES = ("pytorch_lightning", "lightning.pytorch")  # two names of one library with incompatible classes
 
 
 def callback(
@@ -32,20 +32,20 @@ def callback(
 ) -> Callback:
     """A callback that plays a schedule: ``Trainer(..., callbacks=[callback("schedule.json", apply)])``.
 
-    Before each batch it calls ``apply(values, step)`` with the values {layer: {control: value}} of
-    ``trainer.global_step``, the number of optimizer steps taken, which Lightning keeps in its checkpoints. Batches
-    whose gradients are accumulated belong to one step. With several optimizers ``global_step`` counts the steps of all.
+    Before each batch it calls ``apply(values, step)`` with the values {layer: {control: value}} at
+    ``trainer.global_step``, the number of optimizer steps taken, which Lightning saves in its checkpoints. Batches with
+    accumulated gradients are one step. With several optimizers, ``global_step`` counts the steps of all of them.
 
     Args:
-        schedule: the path of a schedule file, what ``read_schedule`` gave, or any schedule.
+        schedule: path of a schedule file, result of ``read_schedule``, or any schedule.
         apply: sets the values, for instance ``DrivenModule.apply_controls``.
         settle: called after the optimizer's step, for instance ``DrivenModule.settle``.
-        layers: of the network; default: the layers in the file.
-        total_steps: length of the run; default: ``trainer.estimated_stepping_batches``. A run that is stopped and goes
-            on with another number of steps needs it.
+        layers: layers of the network; default: those of the file.
+        total_steps: length of the run in steps; default: ``trainer.estimated_stepping_batches``. Give it if the run is
+            resumed with another number of steps.
 
     Raises:
-        MetaschedError: Lightning is not installed; from ``fit()``, as ``SchedulePlayer``, and for a run without end.
+        MetaschedError: Lightning is not installed; from ``fit()``: see ``SchedulePlayer``, or the run has no end.
     """
 
     class PlaySchedule(_package().Callback):
@@ -72,7 +72,7 @@ def callback(
 
 
 def _package() -> ModuleType:
-    """The one that is imported already, or the first that is installed."""
+    """The package that is already imported, or the first one that is installed."""
     for name in sorted(_PACKAGES, key=lambda name: name not in sys.modules):
         try:
             return import_module(name)

@@ -1,4 +1,4 @@
-"""The parts of a layer that a driver sets."""
+"""The submodules of a layer that an integration sets."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ T = TypeVar("T")
 
 
 def parts_of(model: nn.Module, name: str, kind: type[T]) -> list[T]:
-    """The modules of a class in the module that a layer is named after.
+    """All submodules of class ``kind`` in the module ``name`` of the model.
 
     Raises:
-        MetaschedError: the model has no such module, or that module nothing of the class.
+        MetaschedError: the model has no such module, or the module contains no such submodule.
     """
     modules = dict(model.named_modules())
     if name not in modules:

@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 def switch_fake_quant(model: nn.Module, control: str, on: Callable[[float], bool]) -> Apply:
-    """Turns fake quantization of each layer on and off: ``apply(values, step)`` for a callback or a loop of your own.
+    """Returns ``apply(values, step)``, which turns fake quantization of each layer on or off.
 
-    Of the module that a layer is named after it sets ``enabled`` of all fake quantizers in it, of weights and of
-    activations, as ``enable_linear_fake_quant`` does for a whole model.
+    It sets ``enabled`` of all fake quantizers, of weights and activations, in the module with the layer's name;
+    ``enable_linear_fake_quant`` of torchao does this for a whole model.
 
     Args:
-        model: after ``quantize_(model, QATConfig(..., step="prepare"))``.
-        control: the control that decides, such as ``freeze_fraction``.
-        on: its value -> whether the layer is quantized, such as ``lambda fraction: fraction >= 0.5``.
+        model: model after ``quantize_(model, QATConfig(..., step="prepare"))``.
+        control: name of the control to read, such as ``freeze_fraction``.
+        on: value of the control -> whether the layer is quantized, such as ``lambda fraction: fraction >= 0.5``.
 
     Raises:
-        MetaschedError: torchao is not installed; from the function, a layer without a fake quantizer.
+        MetaschedError: torchao is not installed; from ``apply``: a layer has no fake quantizer.
     """
     try:
         from torchao.quantization.qat.fake_quantizer import FakeQuantizerBase
@@ -44,22 +44,21 @@ def switch_fake_quant(model: nn.Module, control: str, on: Callable[[float], bool
 
 
 def scheduled_parq(inverse_slope: Callable[[int], float]) -> ProxPARQ:
-    """The proximal map of PARQ with the inverse slope of a schedule.
+    """The proximal map of PARQ, with an inverse slope from a schedule.
 
         optimizer = QuantOptimizer(AdamW(groups), UnifQuantizer(), scheduled_parq(inverse_slope))
 
-    PARQ's map goes from the identity (inverse slope 1) to rounding (0), by a sigmoid whose start, end, steepness and
-    center are set by hand. Here ``inverse_slope`` decides, for instance ``step_function(player, "noise_scale")``
-    times 2. The step is the optimizer's own count, ``num_steps``, which is in its state dict.
+    In PARQ, the inverse slope falls from 1 (the identity) to 0 (rounding) along a sigmoid with hand-set start, end,
+    steepness and center. Here it is ``inverse_slope(step)``, for instance twice ``step_function(player,
+    "noise_scale")``. The step is the optimizer's own count, ``num_steps``, which is in its state dict.
 
     Args:
-        inverse_slope: step -> number; at most 0 rounds, 1 or more leaves the weights alone.
+        inverse_slope: step -> number; at 0 or below weights are rounded, at 1 or above they are unchanged.
 
     Raises:
         MetaschedError: torchao is not installed.
 
-    Source: facebookresearch/parq and torchao, ``prototype/parq``. The map is torchao's; only where its inverse slope
-    comes from differs.
+    Source: facebookresearch/parq and torchao, ``prototype/parq``. The map is torchao's; only the inverse slope differs.
     """
     try:
         from torchao.prototype.parq.optim import ProxPARQ
@@ -76,7 +75,7 @@ def scheduled_parq(inverse_slope: Callable[[int], float]) -> ProxPARQ:
             wanted = inverse_slope(step_count)
             moment = -1 if wanted >= 1 else 2 if wanted <= 0 else 1  # before, after, or in the middle of [0, 2)
             if moment == 1:
-                # The sigmoid's center for which its value there, normalized to fall from 1 to 0, is the one wanted.
+                # the center for which the sigmoid, normalized to fall from 1 to 0, has the wanted value at that moment
                 top, bottom = (1 / (1 + math.exp(half)) for half in (-0.5, 0.5))
                 self.anneal_center = 0.5 - math.log(1 / (bottom + wanted * (top - bottom)) - 1)
             return super().apply_(p, q, Q, moment, dim)  # pyright: ignore[reportCallIssue]

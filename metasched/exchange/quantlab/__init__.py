@@ -1,1 +1,1 @@
-"""Schedules of QuantLab (pulp-platform/quantlab), both ways."""
+"""Import and export of schedules of QuantLab (pulp-platform/quantlab)."""

@@ -1,17 +1,17 @@
-"""The files of QuantLab: the controllers of its ANA, and the epochs of its INQ.
+"""Reads the files of QuantLab: controllers of its ANA and INQ.
 
-QuantLab sets the controls at the start of each epoch t = 0, 1, ... and holds them for the epoch. ANA has a timer for a
-group of modules, with a decay for the mean of the noise (``mi``) and one for its scale (``sigma``):
+QuantLab sets the controls at the start of each epoch t = 0, 1, ... and keeps them for the epoch. ANA has a timer for
+each group of modules, with a decay for the mean of the noise (``mi``) and one for its scale (``sigma``):
 
     value(t) = beta m(t)
     bws, bounded window      m = ((tend - t) / (tend - tstart))^alpha,    t clipped to [tstart, tend]
     uws, unbounded window    m = (1 / (t - tstart + 1))^alpha,            t at least tstart; 0 where m < eps
 
-INQ has a fraction for each epoch at which more is frozen: ``{"5": 0.2, "15": 0.4}``.
+INQ has a fraction for each epoch at which it changes: ``{"5": 0.2, "15": 0.4}``.
 
-The file is an experiment of QuantLab, of which ``training.quantize`` and ``training.n_epochs`` are read, or the
-controller alone: the list ``ctrl_spec`` of ANA, or the epochs of INQ. It is read as that of a stranger: strictly, and
-nothing in it is executed.
+The file is either an experiment of QuantLab, of which ``training.quantize`` and ``training.n_epochs`` are read, or only
+the controller: the list ``ctrl_spec`` of ANA, or the epochs of INQ. Files are untrusted: they are read strictly, and
+nothing in them is executed.
 
 Source: pulp-platform/quantlib, ``algorithms/ana/controller.py`` and ``algorithms/inq/inq_ops.py``.
 """
@@ -32,7 +32,7 @@ _EPOCH = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
 class Decay(NamedTuple):
-    """A control of a timer: ``stop`` is the end of a bounded window, or eps of an unbounded one."""
+    """One decay of a timer; ``stop`` is tend of a bounded window or eps of an unbounded one."""
 
     beta: float
     function: str
@@ -41,12 +41,12 @@ class Decay(NamedTuple):
     alpha: int
 
     def at(self, epoch: int) -> float:
-        """The value of an epoch."""
+        """The value in an epoch."""
         return self.beta * FUNCTIONS[self.function][1](epoch, self.start, self.stop, self.alpha) + 0.0  # no -0
 
 
 class Timer(NamedTuple):
-    """The decays of the noise in some modules."""
+    """The decays of the noise in a group of modules."""
 
     modules: tuple[str, ...]
     mean: Decay
@@ -54,7 +54,7 @@ class Timer(NamedTuple):
 
 
 class Controller(NamedTuple):
-    """What a file of QuantLab says: timers of ANA, or fractions of INQ by epoch; None where it says nothing."""
+    """Content of a file: timers of ANA, or fractions of INQ by epoch; None for what the file does not contain."""
 
     timers: tuple[Timer, ...] | None
     fractions: dict[int, float] | None
@@ -64,7 +64,7 @@ class Controller(NamedTuple):
 
 
 def bws(epoch: int, start: int, stop: float, alpha: int) -> float:
-    """Bounded window: 1 until ``start``, 0 from ``stop`` on (1 throughout if alpha is 0).
+    """Bounded window: 1 until ``start``, 0 from ``stop`` on; 1 throughout if alpha is 0.
 
     >>> [bws(t, 1, 3, 2) for t in range(5)]
     [1.0, 1.0, 0.25, 0.0, 0.0]
@@ -73,7 +73,7 @@ def bws(epoch: int, start: int, stop: float, alpha: int) -> float:
 
 
 def uws(epoch: int, start: int, stop: float, alpha: int) -> float:
-    """Unbounded window: 1 until ``start``, then a power of the epochs since, 0 once it is below ``stop``.
+    """Unbounded window: 1 until ``start``, then (1 / (epoch - start + 1))^alpha; 0 where this is below ``stop``.
 
     >>> [uws(t, 1, 0.3, 1) for t in range(5)]
     [1.0, 1.0, 0.5, 0.3333333333333333, 0.0]
@@ -86,10 +86,10 @@ FUNCTIONS: dict[str, tuple[str, Callable[[int, int, float, int], float]]] = {"bw
 
 
 def read_quantlab(path: str | os.PathLike[str]) -> Controller:
-    """The controller in a file.
+    """Reads the controller in a file.
 
     Raises:
-        MetaschedError: the file cannot be read, is larger than 1 MiB, or is not of the form above; with the place.
+        MetaschedError: the file cannot be read, is larger than 1 MiB, or does not have the form above.
     """
     where = printable(os.fspath(path))
     data = read_regular(path, MAX_BYTES, _FIX)
@@ -135,11 +135,15 @@ def _timers(specs: Any, place: str) -> tuple[Timer, ...]:
         if not isinstance(modules, list) or not modules or not all(isinstance(name, str) for name in modules):
             raise MetaschedError(f"{where}.modules", f"must be an array of names, got {show(modules)}", "name modules")
         if twice := seen & set(modules):
-            raise MetaschedError(f"{where}.modules", f"{show(min(twice))} has a timer already", "give it one")
+            raise MetaschedError(
+                f"{where}.modules", f"{show(min(twice))} already has a timer", "remove it from one of the two"
+            )
         seen.update(modules)
         mean, scale = _decay(spec["mi"], f"{where}.mi"), _decay(spec["sigma"], f"{where}.sigma")
         if scale.beta < 0:
-            raise MetaschedError(f"{where}.sigma.beta", f"must be at least 0, got {scale.beta!r}", "it is a width")
+            raise MetaschedError(
+                f"{where}.sigma.beta", f"must be at least 0, got {scale.beta!r}", "it is the width of the noise"
+            )
         timers.append(Timer(tuple(modules), mean, scale))
     return tuple(timers)
 
@@ -175,8 +179,10 @@ def _fractions(spec: dict[str, Any], place: str) -> dict[int, float]:
     before = 0.0
     for epoch in sorted(fractions):
         if fractions[epoch] < before:
-            problem = f"must be at least {before!r}, that of the epochs before, got {fractions[epoch]!r}"
-            raise MetaschedError(join(place, str(epoch)), problem, "what is frozen stays frozen")
+            problem = f"must be at least {before!r}, the fraction of the epochs before, got {fractions[epoch]!r}"
+            raise MetaschedError(
+                join(place, str(epoch)), problem, "give increasing fractions: frozen weights stay frozen"
+            )
         before = fractions[epoch]
     return fractions
 

@@ -1,8 +1,8 @@
-"""Schedule files as controllers of QuantLab: exactly where its form can, by least squares where it cannot.
+"""Exports schedule files as controllers of QuantLab: exactly if possible, else by least squares.
 
-QuantLab sets a control at the start of an epoch and holds it: what counts are a schedule's values at progress
-t / epochs. INQ takes them as they are, one for all layers. For ANA the decay of least squares is sought for each layer
-and control.
+QuantLab sets a control at the start of an epoch and keeps it, so the values of a schedule at progress t / epochs
+matter. INQ uses them directly, one value for all layers. For ANA, a decay is fitted by least squares for each layer and
+control.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from metasched.quantizers.noise import NOISE_FAMILIES
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 _POWERS = (0, 1, 2, 4, 8, 16, 32)
-_PARTS = 8  # of the epochs, between which windows are sought first
+_PARTS = 8  # number of parts of the run in the first grid of windows
 _SHAPES: dict[str, Callable[[Array, int, float, int], Array]] = {  # FUNCTIONS, for all epochs at once
     "bws": lambda t, start, stop, alpha: ((stop - t.clip(start, stop)) / (stop - start)) ** alpha,
     "uws": lambda t, start, stop, alpha: _cut((1 / (t.clip(start) - start + 1)) ** alpha, stop),
@@ -31,7 +31,7 @@ _SHAPES: dict[str, Callable[[Array, int, float, int], Array]] = {  # FUNCTIONS, 
 
 
 class Fit(NamedTuple):
-    """How far QuantLab's form is from a layer's curve over the epochs, in the unit of the control."""
+    """Root mean square and largest error of a layer's exported values over the epochs, in the unit of the control."""
 
     control: str
     layer: str
@@ -40,32 +40,32 @@ class Fit(NamedTuple):
 
 
 class Written(NamedTuple):
-    """A part of an experiment of QuantLab, to be merged into one, and how well it fits."""
+    """Part of a QuantLab experiment, to be merged into one, and the errors of its values."""
 
     config: dict[str, Any]
     fits: tuple[Fit, ...]
 
 
 def export_quantlab(file: ScheduleFile, epochs: int) -> Written:
-    """The controller of QuantLab that comes nearest to a schedule.
+    """The QuantLab controller that is closest to a schedule.
 
-    INQ: the fractions themselves, where all layers have the same; else the mean over the layers, since QuantLab has one
-    schedule for all. At the last epoch all is frozen. ANA: a timer for each layer, named after it. QuantLab wants the
-    modules of the activations there too, which schedule files do not name.
+    INQ: the fractions of the schedule; if layers differ, their mean, because QuantLab has one schedule for all layers.
+    All weights are frozen in the last epoch. ANA: one timer per layer, with the layer's name. QuantLab also needs the
+    names of the activation modules there, which schedule files do not contain.
 
     Args:
-        file: of method ``ana`` or ``inq``.
-        epochs: of the whole run.
+        file: a schedule of method ``ana`` or ``inq``.
+        epochs: epochs of the whole run.
 
     Raises:
-        MetaschedError: another method, or no or too many epochs.
+        MetaschedError: another method, or the number of epochs is out of range.
     """
     if not 1 <= epochs <= MAX_EPOCHS:
         problem = f"must be in [1, {MAX_EPOCHS}], got {epochs}"
         raise MetaschedError("--epochs", problem, "give the epochs of the whole run")
     if file.method.name not in _WRITERS:
         problem = f"is {file.method.name!r}; QuantLab has {' and '.join(_WRITERS)}"
-        raise MetaschedError("method.name", problem, "export a schedule of one of these")
+        raise MetaschedError("method.name", problem, "export a schedule of one of these methods")
     schedule = PlayedSchedule(file)
     starts = torch.arange(epochs, dtype=torch.float64) / epochs
     played = {name: values.numpy() for name, values in schedule(starts, schedule.layers).items()}
@@ -74,10 +74,13 @@ def export_quantlab(file: ScheduleFile, epochs: int) -> Written:
 
 
 def fit_decay(curve: Array) -> Decay:
-    """The decay with the least squared error over the epochs, of both functions.
+    """The decay, of either function, with the least squared error over the epochs.
 
-    Start and stop are sought on a grid and then by steps that halve, the power among powers of 2 and then by steps of
-    1; beta has a closed form.
+    Start and stop are searched on a grid and then in halving steps; alpha among powers of 2 and then in steps of 1;
+    beta has a closed form.
+
+    Args:
+        curve: [epochs], float64, in the unit of the control.
 
     >>> fit_decay(np.array([0.5, 0.5, 0.125, 0.0, 0.0]))
     Decay(beta=0.5, function='bws', start=1, stop=3, alpha=2)
@@ -104,7 +107,7 @@ def _inq(file: ScheduleFile, played: dict[str, Array]) -> tuple[dict[str, Any], 
     curves = played["freeze_fraction"]
     same = curves.min(1) == curves.max(1)
     fractions = np.maximum.accumulate(np.where(same, curves[:, 0], curves.mean(1)))  # a mean of equal ones is rounded
-    fractions[-1] = 1.0  # what is deployed is frozen
+    fractions[-1] = 1.0  # all weights are frozen before deployment
     before = [0.0, *fractions[:-1]]
     steps = {str(t): float(f) for t, f in enumerate(fractions) if f != before[t]}
     fits = [
@@ -172,7 +175,7 @@ def _search_window(curve: Array, function: str, alpha: int) -> _Found:
 
 
 def _own_window(curve: Array) -> tuple[int, int]:
-    """From where the curve itself leaves its first value to where it is 0: exact, if it is a decay."""
+    """From the last epoch with the first value to the first epoch with value 0: exact if the curve is a decay."""
     moved, gone = np.flatnonzero(curve != curve[0]), np.flatnonzero(curve == 0)
     start = int(moved[0]) - 1 if len(moved) else 0
     end = int(gone[0]) if len(gone) else len(curve)
@@ -184,14 +187,14 @@ def _candidate(curve: Array, function: str, alpha: int, window: tuple[int, int])
     stop = _stop(function, start, end, alpha, len(curve))
     shape = _SHAPES[function](np.arange(len(curve), dtype=np.float64), start, stop, alpha)
     square = shape @ shape
-    # The value at the start is beta where the decay is exact; the closed form is that but for rounding.
+    # if the decay is exact, beta is the first value; the closed form equals it only up to rounding
     betas = (float(curve[0]), float(shape @ curve / square) if square else 0.0)
     error, beta = min((float(np.sum((curve - beta * shape) ** 2)), beta) for beta in betas)
     return _Found(error, Decay(beta, function, start, stop, alpha), window)
 
 
 def _stop(function: str, start: int, end: int, alpha: int, epochs: int) -> float:
-    """The parameter that makes a decay 0 from epoch ``end`` on: the end itself, or an eps between two of its values."""
+    """The parameter for which a decay is 0 from epoch ``end`` on: ``end``, or an eps between two of its values."""
     if function == "bws":
         return end
     if end == epochs or alpha == 0:

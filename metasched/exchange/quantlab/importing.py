@@ -1,4 +1,4 @@
-"""Schedules of QuantLab become schedule files."""
+"""Imports schedules of QuantLab as schedule files."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ def import_quantlab(
     controls: Sequence[Control],
     layers: Sequence[Layer],
 ) -> ScheduleFile:
-    """The schedule of a file of QuantLab: a step function that changes at progress epoch / epochs.
+    """The schedule of a QuantLab file: a step function that changes at progress epoch / epochs.
 
-    At each step of a run of that many epochs it has the values that QuantLab has in that epoch; but from where a
-    control has to be at its end (``end``, ``dwell``) it is there, whatever the file says. A layer follows the timer
-    that names it; if not all layers are named, there must be as many timers as layers, in the order of the data flow.
-    ``sigma`` becomes ``noise_scale`` by the unit of the method's noise family.
+    Every step has the value that QuantLab has in its epoch; but where a control must be at its end (``end``,
+    ``dwell``), it is, whatever the file says. A layer uses the timer that names it; if not all layers are named, there
+    must be as many timers as layers, in the order of the data flow. ``sigma`` is converted to ``noise_scale`` with the
+    unit of the method's noise family.
 
     Args:
-        path: of the file.
-        total: epochs of the whole run; default: those of the file.
-        name: what the schedule is called in its provenance.
-        method_name, method_parameters, controls: of the method that it is for.
-        layers: of the network that it is for.
+        path: path of the file.
+        total: epochs of the whole run; None: those of the file.
+        name: name of the schedule in its provenance.
+        method_name, method_parameters, controls: the method of the schedule.
+        layers: layers of the network.
 
     Raises:
-        MetaschedError: as ``read_quantlab``; for another method or noise family; timers that do not fit the layers; a
-            value out of its control's range; no or too many epochs, or fractions that come after them.
+        MetaschedError: see ``read_quantlab``; another method or noise family; timers do not fit the layers; a value is
+            out of the range of its control; the number of epochs is out of range or less than the last change.
     """
     import torch
 
@@ -52,7 +52,7 @@ def import_quantlab(
     epochs = found.epochs if total is None else total
     if epochs is None:
         raise MetaschedError(
-            "--total", f"{found.place} does not say how many epochs", "give the epochs of the whole run"
+            "--total", f"is needed, because {found.place} has no number of epochs", "give the epochs of the whole run"
         )
     if not 1 <= epochs <= MAX_EPOCHS:
         raise MetaschedError(
@@ -64,7 +64,7 @@ def import_quantlab(
         assert found.fractions is not None
         what, given = f"INQ controller of {len(found.fractions)} fractions", _freezing(found, epochs, layers)
     if {control.name for control in controls} != set(given):
-        problem = f"is {method_name}, and the file sets {', '.join(given)}"
+        problem = f"is {method_name}, but the file sets {', '.join(given)}"
         raise MetaschedError("method.name", problem, f"set it to {'ana' if found.timers is not None else 'inq'}")
 
     times = [t / epochs for t in range(epochs)]
@@ -102,8 +102,8 @@ def _noise(found: Controller, parameters: Mapping[str, Any], layers: Sequence[La
 
     family = parameters.get("noise", "uniform")
     if found.noise not in (None, family):
-        problem = f"is {show(family)}, and the file has noise_type {show(found.noise)}"
-        raise MetaschedError("method.noise", problem, "set it to the file's")
+        problem = f"is {show(family)}, but the file has noise_type {show(found.noise)}"
+        raise MetaschedError("method.noise", problem, "set it to that of the file")
     assert found.timers is not None and isinstance(family, str)
     unit = NOISE_FAMILIES[family].unit
     named = {module: timer for timer in found.timers for module in timer.modules}
@@ -112,7 +112,9 @@ def _noise(found: Controller, parameters: Mapping[str, Any], layers: Sequence[La
     elif len(found.timers) == len(layers):
         timers = list(found.timers)
     else:
-        problem = f"has {len(found.timers)} timers for the {len(layers)} layers of the network, and does not name each"
+        problem = (
+            f"has {len(found.timers)} timers for the {len(layers)} layers of the network, and does not name all of them"
+        )
         raise MetaschedError(found.place, problem, f"name them in modules: {', '.join(layer.name for layer in layers)}")
     return {
         "noise_scale": lambda t: [timer.scale.at(t) / unit for timer in timers],
@@ -123,7 +125,7 @@ def _noise(found: Controller, parameters: Mapping[str, Any], layers: Sequence[La
 def _freezing(found: Controller, epochs: int, layers: Sequence[Layer]) -> Given:
     assert found.fractions is not None
     if max(found.fractions) >= epochs:
-        problem = f"freezes at epoch {max(found.fractions)}, and the whole run has {epochs}, counted from 0"
+        problem = f"freezes at epoch {max(found.fractions)}, counted from 0, but the whole run has {epochs}"
         raise MetaschedError(found.place, problem, "give the epochs of the whole run with --total")
     steps = sorted(found.fractions)
     values = [0.0, *(found.fractions[t] for t in steps)]
