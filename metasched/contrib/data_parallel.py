@@ -23,9 +23,16 @@ from metasched.core.errors import MetaschedError
 from metasched.network.quantize import Tensors, rows
 from metasched.runs.ranks import join_group, launched, leave_group, see_own_gpu
 from metasched.tasks.base import Task
-from metasched.training.finite import FINITE, all_finite
 from metasched.training.loop import InnerRun
-from metasched.training.step import InnerProblem, TrainingState, training_loss
+from metasched.training.step import (
+    Evaluated,
+    InnerProblem,
+    TrainingState,
+    advance,
+    evaluate,
+    training_loss,
+    with_leaves,
+)
 
 _CHECK_EVERY = 100  # steps
 
@@ -153,38 +160,43 @@ def train_in_parts(
 def step_in_parts(
     own: Sequence[InnerProblem], exchange: Exchange, state: TrainingState, controls: Tensors, step: int
 ) -> tuple[TrainingState, torch.Tensor]:
-    """``inner_step`` without a graph, from the problems of the parts that are this process's own; and the loss."""
-    problem = own[0]
-    params = {name: p.detach().requires_grad_() for name, p in state.params.items()}
+    """``inner_step`` without a graph, from the problems of the parts that are this process's own.
 
-    def at(params: Tensors) -> TrainingState:
-        return state._replace(params=params, buffers={name: b.clone() for name, b in state.buffers.items()})
+    Args:
+        own: one problem a part, which differ in their task only.
+        exchange: how the parts come together.
+        state: before the step.
+        controls: of this step, {control: [L]}.
+        step: t.
 
-    def slopes(part: InnerProblem) -> tuple[Tensors, Tensors]:
-        here = at(params)
-        with torch.enable_grad():
-            loss, method = training_loss(part, here, controls, step)
-            found = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
-        grads = {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(params.items(), found, strict=True)}
-        tensors = {f"grad.{n}": g for n, g in grads.items()} | {f"buffer.{n}": b for n, b in here.buffers.items()}
-        return {"loss": loss.detach(), **tensors}, method
+    Returns:
+        the new state, and the loss, 0-d.
+    """
+    state = with_leaves(state, keep_graph=False)
+    parts = [evaluate(part, state, controls, step) for part in own]
+    mean = averaged(exchange.gather([_flat(part) for part in parts]))
+    found = Evaluated(
+        loss=mean["loss"],
+        gradients={name: mean[f"grad.{name}"] for name in state.params},
+        buffers={name: mean[f"buffer.{name}"] for name in state.buffers},
+        method=parts[0].method,  # a function of the parameters: the same for all parts
+    )
 
     @torch.no_grad()
     def loss_at(params: Tensors) -> torch.Tensor:
-        found = [{"loss": training_loss(part, at(params), controls, step)[0]} for part in own]
-        return averaged(exchange.gather(found))["loss"]
+        losses = []
+        for part in own:
+            here = state._replace(params=params, buffers={name: b.clone() for name, b in state.buffers.items()})
+            losses.append({"loss": training_loss(part, here, controls, step)[0]})
+        return averaged(exchange.gather(losses))["loss"]
 
-    found, methods = zip(*(slopes(part) for part in own), strict=True)
-    mean, method = averaged(exchange.gather(found)), methods[0]  # a function of the parameters: the same for all parts
-    grads = {name: mean[f"grad.{name}"] for name in params}
-    buffers = {name: mean[f"buffer.{name}"] for name in state.buffers}
-    with torch.no_grad():
-        proposed, optimizer = problem.optimizer.update(params, grads, state.optimizer, problem.hyper_at(step))
-        settled, method = problem.network.update(params, proposed, method, controls, problem.seed, step, loss_at)
-    settled, method = ({name: t.detach() for name, t in part.items()} for part in (settled, method))
-    finite = all_finite([mean["loss"], *controls.values(), *proposed.values(), *optimizer.values()])
-    health = {FINITE: state.health[FINITE] & finite}
-    return TrainingState(settled, buffers, optimizer, method, health), mean["loss"]
+    return advance(own[0], state, found, controls, step, loss_at=loss_at), found.loss
+
+
+def _flat(found: Evaluated) -> Tensors:
+    """What the parts of a batch exchange: loss, gradients and buffers under one name each."""
+    gradients = {f"grad.{name}": g for name, g in found.gradients.items()}
+    return {"loss": found.loss.detach(), **gradients, **{f"buffer.{name}": b for name, b in found.buffers.items()}}
 
 
 def averaged(found: Sequence[Tensors]) -> Tensors:

@@ -20,10 +20,9 @@ from metasched.core.errors import MetaschedError
 from metasched.core.randomness import derive_seed
 from metasched.methods.gxnor import GXNOR
 from metasched.network.quantize import ControlRows, rows
-from metasched.training.finite import FINITE, all_finite
 from metasched.training.loop import InnerRun
 from metasched.training.optimizers import SGD, Adam, AdamW, Optimizer
-from metasched.training.step import InnerProblem, TrainingState, training_loss
+from metasched.training.step import InnerProblem, TrainingState, evaluate, health_after, with_leaves
 
 # optimizer -> its row in COEFFICIENTS, and the names of its moments
 _OPTIMIZERS: dict[Optimizer, tuple[str, tuple[str, ...]]] = {
@@ -64,13 +63,8 @@ def fused_step(
     """
     network = problem.network
     assert isinstance(network.method, GXNOR), "the operator is GXNOR's transition"
-    before = unpack_state(network, packed)
-    params = {name: p.detach().requires_grad_() for name, p in before.params.items()}
-    buffers = {name: b.clone() for name, b in before.buffers.items()}
-    with torch.enable_grad():
-        loss, method = training_loss(problem, before._replace(params=params, buffers=buffers), controls, step)
-        found = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
-    grads = {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(params.items(), found, strict=True)}
+    before = with_leaves(unpack_state(network, packed), keep_graph=False)
+    loss, grads, buffers, method = evaluate(problem, before, controls, step)
     hyper = problem.hyper_at(step)
     with torch.no_grad():
         rest, optimizer = problem.optimizer.update(packed.rest.params, grads, before.optimizer, hyper)
@@ -91,6 +85,5 @@ def fused_step(
                 seed=derive_seed(problem.seed, "jump", i),
                 offset=step,
             )
-    finite = all_finite([loss.detach(), *controls.values(), *grads.values(), *rest.values(), *optimizer.values()])
-    health = {FINITE: before.health[FINITE] & finite}
+    health = health_after(before, [loss, *controls.values(), *grads.values(), *rest.values(), *optimizer.values()])
     return PackedState(TrainingState(rest, buffers, optimizer, method, health), packed.weights), loss.detach()

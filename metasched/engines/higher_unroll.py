@@ -21,8 +21,7 @@ from metasched.engines.base import (
 )
 from metasched.engines.higher_optimizers import OfRule, monkeypatch, refuse
 from metasched.network.quantize import Tensors, rows
-from metasched.training.finite import FINITE, all_finite
-from metasched.training.step import InnerProblem, training_loss
+from metasched.training.step import InnerProblem, health_after, training_loss, with_leaves
 
 
 def unroll(problem: InnerProblem, controls: Controls, outer: OuterLoss) -> Unrolled:
@@ -40,8 +39,8 @@ def unroll(problem: InnerProblem, controls: Controls, outer: OuterLoss) -> Unrol
     def call(params: Tensors, x: torch.Tensor) -> torch.Tensor:
         return fmodel(x, params=[params[name] for name in own])
 
-    state = problem.initial(rows(controls, 0))
-    params = {name: p if p.requires_grad else p.requires_grad_() for name, p in state.params.items()}
+    state = with_leaves(problem.initial(rows(controls, 0)), keep_graph=True)
+    params = state.params
     names = [*own, *network.trainable(params)]
     slots = [*network.module.parameters(), *(nn.Parameter(params[name].detach()) for name in names[len(own) :])]
     diffopt = OfRule(problem.optimizer, zip(names, slots, strict=True))
@@ -66,8 +65,8 @@ def unroll(problem: InnerProblem, controls: Controls, outer: OuterLoss) -> Unrol
         params, method = network.update(
             params, dict(zip(names, proposed, strict=True)), method, now, problem.seed, step
         )
-        finite = all_finite([loss, *now.values(), *proposed, *diffopt.carried()])
-        state = state._replace(params=params, method=method, health={FINITE: state.health[FINITE] & finite})
+        health = health_after(state, [loss, *now.values(), *proposed, *diffopt.carried()])
+        state = state._replace(params=params, method=method, health=health)
         if step in judged_steps(problem, outer):
             outer_loss, score = judge(problem, outer, state, now, call)
             losses.append(outer_loss)

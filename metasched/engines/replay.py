@@ -23,16 +23,15 @@ _PARTS = ("params", "optimizer", "method")  # what of a state may carry a deriva
 
 
 class Steps(Protocol):
-    """How a run is begun, moved on by a step, and judged; or many of them that are stacked."""
+    """How a run is begun and judged; or N of them that are stacked."""
+
+    @property
+    def seeds(self) -> torch.Tensor | None:
+        """Of stacked runs, [N], int64 on the CPU; None: one run, from the problem's seed."""
+        ...
 
     def initial(self, problem: InnerProblem, first: Tensors) -> TrainingState:
         """The state before the first step, from the controls of that."""
-        ...
-
-    def step(
-        self, problem: InnerProblem, state: TrainingState, controls: Tensors, step: int, *, differentiable: bool
-    ) -> tuple[TrainingState, torch.Tensor, Tensors]:
-        """See ``inner_step``."""
         ...
 
     def judge(
@@ -49,15 +48,11 @@ class Steps(Protocol):
 class Single:
     """One run."""
 
+    seeds = None
+
     def initial(self, problem: InnerProblem, first: Tensors) -> TrainingState:
         """See Steps."""
         return problem.initial(first)
-
-    def step(
-        self, problem: InnerProblem, state: TrainingState, controls: Tensors, step: int, *, differentiable: bool
-    ) -> tuple[TrainingState, torch.Tensor, Tensors]:
-        """See Steps."""
-        return inner_step(problem, state, controls, step, differentiable=differentiable)
 
     def judge(
         self, problem: InnerProblem, outer: OuterLoss, state: TrainingState, controls: Tensors
@@ -137,7 +132,9 @@ def take(recording: Recording, state: TrainingState, step: int, *, differentiabl
         state = _with(state, carried)
     loss = score = None
     with torch.set_grad_enabled(differentiable):
-        after, _, gradients = recording.steps.step(problem, state, controls, step, differentiable=differentiable)
+        after, _, gradients = inner_step(
+            problem, state, controls, step, differentiable=differentiable, seeds=recording.steps.seeds
+        )
         if step in recording.judged:
             loss, score = recording.steps.judge(problem, recording.outer, after, controls)
     for name, buffer in after.buffers.items():
@@ -201,7 +198,7 @@ def _run_again(recording: Recording, state: TrainingState, step: int, end: int, 
     stored = [(step, state)]
     for at in range(step, step + (end - 1 - step) // stride * stride):
         problem, controls = _placed(recording, _rows(recording.inputs, at, leaves=False))
-        state, _, _ = recording.steps.step(problem, state, controls, at, differentiable=False)
+        state, _, _ = inner_step(problem, state, controls, at, differentiable=False, seeds=recording.steps.seeds)
         if (at + 1 - step) % stride == 0:
             stored.append((at + 1, state))
     return stored

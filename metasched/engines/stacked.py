@@ -3,7 +3,7 @@
     (a_t[i], dL_i/dc_t[i]) = (a_{t+1}[i], dL_i/dl_t[i])^T  d(s_{t+1}[i], l_t[i]) / d(s_t[i], c_t[i]),   i = 1 ... N
 
 Each run has controls, a seed and an outer loss of its own, so one sweep back from the sum of the losses gives the
-derivative of each. Forward passes are mapped by torch.vmap (training/mapped.py); memory is that of N runs. The numbers
+derivative of each. Forward passes are mapped by torch.vmap (training/stacked.py); memory is that of N runs. The numbers
 are those of the sweep of each run up to rounding.
 """
 
@@ -16,16 +16,16 @@ from dataclasses import dataclass, replace
 import torch
 
 from metasched.engines.base import ControlGradient, Controls, OuterLoss, described, judge
-from metasched.engines.sweep import plan_for, sweep
+from metasched.engines.sweep import plan_for, unroll
 from metasched.network.quantize import Tensors
 from metasched.training.finite import FINITE
-from metasched.training.stacked import mappable, mapped_step, stacked
+from metasched.training.stacked import mappable, stacked
 from metasched.training.step import InnerProblem, TrainingState
 
 
 @dataclass(frozen=True)
 class Stack:
-    """How N runs of one problem are begun, moved on and judged (see ``replay.Steps``); controls of a step are [N, L].
+    """How N runs of one problem are begun and judged (see ``replay.Steps``); controls of a step are [N, L].
 
     Attributes:
         seeds: [N], int64 on the CPU.
@@ -38,12 +38,6 @@ class Stack:
         each = [{name: v[i] for name, v in first.items()} for i in range(len(self.seeds))]
         seeds = self.seeds.tolist()
         return stacked(problem, [problem.with_seed(s).initial(f) for s, f in zip(seeds, each, strict=True)])
-
-    def step(
-        self, problem: InnerProblem, state: TrainingState, controls: Tensors, step: int, *, differentiable: bool
-    ) -> tuple[TrainingState, torch.Tensor, Tensors]:
-        """See ``mapped_step``."""
-        return mapped_step(problem, state, controls, self.seeds, step, differentiable=differentiable)
 
     def judge(
         self, problem: InnerProblem, outer: OuterLoss, state: TrainingState, controls: Tensors
@@ -84,7 +78,7 @@ def control_gradients_mapped(
         name: torch.stack([c[name].detach().to(like) for c in controls], 1).requires_grad_() for name in controls[0]
     }
     problem = mappable(problem)
-    result = sweep(problem, leaves, outer, plan, Stack(torch.tensor(seeds, dtype=torch.int64)))
+    result = unroll(problem, leaves, outer, plan=plan, steps=Stack(torch.tensor(seeds, dtype=torch.int64)))
     found = torch.autograd.grad(result.loss.sum(), list(leaves.values()), allow_unused=True)
     wrt = {n: torch.zeros_like(c) if g is None else g for (n, c), g in zip(leaves.items(), found, strict=True)}
     seconds = (time.perf_counter() - start) / len(seeds)

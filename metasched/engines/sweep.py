@@ -47,38 +47,28 @@ from metasched.engines.replay import (
 from metasched.training.step import InnerProblem
 
 
-def unroll(problem: InnerProblem, controls: Controls, outer: OuterLoss, memory: int | None = None) -> Unrolled:
-    """Train under the controls ({control: [T, L]}), ready to sweep back, once, from the outer loss to them.
+def unroll(
+    problem: InnerProblem,
+    controls: Controls,
+    outer: OuterLoss,
+    memory: int | None = None,
+    plan: Plan | None = None,
+    steps: Steps | None = None,
+) -> Unrolled:
+    """Train under the controls, ready to sweep back, once, from the outer loss to them.
 
     Args:
         problem: what is trained; tensors in its hyper-parameters that require gradients get one.
-        controls: those that require gradients get one.
+        controls: {control: [T, L]}, of N stacked runs {control: [T, N, L]}; those that require gradients get one.
         outer: what is judged.
         memory: bytes that the sweep may take; None is economical (see ``memory.plan``).
+        plan: which states are stored and which graphs kept; None: what ``memory`` allows.
+        steps: how a run is begun and judged, or N stacked ones; None: one run, from the problem's seed.
 
     Raises:
         MetaschedError: too little memory for a single step, or a model whose buffers carry a derivative.
     """
-    return sweep(problem, controls, outer, plan_for(problem, controls, outer, memory))
-
-
-def estimate(schedule: nn.Module, problem: InnerProblem, outer: OuterLoss) -> Hypergradient:
-    """The exact hypergradient by an economical sweep."""
-    return estimate_by(unroll, schedule, problem, outer)
-
-
-def plan_for(problem: InnerProblem, controls: Controls, outer: OuterLoss, memory: int | None) -> Plan:
-    """The plan of ``unroll``: where several steps are judged each has a judgement in its graph, otherwise the last."""
-    state, graph, judgement = cost(problem, controls, outer)
-    if len(judged_steps(problem, outer)) > 1:
-        return plan(problem.steps, state, graph + judgement, memory)
-    return plan(problem.steps, state, graph, None if memory is None else memory - judgement)
-
-
-def sweep(
-    problem: InnerProblem, controls: Controls, outer: OuterLoss, plan: Plan, steps: Steps | None = None
-) -> Unrolled:
-    """As ``unroll``, by a given plan; ``steps`` are those of one run, if not given."""
+    plan = plan or plan_for(problem, controls, outer, memory)
     recording, state = begin(problem, controls, outer, plan.strides, steps or Single())
     losses, scores, dead = [], [], 0
     for step in range(problem.steps):
@@ -95,6 +85,19 @@ def sweep(
             recording.kept.append(Link(taken.leaves, taken.after, taken.loss))
     loss = _Sweep.apply(torch.stack(losses).mean(0), recording, *recording.inputs.values())
     return Unrolled(loss, torch.stack(scores).mean(0), dead / (problem.steps * len(problem.network.layers)))
+
+
+def estimate(schedule: nn.Module, problem: InnerProblem, outer: OuterLoss) -> Hypergradient:
+    """The exact hypergradient by an economical sweep."""
+    return estimate_by(unroll, schedule, problem, outer)
+
+
+def plan_for(problem: InnerProblem, controls: Controls, outer: OuterLoss, memory: int | None) -> Plan:
+    """The plan of ``unroll``: where several steps are judged each has a judgement in its graph, otherwise the last."""
+    state, graph, judgement = cost(problem, controls, outer)
+    if len(judged_steps(problem, outer)) > 1:
+        return plan(problem.steps, state, graph + judgement, memory)
+    return plan(problem.steps, state, graph, None if memory is None else memory - judgement)
 
 
 class _Sweep(torch.autograd.Function):

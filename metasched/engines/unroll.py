@@ -19,23 +19,38 @@ from metasched.engines.base import (
     judged_steps,
 )
 from metasched.network.quantize import rows
-from metasched.training.step import InnerProblem, inner_step
+from metasched.training.loop import take_steps
+from metasched.training.step import InnerProblem, TrainingState
 
 
-def unroll(problem: InnerProblem, controls: Controls, outer: OuterLoss) -> Unrolled:
-    """Train under the controls ({control: [T, L]}) and keep the graph from the outer loss back to them."""
-    state = problem.initial(rows(controls, 0))
-    state = state._replace(params={k: p if p.requires_grad else p.requires_grad_() for k, p in state.params.items()})
+def unroll(
+    problem: InnerProblem,
+    controls: Controls,
+    outer: OuterLoss,
+    since: TrainingState | None = None,
+    window: range | None = None,
+) -> Unrolled:
+    """Train under the controls and keep the graph from the outer loss back to them.
+
+    Args:
+        problem: what is trained.
+        controls: of the steps, {control: [steps, L]}.
+        outer: how the run is judged.
+        since: the state before the first step, whose own past is taken as given; None: the initial one.
+        window: the steps, of which the last one is judged; None: all, judged as ``outer`` says.
+    """
+    steps = window or range(problem.steps)
+    judged = steps[-1:] if window else judged_steps(problem, outer)
+    state = since or problem.initial(rows(controls, 0))
     losses, scores, dead = [], [], 0
-    for step in range(problem.steps):
-        now = rows(controls, step)
-        state, _, gradients = inner_step(problem, state, now, step, differentiable=True)
-        dead += dead_layers(problem, gradients)
-        if step in judged_steps(problem, outer):
-            loss, score = judge(problem, outer, state, now, problem.network.call(problem.network.buffers()))
+    for taken in take_steps(problem, state, controls, steps, differentiable=True):
+        dead += dead_layers(problem, taken.gradients)
+        if taken.step in judged:
+            call = problem.network.call(problem.network.buffers())
+            loss, score = judge(problem, outer, taken.state, taken.row, call)
             losses.append(loss)
             scores.append(score)
-    pairs = problem.steps * len(problem.network.layers)
+    pairs = len(steps) * len(problem.network.layers)
     return Unrolled(torch.stack(losses).mean(), torch.stack(scores).mean(), dead / pairs)
 
 

@@ -25,6 +25,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -34,16 +35,12 @@ from metasched.config.schema import Experiment
 from metasched.core.layer import Layer
 from metasched.core.randomness import derive_seed, generator
 from metasched.engines.base import (
-    Controls,
     Hypergradient,
     OuterLoss,
-    Unroll,
-    Unrolled,
     control_gradient,
-    dead_layers,
-    judge,
     pull_back,
 )
+from metasched.engines.unroll import unroll
 from metasched.estimators.reverse import Floored
 from metasched.meta.guards import MOST_BAD_STEPS, RunStopped, clip, keep, listed, update
 from metasched.meta.start import learned_controls
@@ -53,8 +50,9 @@ from metasched.schedules.base import Schedule, progress_of_steps
 from metasched.schedules.learnable import build_learnable
 from metasched.tasks.base import Split
 from metasched.training.faults import locate
+from metasched.training.loop import take_steps
 from metasched.training.problem import build_problem
-from metasched.training.step import InnerProblem, TrainingState, inner_step
+from metasched.training.step import InnerProblem, TrainingState
 
 _SIGNS = {"nonincreasing": -1, "free": 0, "nondecreasing": 1}
 _WINDOW_STEP = 3.0  # plain steps that a differentiated one costs; measured 2.2 to 2.9, on MLPs and small CNNs
@@ -181,14 +179,15 @@ def train_online(
                 finite, faults = False, (*faults, fault)
         bad = 0 if finite else bad + 1
         looked = clock()
+        steps = range(step, min(step + online.every, problem.steps))
         with torch.no_grad():
-            values = onward(progress[step : step + online.every], layers)
+            values = onward(progress[steps.start : steps.stop], layers)
         now = {name: v.to(like) for name, v in values.items()}
         state = state or problem.initial(rows(now, 0))
         losses = []
-        for i in range(len(progress[step : step + online.every])):
-            state, loss, _ = inner_step(problem, state, rows(now, i), step + i, differentiable=False)
-            losses.append(loss)
+        for taken in take_steps(problem, state, now, steps):
+            state = taken.state
+            losses.append(taken.loss)
         played.append(values)
         record = Adaptation(
             step=step + len(losses),
@@ -225,7 +224,7 @@ def look_ahead(
     """The hypergradient of a schedule over a window of steps from a state (None: from the run's beginning)."""
     judged = replace(problem, task=replace(problem.task, validation=judged_on))
     values = schedule(progress_of_steps(problem.steps)[window.start : window.stop], problem.network.layers)
-    found = control_gradient(_unroll_from(state, window), judged, values, outer)
+    found = control_gradient(partial(unroll, since=state, window=window), judged, values, outer)
     if not math.isfinite(found.loss):
         before = {name: v[:1].expand(window.start, -1) for name, v in values.items()}
         whole = {name: torch.cat([before[name], v]) for name, v in values.items()}
@@ -240,20 +239,3 @@ def held_out(split: Split, size: int, seed: int, step: int) -> Split:
     """The examples of a split that judge the look-ahead at a step."""
     chosen = torch.randperm(len(split.x), generator=generator(seed, "held out", step))[:size].to(split.x.device)
     return Split(split.x[chosen], split.y[chosen])
-
-
-def _unroll_from(state: TrainingState | None, window: range) -> Unroll:
-    """Plain unrolling of a window from a state, whose own past is taken as given."""
-
-    def unroll(problem: InnerProblem, controls: Controls, outer: OuterLoss) -> Unrolled:
-        now = problem.initial(rows(controls, 0)) if state is None else state
-        params = {k: p if p.requires_grad else p.detach().requires_grad_() for k, p in now.params.items()}
-        now, row, dead = now._replace(params=params), rows(controls, 0), 0
-        for i, step in enumerate(window):
-            row = rows(controls, i)
-            now, _, gradients = inner_step(problem, now, row, step, differentiable=True)
-            dead += dead_layers(problem, gradients)
-        loss, score = judge(problem, outer, now, row, problem.network.call(problem.network.buffers()))
-        return Unrolled(loss, score, dead / (len(window) * len(problem.network.layers)))
-
-    return unroll

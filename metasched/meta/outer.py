@@ -25,7 +25,7 @@ from metasched.engines import find_unroll
 from metasched.engines.base import OuterLoss
 from metasched.engines.sweep import plan_for
 from metasched.estimators import build_estimator
-from metasched.estimators.base import Estimator
+from metasched.estimators.base import Estimate, Estimator
 from metasched.meta.guards import MOST_BAD_STEPS, RunStopped, clip, keep, listed, update
 from metasched.network.quantize import Tensors
 from metasched.runs.pool import Mapper
@@ -112,10 +112,10 @@ def check_estimator(experiment: Experiment) -> None:
         problem = build_problem(experiment, relaxation=meta.relaxation)
         shape = (problem.steps, len(problem.network.layers))
         like = next(problem.network.module.parameters()).detach()
-        middles = {
+        middle = {
             c.name: like.new_full(shape, (c.low + c.high) / 2).requires_grad_() for c in problem.network.method.controls
         }
-        plan_for(problem, middles, OuterLoss(meta.objective, meta.surrogate), meta.memory)
+        plan_for(problem, middle, OuterLoss(meta.objective, meta.surrogate), meta.memory)
 
 
 def meta_train(
@@ -144,7 +144,11 @@ def meta_train(
     if save:
         save(state)
     while state.step < experiment.meta.steps:
-        state = _advance(experiment, schedule, runs, estimator, state)
+        began = time.perf_counter()
+        put(schedule, state.parameters)  # the schedule is where it is computed, whatever its parameters were
+        seeds = [derive_seed(experiment.seed, "inner run", state.step, run) for run in range(experiment.meta.runs)]
+        estimate = estimator.estimate(schedule, runs, seeds, state.estimator)
+        state = _after(experiment, schedule, estimate, runs.problem, state, began)
         log(state.history[-1])
         if state.bad_steps == MOST_BAD_STEPS:
             raise _stopped(experiment, state)
@@ -172,21 +176,31 @@ def _begin(schedule: LearnableSchedule, estimator: Estimator, runs: PooledRuns) 
     return OuterState(0, parameters, {}, totals, 0, dict(estimator.begin(schedule, runs)), 0, ())
 
 
-def _advance(
-    experiment: Experiment, schedule: LearnableSchedule, runs: PooledRuns, estimator: Estimator, state: OuterState
+def _after(
+    experiment: Experiment,
+    schedule: LearnableSchedule,
+    estimate: Estimate,
+    problem: InnerProblem,
+    state: OuterState,
+    began: float,
 ) -> OuterState:
-    """One outer step; the schedule is where it is computed, whatever its parameters were."""
-    start = time.perf_counter()
+    """The state after an outer step, from the one before it and the estimate taken there.
+
+    Args:
+        experiment, problem: what is learned, and on what.
+        schedule: at the parameters of ``state``; moved.
+        estimate: hypergradients at these parameters.
+        state: before the step.
+        began: ``time.perf_counter()`` at its begin.
+    """
     meta, step = experiment.meta, state.step
-    put(schedule, state.parameters)
-    seeds = [derive_seed(experiment.seed, "inner run", step, run) for run in range(meta.runs)]
-    found, carried, inner_steps, notes, line = estimator.estimate(schedule, runs, seeds, state.estimator)
+    found = estimate.found
     finite = keep(found)
     faults = [fault for e in found for fault in e.diagnostics.faults]
     clipped = [clip(e.gradient, meta.clip) for e in finite]
     optimizer, moved = state.optimizer, bool(finite)
     if finite:
-        optimizer, fault = _update(schedule, state.optimizer, [g for g, _ in clipped], experiment, runs.problem)
+        optimizer, fault = _update(schedule, state.optimizer, [g for g, _ in clipped], experiment, problem)
         if fault:
             faults, moved = [*faults, fault], False
     parameters = _parameters(schedule)
@@ -200,10 +214,10 @@ def _advance(
         skipped=len(found) - len(finite),
         dead_layers=_mean([e.diagnostics.dead_layers for e in found]),
         nonfinite=sum(e.diagnostics.nonfinite for e in found),
-        inner_steps=inner_steps,
-        seconds=time.perf_counter() - start,
-        notes=notes,
-        line=line,
+        inner_steps=estimate.inner_steps,
+        seconds=time.perf_counter() - began,
+        notes=estimate.notes,
+        line=estimate.line,
         updates_skipped=(state.history[-1].updates_skipped if state.history else 0) + (not moved),
         fault=listed(faults),
     )
@@ -213,7 +227,7 @@ def _advance(
         optimizer=optimizer,
         totals={name: t + parameters[name] for name, t in state.totals.items()} if late else state.totals,
         averaged=state.averaged + late,
-        estimator={name: t.detach().clone() for name, t in carried.items()},  # as if it had been saved and read
+        estimator={name: t.detach().clone() for name, t in estimate.state.items()},  # as if it had been saved and read
         bad_steps=0 if moved else state.bad_steps + 1,
         history=(*state.history, record),
     )

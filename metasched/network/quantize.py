@@ -394,3 +394,8 @@ def _without(tensors: Tensors, others: Tensors) -> Tensors:
 def rows(controls: Mapping[str, torch.Tensor], step: int) -> Tensors:
     """The values of one step, control -> [L], from those of a whole run, control -> [T, L]."""
     return {name: values[step] for name, values in controls.items()}
+
+
+def rows_of(controls: Mapping[str, torch.Tensor], steps: range) -> Tensors:
+    """The controls of some steps, control -> [len(steps), L], out of a whole run's, control -> [T, L]."""
+    return {name: values[steps.start : steps.stop] for name, values in controls.items()}

@@ -20,17 +20,17 @@ from metasched.engines.base import (
 )
 from metasched.engines.stacked import control_gradients_mapped, judge_mapped
 from metasched.engines.tangent import Slope, slope_along
-from metasched.network.quantize import rows
+from metasched.network.quantize import rows, rows_of
 from metasched.training.faults import Fault, broken, locate
+from metasched.training.loop import take_steps
 from metasched.training.stacked import (
     gradient_mapping_pays,
     mappable,
-    mapped_step,
     mapping_pays,
     of_run,
     stacked,
 )
-from metasched.training.step import InnerProblem, TrainingState, inner_step
+from metasched.training.step import InnerProblem, TrainingState
 
 
 class Run(NamedTuple):
@@ -139,23 +139,25 @@ class LocalRuns:
 
     def gradients(self, runs: Sequence[Run]) -> list[ControlGradient]:
         """See Runs."""
+        mapped = self._gradients_mapped(runs)
         answers = []
-        for run, found in zip(runs, self._differentiated(runs), strict=True):
+        for i, run in enumerate(runs):
             problem = self.problem.with_seed(run.seed)
+            found = mapped[i] if mapped else control_gradient(self.unroll, problem, run.controls, self.outer)
             if not math.isfinite(found.loss) and (fault := locate(problem, run.controls, None, range(problem.steps))):
                 found = found._replace(faults=(fault,))
             answers.append(found)
         return answers
 
-    def _differentiated(self, runs: Sequence[Run]) -> list[ControlGradient]:
-        if self.sweeps and gradient_mapping_pays(self.problem, len(runs)):
-            controls, seeds = [run.controls for run in runs], [run.seed for run in runs]
-            try:
-                return control_gradients_mapped(self.problem, controls, seeds, self.outer, self.memory)
-            except RuntimeError:  # what torch.vmap refuses; any other reason comes up again below
-                pass
-        each = ((self.problem.with_seed(run.seed), run.controls) for run in runs)
-        return [control_gradient(self.unroll, problem, controls, self.outer) for problem, controls in each]
+    def _gradients_mapped(self, runs: Sequence[Run]) -> list[ControlGradient] | None:
+        """All of them by one sweep where that pays and torch.vmap can do it, else None."""
+        if not (self.sweeps and gradient_mapping_pays(self.problem, len(runs))):
+            return None
+        controls, seeds = [run.controls for run in runs], [run.seed for run in runs]
+        try:
+            return control_gradients_mapped(self.problem, controls, seeds, self.outer, self.memory)
+        except RuntimeError:  # what torch.vmap refuses; any other reason comes up again without it
+            return None
 
     def slopes(self, runs: Sequence[Along]) -> list[Slope]:
         """See Runs."""
@@ -206,12 +208,12 @@ def reach(problem: InnerProblem, segment: Segment, outer: OuterLoss) -> Reached:
         loss, score = since.loss, since.score
     else:
         judged = range(segment.stop - 1, segment.stop)
-    for step in range(since.step, segment.stop):
-        now = rows(controls, step)
-        state, _, _ = inner_step(problem, state, now, step, differentiable=False)
-        if step in judged:
+    steps = range(since.step, segment.stop)
+    for taken in take_steps(problem, state, rows_of(controls, steps), steps):
+        state = taken.state
+        if taken.step in judged:
             with torch.no_grad():
-                found = judge(problem, outer, state, now, problem.network.call(problem.network.buffers()))
+                found = judge(problem, outer, state, taken.row, problem.network.call(problem.network.buffers()))
             loss, score = loss + float(found[0]) / len(judged), score + float(found[1]) / len(judged)
     return Reached(segment.stop, state, loss, score)
 
@@ -243,14 +245,13 @@ def reach_mapped(problem: InnerProblem, segments: Sequence[Segment], outer: Oute
     judged = judged_steps(problem, outer) if trajectory else range(stop - 1, stop)
     totals = [(s.loss, s.score) if trajectory else (0.0, 0.0) for s in since]
     problem, state = mappable(problem), stacked(problem, [s.state for s in since])
-    controls = {name: torch.stack([c[name] for c in each]) for name in each[0]}
-    seeds = torch.tensor([s.seed for s in segments], dtype=torch.int64)
-    for step in range(start, stop):
-        now = {name: v[:, step] for name, v in controls.items()}
-        state, _, _ = mapped_step(problem, state, now, seeds, step, differentiable=False)
-        if step in judged:
+    controls = {name: torch.stack([c[name] for c in each], 1) for name in each[0]}  # [T, N, L]
+    seeds, steps = torch.tensor([s.seed for s in segments], dtype=torch.int64), range(start, stop)
+    for taken in take_steps(problem, state, rows_of(controls, steps), steps, seeds=seeds):
+        state = taken.state
+        if taken.step in judged:
             with torch.no_grad():
-                losses, scores = judge_mapped(problem, outer, state, now, seeds)
+                losses, scores = judge_mapped(problem, outer, state, taken.row, seeds)
             totals = [
                 (loss + a / len(judged), score + b / len(judged))
                 for (loss, score), a, b in zip(totals, losses.tolist(), scores.tolist(), strict=True)

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from itertools import starmap
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -88,7 +89,7 @@ class Pool:
     def map(self, function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
         """``function(*a)`` for each ``a``, in order, as they become ready."""
         if self._executor is None:
-            return (function(*a) for a in arguments)
+            return starmap(function, arguments)
         # Workers start here and inherit the mask: an interrupt of the whole process group is for this process alone.
         masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from metasched.config.schema import Experiment
@@ -31,32 +32,31 @@ class PooledRuns:
 
     def gradients(self, runs: Sequence[Run]) -> list[ControlGradient]:
         """See Runs."""
-        return self._spread("gradients", runs, self._at_once(len(runs), gradient_mapping_pays))
+        work = self._parts("gradients", runs, self._at_once(len(runs), gradient_mapping_pays))
+        return list(chain.from_iterable(self.pool.map(answer, work)))
 
     def slopes(self, runs: Sequence[Along]) -> list[Slope]:
         """See Runs."""
-        return self._spread("slopes", runs)
+        return list(chain.from_iterable(self.pool.map(answer, self._parts("slopes", runs, 1))))
 
     def judged(self, runs: Sequence[Run]) -> list[Judged]:
         """See Runs."""
-        return self._spread("judged", runs, self._at_once(len(runs), mapping_pays))
+        work = self._parts("judged", runs, self._at_once(len(runs), mapping_pays))
+        return list(chain.from_iterable(self.pool.map(answer, work)))
 
     def segments(self, segments: Sequence[Segment]) -> list[Reached]:
         """See Runs."""
-        return self._spread("segments", segments, self._at_once(len(segments), mapping_pays))
+        work = self._parts("segments", segments, self._at_once(len(segments), mapping_pays))
+        return list(chain.from_iterable(self.pool.map(answer, work)))
 
-    def _spread(self, question: str, items: Sequence[Any], at_once: int = 1) -> list[Any]:
-        work = [(self.experiment, question, part) for part in _parts(items, at_once)]
-        return [found for answers in self.pool.map(answer, work) for found in answers]
+    def _parts(self, question: str, items: Sequence[Any], size: int) -> list[tuple[Experiment, str, Sequence[Any]]]:
+        """The arguments of ``answer``, for ``size`` items at once."""
+        return [(self.experiment, question, items[i : i + size]) for i in range(0, len(items), size)]
 
     def _at_once(self, runs: int, pays: Callable[[InnerProblem, int], bool]) -> int:
         """How many runs a process is given: one, or its share where it can map them."""
         share = -(-runs // self.pool.workers)
         return share if pays(build_problem(self.experiment), share) else 1
-
-
-def _parts(items: Sequence[Any], size: int) -> list[list[Any]]:
-    return [list(items[i : i + size]) for i in range(0, len(items), size)]
 
 
 def local_runs(experiment: Experiment) -> LocalRuns:

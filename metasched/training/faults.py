@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import torch
 
-from metasched.network.quantize import rows
+from metasched.network.quantize import rows, rows_of
 from metasched.training.finite import FINITE
-from metasched.training.step import InnerProblem, TrainingState, inner_step
+from metasched.training.loop import take_steps
+from metasched.training.step import InnerProblem, TrainingState
 
 
 class Fault(NamedTuple):
@@ -57,15 +58,13 @@ def locate(
     """
     like = next(problem.network.module.parameters())
     controls = {name: v.detach().to(like) for name, v in controls.items()}
-    state = problem.initial(rows(controls, 0)) if since is None else since
+    start = problem.initial(rows(controls, 0)) if since is None else since
     layers = [layer.name for layer in problem.network.layers]
-    for step in steps:
-        now = rows(controls, step)
-        state, loss, gradients = inner_step(problem, state, now, step, differentiable=False)
+    for step, state, loss, gradients, row in take_steps(problem, start, rows_of(controls, steps), steps):
         if not broken(state):
             continue
-        for name, values in now.items():
-            for layer in _bad(dict(zip(layers, values, strict=True))):
+        for name, of_layers in row.items():
+            for layer in _bad(dict(zip(layers, of_layers, strict=True))):
                 return Fault("control", name, layer, step)
         if not bool(loss.isfinite()):
             return Fault("inner loss", step=step)

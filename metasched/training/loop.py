@@ -31,13 +31,53 @@ class InnerRun(NamedTuple):
     losses: torch.Tensor
 
 
+class Taken(NamedTuple):
+    """A step that was taken.
+
+    Attributes:
+        step: t.
+        state: after it.
+        loss: detached, 0-d, or [N] of stacked runs.
+        gradients: of the parameters.
+        row: the controls of the step, {control: [L]} or {control: [N, L]}.
+    """
+
+    step: int
+    state: TrainingState
+    loss: torch.Tensor
+    gradients: Tensors
+    row: Tensors
+
+
+def take_steps(
+    problem: InnerProblem,
+    state: TrainingState,
+    controls: Mapping[str, torch.Tensor],
+    steps: range,
+    *,
+    differentiable: bool = False,
+    seeds: torch.Tensor | None = None,
+) -> Iterator[Taken]:
+    """Take steps one after the other, from the state before the first of them.
+
+    Args:
+        problem, state, differentiable, seeds: see ``inner_step``.
+        controls: of these steps, {control: [len(steps), L]}; of N stacked runs {control: [len(steps), N, L]}.
+        steps: which they are.
+    """
+    for i, step in enumerate(steps):
+        row = rows(controls, i)
+        state, loss, gradients = inner_step(problem, state, row, step, differentiable=differentiable, seeds=seeds)
+        yield Taken(step, state, loss, gradients, row)
+
+
 def train(problem: InnerProblem, controls: Mapping[str, torch.Tensor]) -> InnerRun:
     """Train for T steps under the controls ({control: [T, L]}), without a graph."""
     state = problem.initial(rows(controls, 0))
     losses = []
-    for step in range(problem.steps):
-        state, loss, _ = inner_step(problem, state, rows(controls, step), step, differentiable=False)
-        losses.append(loss)
+    for taken in take_steps(problem, state, controls, range(problem.steps)):
+        state = taken.state
+        losses.append(taken.loss)
     return InnerRun(state, torch.stack(losses))
 
 

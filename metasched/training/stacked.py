@@ -20,13 +20,10 @@ from torch import nn
 
 from metasched.io.environment import cpu_model
 from metasched.methods.base import Evaluating
-from metasched.network.quantize import Tensors
 from metasched.tasks.base import Stored
-from metasched.training.finite import FINITE, each_finite
-from metasched.training.loop import train
-from metasched.training.optimizers import update_stacked
+from metasched.training.loop import take_steps, train
 from metasched.training.stacked_norm import with_mapped_norms
-from metasched.training.step import InnerProblem, TrainingState, training_loss
+from metasched.training.step import InnerProblem, TrainingState
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _LANES = 8  # channels that the CPU normalizes together; it rounds the rest in another way
@@ -108,65 +105,15 @@ def train_mapped(problem: InnerProblem, controls: Mapping[str, torch.Tensor], se
     problem, each = mappable(problem), torch.tensor(seeds, dtype=torch.int64)
     first = [{name: v[i, 0] for name, v in controls.items()} for i in range(len(seeds))]
     state = stacked(problem, [problem.with_seed(s).initial(f) for s, f in zip(seeds, first, strict=True)])
-    for step in range(problem.steps):
-        now = {name: v[:, step] for name, v in controls.items()}
-        state, _, _ = mapped_step(problem, state, now, each, step, differentiable=False)
+    by_step = {name: v.transpose(0, 1) for name, v in controls.items()}
+    for taken in take_steps(problem, state, by_step, range(problem.steps), seeds=each):
+        state = taken.state
     return state
 
 
 def mappable(problem: InnerProblem) -> InnerProblem:
-    """The problem for ``mapped_step``: with batch normalizations that torch.vmap maps without rounding differently."""
+    """The problem for stacked runs: its batch normalizations are rounded under torch.vmap as they are without it."""
     return replace(problem, network=replace(problem.network, module=with_mapped_norms(problem.network.module)))
-
-
-def mapped_step(
-    problem: InnerProblem,
-    state: TrainingState,
-    controls: Tensors,
-    seeds: torch.Tensor,
-    step: int,
-    *,
-    differentiable: bool,
-) -> tuple[TrainingState, torch.Tensor, Tensors]:
-    """``inner_step`` of all runs.
-
-    Args:
-        problem: a ``mappable`` one.
-        state: stacked.
-        controls: of this step, {control: [N, L]}.
-        seeds: [N], int64 on the CPU.
-        differentiable: as for ``inner_step``.
-
-    Returns:
-        the new stacked state, the detached losses [N], and the gradients of the parameters.
-    """
-    params = state.params if differentiable else {n: p.detach().requires_grad_() for n, p in state.params.items()}
-    buffers = {name: b.clone() for name, b in state.buffers.items()}  # the forward pass updates them in place
-
-    def loss_of(
-        params: Tensors, buffers: Tensors, method: Tensors, controls: Tensors, seed: torch.Tensor
-    ) -> tuple[torch.Tensor, Tensors]:
-        run = replace(problem, seed=seed)
-        return training_loss(run, TrainingState(params, buffers, {}, method, {}), controls, step)
-
-    def settle(
-        params: Tensors, proposed: Tensors, method: Tensors, controls: Tensors, seed: torch.Tensor
-    ) -> tuple[Tensors, Tensors]:
-        run = replace(problem, seed=seed)
-        return run.network.update(params, proposed, method, controls, run.seed, step)
-
-    with torch.enable_grad():
-        losses, method = torch.vmap(loss_of)(params, buffers, state.method, controls, seeds)
-        found = torch.autograd.grad(losses.sum(), list(params.values()), create_graph=differentiable, allow_unused=True)
-    grads = {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(params.items(), found, strict=True)}
-    with torch.set_grad_enabled(differentiable):
-        proposed, optimizer = update_stacked(problem.optimizer, params, grads, state.optimizer, problem.hyper_at(step))
-        settled, method = torch.vmap(settle)(params, proposed, method, controls, seeds)
-    if not differentiable:
-        settled, method = ({name: t.detach() for name, t in part.items()} for part in (settled, method))
-    finite = each_finite([losses, *controls.values(), *proposed.values(), *optimizer.values()])
-    health = {FINITE: state.health[FINITE] & finite}
-    return TrainingState(settled, buffers, optimizer, method, health), losses.detach(), grads
 
 
 def stacked(problem: InnerProblem, states: Sequence[TrainingState]) -> TrainingState:

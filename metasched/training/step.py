@@ -7,7 +7,7 @@ Nothing depends on anything but the arguments, so that a step can be unrolled, r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -17,8 +17,8 @@ import torch
 from metasched.core.randomness import derive_seed
 from metasched.network.quantize import ControlRows, QuantizedNetwork, Tensors
 from metasched.tasks.base import Task
-from metasched.training.finite import FINITE, all_finite
-from metasched.training.optimizers import Hyper, Optimizer
+from metasched.training.finite import FINITE, all_finite, each_finite
+from metasched.training.optimizers import Hyper, Optimizer, update_stacked
 
 
 class TrainingState(NamedTuple):
@@ -139,38 +139,162 @@ def training_loss(
     return (loss if penalty is None else loss + penalty), method
 
 
+class Evaluated(NamedTuple):
+    """What the forward and the backward pass of a step gave; N stacked runs have N first in each shape.
+
+    Attributes:
+        loss: 0-d, or [N]; with its graph where the step is differentiable.
+        gradients: of the loss in each parameter, of its shape; zeros where the loss does not depend on it.
+        buffers: after the forward pass.
+        method: the method's state, prepared for the step.
+    """
+
+    loss: torch.Tensor
+    gradients: Tensors
+    buffers: Tensors
+    method: Tensors
+
+
 def inner_step(
-    problem: InnerProblem, state: TrainingState, controls: ControlRows, step: int, *, differentiable: bool
+    problem: InnerProblem,
+    state: TrainingState,
+    controls: ControlRows,
+    step: int,
+    *,
+    differentiable: bool,
+    seeds: torch.Tensor | None = None,
 ) -> tuple[TrainingState, torch.Tensor, Tensors]:
-    """One training step.
+    """One training step: of one run, or of N runs at once whose states are stacked (see stacked.py).
 
     Args:
-        differentiable: keep the graph, so that the new state can be differentiated in controls and hyper-parameters;
-            parameters of the state must then require gradients. Otherwise the new state is detached.
+        problem: what is trained; for stacked runs a ``mappable`` one, whose own seed plays no part.
+        state: before the step; of stacked runs with N first in each shape.
+        controls: of this step, {control: [L]}, or {control: [N, L]}.
+        step: t, from 0.
+        differentiable: keep the graph, so that the new state can be differentiated in controls, hyper-parameters and
+            the state; otherwise the new state is detached.
+        seeds: of stacked runs, [N], int64 on the CPU; None: one run, from the problem's seed.
 
     Returns:
-        the new state, the detached loss, and the gradients of the parameters.
+        the new state, the detached loss (0-d, or [N]), and the gradients of the parameters.
+
+    Raises:
+        RuntimeError: torch.vmap refuses the model or the method of stacked runs.
     """
-    params = state.params if differentiable else {k: p.detach().requires_grad_() for k, p in state.params.items()}
-    before, buffers = state.buffers, {name: b.clone() for name, b in state.buffers.items()}
-    state = state._replace(params=params, buffers=buffers)
+    state = with_leaves(state, keep_graph=differentiable)
+    found = evaluate(problem, state, controls, step, differentiable=differentiable, seeds=seeds)
+    after = advance(problem, state, found, controls, step, differentiable=differentiable, seeds=seeds)
+    return after, found.loss.detach(), found.gradients
+
+
+def with_leaves(state: TrainingState, *, keep_graph: bool) -> TrainingState:
+    """The state with parameters that require gradients: new leaves, but for those of a graph that is kept."""
+    params = {n: p if keep_graph and p.requires_grad else p.detach().requires_grad_() for n, p in state.params.items()}
+    return state._replace(params=params)
+
+
+def evaluate(
+    problem: InnerProblem,
+    state: TrainingState,
+    controls: ControlRows,
+    step: int,
+    *,
+    differentiable: bool = False,
+    seeds: torch.Tensor | None = None,
+) -> Evaluated:
+    """The first half of ``inner_step``: prepare -> loss -> gradient; all parameters of the state require gradients."""
+    params = state.params
+    state = state._replace(buffers={name: b.clone() for name, b in state.buffers.items()})  # updated in place
     with torch.enable_grad():
-        loss, method = training_loss(problem, state, controls, step)
-        names = list(params)
-        found = torch.autograd.grad(loss, [params[n] for n in names], create_graph=differentiable, allow_unused=True)
-    grads = {n: torch.zeros_like(params[n]) if g is None else g for n, g in zip(names, found, strict=True)}
+        if seeds is None:
+            loss, method = training_loss(problem, state, controls, step)
+            total = loss
+        else:
+            loss, method = _losses(problem, state, controls, step, seeds)
+            total = loss.sum()  # each run has a term of its own
+        found = torch.autograd.grad(total, list(params.values()), create_graph=differentiable, allow_unused=True)
+    grads = {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(params.items(), found, strict=True)}
+    return Evaluated(loss, grads, state.buffers, method)
+
+
+def advance(
+    problem: InnerProblem,
+    state: TrainingState,
+    found: Evaluated,
+    controls: ControlRows,
+    step: int,
+    *,
+    differentiable: bool = False,
+    seeds: torch.Tensor | None = None,
+    loss_at: Callable[[Tensors], torch.Tensor] | None = None,
+) -> TrainingState:
+    """The second half of ``inner_step``: the optimizer's proposal -> what the method makes of it -> health.
+
+    Args:
+        problem, state, controls, step, differentiable, seeds: as they were given to ``evaluate``.
+        found: what that gave.
+        loss_at: the loss of this step's batch at other parameters, 0-d, for methods that evaluate it; None: that of
+            the problem.
+
+    Raises:
+        MetaschedError: stacked runs of a method that evaluates the loss.
+    """
+    params, hyper = state.params, problem.hyper_at(step)
+
+    @torch.no_grad()
+    def own_loss_at(params: Tensors) -> torch.Tensor:
+        here = state._replace(params=params, buffers={name: b.clone() for name, b in state.buffers.items()})
+        return training_loss(problem, here, controls, step)[0]
+
     with torch.set_grad_enabled(differentiable):
-        proposed, optimizer = problem.optimizer.update(params, grads, state.optimizer, problem.hyper_at(step))
-
-        @torch.no_grad()
-        def loss_at(params: Tensors) -> torch.Tensor:
-            here = state._replace(params=params, buffers={name: b.clone() for name, b in before.items()})
-            return training_loss(problem, here, controls, step)[0]
-
-        settled, method = problem.network.update(params, proposed, method, controls, problem.seed, step, loss_at)
+        if seeds is None:
+            proposed, optimizer = problem.optimizer.update(params, found.gradients, state.optimizer, hyper)
+            settled, method = problem.network.update(
+                params, proposed, found.method, controls, problem.seed, step, loss_at or own_loss_at
+            )
+        else:
+            proposed, optimizer = update_stacked(problem.optimizer, params, found.gradients, state.optimizer, hyper)
+            settled, method = _settled(problem, params, proposed, found.method, controls, step, seeds)
     if not differentiable:
-        settled = {k: p.detach() for k, p in settled.items()}
-        method = {k: v.detach() for k, v in method.items()}
-    finite = all_finite([loss, *controls.values(), *proposed.values(), *optimizer.values()])
-    health = {FINITE: state.health[FINITE] & finite}
-    return TrainingState(settled, buffers, optimizer, method, health), loss.detach(), grads
+        settled, method = ({name: t.detach() for name, t in part.items()} for part in (settled, method))
+    health = health_after(state, [found.loss, *controls.values(), *proposed.values(), *optimizer.values()], seeds)
+    return TrainingState(settled, found.buffers, optimizer, method, health)
+
+
+def health_after(state: TrainingState, numbers: Iterable[torch.Tensor], seeds: torch.Tensor | None = None) -> Tensors:
+    """The health after a step that read and made these numbers: of one run (``seeds`` is None), or of each of N."""
+    finite = all_finite(numbers) if seeds is None else each_finite(numbers)
+    return {FINITE: state.health[FINITE] & finite}
+
+
+def _losses(
+    problem: InnerProblem, state: TrainingState, controls: ControlRows, step: int, seeds: torch.Tensor
+) -> tuple[torch.Tensor, Tensors]:
+    """``training_loss`` of each stacked run: [N], and the method's states."""
+
+    def of_run(
+        params: Tensors, buffers: Tensors, method: Tensors, controls: ControlRows, seed: torch.Tensor
+    ) -> tuple[torch.Tensor, Tensors]:
+        own = TrainingState(params, buffers, {}, method, {})
+        return training_loss(replace(problem, seed=seed), own, controls, step)
+
+    return torch.vmap(of_run)(state.params, state.buffers, state.method, controls, seeds)
+
+
+def _settled(
+    problem: InnerProblem,
+    params: Tensors,
+    proposed: Tensors,
+    method: Tensors,
+    controls: ControlRows,
+    step: int,
+    seeds: torch.Tensor,
+) -> tuple[Tensors, Tensors]:
+    """``QuantizedNetwork.update`` of each stacked run."""
+
+    def of_run(
+        params: Tensors, proposed: Tensors, method: Tensors, controls: ControlRows, seed: torch.Tensor
+    ) -> tuple[Tensors, Tensors]:
+        return problem.network.update(params, proposed, method, controls, seed, step)  # pyright: ignore[reportArgumentType]
+
+    return torch.vmap(of_run)(params, proposed, method, controls, seeds)

@@ -16,7 +16,8 @@ from metasched.core.randomness import generator
 from metasched.engines import find_unroll
 from metasched.engines.base import OuterLoss, Unroll, control_gradient
 from metasched.engines.memory import Plan, predicted_bytes
-from metasched.engines.sweep import cost, sweep
+from metasched.engines.sweep import cost
+from metasched.engines.sweep import unroll as sweep
 from metasched.io.environment import version
 from metasched.methods import build_method
 from metasched.models import build_model

@@ -18,7 +18,7 @@ from metasched.engines import find_unroll, replay
 from metasched.engines import sweep as engine
 from metasched.engines.base import ControlGradient, OuterLoss, control_gradient
 from metasched.engines.memory import Plan, plan, predicted_bytes, recomputed_steps, stored_states
-from metasched.engines.sweep import sweep
+from metasched.engines.sweep import unroll as sweep
 from metasched.engines.unroll import unroll
 from metasched.methods import build_method
 from metasched.methods.ana import ANA
@@ -291,10 +291,10 @@ def test_as_many_steps_and_states_as_planned(name, monkeypatch):
     taken, live = [], []
     step = replay.inner_step
 
-    def counted(*arguments, differentiable):
+    def counted(*arguments, differentiable, seeds):
         taken.append(differentiable)
         live.append(len({id(o) for o in gc.get_objects() if type(o) is TrainingState}))
-        return step(*arguments, differentiable=differentiable)
+        return step(*arguments, differentiable=differentiable, seeds=seeds)
 
     monkeypatch.setattr(replay, "inner_step", counted)
     control_gradient(partial(sweep, plan=chosen), here, controls_of(here), OuterLoss())

@@ -45,6 +45,7 @@ from metasched.schedules.base import Schedule, progress_of_steps
 from metasched.schedules.network import ScheduleNetwork
 from metasched.schedules.table import hand_coded
 from metasched.tasks.base import Split
+from metasched.training import loop
 from metasched.training.loop import hardened_score, train
 from metasched.training.problem import build_problem
 from metasched.training.step import TrainingState
@@ -167,12 +168,12 @@ def test_it_is_a_function_of_its_arguments_and_never_of_the_test_split(monkeypat
 def test_every_step_is_counted(monkeypatch: pytest.MonkeyPatch, every: int, window: int, steps: int) -> None:
     calls = []
 
-    def counted(problem: Any, state: Any, controls: Any, step: int, *, differentiable: bool) -> Any:
+    def counted(problem: Any, state: Any, controls: Any, step: int, *, differentiable: bool, seeds: None) -> Any:
         calls.append((differentiable, step))
-        return own(problem, state, controls, step, differentiable=differentiable)
+        return own(problem, state, controls, step, differentiable=differentiable, seeds=seeds)
 
-    own = online.inner_step
-    monkeypatch.setattr(online, "inner_step", counted)
+    own = loop.inner_step
+    monkeypatch.setattr(loop, "inner_step", counted)
     config, logged = experiment("inq", steps=steps, every=every, window=window), []
     found = train_online(config, start(config), 1, logged.append)
     assert [step for differentiable, step in calls if not differentiable] == list(range(steps))
