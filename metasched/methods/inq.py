@@ -117,7 +117,7 @@ def build(config: INQConfig) -> INQ:
     return INQ(layer_quantizer(config), config.partition)
 
 
-def _middles(key: torch.Tensor) -> torch.Tensor:
+def _ranks(key: torch.Tensor) -> torch.Tensor:
     """The ranks r_i, in order: (i + 1/2) / n."""
     n = key.numel()
     return (torch.arange(n, dtype=key.dtype, device=key.device) + 0.5) / n
@@ -125,13 +125,13 @@ def _middles(key: torch.Tensor) -> torch.Tensor:
 
 def _relaxed_mask(key: torch.Tensor, fraction: torch.Tensor, width: float) -> torch.Tensor:
     """The mask S((f (1 + omega) - r) / omega), of the shape of ``key``; largest keys first."""
-    z = ((fraction * (1 + width) - _middles(key)) / width).clamp(0, 1)
+    z = ((fraction * (1 + width) - _ranks(key)) / width).clamp(0, 1)
     return _in_order(key, z * z * (3 - 2 * z))
 
 
 def _mask(key: torch.Tensor, fraction: torch.Tensor) -> torch.Tensor:
     """1 for the share of the elements whose keys are largest, of equal ones those that come first; 0 for the others."""
-    first = _middles(key) <= fraction
+    first = _ranks(key) <= fraction
     try:
         return _largest(key, int(first.sum())).to(key.dtype)
     except RuntimeError:  # within torch.vmap nobody can look

@@ -24,7 +24,7 @@ from metasched.core.randomness import Draw
 from metasched.methods.base import Evaluating, Method
 
 Tensors = dict[str, torch.Tensor]
-ControlRows = Mapping[str, torch.Tensor]  # control -> [L], the values of one step
+ControlRow = Mapping[str, torch.Tensor]  # control -> [L], the controls of one step
 
 _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Hardtanh)
@@ -82,29 +82,29 @@ class QuantizedNetwork:
             for x in self.layers
         )
 
-    def initialize(self, params: Tensors, controls: ControlRows, seed: int) -> tuple[Tensors, Tensors]:
+    def initialize(self, params: Tensors, row: ControlRow, seed: int) -> tuple[Tensors, Tensors]:
         """Initial parameters and method state, from the float network's parameters and the first step's controls.
 
         The parameters have the method's trainable tensors beside the module's, as ``layer/name``.
         """
         params = dict(params)
         state: Tensors = {}
-        each = self._rows(controls)
+        values = self._values(row)
         for i, layer in enumerate(self.layers):
             key = layer.weight_key
-            params[key], trainable, own = self.method.initialize(params[key], each[i], Draw(seed, 0, i))
+            params[key], trainable, own = self.method.initialize(params[key], values[i], Draw(seed, 0, i))
             assert not trainable.keys() & own.keys(), "a tensor is trainable or state"
             params |= _prefixed(layer, trainable)
             state |= _prefixed(layer, own)
         return params, state
 
-    def prepare(self, params: Tensors, state: Tensors, controls: ControlRows, seed: int, step: int) -> Tensors:
+    def prepare(self, params: Tensors, state: Tensors, row: ControlRow, seed: int, step: int) -> Tensors:
         """Method state for this step's forward pass."""
         prepared: Tensors = {}
-        each, trainable = self._rows(controls), self.trainable(params)
+        values, trainable = self._values(row), self.trainable(params)
         owns = _of_layers({**state, **trainable})
         for i, layer in enumerate(self.layers):
-            own = self.method.prepare(params[layer.weight_key], owns[layer.name], each[i], Draw(seed, step, i))
+            own = self.method.prepare(params[layer.weight_key], owns[layer.name], values[i], Draw(seed, step, i))
             prepared |= _prefixed(layer, own, without=trainable)
         return prepared
 
@@ -113,7 +113,7 @@ class QuantizedNetwork:
         call: Callable[[Tensors, torch.Tensor], torch.Tensor],
         params: Tensors,
         state: Tensors,
-        controls: ControlRows,
+        row: ControlRow,
         x: torch.Tensor,
         seed: int,
         step: int,
@@ -121,18 +121,18 @@ class QuantizedNetwork:
         """Outputs under the controls, and the method's penalty (None for none); ``call(params, x)`` runs the module."""
         trainable = self.trainable(params)
         seen, penalty = _without(params, trainable), None
-        # the sites have rows of their own: derivatives add up in the order in which published ones were added up
-        each, of_sites = self._rows(controls), self._rows(controls)
+        # the sites have values of their own: derivatives add up in the order in which published ones were added up
+        values, site_values = self._values(row), self._values(row)
         owns = _of_layers({**state, **trainable})
         for i, layer in enumerate(self.layers):
-            key, own, row = layer.weight_key, owns[layer.name], each[i]
-            seen[key] = self.method.weight(params[key], own, row, Draw(seed, step, i))
-            term = self.method.penalty(params[key], own, row)
+            key, own, now = layer.weight_key, owns[layer.name], values[i]
+            seen[key] = self.method.weight(params[key], own, now, Draw(seed, step, i))
+            term = self.method.penalty(params[key], own, now)
             if term is not None:
                 penalty = term if penalty is None else penalty + term
 
         def activate(i: int, x: torch.Tensor) -> torch.Tensor:
-            return self.method.activation(x, owns[self.layers[i].name], of_sites[i], Draw(seed, step, i))
+            return self.method.activation(x, owns[self.layers[i].name], site_values[i], Draw(seed, step, i))
 
         with activations(activate):
             return call(seen, x), penalty
@@ -142,7 +142,7 @@ class QuantizedNetwork:
         params: Tensors,
         proposed: Tensors,
         state: Tensors,
-        controls: ControlRows,
+        row: ControlRow,
         seed: int,
         step: int,
         loss: Callable[[Tensors], torch.Tensor] | None = None,
@@ -150,25 +150,25 @@ class QuantizedNetwork:
         """What becomes of the optimizer's proposal.
 
         Args:
-            params, proposed, state, controls, seed, step: of this step.
+            params, proposed, state, row, seed, step: of this step.
             loss: of its batch at other parameters, 0-d, without a graph; for methods that evaluate it.
 
         Raises:
             MetaschedError: the method evaluates the loss, and there is none.
         """
         if isinstance(self.method, Evaluating):
-            return self._update_evaluated(self.method, params, proposed, state, controls, seed, step, loss)
+            return self._update_evaluated(self.method, params, proposed, state, row, seed, step, loss)
         settled, updated = dict(proposed), {}
-        each, trainable = self._rows(controls), self.trainable(params)
+        values, trainable = self._values(row), self.trainable(params)
         owns, news = _of_layers({**state, **trainable}), _of_layers(self.trainable(proposed))
         for i, layer in enumerate(self.layers):
             key = layer.weight_key
             settled[key], own = self.method.update(
-                params[key], proposed[key], owns[layer.name], each[i], Draw(seed, step, i)
+                params[key], proposed[key], owns[layer.name], values[i], Draw(seed, step, i)
             )
             updated |= _prefixed(layer, own, without=trainable)
             if layer.name in news:
-                settled |= _prefixed(layer, self.method.update_trainable(owns[layer.name], news[layer.name], each[i]))
+                settled |= _prefixed(layer, self.method.update_trainable(owns[layer.name], news[layer.name], values[i]))
         return settled, updated
 
     def _update_evaluated(
@@ -177,7 +177,7 @@ class QuantizedNetwork:
         params: Tensors,
         proposed: Tensors,
         state: Tensors,
-        controls: ControlRows,
+        row: ControlRow,
         seed: int,
         step: int,
         loss: Callable[[Tensors], torch.Tensor] | None,
@@ -187,7 +187,7 @@ class QuantizedNetwork:
             problem = "batch needs the loss of the batch at other weights, which only metasched's own steps evaluate"
             raise MetaschedError("method.energy", problem, "set it to first_order, or meta.estimator to sweep")
         settled, updated, moved = dict(proposed), {}, {name: p.detach() for name, p in params.items()}
-        here, each, trainable = loss(moved), self._rows(controls), self.trainable(params)
+        here, values, trainable = loss(moved), self._values(row), self.trainable(params)
         owns, news = _of_layers({**state, **trainable}), _of_layers(self.trainable(proposed))
         for i, layer in enumerate(self.layers):
             key = layer.weight_key
@@ -195,7 +195,7 @@ class QuantizedNetwork:
                 params[key],
                 proposed[key],
                 owns[layer.name],
-                each[i],
+                values[i],
                 Draw(seed, step, i),
                 lambda w, key=key: loss({**moved, key: w.detach()}),
                 here,
@@ -203,7 +203,7 @@ class QuantizedNetwork:
             moved[key] = settled[key].detach()
             updated |= _prefixed(layer, own, without=trainable)
             if layer.name in news:
-                settled |= _prefixed(layer, self.method.update_trainable(owns[layer.name], news[layer.name], each[i]))
+                settled |= _prefixed(layer, self.method.update_trainable(owns[layer.name], news[layer.name], values[i]))
         return settled, updated
 
     def harden(self, params: Tensors, state: Tensors, surrogate: float = 0.5) -> Tensors:
@@ -234,10 +234,10 @@ class QuantizedNetwork:
         """A copy of the module's initial buffers."""
         return {name: b.detach().clone() for name, b in self.module.named_buffers()}
 
-    def _rows(self, controls: ControlRows) -> list[Tensors]:
-        """The values of each layer: control -> 0-d."""
-        values = {name: v.unbind() for name, v in controls.items()}
-        return [{name: v[i] for name, v in values.items()} for i in range(len(self.layers))]
+    def _values(self, row: ControlRow) -> list[Tensors]:
+        """The values of each layer, control -> 0-d, from those of a step, control -> [L]."""
+        unbound = {name: v.unbind() for name, v in row.items()}
+        return [{name: v[i] for name, v in unbound.items()} for i in range(len(self.layers))]
 
     def trainable(self, params: Tensors) -> Tensors:
         """The trainable tensors of the method among the parameters, by their names there: ``layer/name``."""
@@ -353,10 +353,10 @@ def _without(tensors: Tensors, others: Tensors) -> Tensors:
 
 
 def rows(controls: Mapping[str, torch.Tensor], step: int) -> Tensors:
-    """The values of one step, control -> [L], out of a whole run's, control -> [T, L]."""
+    """The row of one step, control -> [L], out of a whole run's, control -> [T, L]."""
     return {name: values[step] for name, values in controls.items()}
 
 
 def rows_of(controls: Mapping[str, torch.Tensor], steps: range) -> Tensors:
-    """The controls of some steps, control -> [len(steps), L], out of a whole run's, control -> [T, L]."""
+    """The rows of some steps, control -> [len(steps), L], out of a whole run's, control -> [T, L]."""
     return {name: values[steps.start : steps.stop] for name, values in controls.items()}
