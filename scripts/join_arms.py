@@ -32,7 +32,7 @@ from metasched.exchange.format import Spent
 from metasched.io.atomic import write_atomic
 from metasched.io.environment import cpu_model, environment
 from metasched.io.json_text import json_text
-from metasched.runs.cells import Remembered
+from metasched.runs.cells import CachedPool
 from metasched.runs.pool import Pool
 from metasched.tracking import Memory
 from metasched.tracking.console import open_console
@@ -87,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
         arms = joined(*reference_arms(experiment), *named)
         missing = {name: arm for name, arm in arms.items() if all(name not in old.at(h) for h in old.horizons)}
         cells = arguments.result.with_suffix(".cells.jsonl")
-        with Pool(experiment.run.workers) as pool, closing(Remembered(pool, cells)) as remembered:
+        with Pool(experiment.run.workers) as pool, closing(CachedPool(pool, cells)) as remembered:
             new = compare(experiment, missing, [], remembered, Memory(), console)
     except MetaschedError as error:
         print(error)

@@ -28,7 +28,7 @@ from metasched.io.environment import environment
 from metasched.io.json_text import json_text
 from metasched.io.run_folder import RunFolder
 from metasched.io.strict_yaml import read_mapping
-from metasched.runs.cells import Remembered
+from metasched.runs.cells import CachedPool
 from metasched.runs.ranks import open_pool
 from metasched.tracking import cut_back, open_tracker
 from metasched.tracking.console import Console
@@ -68,7 +68,7 @@ def run(
     cut_back(folder.metrics, 0)
     tracker = open_tracker(experiment, folder, "compare")
     try:
-        with open_pool(experiment.run.workers) as pool, closing(Remembered(pool, folder.cells, others)) as cells:
+        with open_pool(experiment.run.workers) as pool, closing(CachedPool(pool, folder.cells, others)) as cells:
             learned = [name for name, _ in files] or [name for name, _ in more]
             comparison = compare(experiment, arms, learned, cells, tracker, console)
         return publish(experiment, comparison, arms, folder, tracker, console)

@@ -34,7 +34,7 @@ from metasched.meta.outer import MetaTraining, OuterState, OuterStep, check_esti
 from metasched.meta.resume import last_checkpoint, resumable_state, write_config
 from metasched.meta.start import Start, best_start, given_start, learned_controls, start_of
 from metasched.methods.base import Control
-from metasched.runs.cells import Remembered, digest, played
+from metasched.runs.cells import CachedPool, digest, played
 from metasched.runs.ranks import open_pool
 from metasched.schedules.learnable import build_learnable
 from metasched.tracking import Tracker, cut_back, open_tracker
@@ -72,7 +72,7 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
     cut_back(folder.metrics, checkpoint.position if checkpoint else 0)
     tracker = open_tracker(experiment, folder, "outer")
     try:
-        with open_pool(experiment.run.workers) as pool, closing(Remembered(pool, folder.cells)) as cells:
+        with open_pool(experiment.run.workers) as pool, closing(CachedPool(pool, folder.cells)) as cells:
             console.note(f"{experiment.name}: {experiment.method.name} on {problem.task.name}, {problem.steps} steps")
             for line in problem.network.describe().splitlines():
                 console.note(f"  {line}")

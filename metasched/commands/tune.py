@@ -15,7 +15,7 @@ from metasched.exchange.player import PlayedSchedule
 from metasched.exchange.schedule_file import read_schedule, write_schedule
 from metasched.io.run_folder import RunFolder
 from metasched.meta.start import Start, best_start, given_start, learned_controls
-from metasched.runs.cells import Remembered
+from metasched.runs.cells import CachedPool
 from metasched.runs.pooled import PooledRuns
 from metasched.runs.ranks import open_pool
 from metasched.schedules.family import ScheduleFamily
@@ -54,7 +54,7 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
     cut_back(folder.metrics, 0)
     tracker = open_tracker(experiment, folder, "tune")
     try:
-        with open_pool(experiment.run.workers) as pool, closing(Remembered(pool, folder.cells)) as cells:
+        with open_pool(experiment.run.workers) as pool, closing(CachedPool(pool, folder.cells)) as cells:
             console.note(f"{experiment.name}: {settings.search} over {settings.inner_steps} inner steps")
             start = Start(*given, 0) if given else best_start(experiment, cells, tracker, console)
 

@@ -20,7 +20,7 @@ from typing import Protocol
 import torch
 
 from metasched.core.errors import MetaschedError
-from metasched.network.quantize import Tensors, rows
+from metasched.network.quantize import ControlRow, Tensors, rows
 from metasched.runs.ranks import join_group, launched, leave_group, see_own_gpu
 from metasched.tasks.base import Task
 from metasched.training.loop import InnerRun
@@ -158,7 +158,7 @@ def train_in_parts(
 
 
 def step_in_parts(
-    own: Sequence[InnerProblem], exchange: Exchange, state: TrainingState, controls: Tensors, step: int
+    own: Sequence[InnerProblem], exchange: Exchange, state: TrainingState, row: ControlRow, step: int
 ) -> tuple[TrainingState, torch.Tensor]:
     """``inner_step`` without a graph, from the problems of the parts that are this process's own.
 
@@ -166,14 +166,14 @@ def step_in_parts(
         own: one problem a part, which differ in their task only.
         exchange: how the parts come together.
         state: before the step.
-        controls: of this step, {control: [L]}.
+        row: the controls of this step, {control: [L]}.
         step: t.
 
     Returns:
         the new state, and the loss, 0-d.
     """
     state = with_leaves(state, keep_graph=False)
-    parts = [evaluate(part, state, controls, step) for part in own]
+    parts = [evaluate(part, state, row, step) for part in own]
     mean = averaged(exchange.gather([_flat(part) for part in parts]))
     found = Evaluated(
         loss=mean["loss"],
@@ -187,10 +187,10 @@ def step_in_parts(
         losses = []
         for part in own:
             here = state._replace(params=params, buffers={name: b.clone() for name, b in state.buffers.items()})
-            losses.append({"loss": training_loss(part, here, controls, step)[0]})
+            losses.append({"loss": training_loss(part, here, row, step)[0]})
         return averaged(exchange.gather(losses))["loss"]
 
-    return advance(own[0], state, found, controls, step, loss_at=loss_at), found.loss
+    return advance(own[0], state, found, row, step, loss_at=loss_at), found.loss
 
 
 def _flat(found: Evaluated) -> Tensors:

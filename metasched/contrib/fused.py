@@ -19,7 +19,7 @@ from metasched.contrib.packed import PackedState, pack_state, unpack_state
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import derive_seed
 from metasched.methods.gxnor import GXNOR
-from metasched.network.quantize import ControlRows, rows
+from metasched.network.quantize import ControlRow, rows
 from metasched.training.loop import InnerRun
 from metasched.training.optimizers import SGD, Adam, AdamW, Optimizer
 from metasched.training.step import InnerProblem, TrainingState, evaluate, health_after, with_leaves
@@ -54,7 +54,7 @@ def train_fused(problem: InnerProblem, controls: Mapping[str, torch.Tensor]) -> 
 
 
 def fused_step(
-    problem: InnerProblem, packed: PackedState, controls: ControlRows, step: int
+    problem: InnerProblem, packed: PackedState, row: ControlRow, step: int
 ) -> tuple[PackedState, torch.Tensor]:
     """One step; the packed weights and their moments are changed in place.
 
@@ -64,7 +64,7 @@ def fused_step(
     network = problem.network
     assert isinstance(network.method, GXNOR), "the operator is GXNOR's transition"
     before = with_leaves(unpack_state(network, packed), keep_graph=False)
-    loss, grads, buffers, method = evaluate(problem, before, controls, step)
+    loss, grads, buffers, method = evaluate(problem, before, row, step)
     hyper = problem.hyper_at(step)
     with torch.no_grad():
         rest, optimizer = problem.optimizer.update(packed.rest.params, grads, before.optimizer, hyper)
@@ -80,10 +80,10 @@ def fused_step(
                 coefficients,
                 levels=network.method.quantizer.levels,
                 scale=method[f"{layer.name}/scale"],
-                temperature=controls["temperature"][i],
+                temperature=row["temperature"][i],
                 steepness=network.method.steepness,
                 seed=derive_seed(problem.seed, "jump", i),
                 offset=step,
             )
-    health = health_after(before, [loss, *controls.values(), *grads.values(), *rest.values(), *optimizer.values()])
+    health = health_after(before, [loss, *row.values(), *grads.values(), *rest.values(), *optimizer.values()])
     return PackedState(TrainingState(rest, buffers, optimizer, method, health), packed.weights), loss.detach()

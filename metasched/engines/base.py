@@ -152,13 +152,13 @@ def control_gradient(unroll: Unroll, problem: InnerProblem, controls: Controls, 
     found = torch.autograd.grad(result.loss, list(leaves.values()), allow_unused=True)
     wrt = {n: torch.zeros_like(c) if g is None else g for (n, c), g in zip(leaves.items(), found, strict=True)}
     seconds = time.perf_counter() - start
-    return described(problem, result.loss.detach(), result.score, wrt, float(result.dead_layers), seconds)
+    return gradient_record(problem, result.loss.detach(), result.score, wrt, float(result.dead_layers), seconds)
 
 
-def described(
+def gradient_record(
     problem: InnerProblem, loss: torch.Tensor, score: torch.Tensor, wrt: Tensors, dead_layers: float, seconds: float
 ) -> ControlGradient:
-    """What was found of one run, with what of it is not finite."""
+    """The record of one run: its derivative {control: [T, L]}, 0-d loss and score, and which numbers are not finite."""
     nonfinite = sum(int((~torch.isfinite(g)).sum()) for g in (*wrt.values(), loss))
     faults = derivative_faults(wrt, [layer.name for layer in problem.network.layers])
     if not math.isfinite(float(loss)):

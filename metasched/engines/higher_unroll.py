@@ -46,9 +46,9 @@ def unroll(problem: InnerProblem, controls: Controls, outer: OuterLoss) -> Unrol
     diffopt = OfRule(problem.optimizer, zip(names, slots, strict=True))
     losses, scores, dead = [], [], 0
     for step in range(problem.steps):
-        now = rows(controls, step)
+        row = rows(controls, step)
         state = state._replace(params=params)
-        loss, method = training_loss(problem, state, now, step, call)
+        loss, method = training_loss(problem, state, row, step, call)
         seen: list[torch.Tensor] = []
 
         def keep_gradients(gradients: list[torch.Tensor], seen: list[torch.Tensor] = seen) -> list[torch.Tensor]:
@@ -63,12 +63,12 @@ def unroll(problem: InnerProblem, controls: Controls, outer: OuterLoss) -> Unrol
         )
         dead += dead_layers(problem, dict(zip(names, seen, strict=True)))
         params, method = network.update(
-            params, dict(zip(names, proposed, strict=True)), method, now, problem.seed, step
+            params, dict(zip(names, proposed, strict=True)), method, row, problem.seed, step
         )
-        health = health_after(state, [loss, *now.values(), *proposed, *diffopt.carried()])
+        health = health_after(state, [loss, *row.values(), *proposed, *diffopt.carried()])
         state = state._replace(params=params, method=method, health=health)
         if step in judged_steps(problem, outer):
-            outer_loss, score = judge(problem, outer, state, now, call)
+            outer_loss, score = judge(problem, outer, state, row, call)
             losses.append(outer_loss)
             scores.append(score)
     pairs = problem.steps * len(network.layers)

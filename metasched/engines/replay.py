@@ -31,17 +31,17 @@ class Steps(Protocol):
         ...
 
     def initial(self, problem: InnerProblem, first: Tensors) -> TrainingState:
-        """The state before the first step, from the controls of that."""
+        """The state before the first step, from the controls of that step, {control: [L]} or {control: [N, L]}."""
         ...
 
     def judge(
-        self, problem: InnerProblem, outer: OuterLoss, state: TrainingState, controls: Tensors
+        self, problem: InnerProblem, outer: OuterLoss, state: TrainingState, row: Tensors
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Outer loss and score of a state."""
+        """Outer loss and score of a state, 0-d or [N]; ``row`` are the controls of the last step, [L] or [N, L]."""
         ...
 
     def dead_layers(self, problem: InnerProblem, gradients: Tensors) -> int | torch.Tensor:
-        """How many quantized layers have a weight gradient that is zero everywhere."""
+        """How many quantized layers have a weight gradient that is zero everywhere: a number, or [N]."""
         ...
 
 
@@ -55,10 +55,10 @@ class Single:
         return problem.initial(first)
 
     def judge(
-        self, problem: InnerProblem, outer: OuterLoss, state: TrainingState, controls: Tensors
+        self, problem: InnerProblem, outer: OuterLoss, state: TrainingState, row: Tensors
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See Steps."""
-        return judge(problem, outer, state, controls, problem.network.call(problem.network.buffers()))
+        return judge(problem, outer, state, row, problem.network.call(problem.network.buffers()))
 
     def dead_layers(self, problem: InnerProblem, gradients: Tensors) -> int:
         """See Steps."""
@@ -125,18 +125,18 @@ def begin(
 def take(recording: Recording, state: TrainingState, step: int, *, differentiable: bool) -> Taken:
     """One step, and the judgement after it: in one graph, because the sums in it then have the order of unrolling."""
     leaves = _rows(recording.inputs, step, leaves=differentiable)
-    problem, controls = _placed(recording, leaves)
+    problem, row = _with_inputs(recording, leaves)
     if differentiable:
-        carried = _carried(recording, state)
+        carried = _state_leaves(recording, state)
         leaves |= carried
         state = _with(state, carried)
     loss = score = None
     with torch.set_grad_enabled(differentiable):
         after, _, gradients = inner_step(
-            problem, state, controls, step, differentiable=differentiable, seeds=recording.steps.seeds
+            problem, state, row, step, differentiable=differentiable, seeds=recording.steps.seeds
         )
         if step in recording.judged:
-            loss, score = recording.steps.judge(problem, recording.outer, after, controls)
+            loss, score = recording.steps.judge(problem, recording.outer, after, row)
     for name, buffer in after.buffers.items():
         if buffer.requires_grad:
             raise MetaschedError(
@@ -173,8 +173,8 @@ def named(state: TrainingState) -> Named:
     return {(part, name): value for part in _PARTS for name, value in getattr(state, part).items()}
 
 
-def row(value: torch.Tensor, step: int) -> torch.Tensor:
-    """What a step reads of an input."""
+def at_step(value: torch.Tensor, step: int) -> torch.Tensor:
+    """What a step reads of an input: the row of [T, ...], or a 0-d tensor as it is."""
     return value[step] if value.dim() else value
 
 
@@ -197,29 +197,30 @@ def _run_again(recording: Recording, state: TrainingState, step: int, end: int, 
     """Every ``stride``-th state from ``step`` on, before ``end``."""
     stored = [(step, state)]
     for at in range(step, step + (end - 1 - step) // stride * stride):
-        problem, controls = _placed(recording, _rows(recording.inputs, at, leaves=False))
-        state, _, _ = inner_step(problem, state, controls, at, differentiable=False, seeds=recording.steps.seeds)
+        problem, row = _with_inputs(recording, _rows(recording.inputs, at, leaves=False))
+        state, _, _ = inner_step(problem, state, row, at, differentiable=False, seeds=recording.steps.seeds)
         if (at + 1 - step) % stride == 0:
             stored.append((at + 1, state))
     return stored
 
 
-def _placed(recording: Recording, values: Named) -> tuple[InnerProblem, Tensors]:
-    """The problem with these hyper-parameters, and the controls, of one step."""
+def _with_inputs(recording: Recording, values: Named) -> tuple[InnerProblem, Tensors]:
+    """The problem with the hyper-parameters of one step, and the controls of that step, {control: [L]}."""
     hyper = {name: v for (part, name), v in values.items() if part == "hyper"}
-    controls = {name: v for (part, name), v in values.items() if part == "control"}
+    row = {name: v for (part, name), v in values.items() if part == "control"}
     problem = recording.problem
-    return replace(problem, hyper={**problem.hyper, **hyper}) if hyper else problem, controls
+    return replace(problem, hyper={**problem.hyper, **hyper}) if hyper else problem, row
 
 
 def _rows(inputs: Named, step: int, *, leaves: bool) -> Named:
     """What a step reads of the inputs; as leaves they require gradients where the inputs do."""
     return {
-        key: row(value, step).detach().requires_grad_(leaves and value.requires_grad) for key, value in inputs.items()
+        key: at_step(value, step).detach().requires_grad_(leaves and value.requires_grad)
+        for key, value in inputs.items()
     }
 
 
-def _carried(recording: Recording, state: TrainingState) -> Named:
+def _state_leaves(recording: Recording, state: TrainingState) -> Named:
     """New leaves for what of a state may depend on the inputs.
 
     The parameters, whose gradient the step itself takes, and every other floating tensor that is not still the constant

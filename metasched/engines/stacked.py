@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from metasched.engines.base import ControlGradient, Controls, OuterLoss, described, judge
+from metasched.engines.base import ControlGradient, Controls, OuterLoss, gradient_record, judge
 from metasched.engines.sweep import plan_for, unroll
 from metasched.network.quantize import Tensors
 from metasched.training.finite import FINITE
@@ -34,16 +34,16 @@ class Stack:
     seeds: torch.Tensor
 
     def initial(self, problem: InnerProblem, first: Tensors) -> TrainingState:
-        """The stacked states before the first step."""
+        """The stacked states before the first step; ``first`` are its controls, {control: [N, L]}."""
         each = [{name: v[i] for name, v in first.items()} for i in range(len(self.seeds))]
         seeds = self.seeds.tolist()
         return stacked(problem, [problem.with_seed(s).initial(f) for s, f in zip(seeds, each, strict=True)])
 
     def judge(
-        self, problem: InnerProblem, outer: OuterLoss, state: TrainingState, controls: Tensors
+        self, problem: InnerProblem, outer: OuterLoss, state: TrainingState, row: Tensors
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See ``judge_mapped``."""
-        return judge_mapped(problem, outer, state, controls, self.seeds)
+        return judge_mapped(problem, outer, state, row, self.seeds)
 
     def dead_layers(self, problem: InnerProblem, gradients: Tensors) -> torch.Tensor:
         """How many quantized layers of each run have a weight gradient that is zero everywhere, [N]."""
@@ -84,27 +84,27 @@ def control_gradients_mapped(
     seconds = (time.perf_counter() - start) / len(seeds)
     ends = zip(result.loss.detach(), result.score, torch.as_tensor(result.dead_layers).tolist(), strict=True)
     return [
-        described(problem, loss, score, {name: slope[:, i] for name, slope in wrt.items()}, dead, seconds)
+        gradient_record(problem, loss, score, {name: slope[:, i] for name, slope in wrt.items()}, dead, seconds)
         for i, (loss, score, dead) in enumerate(ends)
     ]
 
 
 def judge_mapped(
-    problem: InnerProblem, outer: OuterLoss, state: TrainingState, controls: Tensors, seeds: torch.Tensor
+    problem: InnerProblem, outer: OuterLoss, state: TrainingState, row: Tensors, seeds: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Losses and scores [N] of a stacked state; ``controls`` are those of the last step, {control: [N, L]}."""
+    """Losses and scores [N] of a stacked state; ``row`` are the controls of the last step, {control: [N, L]}."""
     # mapped over runs, a mean sums in another order: losses are taken of each run's outputs by themselves
     raw = replace(problem.task, loss=lambda outputs, y: outputs, score=lambda outputs, y: outputs)
     buffers = {name: b.expand(len(seeds), *b.shape).clone() for name, b in problem.network.buffers().items()}
 
     def outputs_of(
-        params: Tensors, buffers: Tensors, method: Tensors, controls: Tensors, seed: torch.Tensor
+        params: Tensors, buffers: Tensors, method: Tensors, row: Tensors, seed: torch.Tensor
     ) -> torch.Tensor:
         run = replace(problem, task=raw, seed=seed)
         ended = TrainingState(params, buffers, {}, method, {FINITE: torch.ones((), dtype=torch.bool)})
-        return judge(run, outer, ended, controls, run.network.call(buffers))[0]
+        return judge(run, outer, ended, row, run.network.call(buffers))[0]
 
-    outputs = torch.vmap(outputs_of)(state.params, buffers, state.method, controls, seeds)
+    outputs = torch.vmap(outputs_of)(state.params, buffers, state.method, row, seeds)
     task, y = problem.task, problem.task.validation.y
     losses = torch.stack([task.loss(own, y) for own in outputs])
     scores = torch.stack([task.score(own.detach(), y) for own in outputs])

@@ -36,12 +36,12 @@ from metasched.engines.replay import (
     Recording,
     Single,
     Steps,
+    at_step,
     begin,
     detached,
     link,
     links,
     named,
-    row,
     take,
 )
 from metasched.training.step import InnerProblem
@@ -141,7 +141,7 @@ def _pull(taken: Link, adjoint: Named, seed: torch.Tensor, wrt: Named, step: int
     found = torch.autograd.grad(outputs, list(leaves.values()), seeds, allow_unused=True)
     slopes = {key: slope for key, slope in zip(leaves, found, strict=True) if slope is not None}
     for key in slopes.keys() & wrt.keys():
-        row(wrt[key], step).add_(slopes[key])
+        at_step(wrt[key], step).add_(slopes[key])
     return {key: slope for key, slope in slopes.items() if key not in wrt}
 
 

@@ -99,12 +99,12 @@ def _take(
     """One step: the state after it, the judgement if there is one, and the number of dead layers."""
     # a level of its own: a tangent and its graph can hold each other until their level ends
     with tangents():
-        now = _row(duals, step)
-        after, _, gradients = inner_step(problem, _whole(state), now, step, differentiable=True)
+        row = _row(duals, step)
+        after, _, gradients = inner_step(problem, _whole(state), row, step, differentiable=True)
         judged: _Judged = []
         if step in judged_steps(problem, outer):
             with torch.no_grad():
-                loss, score = judge(problem, outer, after, now, problem.network.call(problem.network.buffers()))
+                loss, score = judge(problem, outer, after, row, problem.network.call(problem.network.buffers()))
             value, slope = forward_ad.unpack_dual(loss)
             judged.append((value, score, torch.zeros_like(loss) if slope is None else slope))
         return _parted(after), judged, dead_layers(problem, gradients)

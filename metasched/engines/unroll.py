@@ -36,18 +36,18 @@ def unroll(
         problem: what is trained.
         controls: of the steps, {control: [steps, L]}.
         outer: how the run is judged.
-        since: the state before the first step, whose own past is taken as given; None: the initial one.
+        since: the state before the first step, whose own past is done as given; None: the initial one.
         window: the steps, of which the last one is judged; None: all, judged as ``outer`` says.
     """
     steps = window or range(problem.steps)
     judged = steps[-1:] if window else judged_steps(problem, outer)
     state = since or problem.initial(rows(controls, 0))
     losses, scores, dead = [], [], 0
-    for taken in take_steps(problem, state, controls, steps, differentiable=True):
-        dead += dead_layers(problem, taken.gradients)
-        if taken.step in judged:
+    for done in take_steps(problem, state, controls, steps, differentiable=True):
+        dead += dead_layers(problem, done.gradients)
+        if done.step in judged:
             call = problem.network.call(problem.network.buffers())
-            loss, score = judge(problem, outer, taken.state, taken.row, call)
+            loss, score = judge(problem, outer, done.state, done.row, call)
             losses.append(loss)
             scores.append(score)
     pairs = len(steps) * len(problem.network.layers)

@@ -25,7 +25,7 @@ class NoiseReuseES(ParticleES):
 
     def perturbed(self, schedule: nn.Module, particle: Particle, seed: int) -> Perturbed:
         """The perturbation of the episode, from its seed."""
-        delta = particle.answered or direction(schedule, particle.seed)
+        delta = particle.perturbation or direction(schedule, particle.seed)
         return Perturbed(delta, delta)
 
 

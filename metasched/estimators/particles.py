@@ -47,7 +47,7 @@ class Particle:
         seed: of the episode; at step 0 the particle takes a new one.
         step: steps done.
         up, down: where the runs at theta + sigma delta and at theta - sigma delta stand; None at step 0.
-        answered: a, of the window that was played last; empty at step 0.
+        perturbation: a, of the window that was played last; empty at step 0.
         ends: mean loss and score of the last episode that was played to its end; NaN before the first one.
     """
 
@@ -55,7 +55,7 @@ class Particle:
     step: int = 0
     up: Reached | None = None
     down: Reached | None = None
-    answered: Tensors = field(default_factory=dict)
+    perturbation: Tensors = field(default_factory=dict)
     ends: tuple[float, float] = (math.nan, math.nan)
 
 
@@ -64,11 +64,11 @@ class Perturbed(NamedTuple):
 
     Attributes:
         delta: {parameter: its change in this window, over sigma}.
-        answered: a, {parameter: the sum of the changes that the outer loss in this window answers to}.
+        perturbation: a, {parameter: the sum of the changes that the outer loss in this window answers to}.
     """
 
     delta: Tensors
-    answered: Tensors
+    perturbation: Tensors
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,21 @@ class ParticleES(ABC):
         return estimate_by_particles(self, schedule, runs, seeds, state)
 
 
-class Moved(NamedTuple):
-    """A particle after a window: what it is now, what + and - gained there (NaN if broken), and what they answer to."""
+class WindowPlayed(NamedTuple):
+    """One window of a particle.
+
+    Attributes:
+        particle: after the window.
+        shares: what the outer losses of the runs at + and - gained in it; NaN where a number was not finite.
+        perturbation: a, {parameter: a tensor of its shape} that the shares answer to.
+        judged: outer loss and score of both runs at the end of the window.
+        inner_steps: training steps done by both.
+    """
 
     particle: Particle
     shares: tuple[float, float]
-    answered: Tensors
-    stands: tuple[Judged, Judged]
+    perturbation: Tensors
+    judged: tuple[Judged, Judged]
     inner_steps: int
 
     @property
@@ -125,32 +133,33 @@ def estimate_by_particles(
     start = time.perf_counter()
     num_windows = -(-runs.problem.steps // _window(estimator, runs))
     particles = load(state)
-    warm_up: list[Moved] = []
+    warm_up: list[WindowPlayed] = []
     if not particles:
         particles = [Particle() for _ in seeds]
         ahead = first_windows(len(seeds), num_windows, seeds[0])
         for done in range(max(ahead)):
             chosen = [i for i, first in enumerate(ahead) if first > done]
-            moves = move(estimator, schedule, runs, [particles[i] for i in chosen], [seeds[i] for i in chosen])
-            for i, moved in zip(chosen, moves, strict=True):
-                particles[i] = moved.particle
-            warm_up += moves
-    moves = move(estimator, schedule, runs, particles, seeds)
-    kept = [moves[i] for i in finite_pairs([share for moved in moves for share in moved.shares])]
-    rises = [num_windows * (moved.shares[0] - moved.shares[1]) / (2 * estimator.sigma) for moved in kept]
+            windows = play_window(estimator, schedule, runs, [particles[i] for i in chosen], [seeds[i] for i in chosen])
+            for i, played in zip(chosen, windows, strict=True):
+                particles[i] = played.particle
+            warm_up += windows
+    windows = play_window(estimator, schedule, runs, particles, seeds)
+    kept = [windows[i] for i in finite_pairs([share for played in windows for share in played.shares])]
+    rises = [num_windows * (played.shares[0] - played.shares[1]) / (2 * estimator.sigma) for played in kept]
     terms = [
-        [rise * e for e in score_function(schedule, moved.answered)] for rise, moved in zip(rises, kept, strict=True)
+        [rise * e for e in score_function(schedule, played.perturbation)]
+        for rise, played in zip(rises, kept, strict=True)
     ]
-    everything = warm_up + moves
-    found = population_mean(terms, _judged(moves, kept), time.perf_counter() - start)
-    found = with_faults(found, [stand.fault for moved in everything for stand in moved.stands])
+    everything = warm_up + windows
+    found = population_mean(terms, _judged(windows, kept), time.perf_counter() - start)
+    found = with_faults(found, [run.fault for played in everything for run in played.judged])
     notes = {
         "pairs": float(len(seeds)),
         "spread": spread(rises),
-        "resets": float(sum(moved.broken for moved in everything)),
+        "resets": float(sum(played.broken for played in everything)),
     }
-    inner_steps = sum(moved.inner_steps for moved in everything)
-    return Estimate([found], save([moved.particle for moved in moves]), inner_steps, notes)
+    inner_steps = sum(played.inner_steps for played in everything)
+    return Estimate([found], save([played.particle for played in windows]), inner_steps, notes)
 
 
 def first_windows(num_particles: int, num_windows: int, seed: int) -> list[int]:
@@ -163,9 +172,9 @@ def first_windows(num_particles: int, num_windows: int, seed: int) -> list[int]:
     return [(first + i * num_windows // num_particles) % num_windows for i in range(num_particles)]
 
 
-def move(
+def play_window(
     estimator: ParticleES, schedule: nn.Module, runs: Runs, particles: Sequence[Particle], seeds: Sequence[int]
-) -> list[Moved]:
+) -> list[WindowPlayed]:
     """Each particle after its next window."""
     steps, window = runs.problem.steps, _window(estimator, runs)
     particles = [p if p.step else replace(p, seed=seed) for p, seed in zip(particles, seeds, strict=True)]
@@ -177,24 +186,24 @@ def move(
     ]
     reached = runs.segments(segments)
     return [
-        _moved(p, answered, up, down, steps)
-        for p, (_, answered), up, down in zip(particles, perturbed, reached[::2], reached[1::2], strict=True)
+        _played(p, perturbation, up, down, steps)
+        for p, (_, perturbation), up, down in zip(particles, perturbed, reached[::2], reached[1::2], strict=True)
     ]
 
 
-def _moved(p: Particle, answered: Tensors, up: Reached, down: Reached, steps: int) -> Moved:
-    moved = Moved(
-        particle=replace(p, step=up.step, up=up, down=down, answered=answered),
+def _played(p: Particle, perturbation: Tensors, up: Reached, down: Reached, steps: int) -> WindowPlayed:
+    played = WindowPlayed(
+        particle=replace(p, step=up.step, up=up, down=down, perturbation=perturbation),
         shares=(_share(up, p.up), _share(down, p.down)),
-        answered=answered,
-        stands=(Judged(up.loss, up.score, up.fault), Judged(down.loss, down.score, down.fault)),
+        perturbation=perturbation,
+        judged=(Judged(up.loss, up.score, up.fault), Judged(down.loss, down.score, down.fault)),
         inner_steps=2 * (up.step - p.step),
     )
-    if moved.broken:
-        return moved._replace(particle=Particle(ends=p.ends))
+    if played.broken:
+        return played._replace(particle=Particle(ends=p.ends))
     if up.step == steps:
-        return moved._replace(particle=Particle(ends=((up.loss + down.loss) / 2, (up.score + down.score) / 2)))
-    return moved
+        return played._replace(particle=Particle(ends=((up.loss + down.loss) / 2, (up.score + down.score) / 2)))
+    return played
 
 
 def _share(reached: Reached, since: Reached | None) -> float:
@@ -204,9 +213,9 @@ def _share(reached: Reached, since: Reached | None) -> float:
     return reached.loss - (since.loss if since else 0.0)
 
 
-def _judged(moves: Sequence[Moved], kept: Sequence[Moved]) -> list[Judged]:
-    ended = [Judged(*moved.particle.ends) for moved in moves if math.isfinite(moved.particle.ends[0])]
-    return ended or [stand for moved in kept for stand in moved.stands]
+def _judged(windows: Sequence[WindowPlayed], kept: Sequence[WindowPlayed]) -> list[Judged]:
+    ended = [Judged(*played.particle.ends) for played in windows if math.isfinite(played.particle.ends[0])]
+    return ended or [run for played in kept for run in played.judged]
 
 
 def _window(estimator: ParticleES, runs: Runs) -> int:
@@ -223,7 +232,7 @@ def save(particles: Sequence[Particle]) -> State:
         own = f"particle{i}"
         state |= {f"{own}/seed": torch.tensor(p.seed), f"{own}/step": torch.tensor(p.step)}
         state[f"{own}/ends"] = torch.tensor(p.ends, dtype=torch.float64)
-        state |= {f"{own}/answered/{name}": v for name, v in p.answered.items()}
+        state |= {f"{own}/answered/{name}": v for name, v in p.perturbation.items()}
         for sign, run in (("+", p.up), ("-", p.down)):
             if run is not None:
                 state[f"{own}/{sign}/stands"] = torch.tensor([run.loss, run.score], dtype=torch.float64)

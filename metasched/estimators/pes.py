@@ -27,7 +27,7 @@ class PersistentES(ParticleES):
     def perturbed(self, schedule: nn.Module, particle: Particle, seed: int) -> Perturbed:
         """A fresh perturbation, which answers together with those before it."""
         delta = direction(schedule, seed, particle.step)
-        return Perturbed(delta, {name: particle.answered.get(name, 0) + d for name, d in delta.items()})
+        return Perturbed(delta, {name: particle.perturbation.get(name, 0) + d for name, d in delta.items()})
 
 
 def build(meta: MetaConfig) -> PersistentES:

@@ -182,12 +182,12 @@ def train_online(
         steps = range(step, min(step + online.every, problem.steps))
         with torch.no_grad():
             values = onward(progress[steps.start : steps.stop], layers)
-        now = {name: v.to(like) for name, v in values.items()}
-        state = state or problem.initial(rows(now, 0))
+        played_now = {name: v.to(like) for name, v in values.items()}
+        state = state or problem.initial(rows(played_now, 0))
         losses = []
-        for taken in take_steps(problem, state, now, steps):
-            state = taken.state
-            losses.append(taken.loss)
+        for done in take_steps(problem, state, played_now, steps):
+            state = done.state
+            losses.append(done.loss)
         played.append(values)
         record = Adaptation(
             step=step + len(losses),

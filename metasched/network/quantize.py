@@ -1,10 +1,7 @@
-"""``quantize(model, method)``: turns an ordinary module into a network that runs under given controls.
+"""``quantize(model, method)``: an ordinary module and a method make a network that runs under given controls.
 
-The model is copied; in the copy, each quantized activation is replaced by a site whose function is set by the running
-call. Parameters, buffers, method state and controls are arguments of every call; nothing is stored.
-
-Shapes: L layers; a weight is [C_out, ...]; controls of one step are [L] per name. ``Tensors`` maps names to tensors;
-the names of method state and trainable tensors are ``layer/name``. Any floating dtype works; tests use float64.
+The module itself stays as it is: a copy is made, in which each chosen activation is replaced by a site that asks the
+running call what to do. Parameters, buffers, method state and controls are arguments of every call; nothing is stored.
 """
 
 from __future__ import annotations
@@ -27,7 +24,7 @@ from metasched.core.randomness import Draw
 from metasched.methods.base import Evaluating, Method
 
 Tensors = dict[str, torch.Tensor]
-ControlRows = Mapping[str, torch.Tensor]  # control -> [L], the values of one step
+ControlRow = Mapping[str, torch.Tensor]  # control -> [L], the controls of one step
 
 _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Hardtanh)
@@ -36,22 +33,22 @@ _activate: ContextVar[Callable[[int, torch.Tensor], torch.Tensor]] = ContextVar(
 
 
 class ActivationSite(nn.Module):
-    """Replaces an activation module; ``activations`` sets the function that it computes."""
+    """Stands where an activation stood; what it computes is decided by the call that runs the network."""
 
     def __init__(self, layer: int) -> None:
         super().__init__()
         self.layer = layer
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The output [...] for an input [...] under the running call; float32 under autocast."""
+        """What the running call puts out here."""
         if torch.is_autocast_enabled(x.device.type):
-            x = x.float()  # noise narrower than the resolution of bfloat16 would have no effect
+            x = x.float()  # noise narrower than bfloat16 can tell apart would be none
         return _activate.get()(self.layer, x)
 
 
 @contextmanager
 def activations(function: Callable[[int, torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    """Inside this context, the sites compute ``function(layer index, input)``."""
+    """Within: the sites compute ``function(layer index, input)``."""
     token = _activate.set(function)
     try:
         yield
@@ -61,12 +58,12 @@ def activations(function: Callable[[int, torch.Tensor], torch.Tensor]) -> Iterat
 
 @dataclass(frozen=True)
 class QuantizedNetwork:
-    """A module with sites in place of activations, the method, and the quantized layers.
+    """A module with its activations replaced, the method, and the layers that it works on.
 
     Attributes:
-        module: the copy of the model; it holds the initial parameters and buffers, and runs through the methods below.
+        module: the copy; read its initial parameters and buffers from it, run it through the methods here.
         method: the quantization method.
-        layers: the L quantized layers, in the order of the data flow; each control has one value per layer.
+        layers: what is quantized, in the order of the data flow; all controls have one value for each.
     """
 
     module: nn.Module
@@ -75,45 +72,39 @@ class QuantizedNetwork:
 
     @cached_property
     def draws(self) -> bool:
-        """Whether the module contains a torch module, such as dropout, that draws from the global generator."""
+        """Whether a module of torch's here draws from the global generator, as dropout does."""
         return any(isinstance(m, _DRAWING) for m in self.module.modules())
 
     def describe(self) -> str:
-        """A table of the quantized layers, one line each."""
+        """One line a layer: what was chosen."""
         return "\n".join(
             f"{x.name}: {x.kind}, {x.num_weights} weights of {x.bits:.3g} bits, quantizes {x.quantizes}"
             for x in self.layers
         )
 
-    def initialize(self, params: Tensors, controls: ControlRows, seed: int) -> tuple[Tensors, Tensors]:
-        """Initial parameters and method state.
+    def initialize(self, params: Tensors, row: ControlRow, seed: int) -> tuple[Tensors, Tensors]:
+        """Initial parameters and method state, from the float network's parameters and the first step's controls.
 
-        Args:
-            params: parameters of the float network by name; weights are [C_out, ...].
-            controls: control -> [L], at the first step.
-            seed: seed of the random numbers.
-
-        Returns:
-            the parameters, including the method's trainable tensors as ``layer/name``, and the method state.
+        The parameters have the method's trainable tensors beside the module's, as ``layer/name``.
         """
         params = dict(params)
         state: Tensors = {}
-        each = self._rows(controls)
+        values = self._values(row)
         for i, layer in enumerate(self.layers):
             key = layer.weight_key
-            params[key], trainable, own = self.method.initialize(params[key], each[i], Draw(seed, 0, i))
-            assert not trainable.keys() & own.keys(), "a name is both a trainable tensor and a state"
+            params[key], trainable, own = self.method.initialize(params[key], values[i], Draw(seed, 0, i))
+            assert not trainable.keys() & own.keys(), "a tensor is trainable or state"
             params |= _prefixed(layer, trainable)
             state |= _prefixed(layer, own)
         return params, state
 
-    def prepare(self, params: Tensors, state: Tensors, controls: ControlRows, seed: int, step: int) -> Tensors:
-        """Method state for the forward pass of this step; arguments as in ``forward``, controls [L]."""
+    def prepare(self, params: Tensors, state: Tensors, row: ControlRow, seed: int, step: int) -> Tensors:
+        """Method state for this step's forward pass."""
         prepared: Tensors = {}
-        each, trainable = self._rows(controls), self.trainable(params)
+        values, trainable = self._values(row), self.trainable(params)
         owns = _of_layers({**state, **trainable})
         for i, layer in enumerate(self.layers):
-            own = self.method.prepare(params[layer.weight_key], owns[layer.name], each[i], Draw(seed, step, i))
+            own = self.method.prepare(params[layer.weight_key], owns[layer.name], values[i], Draw(seed, step, i))
             prepared |= _prefixed(layer, own, without=trainable)
         return prepared
 
@@ -122,38 +113,26 @@ class QuantizedNetwork:
         call: Callable[[Tensors, torch.Tensor], torch.Tensor],
         params: Tensors,
         state: Tensors,
-        controls: ControlRows,
+        row: ControlRow,
         x: torch.Tensor,
         seed: int,
         step: int,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Outputs of the quantized network in training, and the method's penalty.
-
-        Args:
-            call: (parameters of the module, x) -> outputs; runs the module (see the method ``call``).
-            params: parameters, including the method's trainable tensors.
-            state: method state of this step, from ``prepare``.
-            controls: control -> [L], at this step.
-            x: input of the model, [N, ...].
-            seed, step: random numbers are a function of both.
-
-        Returns:
-            outputs of the model, [N, ...], and the penalty, 0-d, or None if the method has none.
-        """
+        """Outputs under the controls, and the method's penalty (None for none); ``call(params, x)`` runs the module."""
         trainable = self.trainable(params)
         seen, penalty = _without(params, trainable), None
-        # separate rows for the sites keep the order in which derivatives are summed, and so the bits of old results
-        each, of_sites = self._rows(controls), self._rows(controls)
+        # the sites have values of their own: derivatives add up in the order in which published ones were added up
+        values, site_values = self._values(row), self._values(row)
         owns = _of_layers({**state, **trainable})
         for i, layer in enumerate(self.layers):
-            key, own, row = layer.weight_key, owns[layer.name], each[i]
-            seen[key] = self.method.weight(params[key], own, row, Draw(seed, step, i))
-            term = self.method.penalty(params[key], own, row)
+            key, own, now = layer.weight_key, owns[layer.name], values[i]
+            seen[key] = self.method.weight(params[key], own, now, Draw(seed, step, i))
+            term = self.method.penalty(params[key], own, now)
             if term is not None:
                 penalty = term if penalty is None else penalty + term
 
         def activate(i: int, x: torch.Tensor) -> torch.Tensor:
-            return self.method.activation(x, owns[self.layers[i].name], of_sites[i], Draw(seed, step, i))
+            return self.method.activation(x, owns[self.layers[i].name], site_values[i], Draw(seed, step, i))
 
         with activations(activate):
             return call(seen, x), penalty
@@ -163,35 +142,33 @@ class QuantizedNetwork:
         params: Tensors,
         proposed: Tensors,
         state: Tensors,
-        controls: ControlRows,
+        row: ControlRow,
         seed: int,
         step: int,
         loss: Callable[[Tensors], torch.Tensor] | None = None,
     ) -> tuple[Tensors, Tensors]:
-        """Parameters and method state after a step, from the optimizer's proposal.
+        """What becomes of the optimizer's proposal.
 
         Args:
-            params: parameters before the optimizer's step; weights are [C_out, ...].
-            proposed: parameters after it, with the same names and shapes.
-            state, controls, seed, step: as in ``forward``.
-            loss: parameters -> loss of the batch, 0-d, without a graph; for methods that evaluate it.
+            params, proposed, state, row, seed, step: of this step.
+            loss: of its batch at other parameters, 0-d, without a graph; for methods that evaluate it.
 
         Raises:
-            MetaschedError: the method evaluates the loss, but ``loss`` is None.
+            MetaschedError: the method evaluates the loss, and there is none.
         """
         if isinstance(self.method, Evaluating):
-            return self._update_evaluated(self.method, params, proposed, state, controls, seed, step, loss)
+            return self._update_evaluated(self.method, params, proposed, state, row, seed, step, loss)
         settled, updated = dict(proposed), {}
-        each, trainable = self._rows(controls), self.trainable(params)
+        values, trainable = self._values(row), self.trainable(params)
         owns, news = _of_layers({**state, **trainable}), _of_layers(self.trainable(proposed))
         for i, layer in enumerate(self.layers):
             key = layer.weight_key
             settled[key], own = self.method.update(
-                params[key], proposed[key], owns[layer.name], each[i], Draw(seed, step, i)
+                params[key], proposed[key], owns[layer.name], values[i], Draw(seed, step, i)
             )
             updated |= _prefixed(layer, own, without=trainable)
             if layer.name in news:
-                settled |= _prefixed(layer, self.method.update_trainable(owns[layer.name], news[layer.name], each[i]))
+                settled |= _prefixed(layer, self.method.update_trainable(owns[layer.name], news[layer.name], values[i]))
         return settled, updated
 
     def _update_evaluated(
@@ -200,17 +177,17 @@ class QuantizedNetwork:
         params: Tensors,
         proposed: Tensors,
         state: Tensors,
-        controls: ControlRows,
+        row: ControlRow,
         seed: int,
         step: int,
         loss: Callable[[Tensors], torch.Tensor] | None,
     ) -> tuple[Tensors, Tensors]:
-        """``update`` for a method that evaluates the loss: each layer at the updated parameters of those before it."""
+        """``update``, layer by layer, each at the parameters that those before it have left."""
         if loss is None:
-            problem = "batch needs the loss at other weights, which this loop does not evaluate"
+            problem = "batch needs the loss of the batch at other weights, which only metasched's own steps evaluate"
             raise MetaschedError("method.energy", problem, "set it to first_order, or meta.estimator to sweep")
         settled, updated, moved = dict(proposed), {}, {name: p.detach() for name, p in params.items()}
-        here, each, trainable = loss(moved), self._rows(controls), self.trainable(params)
+        here, values, trainable = loss(moved), self._values(row), self.trainable(params)
         owns, news = _of_layers({**state, **trainable}), _of_layers(self.trainable(proposed))
         for i, layer in enumerate(self.layers):
             key = layer.weight_key
@@ -218,7 +195,7 @@ class QuantizedNetwork:
                 params[key],
                 proposed[key],
                 owns[layer.name],
-                each[i],
+                values[i],
                 Draw(seed, step, i),
                 lambda w, key=key: loss({**moved, key: w.detach()}),
                 here,
@@ -226,20 +203,11 @@ class QuantizedNetwork:
             moved[key] = settled[key].detach()
             updated |= _prefixed(layer, own, without=trainable)
             if layer.name in news:
-                settled |= _prefixed(layer, self.method.update_trainable(owns[layer.name], news[layer.name], each[i]))
+                settled |= _prefixed(layer, self.method.update_trainable(owns[layer.name], news[layer.name], values[i]))
         return settled, updated
 
     def harden(self, params: Tensors, state: Tensors, surrogate: float = 0.5) -> Tensors:
-        """The deployed parameters of the module.
-
-        Args:
-            params: parameters, including the method's trainable tensors; weights are [C_out, ...].
-            state: method state.
-            surrogate: half-width in quanta of the uniform noise whose density is the derivative, > 0.
-
-        Returns:
-            the parameters of the module by name; every element of a quantized weight is a level times its scale.
-        """
+        """The deployed parameters of the module: every quantized weight exactly on its level set."""
         trainable = self.trainable(params)
         hardened, owns = _without(params, trainable), _of_layers({**state, **trainable})
         for layer in self.layers:
@@ -254,32 +222,25 @@ class QuantizedNetwork:
         x: torch.Tensor,
         surrogate: float = 0.5,
     ) -> torch.Tensor:
-        """Outputs of the deployed network, [N, ...].
-
-        Args:
-            call: as in ``forward``.
-            hardened: result of ``harden``.
-            x: input of the model, [N, ...].
-            surrogate: as in ``harden``, for activations.
-        """
+        """Outputs of the deployed network, from hardened parameters."""
         with activations(lambda i, x: self.method.harden_activation(x, surrogate)):
             return call(hardened, x)
 
     def call(self, buffers: Tensors) -> Callable[[Tensors, torch.Tensor], torch.Tensor]:
-        """(parameters, x [N, ...]) -> outputs [N, ...]; batch normalization updates ``buffers`` in place."""
+        """A runner of the module with these buffers, which batch normalization updates in place."""
         return lambda params, x: functional_call(self.module, {**params, **buffers}, (x,))
 
     def buffers(self) -> Tensors:
         """A copy of the module's initial buffers."""
         return {name: b.detach().clone() for name, b in self.module.named_buffers()}
 
-    def _rows(self, controls: ControlRows) -> list[Tensors]:
-        """The controls of each layer: control -> 0-d, from control -> [L]."""
-        values = {name: v.unbind() for name, v in controls.items()}
-        return [{name: v[i] for name, v in values.items()} for i in range(len(self.layers))]
+    def _values(self, row: ControlRow) -> list[Tensors]:
+        """The values of each layer, control -> 0-d, from those of a step, control -> [L]."""
+        unbound = {name: v.unbind() for name, v in row.items()}
+        return [{name: v[i] for name, v in unbound.items()} for i in range(len(self.layers))]
 
     def trainable(self, params: Tensors) -> Tensors:
-        """The method's trainable tensors among the parameters: ``layer/name`` -> tensor [...]."""
+        """The trainable tensors of the method among the parameters, by their names there: ``layer/name``."""
         return {name: p for name, p in params.items() if name.rpartition("/")[0] in self._names}
 
     @cached_property
@@ -290,20 +251,20 @@ class QuantizedNetwork:
 def quantize(
     model: nn.Module, method: Method, example: torch.Tensor, *, first: bool = True, last: bool = False
 ) -> QuantizedNetwork:
-    """Quantizes the convolutions and linear layers of a model, and the activations after them.
+    """Wrap a model: choose its layers and say what each quantizes.
 
-    Layers are in the order in which a forward pass of ``example`` runs them. An activation module belongs to the last
-    layer before it, if that layer does not have one yet.
+    All convolutions and linear layers are chosen, in the order in which a forward pass of ``example`` runs them; an
+    activation module belongs to the layer that ran last before it, if that layer has none yet.
 
     Args:
-        model: a module whose activations are modules (not functional calls) that run once per pass; it is copied.
-        method: the quantization method.
-        example: input batch [N, ...] for one forward pass in eval mode.
-        first, last: whether the first and the last layer are quantized.
+        model: any module whose activations are modules (not functional calls) that run once a pass; it is copied.
+        method: what quantizes them.
+        example: an input batch, used for one pass in eval mode.
+        first, last: whether the first and the last layer are quantized too.
 
     Raises:
-        MetaschedError: no layer is left, a layer or an activation runs more than once per pass, the model is a single
-            layer, or layers share a weight.
+        MetaschedError: nothing to quantize, a layer or an activation that runs more than once in a pass, a model that
+            is a single layer, or layers that share a weight.
     """
     module = copy.deepcopy(model)
     ran = _execution_order(module, example)
@@ -342,18 +303,18 @@ def quantize(
 
 
 def _refuse_unnamed(module: nn.Module, chosen: list[str]) -> None:
-    """Raises unless each chosen layer owns a parameter ``weight``: parameters are identified by name."""
+    """Each chosen layer must own its weight under its own name: parameters are told apart by their names."""
     if "" in chosen:
         raise MetaschedError("model", "is a single layer", "wrap it: torch.nn.Sequential(layer)")
     own = {name for name, _ in module.named_parameters()}
     for name in chosen:
         if weight_key(name) not in own:
-            problem = "shares its weight with another layer, or its weight is parametrized"
-            raise MetaschedError(f"model.{name}", problem, "give each quantized layer its own plain weight")
+            problem = "shares its weight with another layer, or has it parametrized"
+            raise MetaschedError(f"model.{name}", problem, "give each quantized layer a plain weight of its own")
 
 
 def _execution_order(module: nn.Module, example: torch.Tensor) -> list[tuple[str, nn.Module]]:
-    """The layers with weights and the activations, in the order in which they run."""
+    """The weighted layers and activations in the order in which they run, each once."""
     ran: list[tuple[str, nn.Module]] = []
     hooks = [
         m.register_forward_hook(lambda m, _in, _out, name=name: ran.append((name, m)))
@@ -369,13 +330,13 @@ def _execution_order(module: nn.Module, example: torch.Tensor) -> list[tuple[str
     for name in names:
         if names.count(name) > 1:
             raise MetaschedError(
-                f"model.{name}", "runs more than once in a forward pass", "use a separate module for each use"
+                f"model.{name}", "runs more than once in a forward pass", "give each use a module of its own"
             )
     return ran
 
 
 def _of_layers(state: Tensors) -> Mapping[str, Tensors]:
-    """Layer name -> the layer's tensors by name; an empty dict for a layer without any."""
+    """Each layer's own part of the method state, by its name; of a layer without one, nothing."""
     owns: defaultdict[str, Tensors] = defaultdict(dict)
     for key, value in state.items():
         layer, _, name = key.rpartition("/")
@@ -392,10 +353,10 @@ def _without(tensors: Tensors, others: Tensors) -> Tensors:
 
 
 def rows(controls: Mapping[str, torch.Tensor], step: int) -> Tensors:
-    """The values of one step, control -> [L], from those of a whole run, control -> [T, L]."""
+    """The row of one step, control -> [L], out of a whole run's, control -> [T, L]."""
     return {name: values[step] for name, values in controls.items()}
 
 
 def rows_of(controls: Mapping[str, torch.Tensor], steps: range) -> Tensors:
-    """The controls of some steps, control -> [len(steps), L], out of a whole run's, control -> [T, L]."""
+    """The rows of some steps, control -> [len(steps), L], out of a whole run's, control -> [T, L]."""
     return {name: values[steps.start : steps.stop] for name, values in controls.items()}

@@ -37,7 +37,7 @@ def cell_score(experiment: Experiment, controls: Tensors, seed: int, steps: int,
 
 
 def cell_scores(experiment: Experiment, controls: Tensors, seeds: Sequence[int], steps: int, part: Part) -> list[float]:
-    """``cell_score`` for each seed, trained at once where that pays (see training/mapped.py)."""
+    """``cell_score`` for each seed, trained at once where that pays (see training/stacked.py)."""
     problem = build_problem(experiment, steps=steps)
     like = next(problem.network.module.parameters())
     states = train_each(problem, {name: v.to(like) for name, v in controls.items()}, seeds)
@@ -54,8 +54,8 @@ def played(experiment: Experiment, schedule: Schedule, steps: int) -> Tensors:
     return {name: v.detach() for name, v in schedule(progress_of_steps(steps), layers).items()}
 
 
-class Remembered:
-    """A pool before which there is a file: cells that it holds are not computed, and those that are computed join it.
+class CachedPool:
+    """A pool with a cache in a file: cells in the file are not computed again, and computed ones are added to it.
 
     Args:
         pool: where cells are computed; a Mapper, as this is.

@@ -186,9 +186,9 @@ class LocalRuns:
         ends: dict[int, Reached] = {}
         for indices in alike.values():
             ends |= zip(indices, reach_each(self.played, [segments[i] for i in indices], self.outer), strict=True)
-        return [self._named(s, ends[i]) for i, s in enumerate(segments)]
+        return [self._with_fault(s, ends[i]) for i, s in enumerate(segments)]
 
-    def _named(self, segment: Segment, end: Reached) -> Reached:
+    def _with_fault(self, segment: Segment, end: Reached) -> Reached:
         """With the fault of a run that has one."""
         if math.isfinite(end.loss) and not broken(end.state):
             return end
@@ -209,11 +209,11 @@ def reach(problem: InnerProblem, segment: Segment, outer: OuterLoss) -> Reached:
     else:
         judged = range(segment.stop - 1, segment.stop)
     steps = range(since.step, segment.stop)
-    for taken in take_steps(problem, state, rows_of(controls, steps), steps):
-        state = taken.state
-        if taken.step in judged:
+    for done in take_steps(problem, state, rows_of(controls, steps), steps):
+        state = done.state
+        if done.step in judged:
             with torch.no_grad():
-                found = judge(problem, outer, state, taken.row, problem.network.call(problem.network.buffers()))
+                found = judge(problem, outer, state, done.row, problem.network.call(problem.network.buffers()))
             loss, score = loss + float(found[0]) / len(judged), score + float(found[1]) / len(judged)
     return Reached(segment.stop, state, loss, score)
 
@@ -247,11 +247,11 @@ def reach_mapped(problem: InnerProblem, segments: Sequence[Segment], outer: Oute
     problem, state = mappable(problem), stacked(problem, [s.state for s in since])
     controls = {name: torch.stack([c[name] for c in each], 1) for name in each[0]}  # [T, N, L]
     seeds, steps = torch.tensor([s.seed for s in segments], dtype=torch.int64), range(start, stop)
-    for taken in take_steps(problem, state, rows_of(controls, steps), steps, seeds=seeds):
-        state = taken.state
-        if taken.step in judged:
+    for done in take_steps(problem, state, rows_of(controls, steps), steps, seeds=seeds):
+        state = done.state
+        if done.step in judged:
             with torch.no_grad():
-                losses, scores = judge_mapped(problem, outer, state, taken.row, seeds)
+                losses, scores = judge_mapped(problem, outer, state, done.row, seeds)
             totals = [
                 (loss + a / len(judged), score + b / len(judged))
                 for (loss, score), a, b in zip(totals, losses.tolist(), scores.tolist(), strict=True)

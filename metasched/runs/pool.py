@@ -26,7 +26,7 @@ from metasched.io.environment import INNER_THREADS
 
 
 class Mapper(Protocol):
-    """Something that computes functions of independent work, in order: a Pool, or a memory before one."""
+    """Something that computes functions of independent work, in order: a Pool, or one with a cache (CachedPool)."""
 
     @property
     def workers(self) -> int:

@@ -31,8 +31,8 @@ class InnerRun(NamedTuple):
     losses: torch.Tensor
 
 
-class Taken(NamedTuple):
-    """A step that was taken.
+class Stepped(NamedTuple):
+    """A step that was done.
 
     Attributes:
         step: t.
@@ -57,7 +57,7 @@ def take_steps(
     *,
     differentiable: bool = False,
     seeds: torch.Tensor | None = None,
-) -> Iterator[Taken]:
+) -> Iterator[Stepped]:
     """Take steps one after the other, from the state before the first of them.
 
     Args:
@@ -68,16 +68,16 @@ def take_steps(
     for i, step in enumerate(steps):
         row = rows(controls, i)
         state, loss, gradients = inner_step(problem, state, row, step, differentiable=differentiable, seeds=seeds)
-        yield Taken(step, state, loss, gradients, row)
+        yield Stepped(step, state, loss, gradients, row)
 
 
 def train(problem: InnerProblem, controls: Mapping[str, torch.Tensor]) -> InnerRun:
     """Train for T steps under the controls ({control: [T, L]}), without a graph."""
     state = problem.initial(rows(controls, 0))
     losses = []
-    for taken in take_steps(problem, state, controls, range(problem.steps)):
-        state = taken.state
-        losses.append(taken.loss)
+    for done in take_steps(problem, state, controls, range(problem.steps)):
+        state = done.state
+        losses.append(done.loss)
     return InnerRun(state, torch.stack(losses))
 
 

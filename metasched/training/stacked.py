@@ -51,7 +51,7 @@ def mapping_pays(problem: InnerProblem, runs: int) -> bool:
 
 
 def gradient_mapping_pays(problem: InnerProblem, runs: int) -> bool:
-    """Whether so many hypergradients are taken by one mapped sweep: on a GPU, where ``mapping_pays``.
+    """Whether so many hypergradients are done by one mapped sweep: on a GPU, where ``mapping_pays``.
 
     Not on a CPU: the last bits of sums over runs would depend on how many runs a process is given.
     """
@@ -106,8 +106,8 @@ def train_mapped(problem: InnerProblem, controls: Mapping[str, torch.Tensor], se
     first = [{name: v[i, 0] for name, v in controls.items()} for i in range(len(seeds))]
     state = stacked(problem, [problem.with_seed(s).initial(f) for s, f in zip(seeds, first, strict=True)])
     by_step = {name: v.transpose(0, 1) for name, v in controls.items()}
-    for taken in take_steps(problem, state, by_step, range(problem.steps), seeds=each):
-        state = taken.state
+    for done in take_steps(problem, state, by_step, range(problem.steps), seeds=each):
+        state = done.state
     return state
 
 

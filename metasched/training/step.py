@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from metasched.core.randomness import derive_seed
-from metasched.network.quantize import ControlRows, QuantizedNetwork, Tensors
+from metasched.network.quantize import ControlRow, QuantizedNetwork, Tensors
 from metasched.tasks.base import Task
 from metasched.training.finite import FINITE, all_finite, each_finite
 from metasched.training.optimizers import Hyper, Optimizer, update_stacked
@@ -69,7 +69,7 @@ class InnerProblem:
                 now[name] = value
         return now
 
-    def initial(self, first: ControlRows) -> TrainingState:
+    def initial(self, first: ControlRow) -> TrainingState:
         """The state before the first step; the initial weights are a function of the seed and of the first controls."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.seed, "weights"))
@@ -120,7 +120,7 @@ def precise(
 def training_loss(
     problem: InnerProblem,
     state: TrainingState,
-    controls: ControlRows,
+    controls: ControlRow,
     step: int,
     call: Callable[[Tensors, torch.Tensor], torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, Tensors]:
@@ -158,7 +158,7 @@ class Evaluated(NamedTuple):
 def inner_step(
     problem: InnerProblem,
     state: TrainingState,
-    controls: ControlRows,
+    row: ControlRow,
     step: int,
     *,
     differentiable: bool,
@@ -169,7 +169,7 @@ def inner_step(
     Args:
         problem: what is trained; for stacked runs a ``mappable`` one, whose own seed plays no part.
         state: before the step; of stacked runs with N first in each shape.
-        controls: of this step, {control: [L]}, or {control: [N, L]}.
+        row: the controls of this step, {control: [L]}, or {control: [N, L]}.
         step: t, from 0.
         differentiable: keep the graph, so that the new state can be differentiated in controls, hyper-parameters and
             the state; otherwise the new state is detached.
@@ -182,8 +182,8 @@ def inner_step(
         RuntimeError: torch.vmap refuses the model or the method of stacked runs.
     """
     state = with_leaves(state, keep_graph=differentiable)
-    found = evaluate(problem, state, controls, step, differentiable=differentiable, seeds=seeds)
-    after = advance(problem, state, found, controls, step, differentiable=differentiable, seeds=seeds)
+    found = evaluate(problem, state, row, step, differentiable=differentiable, seeds=seeds)
+    after = advance(problem, state, found, row, step, differentiable=differentiable, seeds=seeds)
     return after, found.loss.detach(), found.gradients
 
 
@@ -196,7 +196,7 @@ def with_leaves(state: TrainingState, *, keep_graph: bool) -> TrainingState:
 def evaluate(
     problem: InnerProblem,
     state: TrainingState,
-    controls: ControlRows,
+    row: ControlRow,
     step: int,
     *,
     differentiable: bool = False,
@@ -207,10 +207,10 @@ def evaluate(
     state = state._replace(buffers={name: b.clone() for name, b in state.buffers.items()})  # updated in place
     with torch.enable_grad():
         if seeds is None:
-            loss, method = training_loss(problem, state, controls, step)
+            loss, method = training_loss(problem, state, row, step)
             total = loss
         else:
-            loss, method = _losses(problem, state, controls, step, seeds)
+            loss, method = _losses(problem, state, row, step, seeds)
             total = loss.sum()  # each run has a term of its own
         found = torch.autograd.grad(total, list(params.values()), create_graph=differentiable, allow_unused=True)
     grads = {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(params.items(), found, strict=True)}
@@ -221,7 +221,7 @@ def advance(
     problem: InnerProblem,
     state: TrainingState,
     found: Evaluated,
-    controls: ControlRows,
+    row: ControlRow,
     step: int,
     *,
     differentiable: bool = False,
@@ -231,7 +231,7 @@ def advance(
     """The second half of ``inner_step``: the optimizer's proposal -> what the method makes of it -> health.
 
     Args:
-        problem, state, controls, step, differentiable, seeds: as they were given to ``evaluate``.
+        problem, state, row, step, differentiable, seeds: as they were given to ``evaluate``.
         found: what that gave.
         loss_at: the loss of this step's batch at other parameters, 0-d, for methods that evaluate it; None: that of
             the problem.
@@ -244,20 +244,20 @@ def advance(
     @torch.no_grad()
     def own_loss_at(params: Tensors) -> torch.Tensor:
         here = state._replace(params=params, buffers={name: b.clone() for name, b in state.buffers.items()})
-        return training_loss(problem, here, controls, step)[0]
+        return training_loss(problem, here, row, step)[0]
 
     with torch.set_grad_enabled(differentiable):
         if seeds is None:
             proposed, optimizer = problem.optimizer.update(params, found.gradients, state.optimizer, hyper)
             settled, method = problem.network.update(
-                params, proposed, found.method, controls, problem.seed, step, loss_at or own_loss_at
+                params, proposed, found.method, row, problem.seed, step, loss_at or own_loss_at
             )
         else:
             proposed, optimizer = update_stacked(problem.optimizer, params, found.gradients, state.optimizer, hyper)
-            settled, method = _settled(problem, params, proposed, found.method, controls, step, seeds)
+            settled, method = _settled(problem, params, proposed, found.method, row, step, seeds)
     if not differentiable:
         settled, method = ({name: t.detach() for name, t in part.items()} for part in (settled, method))
-    health = health_after(state, [found.loss, *controls.values(), *proposed.values(), *optimizer.values()], seeds)
+    health = health_after(state, [found.loss, *row.values(), *proposed.values(), *optimizer.values()], seeds)
     return TrainingState(settled, found.buffers, optimizer, method, health)
 
 
@@ -268,17 +268,17 @@ def health_after(state: TrainingState, numbers: Iterable[torch.Tensor], seeds: t
 
 
 def _losses(
-    problem: InnerProblem, state: TrainingState, controls: ControlRows, step: int, seeds: torch.Tensor
+    problem: InnerProblem, state: TrainingState, row: ControlRow, step: int, seeds: torch.Tensor
 ) -> tuple[torch.Tensor, Tensors]:
     """``training_loss`` of each stacked run: [N], and the method's states."""
 
     def of_run(
-        params: Tensors, buffers: Tensors, method: Tensors, controls: ControlRows, seed: torch.Tensor
+        params: Tensors, buffers: Tensors, method: Tensors, row: ControlRow, seed: torch.Tensor
     ) -> tuple[torch.Tensor, Tensors]:
         own = TrainingState(params, buffers, {}, method, {})
-        return training_loss(replace(problem, seed=seed), own, controls, step)
+        return training_loss(replace(problem, seed=seed), own, row, step)
 
-    return torch.vmap(of_run)(state.params, state.buffers, state.method, controls, seeds)
+    return torch.vmap(of_run)(state.params, state.buffers, state.method, row, seeds)
 
 
 def _settled(
@@ -286,15 +286,15 @@ def _settled(
     params: Tensors,
     proposed: Tensors,
     method: Tensors,
-    controls: ControlRows,
+    row: ControlRow,
     step: int,
     seeds: torch.Tensor,
 ) -> tuple[Tensors, Tensors]:
     """``QuantizedNetwork.update`` of each stacked run."""
 
     def of_run(
-        params: Tensors, proposed: Tensors, method: Tensors, controls: ControlRows, seed: torch.Tensor
+        params: Tensors, proposed: Tensors, method: Tensors, row: ControlRow, seed: torch.Tensor
     ) -> tuple[Tensors, Tensors]:
-        return problem.network.update(params, proposed, method, controls, seed, step)  # pyright: ignore[reportArgumentType]
+        return problem.network.update(params, proposed, method, row, seed, step)  # pyright: ignore[reportArgumentType]
 
-    return torch.vmap(of_run)(params, proposed, method, controls, seeds)
+    return torch.vmap(of_run)(params, proposed, method, row, seeds)

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from metasched.config.schema import Experiment, OnlineConfig, ScheduleConfig
 from metasched.contrib.data_parallel import Alone, train_in_parts
+from metasched.core.layer import Layer
 from metasched.core.randomness import Draw
 from metasched.engines import find_unroll
 from metasched.engines.base import ControlGradient, OuterLoss, control_gradient
 from metasched.engines.finite_differences import error_against_differences, outer_loss, uphill
 from metasched.engines.stacked import control_gradients_mapped
 from metasched.engines.tangent import slope_along
+from metasched.engines.unroll import unroll
+from metasched.meta import online
+from metasched.meta.online import train_online
 from metasched.methods.base import Control, Method, State, Values
 from metasched.methods.tensors import LayerQuantizer
 from metasched.network.module import QuantizedModule
@@ -24,11 +30,12 @@ from metasched.network.quantize import Tensors, quantize, rows
 from metasched.quantizers.levels import ternary
 from metasched.quantizers.noise import NOISE_FAMILIES
 from metasched.quantizers.stair import stair, straight_through
+from metasched.runs.local import Reached, Segment, reach, reach_mapped
 from metasched.tasks.base import Split, Task
 from metasched.training.loop import train
 from metasched.training.optimizers import SGD, Adam, Optimizer
 from metasched.training.stacked import of_run, train_mapped
-from metasched.training.step import InnerProblem, inner_step
+from metasched.training.step import InnerProblem, TrainingState, inner_step
 
 STEPS, DECAY = 4, 0.3
 WIDTH = Control("width", 0.0, 1.0, "quantum", "nonincreasing", end=0.0)
@@ -152,16 +159,35 @@ def by(name: str) -> Callable[[InnerProblem], ControlGradient]:
     return lambda here: control_gradient(find_unroll(name), here, controls(), RELAXED)
 
 
-@pytest.mark.parametrize("engine", ["sweep", "higher", "stacked"])
+def stacked_gradient(here: InnerProblem) -> ControlGradient:
+    other, found = control_gradients_mapped(here, [controls(), controls()], [2, here.seed], RELAXED)
+    assert not torch.allclose(other.wrt["width"], found.wrt["width"])
+    return found
+
+
+def in_windows(here: InnerProblem) -> ControlGradient:
+    """The derivative in the rows of step 0, and in those of a window from the state that step 0 leaves (online)."""
+    whole = by("unroll")(here)
+    row = rows(controls(), 0)
+    since, _, _ = inner_step(here, here.initial(row), row, 0, differentiable=False)
+    window = partial(unroll, since=since, window=range(1, STEPS))
+    found = control_gradient(window, here, {n: v[1:] for n, v in controls().items()}, RELAXED)
+    return found._replace(wrt={n: torch.cat([whole.wrt[n][:1], v]) for n, v in found.wrt.items()})
+
+
+DIFFERENTIATED: dict[str, Callable[[InnerProblem], ControlGradient]] = {
+    "sweep": by("sweep"),
+    "higher": by("higher"),
+    "stacked sweep": stacked_gradient,
+    "window": in_windows,
+}
+
+
+@pytest.mark.parametrize("engine", DIFFERENTIATED)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_engine_gives_the_same(engine: str, optimizer: str) -> None:
     here = problem(optimizer)
-    expected = by("unroll")(here)
-    if engine == "stacked":
-        one, found = control_gradients_mapped(here, [controls(), controls()], [2, here.seed], RELAXED)
-        assert not torch.allclose(one.wrt["width"], found.wrt["width"])
-    else:
-        found = by(engine)(here)
+    expected, found = by("unroll")(here), DIFFERENTIATED[engine](here)
     assert found.loss == pytest.approx(expected.loss, rel=1e-12)
     torch.testing.assert_close(found.wrt["width"], expected.wrt["width"], rtol=1e-9, atol=1e-13)
 
@@ -173,15 +199,57 @@ def test_forward_mode_gives_the_same() -> None:
     assert found.slope == pytest.approx(float((slope * direction).sum()), rel=1e-9)
 
 
-def test_stacked_runs_and_parts_of_a_batch_train_the_same() -> None:
-    here = problem()
-    alone = train(here, controls()).state
+def stacked_run(here: InnerProblem) -> TrainingState:
     stacked = train_mapped(here, {n: v.expand(2, *v.shape) for n, v in controls().items()}, [2, here.seed])
-    in_parts = train_in_parts(here, controls(), Alone(2)).state
-    for other in (of_run(stacked, 1), in_parts):
-        assert list(other.params) == list(alone.params)
-        for name, p in alone.params.items():
-            torch.testing.assert_close(other.params[name], p, rtol=1e-10, atol=1e-12)
+    return of_run(stacked, 1)
+
+
+def in_segments(here: InnerProblem, go: Callable[..., list[Reached]]) -> TrainingState:
+    """By two segments of the same run, beside one of another seed, so that they can be stacked."""
+    seeds, since = (2, here.seed), [None, None]
+    for stop in (1, STEPS):
+        segments = [Segment(controls(), seed, start, stop) for seed, start in zip(seeds, since, strict=True)]
+        since = go(here, segments, RELAXED)
+    assert since[1] is not None
+    return since[1].state
+
+
+def one_by_one(here: InnerProblem, segments: Sequence[Segment], outer: OuterLoss) -> list[Reached]:
+    return [reach(here.with_seed(s.seed), s, outer) for s in segments]
+
+
+TRAINED: dict[str, Callable[[InnerProblem], TrainingState]] = {
+    "stacked": stacked_run,
+    "parts of a batch": lambda here: train_in_parts(here, controls(), Alone(2)).state,
+    "segments": lambda here: in_segments(here, one_by_one),
+    "stacked segments": lambda here: in_segments(here, reach_mapped),
+}
+
+
+@pytest.mark.parametrize("loop", TRAINED)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_loop_trains_the_same(loop: str, optimizer: str) -> None:
+    here = problem(optimizer)
+    alone, other = train(here, controls()).state, TRAINED[loop](here)
+    assert list(other.params) == list(alone.params) and set(other.method) == set(alone.method)
+    for name, p in alone.params.items():
+        torch.testing.assert_close(other.params[name], p, rtol=1e-10, atol=1e-12)
+
+
+def test_online_learning_trains_the_same_under_what_it_played(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = problem()
+    monkeypatch.setattr(online, "build_problem", lambda experiment, relaxation=0.0: here)
+    config = Experiment(
+        schedule=ScheduleConfig(knots=3, hidden=2, learn=("width",)), online=OnlineConfig(every=2, window=2)
+    )
+
+    def start(progress: torch.Tensor, layers: Sequence[Layer]) -> Tensors:
+        return {"width": 0.6 * (1 - progress)[:, None].expand(-1, len(layers))}
+
+    found = train_online(config, start, here.seed)
+    expected = train(here, found.controls).state
+    assert found.state.params.keys() == expected.params.keys()
+    assert all(torch.equal(found.state.params[name], p) for name, p in expected.params.items())
 
 
 def test_an_own_loop_trains_saves_and_penalizes_them() -> None:

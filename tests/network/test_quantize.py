@@ -12,8 +12,10 @@ from torch.nn import functional as F
 
 from metasched.config.schema import MethodConfig
 from metasched.core.errors import MetaschedError
+from metasched.core.randomness import Draw
 from metasched.methods import build_method
-from metasched.methods.base import Method
+from metasched.methods.base import Method, State, Values
+from metasched.methods.ste import STE
 from metasched.models import build_model
 from metasched.network.quantize import ActivationSite, QuantizedNetwork, activations, quantize, rows
 
@@ -231,3 +233,54 @@ def test_a_shared_weight_is_refused() -> None:
     model[2].weight = model[0].weight
     with pytest.raises(MetaschedError, match=r"^model\.2: shares its weight"):
         quantize(model, ANA, torch.randn(2, 4))
+
+
+def test_every_hook_draws_by_the_seed_the_step_and_the_place_of_its_layer() -> None:
+    """INQ's random partition is drawn anew in ``prepare`` at each change: with the draw of step 0 it would stay."""
+    drawn: list[tuple[str, Draw]] = []
+
+    class Noting(STE):
+        def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State, State]:
+            drawn.append(("initialize", draw))
+            return super().initialize(w, controls, draw)
+
+        def prepare(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
+            drawn.append(("prepare", draw))
+            return super().prepare(w, state, controls, draw)
+
+        def weight(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
+            drawn.append(("weight", draw))
+            return super().weight(w, state, controls, draw)
+
+        def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
+            drawn.append(("activation", draw))
+            return super().activation(x, state, controls, draw)
+
+        def update(
+            self, w: torch.Tensor, proposed: torch.Tensor, state: State, controls: Values, draw: Draw
+        ) -> tuple[torch.Tensor, State]:
+            drawn.append(("update", draw))
+            return super().update(w, proposed, state, controls, draw)
+
+    method = build_method(MethodConfig(name="ste"))
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    network = quantize(model, Noting(**vars(method)), x := torch.randn(7, 4), last=True)
+    params, state = network.initialize(dict(network.module.named_parameters()), {}, seed=3)
+    state = network.prepare(params, state, {}, seed=3, step=5)
+    network.forward(network.call({}), params, state, {}, x, seed=3, step=5)
+    network.update(params, params, state, {}, seed=3, step=5)
+    assert [draw for hook, draw in drawn if hook == "initialize"] == [Draw(3, 0, 0), Draw(3, 0, 1)]
+    for hook in ("prepare", "weight", "update"):
+        assert [draw for noted, draw in drawn if noted == hook] == [Draw(3, 5, 0), Draw(3, 5, 1)]
+    assert [draw for noted, draw in drawn if noted == "activation"] == [Draw(3, 5, 0)]
+
+
+def test_a_random_partition_is_drawn_anew_where_the_fraction_changes() -> None:
+    model, x = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 3)), torch.randn(2, 20)
+    network = quantize(model, build_method(MethodConfig(name="inq", partition="relaxation")), x)
+    row = {"freeze_fraction": torch.tensor([0.5])}
+    params, state = network.initialize(dict(network.module.named_parameters()), row, seed=3)
+    for step in (1, 2):
+        frozen = network.prepare(params, state, row, seed=3, step=step)["0/frozen"]
+        order = Draw(3, step, 0).uniform("partition", params["0.weight"])
+        assert torch.equal(frozen.bool(), order > order.flatten().sort().values[299])
