@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Adds its arguments."""
+    """Adds the arguments of the command."""
     parser.add_argument("run", metavar="RUN", help="run folder, or a schedule file")
     parser.add_argument("--to", choices=["quantlab"], help="as a controller of QuantLab (methods ana and inq)")
     parser.add_argument("--epochs", type=int, metavar="N", help="with --to quantlab: epochs of the whole run there")
@@ -24,17 +24,19 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Writes a run's learned schedule, as a schedule file or in the form of QuantLab."""
+    """Writes the learned schedule of a run, as a schedule file or as a controller of QuantLab."""
     from metasched.exchange.schedule_file import read_schedule
     from metasched.io.run_folder import RunFolder
 
     if (arguments.to == "quantlab") != (arguments.epochs is not None):
-        raise MetaschedError("--epochs", "is for --to quantlab, which needs it", "give both or neither")
+        raise MetaschedError(
+            "--epochs", "is required with --to quantlab and has no effect without it", "give both or neither"
+        )
     path = Path(arguments.run)
     if not os.path.isfile(path):
         path = RunFolder(path).schedule
     if not os.path.isfile(path):
-        fix = "give the folder of a `metasched train` run that has come to its end"
+        fix = "give the folder of a finished `metasched train` run"
         raise MetaschedError(arguments.run, f"holds no {path.name}", fix)
     schedule = read_schedule(path)
     if arguments.to is None:
