@@ -1,7 +1,7 @@
-"""What the documentation takes from the code and from measured results instead of repeating it.
+"""Sphinx directives that generate parts of the documentation from the code and from measured results.
 
-``fields``, ``metrics``, ``metric-axes`` and ``baselines`` are tables of the package's own records, so they cannot go
-out of date. ``measured`` shows tables of results, or says that there are none yet.
+``fields``, ``metrics``, ``metric-axes`` and ``baselines`` are tables of the package's own records, so they are always
+up to date. ``measured`` includes tables of results, or a note that there are none yet.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def fields_table(section: str) -> str:
-    """The fields of one section of the configuration; the section `experiment` holds those outside of all others."""
+    """The fields of one section of the configuration; `experiment` is the section of the fields at the top level."""
     prefix = "" if section == "experiment" else f"{section}."
     chosen = [f for f in fields() if f.path.rpartition(".")[0] == prefix.rstrip(".")]
     assert chosen, section
@@ -37,17 +37,17 @@ def fields_table(section: str) -> str:
 
 
 def metrics_table() -> str:
-    """Every name that is logged."""
+    """The logged metrics."""
     return table(("metric", "unit", "meaning"), [(f"`{name}`", m.unit, m.meaning) for name, m in METRICS.items()])
 
 
 def axes_table() -> str:
-    """What each axis measures."""
+    """The axis of each family of metrics."""
     return table(("metrics", "axis"), [(f"`{names}`", f"`{axis}`") for names, axis in AXES.items()])
 
 
 def baselines_table() -> str:
-    """The hand-coded schedules of all methods with their sources."""
+    """The hand-coded schedules of all methods, with their sources."""
     from metasched.schedules.table import families, hand_coded
 
     rows = [(f"`{name}`", family, s.citation) for family in families() for name, s in hand_coded(family).items()]
@@ -63,7 +63,7 @@ class _Generated(SphinxDirective):
 
 
 class Fields(_Generated):
-    """``{fields} meta``: the fields of that section."""
+    """``{fields} meta``: the fields of the section."""
 
     required_arguments = 1
 
@@ -72,28 +72,28 @@ class Fields(_Generated):
 
 
 class Metrics(_Generated):
-    """``{metrics}``: every logged name."""
+    """``{metrics}``: the logged metrics."""
 
     def text(self) -> str:
         return metrics_table()
 
 
 class MetricAxes(_Generated):
-    """``{metric-axes}``: the axes of the logged names."""
+    """``{metric-axes}``: the axes of the metrics."""
 
     def text(self) -> str:
         return axes_table()
 
 
 class Baselines(_Generated):
-    """``{baselines}``: every hand-coded schedule."""
+    """``{baselines}``: the hand-coded schedules."""
 
     def text(self) -> str:
         return baselines_table()
 
 
 class Measured(_Generated):
-    """``{measured} results_*.md``: those files of docs/tables one after the other, or the content if there is none."""
+    """``{measured} results_*.md``: the matching files of docs/tables in order, or the content if there is none."""
 
     required_arguments = 1
     has_content = True
@@ -106,14 +106,14 @@ class Measured(_Generated):
 
 
 def mark_blocks(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
-    """Docstrings indent their formulas and code; reStructuredText wants a double colon before such a block too."""
+    """Inserts the double colon that reStructuredText needs before the indented formulas and code of docstrings."""
     for i in range(len(lines) - 2, 0, -1):
         if not lines[i] and lines[i + 1].startswith("    ") and lines[i - 1][:1].strip():
             lines[i : i + 1] = ["", "::", ""]
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Registers the directives, and what makes docstrings ready for napoleon."""
+    """Registers the directives and the preprocessing of docstrings for napoleon."""
     app.connect("autodoc-process-docstring", mark_blocks, priority=400)
     for name, directive in {
         "fields": Fields,

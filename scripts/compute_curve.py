@@ -1,8 +1,8 @@
-"""Plots what schedules are worth against the compute that found them, from one comparison.
+"""Plots the scores of schedules over the compute that was spent on finding them, from one comparison.
 
     python scripts/compute_curve.py experiments/results/NAME.json docs/images/NAME.png
 
-An arm named ``WHAT_STEPS`` was found by WHAT in STEPS inner steps; the others cost nothing, and are drawn as lines.
+An arm named ``NAME_STEPS`` was found by NAME in STEPS inner steps; the others have no cost and are drawn as lines.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 
 from metasched.tracking.plots import plot_compute
 
-Curves = dict[str, dict[float, list[float]]]  # way to find a schedule -> plain runs that it cost -> scores
-_FOUND = re.compile(r"(.+)_(\d+)")  # what found the schedule, and in how many inner steps
+Curves = dict[str, dict[float, list[float]]]  # way to find a schedule -> cost in plain runs -> scores
+_FOUND = re.compile(r"(.+)_(\d+)")  # name of the way, and its inner steps
 
 
 def curves(result: dict[str, Any]) -> tuple[Curves, dict[str, list[float]]]:
-    """The scores of what was found, by what and for how much; and of schedules that cost nothing.
+    """The scores of found schedules by way and cost, and those of schedules without cost.
 
-    Of several horizons the shortest counts: it is the one that was searched at.
+    If there are several horizons, the shortest is used, because the search ran at it.
     """
     found: Curves = {}
     free: dict[str, list[float]] = {}
@@ -39,7 +39,7 @@ def curves(result: dict[str, Any]) -> tuple[Curves, dict[str, list[float]]]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the result file, write the picture."""
+    """Reads the result file and writes the plot."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("result", type=Path)
     parser.add_argument("output", type=Path)

@@ -1,11 +1,11 @@
-"""A learned schedule as a rule that a person can write down: two to seven numbers a control.
+"""Approximates a learned schedule by a simple rule with two to seven numbers per control.
 
     python scripts/distil.py experiments/learned/digits_inq.json --form window --name rule_inq \
         -o experiments/learned/rule_inq.json
 
-``level``: for a control that hardly moves before its end, a value a + b d that depends on the relative depth d of the
-layer alone, held until the last step. ``window``: the member of the family of schedules/family.py that is nearest. Both
-by least squares at 25 knots. Prints the numbers and how far the rule is from what it was taken from.
+``level`` is for a control that hardly changes before its end: a value a + b d, kept until the last step, where d is the
+relative depth of the layer. ``window`` is the nearest schedule of the family in schedules/family.py. Both are fitted by
+least squares at 25 knots. Prints the numbers and the distance between the rule and the schedule.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ KNOTS = 25
 
 
 def level(values: torch.Tensor, depth: torch.Tensor, control: Control) -> tuple[torch.Tensor, str]:
-    """Values [K, L] of a + b d, the control's end in the last row; and the rule in words."""
+    """Values [K, L] of a + b d for depths d [L], with the control's end in the last row; and the rule as text."""
     held = values[:-1].mean(0) if control.end is not None else values.mean(0)
     design = torch.stack([torch.ones_like(depth), depth], dim=1)
     a, b = torch.linalg.lstsq(design, held[:, None]).solution[:, 0].tolist()
@@ -41,7 +41,7 @@ def level(values: torch.Tensor, depth: torch.Tensor, control: Control) -> tuple[
 
 
 def distil(file: ScheduleFile, form: str, name: str) -> tuple[ScheduleFile, list[str]]:
-    """The rule as a schedule file, and what it says."""
+    """The rule as a schedule file, and as text."""
     method = build_method(MethodConfig(name=file.method.name, **file.method.parameters))  # type: ignore[arg-type]
     learned = PlayedSchedule(file)
     knots, layers = progress_of_steps(KNOTS), learned.layers

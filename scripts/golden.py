@@ -1,18 +1,18 @@
-"""Golden values: what training, hypergradients, schedules and commands gave when they were last recorded.
+"""Golden values: recorded results of training, hypergradients, schedules and commands.
 
-    python scripts/golden.py                # which of them are others now; exit code 1 if any
-    python scripts/golden.py --record       # writes tests/golden/*.json anew: only on purpose, and on one machine
+    python scripts/golden.py                # lists the results that have changed; exit code 1 if there are any
+    python scripts/golden.py --record       # records all again in tests/golden/*.json; only on purpose, on one machine
 
-The work is in tests/golden (``cases.py``, ``runs.py``), each file with the JSON file of its name. A case gives entries:
+The cases are in tests/golden (``cases.py``, ``runs.py``), each with a JSON file of the same name. A case has entries:
 
     tensor           kept in full up to 64 numbers, else as its Euclidean norm; and a hash of its bits
     dict of tensors  kept as the norm of each; and one hash of all
     list of numbers  scores: kept in full
     text             kept as a hash of it without its numbers; and a hash of all
 
-Where processor, instruction set and torch are those of the record, all hashes must be equal. Elsewhere sums may be
-rounded in another way: a tensor's kept numbers must agree to 1e-12 of the largest of them, each norm of a dict to 1e-12
-of itself, scores and texts' words exactly.
+If processor, instruction set and torch are those of the record, all hashes must be equal. Elsewhere rounding may
+differ: the kept numbers of a tensor must agree to 1e-12 of the largest of them, each norm of a dict to a relative
+1e-12, and scores and words of texts exactly.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-r"""What a hypergradient costs in plain training runs, for a search that is to get the same compute.
+r"""Measures the cost of a hypergradient in plain training runs, to give a search the same compute.
 
     python scripts/hypergradient_cost.py experiments/digits_inq_family.yaml
     python scripts/hypergradient_cost.py experiments/fashion_inq_family.yaml --json OUT.json --task.root DATA
 
-The run and the hypergradient are those of the experiment: its estimator, memory budget and objective, at its start
-(with `best`, at the first hand-coded schedule). One thread; a run and a hypergradient alternate, after one of each that
-does not count. Each ratio is of neighbours. CPU time of this process, so that other work on the machine does little;
-with another device, wall time.
+The run and the hypergradient have the experiment's estimator, memory budget and objective, at its initial schedule
+(with `best`, at the first hand-coded schedule). One thread. After a warm-up, a run and a hypergradient alternate; each
+ratio is that of two neighbours. Times are CPU times of this process, which depend little on other work on the machine;
+on other devices, wall times.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Adds the floor, the ceiling and hand-coded schedules to a result file, from its own seeds; nothing is trained again.
+"""Adds the floor, the ceiling and hand-coded schedules to a result file, with its seeds, without repeating its runs.
 
     python scripts/join_arms.py experiments/results/digits.json experiments/digits.yaml \
         --compare.baselines [joint_ana_constant_085]
 
-The configuration and its overrides must be those of the result's own command: the seeds are held against the file's.
-``ste`` (no schedule at all) and ``float`` (no quantization) always join, and so do the named hand-coded schedules that
-the file lacks. Scores are kept beside the file, so that the same command goes on where it was stopped. Joined arms may
-have run on another processor than the old ones: seeds, data and initial weights are the same, last bits are not.
+The configuration and its overrides must be those of the result's own command: the seeds are checked against the file.
+``ste`` (no schedule) and ``float`` (no quantization) are always added, and so are the named hand-coded schedules that
+the file lacks. Scores are saved next to the file, so that the same command continues after a stop. Added arms may have
+run on another processor than the old ones: seeds, data and initial weights are the same, the last bits may differ.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from metasched.tracking.console import open_console
 
 
 def of_result(result: dict[str, Any]) -> Comparison:
-    """The comparison that a result file holds."""
+    """The comparison in a result file."""
     arms = tuple(
         Arm(
             a["name"],

@@ -1,9 +1,9 @@
-"""Draws one control of several schedule files side by side.
+"""Plots one control of several schedule files side by side.
 
     python scripts/plot_schedules.py experiments/baselines/inq_linear.json experiments/learned/fashion_inq.json \
         --control freeze_fraction -o OUT.png
 
-Each panel is a file, each curve a layer of the first file's network; the others are played on these layers.
+Each panel is a file, each curve a layer of the first file; the other files are played on these layers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ POINTS = 201
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Read the files, play them, and draw."""
+    """Reads the files and plots them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("schedules", nargs="+", type=Path)
     parser.add_argument("--control", required=True)

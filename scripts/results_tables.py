@@ -2,7 +2,7 @@
 
     python scripts/results_tables.py
 
-A result file holds what ``Comparison.to_dict`` gives, and with it the command that made it, versions and hardware:
+A result file contains the result of ``Comparison.to_dict``, and the command, versions and hardware:
 ``{"seeds", "learned", "arms", "command", "versions", "hardware"}``. Files without arms are other measurements.
 """
 
@@ -31,7 +31,7 @@ def tables(results: Path) -> dict[str, str]:
 
 
 def markdown(name: str, result: dict[str, Any]) -> str:
-    """The tables of one comparison, one for each horizon, with what made them."""
+    """The tables of one comparison, one per horizon, with command, versions and hardware."""
     comparison = comparison_of(result)
     versions = ", ".join(f"{package} {version}" for package, version in sorted(result["versions"].items()))
     made = f"Made by `{result['command']}` with {versions} on {result['hardware']}."

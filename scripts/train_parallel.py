@@ -1,10 +1,10 @@
-"""Trains one network under one schedule, its batches split over the processes of torchrun, with the same bits on each.
+"""Trains one network under one schedule, with each batch split over the processes of torchrun.
 
     torchrun --nproc_per_node 8 scripts/train_parallel.py experiments/imagenet_gxnor.yaml --schedule gxnor_cifar10 \
         --task.root DATA --task.train 1000000 --task.steps 20000 --run.device cuda --output network.pt
 
-Leaves the hardened parameters and the buffers, and prints the test score with a hash of the final state. Without
-torchrun, ``--parts N`` goes through N parts one after the other, and gives the bits of N processes.
+Writes the hardened parameters and the buffers, and prints the test score with a hash of the final state, which is equal
+in all processes. Without torchrun, ``--parts N`` computes N parts one after the other, with the bits of N processes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from metasched.training.problem import build_problem
 
 
 def play(experiment: Experiment, exchange: Exchange, output: Path | None) -> str:
-    """Train, write the network where there is an output, and say how it went.
+    """Trains, writes the network if ``output`` is given, and returns a summary.
 
     Raises:
         MetaschedError: no such schedule, batches that cannot be split, or a run that diverged.

@@ -1,4 +1,4 @@
-"""The command line: one file a command. Heavy modules are imported within the functions that need them."""
+"""The command line: one file per command. Heavy modules are imported in the functions that need them."""
 
 from __future__ import annotations
 

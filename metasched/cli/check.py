@@ -9,13 +9,13 @@ from metasched.cli.output import add_json, console_of, print_result
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Adds its arguments."""
+    """Adds the arguments of the command."""
     add_json(parser)
     add_experiment(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Tries an experiment out."""
+    """Checks an experiment and its hypergradients."""
     experiment = load(arguments)
     from metasched.commands.check import check
 

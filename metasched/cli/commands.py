@@ -1,4 +1,4 @@
-"""The table of commands: to add one, write its file and add its row here."""
+"""The table of commands. To add a command, write its file and add its row here."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class Command:
     """One command.
 
     Attributes:
-        about: what it does, as its help says it.
-        add: adds its arguments to its parser.
-        run: does it.
-        spread: its work goes over the processes of torchrun, if it has started several.
+        about: description for the help.
+        add: adds the arguments to a parser.
+        run: runs the command.
+        spread: whether its work is distributed over the processes of torchrun.
     """
 
     about: str
@@ -28,7 +28,7 @@ class Command:
 
 COMMANDS = {
     "train": Command(
-        "learn a schedule, compare it with the hand-coded ones, leave it in a run folder",
+        "learn a schedule, compare it with hand-coded ones, and write it to a run folder",
         train.add,
         train.run,
         spread=True,
@@ -52,17 +52,17 @@ COMMANDS = {
         spread=True,
     ),
     "dashboard": Command(
-        "make the wandb workspace of the experiment's project: schedules, scores, health",
+        "create the wandb workspace of the experiment's project: schedules, scores, diagnostics",
         dashboard.add,
         dashboard.run,
     ),
     "check": Command(
-        "try an experiment out: are its hypergradients right?",
+        "check an experiment: are its hypergradients correct?",
         check.add,
         check.run,
     ),
     "sensitivity": Command(
-        "where in time and in which layer would a change of a schedule help?",
+        "show when and in which layer a change of a schedule would help",
         sensitivity.add,
         sensitivity.run,
         spread=True,
@@ -73,12 +73,12 @@ COMMANDS = {
         deploy.run,
     ),
     "export": Command(
-        "write the schedule that a run has learned",
+        "write the learned schedule of a run",
         export.add,
         export.run,
     ),
     "import": Command(
-        "make a schedule file of a policy of Ray Tune's population-based training, or of QuantLab",
+        "convert a policy of Ray Tune's population-based training, or a schedule of QuantLab, to a schedule file",
         import_.add,
         import_.run,
     ),

@@ -10,20 +10,20 @@ from metasched.cli.run_folders import add_resumable, resumable_folder
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Adds its arguments."""
+    """Adds the arguments of the command."""
     add_json(parser)
-    also = "also these schedules"
+    also = "schedule files to compare as well"
     parser.add_argument("--schedule", nargs="+", action="extend", default=[], metavar="FILE", help=also)
-    arm = "also this arm, of any method: a schedule and fields in which its experiment differs (repeatable)"
+    arm = "an arm of any method to compare as well: a schedule, and fields of the experiment to change (repeatable)"
     words = ("NAME", "SCHEDULE [FIELD=VALUE ...]")
     parser.add_argument("--arm", nargs="+", action="append", default=[], metavar=words, help=arm)
-    reuse = "training runs that these runs have compared are not done again"
+    reuse = "run folders whose training runs are reused instead of repeated"
     parser.add_argument("--reuse", nargs="+", action="extend", default=[], metavar="RUN", help=reuse)
     add_resumable(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Plays schedules on the same seeds, or goes on with that."""
+    """Compares schedules on the same seeds, or resumes a comparison."""
     with (
         resumable_folder(arguments.command, arguments, learns=False) as (experiment, folder),
         console_of(arguments) as console,

@@ -9,14 +9,14 @@ from metasched.cli.output import add_json, print_result
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Adds its arguments."""
+    """Adds the arguments of the command."""
     add_json(parser)
     parser.add_argument("--entity", required=True, help="wandb user or team")
     add_experiment(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Makes the wandb workspace of an experiment's project."""
+    """Creates the wandb workspace of the project of an experiment."""
     experiment = load(arguments)
     from metasched.tracking.dashboard import publish
 

@@ -17,27 +17,29 @@ if TYPE_CHECKING:
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Adds its arguments."""
+    """Adds the arguments of the command."""
     parser.usage = "%(prog)s CONFIG [--learn] [options] -o FOLDER [--section.field VALUE ...]"
     add_json(parser)
     parser.add_argument("config", metavar="CONFIG", help="the experiment, a YAML file, or the folder of a run")
-    parser.add_argument("--schedule", metavar="NAME_OR_FILE", help="hand-coded one or a file (default: the run's)")
-    first = "learn it first: in a new run folder, or go on in the given one if that was stopped"
+    parser.add_argument(
+        "--schedule", metavar="NAME_OR_FILE", help="hand-coded schedule or a file (default: that of the run)"
+    )
+    first = "learn the schedule first: in a new run folder, or resume the given run if it was stopped"
     parser.add_argument("--learn", action="store_true", help=first)
-    longer = "train for this multiple of task.steps [1]"
+    longer = "train for N times task.steps [1]"
     parser.add_argument("--horizon", type=_multiple, default=1, metavar="N", help=longer)
-    parser.add_argument("-o", "--output", metavar="FOLDER", required=True, help="is made; must not be there")
+    parser.add_argument("-o", "--output", metavar="FOLDER", required=True, help="folder to create; must not exist")
     add_folder(parser)
     add_overrides(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Trains under a schedule, which it may learn first, and writes the network as integers."""
+    """Trains under a schedule, which may be learned first, and writes the network in integers."""
     from metasched.config.load import load_experiment
     from metasched.io.run_folder import RunFolder
 
     if arguments.folder and not arguments.learn:
-        raise MetaschedError("--folder", "is for --learn only", "leave it out")
+        raise MetaschedError("--folder", "has no effect without --learn", "leave it out, or add --learn")
     folder = RunFolder(Path(arguments.config)) if os.path.isdir(arguments.config) else None
     if arguments.learn and not (folder and folder.done.exists()):
         folder = _learned(arguments)
@@ -55,9 +57,9 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _learned(arguments: argparse.Namespace) -> RunFolder:
-    """Learns the schedule that is deployed, as ``train`` does: in a run folder that can be resumed by it."""
+    """Learns the schedule to deploy, as ``metasched train`` does, in a run folder that ``train`` can resume."""
     if arguments.schedule:
-        raise MetaschedError("--schedule", "does not go with --learn", "leave one of the two out")
+        raise MetaschedError("--schedule", "cannot be combined with --learn", "leave out one of them")
     config = arguments.config
     arguments.config, arguments.resume = (None, config) if os.path.isdir(config) else (config, None)
     arguments.allow = []

@@ -1,4 +1,4 @@
-"""Runs one command, and turns what ends it into an exit code and a line on stderr."""
+"""Runs one command, and converts errors and signals to an exit code and a line on stderr."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 
 from metasched.cli.parser import parse
-from metasched.cli.signals import Terminated, leaving
+from metasched.cli.signals import Terminated, stop_on_signals
 from metasched.core.errors import MetaschedError, printable
 from metasched.runs.ranks import serve, serves
 
@@ -20,8 +20,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
     Returns:
-        the exit code: 0; 2 for a mistake of the user or a disk that takes nothing more, 1 for a run that is stopped
-        because its numbers are not finite, each with one line on stderr; 130 or 143 when interrupted or terminated.
+        the exit code: 0 for success; 2 for a mistake of the user or a failed write; 1 for a run that stopped because of
+        non-finite numbers; 130 if interrupted; 143 if terminated. All but 0 come with one line on stderr.
     """
     arguments = argparse.Namespace(go_on=None)
 
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         how = "terminated" if issubclass(stopped, Terminated) else "interrupted"
         _tell(f"metasched: {how}{f'; go on with `{arguments.go_on}`' if arguments.go_on else ''}")
 
-    with warnings.catch_warnings(), leaving(say):
+    with warnings.catch_warnings(), stop_on_signals(say):
         warnings.showwarning = lambda message, *_: _tell(f"metasched: warning: {printable(str(message))}")
         try:
             command = parse(sys.argv[1:] if argv is None else argv, arguments)

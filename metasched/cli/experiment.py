@@ -1,4 +1,4 @@
-"""The experiment that a command works on: its arguments, and loading it."""
+"""The experiment of a command: arguments and loading."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def add_experiment(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """The file of an experiment and its overrides."""
+    """Adds the file of an experiment and its overrides."""
     parser.usage = "%(prog)s CONFIG [options] [--section.field VALUE ...]"
     nargs = None if required else "?"
     parser.add_argument("config", metavar="CONFIG", nargs=nargs, help="the experiment, a YAML file")
@@ -19,10 +19,10 @@ def add_experiment(parser: argparse.ArgumentParser, *, required: bool = True) ->
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """One option for each field of an experiment; all append to ``overrides``, as load_experiment takes them."""
+    """Adds one option per field of an experiment; all append to ``overrides``, an argument of load_experiment."""
     from metasched.config.fields import fields
 
-    group = parser.add_argument_group("fields of the experiment, instead of what the file says (values are YAML)")
+    group = parser.add_argument_group("fields of the experiment, which override the file (values are YAML)")
     for field in fields():
         group.add_argument(
             f"--{field.path}",
@@ -36,7 +36,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 
 def load(arguments: argparse.Namespace, *, learns: bool = False) -> Experiment:
-    """The experiment of its file and the overrides; for a command that learns, one with something to learn."""
+    """Loads the experiment with its overrides; with ``learns``, requires that it has something to learn."""
     from metasched.config.load import load_experiment, require_learnable
 
     experiment = load_experiment(arguments.config, arguments.overrides)

@@ -9,7 +9,7 @@ from metasched.core.errors import MetaschedError
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Adds its arguments."""
+    """Adds the arguments of the command."""
     parser.add_argument("run", metavar="RUN", help="run folder, or a schedule file")
     parser.add_argument("--to", choices=["quantlab"], help="as a controller of QuantLab (methods ana and inq)")
     parser.add_argument("--epochs", type=int, metavar="N", help="with --to quantlab: epochs of the whole run there")

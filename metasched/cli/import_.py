@@ -9,20 +9,22 @@ from metasched.cli.output import add_output, put_schedule
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Adds its arguments."""
+    """Adds the arguments of the command."""
     parser.usage = "%(prog)s CONFIG FILE [--from quantlab] [--total N] [options] [--section.field VALUE ...]"
-    parser.add_argument("config", metavar="CONFIG", help="the experiment that it is for, a YAML file")
+    parser.add_argument("config", metavar="CONFIG", help="the experiment of the schedule, a YAML file")
     parser.add_argument("policy", metavar="FILE", help="pbt_policy_<trial>.txt, or a JSON file of QuantLab")
     kinds = ["ray", "quantlab"]
-    parser.add_argument("--from", dest="source", choices=kinds, default=kinds[0], help="what has written it [ray]")
-    whole = "iterations of the whole run in Ray Tune, or epochs in QuantLab (default there: the file's)"
+    parser.add_argument(
+        "--from", dest="source", choices=kinds, default=kinds[0], help="software that has written the file [ray]"
+    )
+    whole = "iterations of the whole run in Ray Tune, or epochs in QuantLab (default for QuantLab: those of the file)"
     parser.add_argument("--total", type=int, metavar="N", help=whole)
     add_output(parser)
     add_overrides(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Makes a schedule file of what population-based training has found, or of a schedule of QuantLab."""
+    """Converts a policy of population-based training, or a schedule of QuantLab, to a schedule file."""
     if arguments.source == "ray" and arguments.total is None:
         arguments.parser.error("the following arguments are required: --total")
     experiment = load(arguments)

@@ -10,7 +10,7 @@ from metasched.cli.run_folders import add_folder, run_folder
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Adds its arguments."""
+    """Adds the arguments of the command."""
     add_json(parser)
     parser.add_argument("--compare", action="store_true", help="also train from fresh seeds with and without adapting")
     add_folder(parser)
@@ -18,7 +18,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Trains once, and learns while it does."""
+    """Trains once, and adapts the schedule during training."""
     experiment = load(arguments, learns=True)
     from metasched.commands.online import run as train_online
 

@@ -1,4 +1,4 @@
-"""What a command shows while it works, prints in the end, and writes."""
+"""The output of a command: progress, result and schedule files."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ if TYPE_CHECKING:
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """The option for a result that programs read."""
-    parser.add_argument("--json", action="store_true", help="print the result as JSON; all else goes to stderr")
+    """Adds the option for a result as JSON."""
+    parser.add_argument("--json", action="store_true", help="print the result as JSON; everything else goes to stderr")
 
 
 def console_of(arguments: argparse.Namespace) -> closing[Console]:
-    """Where a command shows its work: stdout, or stderr where the result is JSON."""
+    """The console of a command: on stdout, or on stderr if the result is JSON."""
     from metasched.tracking.console import open_console
 
     return closing(open_console(sys.stderr if arguments.json else sys.stdout))
 
 
 def print_result(result: dict[str, Any], as_json: bool) -> None:
-    """Prints a result as JSON, or its numbers and names a line each."""
+    """Prints a result as JSON, or its numbers and texts, one per line."""
     from metasched.io.json_text import json_text
 
     if as_json:
         print(json_text(result, indent=2))
     else:
         for key, value in result.items():
-            if not isinstance(value, dict | list):  # what has a structure was shown as a table
+            if not isinstance(value, dict | list):  # structured values have been shown as tables
                 text = value if isinstance(value, str) else json_text(value).strip('"')
                 print(f"{key}: {printable(text)}")
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
-    """Where a schedule is written to."""
+    """Adds the option for the output file of a schedule."""
     parser.add_argument("-o", "--output", metavar="FILE", help="default: standard output")
 
 
 def put_schedule(schedule: ScheduleFile, output: str | None) -> None:
-    """Writes a schedule file, or prints it where no file is named."""
+    """Writes a schedule to a file, or to standard output if ``output`` is None."""
     from metasched.exchange.schedule_file import dumps, write_schedule
 
     if output is None:

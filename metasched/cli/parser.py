@@ -1,4 +1,4 @@
-"""The parser of all commands; a mistake is a MetaschedError, with a suggestion where a name is nearly right."""
+"""The argument parser; mistakes raise MetaschedError, with a suggestion for misspelled names."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from metasched.core.errors import MetaschedError
 
 
 def parse(argv: Sequence[str], arguments: argparse.Namespace) -> Command:
-    """The command that was asked for.
+    """Parses a command line and returns its command.
 
     Args:
-        argv: what was typed after ``metasched``.
-        arguments: takes those of the command, the command's name as ``command`` and its parser as ``parser``.
+        argv: the words after ``metasched``.
+        arguments: receives the arguments, the name of the command as ``command``, and its parser as ``parser``.
 
     Raises:
-        MetaschedError: arguments that are missing, malformed or not known.
+        MetaschedError: arguments are missing, malformed or unknown.
     """
     from metasched.io.environment import version
 
@@ -44,7 +44,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _refuse(extra: list[str], parser: argparse.ArgumentParser) -> NoReturn:
-    """The error for arguments that no option takes."""
+    """Raises the error for unknown arguments."""
     name = next((argument for argument in extra if argument.startswith("-")), extra[0]).split("=")[0]
     known = [option for action in parser._actions for option in action.option_strings]
     near = difflib.get_close_matches(name, known, n=1)

@@ -1,4 +1,4 @@
-"""The run folder that a command works in: a new one, or one to go on in."""
+"""The run folder of a command: a new one, or that of a run to resume."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 
 def add_folder(parser: argparse.ArgumentParser) -> None:
-    """The run folder of a new run."""
+    """Adds the option for the folder of a new run."""
     parser.add_argument("--folder", help="run folder (default: a new one in run.folder)")
 
 
 def add_resumable(parser: argparse.ArgumentParser) -> None:
-    """What ``resumable_folder`` takes: an experiment, or a run to go on with."""
+    """Adds the arguments of ``resumable_folder``: an experiment, or a run to resume."""
     add_folder(parser)
-    resume = "go on with the stopped run in this folder, with the same bits"
+    resume = "resume the stopped run in this folder, with bitwise equal results"
     parser.add_argument("--resume", metavar="RUN", help=resume)
-    allow = "with --resume: this field may differ from the run's (may be given several times)"
+    allow = "with --resume: a field that may differ from that of the run (repeatable)"
     parser.add_argument("--allow", metavar="FIELD", action="append", default=[], help=allow)
     add_experiment(parser, required=False)
 
@@ -36,22 +36,24 @@ def add_resumable(parser: argparse.ArgumentParser) -> None:
 def resumable_folder(
     command: str, arguments: argparse.Namespace, *, learns: bool = True
 ) -> Iterator[tuple[Experiment, RunFolder]]:
-    """An experiment with its run folder, a new one or one to go on in.
+    """An experiment with its run folder, a new one or that of a run to resume.
 
     Args:
-        command: whose run it is.
-        arguments: as ``add_resumable`` adds them; their ``go_on`` becomes the command line that goes on with the run.
-        learns: an experiment in which there is nothing to learn is refused.
+        command: name of the command.
+        arguments: arguments of ``add_resumable``; their ``go_on`` is set to the command line that resumes the run.
+        learns: whether the experiment must have something to learn.
 
     Raises:
-        MetaschedError: arguments that do not go together, or what is wrong with the experiment or the folder.
+        MetaschedError: incompatible arguments, or a mistake in the experiment or the folder.
     """
     if arguments.resume is None and arguments.config is None:
         arguments.parser.error("the following arguments are required: CONFIG (or --resume RUN)")
     if arguments.resume is None and arguments.allow:
-        raise MetaschedError("--allow", "is for --resume only", "leave it out")
+        raise MetaschedError("--allow", "has no effect without --resume", "leave it out")
     if arguments.resume is not None and arguments.folder:
-        raise MetaschedError("--folder", "does not go with --resume", "leave it out: a run goes on in its own folder")
+        raise MetaschedError(
+            "--folder", "cannot be combined with --resume", "leave it out: a run is resumed in its own folder"
+        )
     if arguments.resume is None:
         experiment = load(arguments, learns=learns)
         with run_folder(command, experiment, arguments) as folder:
@@ -77,7 +79,7 @@ def resumable_folder(
 
 @contextmanager
 def run_folder(command: str, experiment: Experiment, arguments: argparse.Namespace) -> Iterator[RunFolder]:
-    """A run folder with what is needed to repeat the run; a mistake that shows before work starts leaves no folder."""
+    """A new run folder with configuration and environment; removed again if a mistake is found before work starts."""
     from metasched.config.load import dump_yaml
     from metasched.io.atomic import write_atomic
     from metasched.io.environment import environment
@@ -86,7 +88,7 @@ def run_folder(command: str, experiment: Experiment, arguments: argparse.Namespa
 
     path = arguments.folder
     place = Path(path or experiment.run.folder)
-    made = [p for p in (place, *place.parents) if not os.path.exists(p)]  # Path.exists raises on a name too long
+    made = [p for p in (place, *place.parents) if not os.path.exists(p)]  # Path.exists raises if the name is too long
     folder = RunFolder.claim(path, command) if path else RunFolder.create(place, experiment.name, command)
     try:
         write_atomic(folder.config, dump_yaml(experiment).encode())

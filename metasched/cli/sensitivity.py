@@ -10,17 +10,17 @@ from metasched.cli.run_folders import add_folder, run_folder
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Adds its arguments."""
+    """Adds the arguments of the command."""
     add_json(parser)
-    which = "hand-coded one or a file (default: schedule.start)"
+    which = "hand-coded schedule or a file (default: schedule.start)"
     parser.add_argument("--schedule", metavar="NAME_OR_FILE", help=which)
-    parser.add_argument("--runs", type=int, default=8, metavar="N", help="inner runs that are differentiated [8]")
+    parser.add_argument("--runs", type=int, default=8, metavar="N", help="number of differentiated inner runs [8]")
     add_folder(parser)
     add_experiment(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Shows where a change of a schedule would help."""
+    """Shows when and in which layer a change of a schedule would help."""
     experiment = load(arguments, learns=True)
     from metasched.commands.sensitivity import sensitivity
 

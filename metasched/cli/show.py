@@ -8,13 +8,13 @@ from metasched.cli.output import add_json, console_of, print_result
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Adds its arguments."""
+    """Adds the arguments of the command."""
     add_json(parser)
     parser.add_argument("schedule", metavar="SCHEDULE", help="schedule file (JSON)")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Describes a schedule file."""
+    """Prints a summary of a schedule file."""
     from metasched.exchange.schedule_file import read_schedule
     from metasched.exchange.summary import show_schedule, summarize
 

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: the work is left in order, as by an exception, and in any case within a few seconds."""
+"""SIGINT and SIGTERM: they raise an exception, and end the process after a few seconds in any case."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-WITHIN = 4.0  # seconds, if the work cannot be left in order
+WITHIN = 4.0  # seconds after which the process is ended if the exception has not
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM; what cleans up after an interrupt cleans up after this too."""
+    """SIGTERM; a subclass of KeyboardInterrupt, so that handlers of interrupts clean up too."""
 
 
 @contextmanager
-def leaving(say: Callable[[type[KeyboardInterrupt]], None]) -> Iterator[None]:
-    """SIGINT raises KeyboardInterrupt and SIGTERM Terminated; a second one, or WITHIN seconds, end the process.
+def stop_on_signals(say: Callable[[type[KeyboardInterrupt]], None]) -> Iterator[None]:
+    """Inside this context, SIGINT raises KeyboardInterrupt and SIGTERM raises Terminated.
 
-    Only in the main thread, and only for signals that are not ignored. Worker processes end with this one.
+    The process is ended at a second signal, or WITHIN seconds after the first. This holds only in the main thread, and
+    only for signals that are not ignored. Worker processes end with this one.
 
     Args:
-        say: called before the process is ended; with Terminated or KeyboardInterrupt.
+        say: called before the process is ended, with the class of the exception.
     """
     timers: list[threading.Timer] = []
 

@@ -9,13 +9,13 @@ from metasched.cli.run_folders import add_resumable, resumable_folder
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Adds its arguments."""
+    """Adds the arguments of the command."""
     add_json(parser)
     add_resumable(parser)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Tunes a hand-coded family by search, or goes on with that."""
+    """Tunes a hand-coded family by search, or resumes such a run."""
     with resumable_folder(arguments.command, arguments) as (experiment, folder), console_of(arguments) as console:
         from metasched.commands.tune import tune
 

@@ -1,1 +1,1 @@
-"""What few need: packed discrete weights and their kernels, one run on several processes, deployed files read back."""
+"""Rarely needed parts: packed discrete weights and kernels, data-parallel single runs, reading of deployed files."""

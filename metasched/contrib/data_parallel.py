@@ -1,11 +1,13 @@
-"""One inner run on several processes: each takes a part of every batch, and all of them take the same step.
+"""One inner run on several processes: each computes a part of every batch, and all take the same step.
 
     g = 1/P sum_p grad L(part p of the batch),   summed in the order of the parts
 
-Losses and the running statistics of batch normalization are averaged likewise; a part is normalized by its own
-statistics. All else is computed by every process from the same numbers, so that all hold the same bits, and they are
-those of one process that goes through the parts one after the other (``Alone``). ``Together`` looks at that every 100
-steps. What is drawn for activations is the same in each part.
+Losses and the running statistics of batch normalization are averaged in the same way; each part is normalized with its
+own batch statistics. Every process computes the rest from the same numbers, so all processes have the same bits, equal
+to those of one process that computes the parts one after the other (``Alone``). ``Together`` checks this every 100
+steps. Random numbers for activations are the same in each part.
+
+``Tensors`` is a dict of tensors [...] by name, in the dtype of the network, usually float32.
 """
 
 from __future__ import annotations
@@ -38,34 +40,41 @@ _CHECK_EVERY = 100  # steps
 
 
 class Exchange(Protocol):
-    """How the parts of a batch come together."""
+    """Exchange of results between the processes that compute the parts of a batch."""
 
     @property
     def parts(self) -> int:
-        """How many there are."""
+        """Number of parts."""
         ...
 
     @property
     def own(self) -> range:
-        """Those that this process computes."""
+        """Indices of the parts that this process computes."""
         ...
 
     def gather(self, found: Sequence[Tensors]) -> list[Tensors]:
-        """What was found for all parts, in their order, from what was for its own."""
+        """The results of all parts, in order, from those of the process's own parts.
+
+        Args:
+            found: for each own part, {name: tensor [...]} in one floating dtype.
+
+        Returns:
+            the dicts of all parts, with the same names and shapes.
+        """
         ...
 
     def check(self, state: TrainingState, step: int) -> None:
-        """Refuses a state that is not the same everywhere.
+        """Checks that all processes have the same state.
 
         Raises:
-            MetaschedError: it is not.
+            MetaschedError: the state of a process has different bits.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Alone:
-    """All parts in this process."""
+    """Computes all parts in this process."""
 
     parts: int = 1
 
@@ -84,7 +93,7 @@ class Alone:
 
 @dataclass(frozen=True)
 class Together:
-    """One part for each rank of torch.distributed, whose process group is there."""
+    """Computes one part on each rank of torch.distributed, whose process group must exist."""
 
     rank: int
     parts: int
@@ -112,39 +121,42 @@ class Together:
         dist.all_gather_object(digests, digest(state))
         other = [rank for rank, found in enumerate(digests) if found != digests[0]]
         if other:
-            problem = f"after step {step} rank {other[0]} holds other bits than rank 0"
-            raise MetaschedError("torchrun", problem, "use equal machines, and the same files and versions on each")
+            problem = f"after step {step}, the state of rank {other[0]} differs from that of rank 0"
+            raise MetaschedError("torchrun", problem, "use identical machines with the same files and versions")
 
 
 @dataclass(frozen=True)
 class PartOfTask(Task):
-    """A task of which each batch is one part."""
+    """A task whose batches are one part of the batches of another task."""
 
     part: int = 0
     parts: int = 1
 
     def positions(self, seed: int, step: int) -> torch.Tensor:
-        """Of the part: as many in each, and one after the other the whole batch."""
+        """Positions of the examples of this part, int64; the parts have equal sizes and add up to the batch."""
         return super().positions(seed, step).tensor_split(self.parts)[self.part]
 
 
 def train_in_parts(
     problem: InnerProblem, controls: Mapping[str, torch.Tensor], exchange: Exchange | None = None
 ) -> InnerRun:
-    """``loop.train``, each batch in parts.
+    """Trains like ``loop.train``, with each batch in parts.
 
     Args:
-        problem: from its seed; the same in all processes.
+        problem: the inner problem, the same in all processes.
         controls: {control: [T, L]}.
-        exchange: how the parts come together; None: one part, which is ``loop.train``.
+        exchange: exchange between the parts; None: one part, which is ``loop.train``.
+
+    Returns:
+        the final state and the losses [T].
 
     Raises:
-        MetaschedError: batches that cannot be split evenly, or processes that hold different bits.
+        MetaschedError: batches cannot be split evenly, or the states of processes differ.
     """
     exchange = exchange or Alone()
     parts, batch = exchange.parts, problem.task.batch_size
     if batch % parts or batch < 2 * parts:
-        wrong = f"{batch} examples are not two or more for each of {parts} parts, and as many for each"
+        wrong = f"{batch} examples cannot be split into {parts} equal parts of at least 2"
         raise MetaschedError("task.batch", wrong, f"use {max(2, batch // parts) * parts}")
     own = [replace(problem, task=_part(problem.task, part, parts)) for part in exchange.own]
     state = problem.initial(rows(controls, 0))
@@ -200,7 +212,7 @@ def _flat(found: Evaluated) -> Tensors:
 
 
 def averaged(found: Sequence[Tensors]) -> Tensors:
-    """The mean of each tensor, summed in the order given; of whole numbers, which count, the first.
+    """The mean of each tensor [...] over the dicts, summed in order; integer tensors are counters: the first.
 
     >>> averaged([{"a": torch.tensor(1.0)}, {"a": torch.tensor(2.0)}])
     {'a': tensor(1.5000)}
@@ -219,7 +231,7 @@ def averaged(found: Sequence[Tensors]) -> Tensors:
 
 @contextmanager
 def process_group() -> Iterator[Together | None]:
-    """Within: the ranks of torchrun as parts of a batch, by NCCL on GPUs and gloo on CPUs; None without torchrun."""
+    """Joins the process group of torchrun (NCCL on GPUs, gloo on CPUs) inside this context; None without torchrun."""
     if not launched():
         yield None
         return
@@ -232,7 +244,7 @@ def process_group() -> Iterator[Together | None]:
 
 
 def digest(state: TrainingState) -> str:
-    """A hash of all bits of a state."""
+    """A hash of all bits of a training state."""
     found = hashlib.blake2b(digest_size=16)
     for part in state:
         for name in sorted(part):

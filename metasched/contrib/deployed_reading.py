@@ -1,4 +1,4 @@
-"""A deployed network from its files: read as those of a stranger, and checked as the simulator relies on them."""
+"""Reads the files of a deployed network as untrusted input, and checks them for the simulator."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from metasched.deploy.stages import (
 from metasched.io.reading import read_regular
 from metasched.io.strict_json import MAX_BYTES, join, parse, show
 
-MAX_WEIGHTS = 2**28  # bytes of weights.bin
+MAX_WEIGHTS = 2**28  # size of weights.bin in bytes
 _FIX = "give network.json of a folder that `metasched deploy` has written"
 _FRACTION = re.compile(r"-?(0|[1-9][0-9]{0,399})(/[1-9][0-9]{0,399})?")
 _STAGES: dict[str, type[Stage]] = {
@@ -45,11 +45,11 @@ _STAGES: dict[str, type[Stage]] = {
 
 
 def read_network(path: str | os.PathLike[str]) -> IntegerNetwork:
-    """The integer network of a file ``network.json`` and of ``weights.bin`` beside it.
+    """The integer network in a file ``network.json``, with the weights in ``weights.bin`` in the same folder.
 
     Raises:
-        MetaschedError: a file that cannot be read, is too large, or does not hold a network that the simulator runs;
-            with the place.
+        MetaschedError: a file cannot be read, is too large, or does not contain a network that the simulator can run;
+            the message names the place.
     """
     data = read_regular(path, MAX_BYTES, _FIX)
     with _within(path):
@@ -63,7 +63,7 @@ def read_network(path: str | os.PathLike[str]) -> IntegerNetwork:
 
 @contextmanager
 def _within(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Errors within are those of a place in this file."""
+    """Adds the path of the file to errors inside this context."""
     try:
         yield
     except MetaschedError as error:
@@ -96,16 +96,16 @@ def _stages(records: list[Any], data: bytes) -> tuple[Stage, ...]:
         values = {name: _FIELDS[name](record[name], f"{place}.{name}") for name in names if name != "weight"}
         if "weight" in names:
             values["weight"], offset = _weight(record["weight"], f"{place}.weight", data, offset)
-            if isinstance(values["steps"], Fraction):  # one for all
+            if isinstance(values["steps"], Fraction):  # the same for all outputs
                 values["steps"] = (values["steps"],) * len(values["weight"])
         stages.append(kind(**values))
     if offset != len(data):
-        raise MetaschedError("weights.bin", f"holds {len(data)} bytes, and the stages take {offset}", _FIX)
+        raise MetaschedError("weights.bin", f"holds {len(data)} bytes, but the stages need {offset}", _FIX)
     return tuple(stages)
 
 
 def _weight(record: Any, place: str, data: bytes, offset: int) -> tuple[Array, int]:
-    """The weights, and where those of the next layer begin."""
+    """The weights of a layer, and the offset of those of the next layer."""
     _keys(record, ("shape", "bits", "offset", "bytes"), place)
     shape, bits = _integers(record["shape"], f"{place}.shape"), record["bits"]
     if len(shape) not in (2, 4) or min(shape) < 1:
@@ -119,7 +119,7 @@ def _weight(record: Any, place: str, data: bytes, offset: int) -> tuple[Array, i
             raise MetaschedError(f"{place}.{key}", f"must be {value}, got {show(record[key])}", _FIX)
     part = data[offset : offset + size]
     if len(part) < size:
-        raise MetaschedError(place, f"lies beyond the end of weights.bin, {len(data)} bytes", "copy it again")
+        raise MetaschedError(place, f"ends after the end of weights.bin, {len(data)} bytes", "copy the file again")
     flat = np.frombuffer(part, "<i4").astype(np.int64) if bits == 32 else unpack_bits(part, bits, count)
     return flat.reshape(shape), offset + size
 

@@ -1,4 +1,4 @@
-"""What a stage must be like to follow the one before it: sizes, orders, and sums that doubles count exactly."""
+"""Checks that the stages of an integer network fit together: sizes, order, and sums within the range of doubles."""
 
 from __future__ import annotations
 
@@ -23,41 +23,41 @@ from metasched.deploy.stages import (
     Thresholds,
 )
 
-LARGEST_IMAGE = 2**24  # numbers of one tensor, of one image
+LARGEST_IMAGE = 2**24  # elements of one tensor for one image
 _EXACT = 2**53
 _CODES = 128
 
 
 class Flow(NamedTuple):
-    """What flows between two stages: the shape of one image, and its largest integer."""
+    """The tensor between two stages: its shape for one image, and its largest absolute value."""
 
     shape: tuple[int, ...]
     largest: int
 
 
 class _Misfit(Exception):
-    """Field and reason."""
+    """A field that does not fit, and the reason."""
 
 
 def check_shapes(network: IntegerNetwork) -> None:
-    """Refuses stages that do not follow each other.
+    """Checks that each stage fits the one before it.
 
     Raises:
-        MetaschedError: the stage, and what is wrong with it.
+        MetaschedError: a stage does not fit; the message names the field.
     """
     if not network.stages or not isinstance(network.stages[-1], Logits):
         raise MetaschedError("stages", "do not end with logits", "export the network again")
     flow = Flow(network.image, _CODES)
     if min(network.image) < 1 or math.prod(network.image) > LARGEST_IMAGE:
-        raise MetaschedError("image", f"must be of 1 to {LARGEST_IMAGE} numbers, got {network.image}", "correct it")
+        raise MetaschedError("image", f"must have 1 to {LARGEST_IMAGE} elements, got {network.image}", "correct it")
     for i, stage in enumerate(network.stages):
         try:
             _require(isinstance(stage, Logits) == (i == len(network.stages) - 1), "stage", "is logits before the end")
-            _require(i == 0 or not isinstance(stage, Encoding), "stage", "is an encoding after other stages")
+            _require(i == 0 or not isinstance(stage, Encoding), "stage", "is an encoding, but not the first stage")
             flow = _after(stage, flow)
             sized = min(flow.shape) >= 1 and math.prod(flow.shape) <= LARGEST_IMAGE
-            _require(sized, "stage", f"puts out {'x'.join(map(str, flow.shape))} numbers")
-            _require(flow.largest < _EXACT, "stage", "has integers that doubles do not count exactly")
+            _require(sized, "stage", f"has an output of {'x'.join(map(str, flow.shape))}, too large")
+            _require(flow.largest < _EXACT, "stage", "has integers that doubles cannot represent exactly")
         except _Misfit as misfit:
             field, why = misfit.args
             raise MetaschedError(f"stages[{i}].{field}", why, "export the network again") from None

@@ -1,10 +1,10 @@
-"""GXNOR training on packed weights that one operator moves: what ``packed.train_packed`` does, in one pass over memory.
+"""GXNOR training on packed weights with one fused operator: ``packed.train_packed`` in one pass over memory.
 
     unpack -> forward and backward pass -> for each quantized layer, kernels/transition.py on its packed states
 
-The optimizer's step, the temperature, the draw and the jump of a layer never exist as tensors. Float weights do within
-the step, because the forward pass reads them. The uniform numbers are Philox's of the layer's seed and the step, on all
-devices, so a run differs from that of ``loop.train``, which draws from torch's generator, by its draws and by rounding.
+The optimizer's update, the random numbers and the jump of a layer are never stored as tensors. Float weights exist
+during a step, because the forward pass needs them. The uniform numbers are those of Philox for the layer's seed and the
+step, on all devices. ``loop.train`` uses torch's generator, so its runs differ in random numbers and rounding.
 """
 
 from __future__ import annotations
@@ -33,17 +33,20 @@ _OPTIMIZERS: dict[Optimizer, tuple[str, tuple[str, ...]]] = {
 
 
 def train_fused(problem: InnerProblem, controls: Mapping[str, torch.Tensor]) -> InnerRun:
-    """Train for T steps under the controls ({control: [T, L]}).
+    """Trains for T steps with the fused operator.
 
     Args:
-        problem: in float32, with GXNOR as its method.
-        controls: ``temperature``.
+        problem: inner problem in float32, with the method GXNOR.
+        controls: {"temperature": [T, L]}.
+
+    Returns:
+        the final state and the losses [T].
 
     Raises:
-        MetaschedError: an optimizer that the operator does not have: with clipping, groups or Nesterov's momentum.
+        MetaschedError: the operator does not support the optimizer: clipping, groups or Nesterov's momentum.
     """
     if problem.optimizer not in _OPTIMIZERS:
-        why = "is not in the fused operator, which has plain SGD, Adam and AdamW"
+        why = "is not supported by the fused operator, which has plain SGD, Adam and AdamW"
         raise MetaschedError("optimizer", why, "leave out clipping, groups and nesterov, or use train_packed")
     packed = pack_state(problem.network, problem.initial(rows(controls, 0)))
     losses = []
@@ -56,10 +59,16 @@ def train_fused(problem: InnerProblem, controls: Mapping[str, torch.Tensor]) -> 
 def fused_step(
     problem: InnerProblem, packed: PackedState, row: ControlRow, step: int
 ) -> tuple[PackedState, torch.Tensor]:
-    """One step; the packed weights and their moments are changed in place.
+    """One step; changes the packed weights and their moments in place.
+
+    Args:
+        problem: inner problem in float32, with the method GXNOR.
+        packed: state before the step.
+        row: control -> [L], at this step.
+        step: index of the step.
 
     Returns:
-        the new state, which shares them, and the detached loss.
+        the new state, which shares those tensors, and the detached loss, 0-d.
     """
     network = problem.network
     assert isinstance(network.method, GXNOR), "the operator is GXNOR's transition"

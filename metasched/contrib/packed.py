@@ -1,7 +1,7 @@
-"""Training that keeps its discrete weights packed between the steps, and what training keeps, counted in bytes.
+"""Training with discrete weights that are packed between steps, and the memory of a training state in bytes.
 
-Between two steps a weight of a method without float weights is a few bits (quantizers/packing.py); its float tensor
-exists within the step, for the forward and backward pass. What the optimizer carries is in float: two moments a weight
+For methods without float weights, a weight takes a few bits between two steps (contrib/packing.py); its float tensor
+exists only during a step, for the forward and backward pass. The moments of the optimizer are floats: two per weight
 for Adam, one for SGD with momentum.
 """
 
@@ -20,11 +20,11 @@ from metasched.training.step import InnerProblem, TrainingState, inner_step
 
 
 class PackedState(NamedTuple):
-    """A training state without its discrete weights, and those, packed.
+    """A training state with packed discrete weights.
 
     Attributes:
-        rest: everything else.
-        weights: parameter -> packed states, uint8.
+        rest: the training state without the discrete weights.
+        weights: parameter -> packed states, uint8 [ceil(N bits / 8)].
     """
 
     rest: TrainingState
@@ -32,7 +32,7 @@ class PackedState(NamedTuple):
 
 
 def pack_state(network: QuantizedNetwork, state: TrainingState) -> PackedState:
-    """Pack the weights of the layers of a method without float weights."""
+    """Packs the weights of the quantized layers; the method must be without float weights."""
     levels = _method(network).quantizer.levels
     weights = {key: pack(state.params[key], state.method[scale], levels) for key, scale in _keys(network)}
     rest = {key: p for key, p in state.params.items() if key not in weights}
@@ -40,7 +40,7 @@ def pack_state(network: QuantizedNetwork, state: TrainingState) -> PackedState:
 
 
 def unpack_state(network: QuantizedNetwork, packed: PackedState) -> TrainingState:
-    """The training state again, bit for bit."""
+    """Restores the training state, bit for bit."""
     levels = _method(network).quantizer.levels
     named = dict(network.module.named_parameters())
     params = dict(packed.rest.params)
@@ -50,7 +50,15 @@ def unpack_state(network: QuantizedNetwork, packed: PackedState) -> TrainingStat
 
 
 def train_packed(problem: InnerProblem, controls: Mapping[str, torch.Tensor]) -> InnerRun:
-    """``loop.train`` with the same bits, and packed weights between the steps."""
+    """``loop.train`` with packed weights between the steps; equal bits.
+
+    Args:
+        problem: inner problem with a method without float weights.
+        controls: {control: [T, L]}.
+
+    Returns:
+        the final state and the losses [T].
+    """
     packed = pack_state(problem.network, problem.initial(rows(controls, 0)))
     losses = []
     for step in range(problem.steps):
@@ -62,11 +70,11 @@ def train_packed(problem: InnerProblem, controls: Mapping[str, torch.Tensor]) ->
 
 
 def bytes_kept(network: QuantizedNetwork, state: TrainingState | PackedState) -> dict[str, int]:
-    """Bytes of the tensors that training keeps from step to step.
+    """Size in bytes of the tensors of a training state.
 
     Returns:
-        ``weights``: of the quantized layers; ``moments``: what the optimizer has for them; ``method``: scales and
-        whatever else the method keeps; ``rest``: other parameters with their moments, and buffers.
+        ``weights``: weights of the quantized layers; ``moments``: their moments in the optimizer; ``method``: state of
+        the method, such as scales; ``rest``: other parameters with their moments, and buffers.
     """
     rest, packed = state if isinstance(state, PackedState) else (state, {})
     chosen = {layer.weight_key for layer in network.layers}
@@ -82,12 +90,12 @@ def bytes_kept(network: QuantizedNetwork, state: TrainingState | PackedState) ->
 
 
 def _method(network: QuantizedNetwork) -> Discrete:
-    assert isinstance(network.method, Discrete), "only weights that are states at every step can be packed"
+    assert isinstance(network.method, Discrete), "only methods without float weights can be packed"
     return network.method
 
 
 def _keys(network: QuantizedNetwork) -> Iterator[tuple[str, str]]:
-    """(parameter, its scale in the method's state) of each quantized layer."""
+    """(name of the weight, name of its scale in the method's state) of each quantized layer."""
     for layer in network.layers:
         yield layer.weight_key, f"{layer.name}/scale"
 

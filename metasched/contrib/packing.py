@@ -1,6 +1,6 @@
-"""Packed states: a weight on a level set takes 1, 2, 4 or 8 bits instead of a float's 32; ternary ones take 2.
+"""Packed states: a weight on a level set takes 1, 2, 4 or 8 bits instead of 32; a ternary weight takes 2.
 
-State k of each weight, first weight in the lowest bits of the first byte, padded with zeros to whole bytes.
+The state k of the first weight is in the lowest bits of the first byte; the last byte is padded with zeros.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from metasched.quantizers.levels import LevelSet
 
 
 def bits_of(levels: LevelSet) -> int:
-    """Bits of a packed state: the smallest power of two that counts the levels.
+    """Bits of a packed state: the smallest power of two that is sufficient for the levels.
 
     >>> from metasched.quantizers.levels import level_set
     >>> [bits_of(level_set(name)) for name in ("binary", "ternary", "states2", "int5")]
@@ -25,12 +25,15 @@ def bits_of(levels: LevelSet) -> int:
 
 
 def pack(w: torch.Tensor, scale: torch.Tensor, levels: LevelSet) -> torch.Tensor:
-    """The states of weights that are exactly on ``scale * level``; uint8, 8 / bits of them a byte.
+    """Packs weights whose values are exactly ``scale * level``; inverse of ``unpack``.
 
     Args:
-        w: any shape.
+        w: [...] with N elements, any floating dtype.
         scale: broadcastable to w.
         levels: at most 256.
+
+    Returns:
+        uint8 [ceil(N bits / 8)].
     """
     bits = bits_of(levels)
     thresholds = torch.tensor(levels.thresholds, dtype=w.dtype, device=w.device)
@@ -41,7 +44,17 @@ def pack(w: torch.Tensor, scale: torch.Tensor, levels: LevelSet) -> torch.Tensor
 
 
 def unpack(packed: torch.Tensor, like: torch.Size, scale: torch.Tensor, levels: LevelSet) -> torch.Tensor:
-    """The weights again, bit for bit, in the dtype of ``scale`` and the shape ``like``."""
+    """Restores packed weights, bit for bit.
+
+    Args:
+        packed: uint8 [ceil(N bits / 8)], from ``pack``.
+        like: shape of the weights, with N elements.
+        scale: broadcastable to the weights.
+        levels: as in ``pack``.
+
+    Returns:
+        [...] with the shape ``like`` and the dtype of ``scale``.
+    """
     bits = bits_of(levels)
     k = (packed[:, None] >> _shifts(bits, packed)) & (2**bits - 1)
     values = torch.tensor(levels.levels, dtype=scale.dtype, device=scale.device)

@@ -1,1 +1,1 @@
-"""What everything else stands on: errors, random streams, the record of a layer."""
+"""Basics that all other packages use: errors, random streams, and the record of a layer."""

@@ -1,4 +1,4 @@
-"""The one error type that a user's mistake raises: a single printable line of where, what and how to mend it."""
+"""The error type for users' mistakes: one printable line that says where, what, and how to fix it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterable
 
 
 class MetaschedError(ValueError):
-    """A mistake in what the user gave.
+    """A mistake in the user's input.
 
     Args:
-        path: where it is, as the user would write it (``meta.steps``, ``schedule.json: layers[2].kind``).
-        problem: what is wrong and why.
-        fix: what to do about it.
+        path: its place, as the user would write it (``meta.steps``, ``schedule.json: layers[2].kind``).
+        problem: what is wrong, and why.
+        fix: how to fix it.
 
     >>> str(MetaschedError("meta.steps", "must be at least 1, got 0", "set it to 50"))
     'meta.steps: must be at least 1, got 0; set it to 50'
@@ -28,11 +28,11 @@ class MetaschedError(ValueError):
         super().__init__(printable(" ".join((f"{text}; {fix}" if fix else text).split())))
 
     def __reduce__(self) -> tuple[type[MetaschedError], tuple[str, str, str]]:
-        return type(self), (self.path, self.problem, self.fix)  # so that it crosses a process pool
+        return type(self), (self.path, self.problem, self.fix)  # for process pools
 
 
 def printable(text: str) -> str:
-    r"""A text as it may stand on a line of a terminal: what would move the cursor, ring or hide is escaped.
+    r"""The text with non-printable characters escaped, so that it cannot control a terminal.
 
     >>> print(printable("a\x1b[31m\n"))
     a\x1b[31m\n
@@ -41,7 +41,7 @@ def printable(text: str) -> str:
 
 
 def unknown_name(path: str, name: str, known: Iterable[str]) -> MetaschedError:
-    """The error for a name that no table has, with the nearest known one suggested.
+    """The error for an unknown name; suggests the most similar known one.
 
     >>> str(unknown_name("method.name", "anna", ["ana", "inq"]))
     "method.name: unknown name 'anna'; did you mean 'ana'? Known: ana, inq"

@@ -1,4 +1,4 @@
-"""The types of configuration fields: what YAML may hold there, and what it becomes."""
+"""The types of configuration fields, with their validation and conversion from YAML values."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstring
 
 
 def _not_boolean(value: object) -> object:
-    if isinstance(value, bool):  # pydantic, like Python, would take true for 1
+    if isinstance(value, bool):  # pydantic, like Python, would accept true as 1
         raise PydanticCustomError("number_type", "Input should be a number, not true or false")
     return value
 
@@ -21,7 +21,7 @@ _UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 def _bytes(value: object) -> object:
-    """The number of bytes that a text such as 2 GiB means."""
+    """Converts a text such as ``2 GiB`` to a number of bytes."""
     if not isinstance(value, str):
         return _not_boolean(value)
     found = re.fullmatch(r"(\d{1,18}(?:\.\d+)?(?:e\d{1,2})?) *(?:([KMGT]i)?B)?", value.strip())
@@ -31,7 +31,7 @@ def _bytes(value: object) -> object:
 
 
 def _printable(value: str) -> str:
-    if not value.isprintable():  # it is for a line of a terminal, a line of a file, or a path
+    if not value.isprintable():  # the text is used in lines of a terminal or a file, and in paths
         raise PydanticCustomError("printable_type", "Input should be text that can be shown on one line")
     return value
 
@@ -47,11 +47,11 @@ Units = Annotated[Int, Field(ge=1, le=2**16)]
 Bytes = Annotated[int, BeforeValidator(_bytes), Field(gt=0, le=2**63 - 1)]
 NonNegative = Annotated[Float, Field(ge=0)]
 
-REFUSED = "refused"  # the type of pydantic's error for what is refused in our own words
+REFUSED = "refused"  # the type of pydantic errors that carry our own message
 
 
 class Refused(NamedTuple):
-    """A field of a section that its validator refuses, in our own words."""
+    """An invalid field of a section, with our own message."""
 
     field: str
     value: object
@@ -60,7 +60,7 @@ class Refused(NamedTuple):
 
 
 def refusal(section: str, *fields: Refused) -> ValidationError:
-    """The error that a validator of a section raises."""
+    """The error that the validator of a section raises for invalid fields."""
     details: list[InitErrorDetails] = []
     for field, value, problem, fix in fields:
         kind = PydanticCustomError(REFUSED, "{problem}; {fix}", {"problem": problem, "fix": fix})

@@ -1,4 +1,4 @@
-"""A layer as a schedule sees it: features that exist for any network, so that one schedule serves many networks."""
+"""The description of a layer for schedules: features that exist for any network."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Quantizes = Literal["weight", "activation", "weight+activation"]
 class Layer:
     """One unit of scheduling: a convolution or linear layer with the activation that follows it.
 
-    ANA gives a weight tensor and the activation after it one timer (quantlib, ``all_ana.py``); so do we.
+    In ANA, too, a weight tensor and the activation after it share one timer (quantlib, ``all_ana.py``).
 
     Attributes:
         name: dotted name of the module in the network.
-        depth: relative depth in [0, 1]; the i-th of L scheduled layers has i / (L - 1), a single layer 0.
+        depth: relative depth in [0, 1]: i / (L - 1) for layer i = 0 .. L - 1 of L scheduled layers; 0 if L = 1.
         kind: ``conv`` or ``linear``.
-        quantizes: which tensors the method quantizes here.
-        fan_in: inputs that one output sums over (at least 1).
+        quantizes: the tensors of the layer that the method quantizes.
+        fan_in: number of inputs that each output sums over, at least 1.
         num_weights: number of elements of the weight.
         bits: log2 of the number of weight levels (ternary: 1.585).
     """
@@ -35,10 +35,10 @@ class Layer:
 
     @property
     def weight_key(self) -> str:
-        """The weight's name among the parameters of the network."""
+        """Name of the layer's weight among the parameters of the network."""
         return weight_key(self.name)
 
 
 def weight_key(layer: str) -> str:
-    """The name of a layer's weight among the parameters of the network, from the layer's name."""
+    """Name of the weight of a layer among the parameters of the network."""
     return f"{layer}.weight"

@@ -1,7 +1,7 @@
-"""One seed, many independent streams: every draw is a function of (seed, stream, indices).
+"""Independent random streams from one seed: every draw is a pure function of (seed, stream, indices).
 
-Nothing keeps a position, so that a step can be recomputed, resumed, mapped or replayed in another process and sees
-the same numbers. The seed of a generator is the upper 63 bits of the 64-bit BLAKE2b hash of the key's text,
+There is no hidden state, so a step can be recomputed, resumed, mapped or replayed in another process with the same
+random numbers. The seed of a generator is the upper 63 bits of the 64-bit BLAKE2b hash of the key's text,
 ``seed/stream/index/...``.
 """
 
@@ -34,19 +34,19 @@ def generator(seed: int, stream: str, *indices: int) -> torch.Generator:
 
 
 def permutation(seed: int | torch.Tensor, stream: str, *indices: int, n: int) -> torch.Tensor:
-    """A random permutation of 0..n-1, int64 on the CPU, a function of (seed, stream, indices).
+    """A random permutation of 0..n-1, [n], int64 on the CPU: a function of (seed, stream, indices).
 
-    As in a Draw, the seed may be one that torch.vmap maps over.
+    Under torch.vmap the seed may be a mapped tensor, as in ``Draw``.
     """
     return _drawn(seed, lambda s: torch.randperm(n, generator=generator(s, stream, *indices)))
 
 
 @dataclass(frozen=True)
 class Draw:
-    """The random numbers of one tensor at one step: a key, not a stream with a position.
+    """The random numbers of one layer at one step; a key without hidden state.
 
-    Drawn on the CPU whatever the device of the tensor, so that all devices see the same numbers. Within torch.vmap the
-    seed may be a tensor that is mapped over, int64 on the CPU: each run then sees the numbers of its own seed.
+    Numbers are drawn on the CPU, so that they do not depend on the device of the tensor. Under torch.vmap the seed may
+    be a mapped tensor, int64 on the CPU: each run then has the numbers of its own seed.
 
     >>> d = Draw(seed=1, step=3, layer=0)
     >>> bool((d.uniform("weight", torch.zeros(4)) == d.uniform("weight", torch.zeros(4))).all())
@@ -58,7 +58,7 @@ class Draw:
     layer: int
 
     def uniform(self, purpose: str, like: torch.Tensor) -> torch.Tensor:
-        """Uniform numbers in [0, 1) with the shape, dtype and device of ``like``."""
+        """Uniform numbers in [0, 1) with the shape [...], dtype and device of ``like``."""
         shape, dtype = like.shape, like.dtype
 
         def draw(seed: int) -> torch.Tensor:
@@ -67,7 +67,7 @@ class Draw:
         return _drawn(self.seed, draw).to(like.device)
 
     def permutation(self, purpose: str, n: int) -> torch.Tensor:
-        """A random permutation of 0..n-1, int64 on the CPU."""
+        """A random permutation of 0..n-1, [n], int64 on the CPU."""
         return permutation(self.seed, purpose, self.step, self.layer, n=n)
 
 
@@ -76,7 +76,7 @@ def _drawn(seed: int | torch.Tensor, draw: Callable[[int], torch.Tensor]) -> tor
 
 
 class _OfEachSeed(torch.autograd.Function):
-    """``draw(seed)``; mapped over seeds, the draws of all of them. It has no derivative."""
+    """``draw(seed)``, stacked over mapped seeds; without derivative."""
 
     @staticmethod
     def forward(seed: torch.Tensor, draw: Callable[[int], torch.Tensor]) -> torch.Tensor:

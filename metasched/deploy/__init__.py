@@ -1,1 +1,1 @@
-"""From a hardened network to integers: thresholds, packed weights, ONNX, and a simulator that is the oracle of all."""
+"""Deployment of a hardened network in integers: thresholds, packed weights, ONNX, and a simulator as the oracle."""

@@ -1,7 +1,7 @@
-"""Do the integer network and others agree: PyTorch, and the runtimes of what was exported? Image by image.
+"""Compares the integer network, image by image, with PyTorch and with the runtimes of exported models.
 
-The PyTorch side computes in float64 with the deployed weights, on the codes that the integer network gets, and gives
-sums that lie on a threshold the same slack (see thresholds.py).
+PyTorch computes in float64 with the deployed weights, on the same input codes as the integer network, and with the same
+slack for sums at a threshold (see thresholds.py).
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Twin = Callable[[torch.Tensor], tuple[torch.Tensor, list[torch.Tensor]]]
 
 @dataclass(frozen=True)
 class Agreement:
-    """What was compared.
+    """Result of a comparison.
 
     Attributes:
-        images: compared.
-        integers: that were compared.
-        other_integers: of them, those that differ.
-        other_classes: images whose arg-max differs.
+        images: number of images.
+        integers: number of compared integers.
+        other_integers: number of integers that differ.
+        other_classes: number of images whose predicted class differs.
     """
 
     images: int = 0
@@ -43,7 +43,7 @@ class Agreement:
 
     @property
     def complete(self) -> bool:
-        """No difference anywhere."""
+        """Whether nothing differs."""
         return self.other_integers == self.other_classes == 0
 
     def __add__(self, other: Agreement) -> Agreement:
@@ -51,7 +51,18 @@ class Agreement:
 
 
 def float_twin(network: QuantizedNetwork, integer: IntegerNetwork, params: Tensors, buffers: Tensors) -> Twin:
-    """The hardened PyTorch network in float64: from codes to outputs, and the levels of each activation in order."""
+    """The hardened PyTorch network in float64, as a function of input codes.
+
+    Args:
+        network: the quantized network.
+        integer: its integer network, which gives the weights and the step of the input.
+        params: hardened parameters by name; weights are [C_out, ...].
+        buffers: buffers of the module by name.
+
+    Returns:
+        a function from codes, int64 [N, C, H, W], to the outputs, float64 [N, K], and the list of the levels of each
+        activation in order, float64 [N, ...].
+    """
     module = copy.deepcopy(network.module).double().eval()
     like = next(module.parameters())
     deployed = {name: p.detach().double() for name, p in {**params, **buffers}.items() if p.is_floating_point()}
@@ -75,7 +86,7 @@ def float_twin(network: QuantizedNetwork, integer: IntegerNetwork, params: Tenso
 
 
 def agreement(twin: Twin, integer: IntegerNetwork, batches: Iterable[Array]) -> Agreement:
-    """Compares the twin with the simulator on batches of codes."""
+    """Compares the twin with the simulator on batches of codes, int64 [N, C, H, W]."""
     total = Agreement()
     for codes in batches:
         outputs, seen = twin(torch.from_numpy(codes))
@@ -94,9 +105,9 @@ def runtime_agreement(run: Runtime, integer: IntegerNetwork, batches: Iterable[A
     """Compares a runtime with the simulator on batches of codes.
 
     Args:
-        run: from real images to the logits and, if it puts them out, what each stage puts out.
-        integer: what the simulator runs.
-        batches: of codes.
+        run: real images [N, C, H, W] -> logits [N, K] and, optionally, the output of each stage.
+        integer: the integer network of the simulator.
+        batches: batches of codes, int64 [N, C, H, W].
     """
     total = Agreement()
     for codes in batches:

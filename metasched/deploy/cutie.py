@@ -1,15 +1,14 @@
-"""The file set of CUTIE, an accelerator for ternary networks, and what of a network exceeds its limits.
+"""The files for CUTIE, an accelerator for ternary networks, and the limits that a network exceeds.
 
-CUTIE sums, then pools the sums, then compares strictly: +1 above ``thresh_hi``, -1 below ``thresh_lo``, else 0. So a
-flip goes into the weights, ``thresh_hi`` is one less than our threshold, and max pooling after an activation moves
-before it. Images are not ternary: the host runs the encoding that makes them so or, without one, the first layer, and
-what it puts out is the accelerator's input. A linear layer is a convolution with a kernel as large as its image; the
-last one leaves its sums, and the host adds the offsets of the logits.
+CUTIE computes sums, pools them, and compares strictly: +1 above ``thresh_hi``, -1 below ``thresh_lo``, else 0. So flips
+are merged into the weights, ``thresh_hi`` is our threshold minus one, and max pooling after an activation moves before
+it. Images are not ternary: the host computes the ternary encoding or, without one, the first layer, and its output is
+the input of the accelerator. A linear layer is a convolution with a kernel as large as the feature map. The last layer
+outputs its sums, and the host adds the offsets of the logits.
 
-Files, named as by quantlib's ``backends/cutie/cutie_export.py``: ``network_l{i}_weights.npy`` int8 [O, I, kh, kw],
-``_thresh_lo.npy`` and ``_thresh_hi.npy`` [O], ``_config.json``; ours besides: ``input.npy``,
-``network_l{i}_output.npy`` (golden outputs, [N, O, H, W]) and ``limits.json``. Limits: pulp-platform/CUTIE,
-``conf/cutie_conf.sv``.
+File names are those of quantlib's ``backends/cutie/cutie_export.py``: ``network_l{i}_weights.npy`` int8 [O, I, kh, kw],
+``_thresh_lo.npy`` and ``_thresh_hi.npy`` [O], ``_config.json``. We add ``input.npy``, ``network_l{i}_output.npy``
+(golden outputs, [N, O, H, W]) and ``limits.json``. Limits: pulp-platform/CUTIE, ``conf/cutie_conf.sv``.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ LIMITS = {"channels": CHANNELS, "kernel": KERNEL, "layers": LAYERS, "image": IMA
 
 @dataclass
 class _Layer:
-    """One pass of the accelerator, as far as its stages have been read."""
+    """One layer of the accelerator, with the stages that have been added so far."""
 
     weight: Array
     image: tuple[int, ...]
@@ -55,16 +54,16 @@ class _Layer:
 
 
 def cutie_files(network: IntegerNetwork, golden: Array) -> tuple[dict[str, bytes], tuple[str, ...]]:
-    """The files by name, and one line for each limit that the network exceeds; none: it fits.
+    """The content of the files by name, and one line for each limit that the network exceeds.
 
     Args:
-        network: what is deployed.
-        golden: codes of a few images, for the golden outputs.
+        network: the integer network.
+        golden: codes of a few images for the golden outputs, int64 [N, C, H, W].
     """
     host, layers = _layers(network, golden)
     problems = [f"layer {i}: {p}" for i, layer in enumerate(layers) for p in layer.problems + _beyond(layer)]
     if not 1 <= len(layers) <= LAYERS:
-        problems.append(f"{len(layers)} layers after those of the host, at least 1 and at most {LAYERS}")
+        problems.append(f"{len(layers)} layers after those of the host, must be 1 to {LAYERS}")
     files = {"input.npy": _npy(host.astype(np.int8))}
     for i, layer in enumerate(layers):
         files[f"network_l{i}_weights.npy"] = _npy(layer.weight.astype(np.int8))
@@ -85,7 +84,7 @@ def cutie_files(network: IntegerNetwork, golden: Array) -> tuple[dict[str, bytes
 
 
 def _layers(network: IntegerNetwork, golden: Array) -> tuple[Array, list[_Layer]]:
-    """What the host puts out, and the layers after it."""
+    """The output of the host, and the layers of the accelerator."""
     first = _first(network.stages)
     host, layers, y = golden, list[_Layer](), golden
     for i, (stage, output) in enumerate(zip(network.stages, simulator.outputs(network, golden), strict=True)):
@@ -96,7 +95,7 @@ def _layers(network: IntegerNetwork, golden: Array) -> tuple[Array, list[_Layer]
             layers.append(_layer(stage, y))
         elif layers:
             _read(layers[-1], stage)
-        if not isinstance(stage, Flatten):  # a linear layer sees the image
+        if not isinstance(stage, Flatten):  # a linear layer reads the feature map before flattening
             y = output
         if layers and not isinstance(stage, Logits | Flatten):
             layers[-1].output = output
@@ -108,7 +107,7 @@ def _on_host(network: IntegerNetwork) -> str:
 
 
 def _first(stages: tuple[Stage, ...]) -> int:
-    """Index of the first stage on the accelerator: that of a weighted layer, or of a Flatten right before it."""
+    """Index of the first stage on the accelerator: a weighted layer, or a Flatten directly before it."""
     weighted = [i for i, s in enumerate(stages) if isinstance(s, Convolution | Linear)]
     at = (weighted if isinstance(stages[0], Encoding) else weighted[1:])[:1] or [len(stages)]
     return at[0] - (at[0] < len(stages) and isinstance(stages[at[0] - 1], Flatten))
@@ -140,7 +139,7 @@ def _layer(stage: Convolution | Linear, x: Array) -> _Layer:
 
 
 def _read(layer: _Layer, stage: Stage) -> None:
-    """A stage after the sums of a layer."""
+    """Adds a stage that follows the sums of a layer."""
     config = layer.config
     if isinstance(stage, Flip):
         if config["pooling"] and config["pool_type"] == "max" and -1 in stage.sign:
@@ -189,12 +188,12 @@ def _beyond(layer: _Layer) -> list[str]:
 
 
 def _threshold_bits(layer: _Layer) -> int:
-    """Of the widest threshold in two's complement; 0 without thresholds."""
+    """Bits of the widest threshold in two's complement; 0 without thresholds."""
     return max((int(t if t >= 0 else ~t).bit_length() + 1 for ts in layer.thresholds or () for t in ts), default=0)
 
 
 def _largest(layers: list[_Layer]) -> dict[str, int]:
-    """What there is of each thing that is limited."""
+    """The largest value in the network of each limited quantity."""
     return {
         "channels": max((max(layer.weight.shape[:2]) for layer in layers), default=0),
         "kernel": max((max(layer.weight.shape[2:]) for layer in layers), default=0),

@@ -1,12 +1,12 @@
-"""What a deployed network leaves on the disk: all of its files, or none.
+"""The files of a deployed network; all of them are written, or none.
 
-network.json   every stage with its thresholds, steps and units, and where its weights lie in weights.bin
+network.json   every stage with its thresholds and steps, and the place of its weights in weights.bin
 weights.bin    packed weights, layer after layer: 2, 4 or 8 bits each, or 32 for a layer in fixed point
-weights.trits  the ternary layers once more, five trits to a byte
-golden.npz     codes of a few test images, and what each stage puts out for them
-account.json   the size of each layer, and how the runtimes agree
+weights.trits  the weights of the ternary layers again, five trits per byte
+golden.npz     codes of a few test images, and the output of each stage for them
+account.json   the size of each layer, and the agreement of the runtimes
 network.onnx   with the extra ``deploy``
-cutie/         the file set of an accelerator, see cutie.py
+cutie/         the files of an accelerator, see cutie.py
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ FORMAT = 1
 
 
 def network_files(network: IntegerNetwork, golden: Array, report: Mapping[str, Any]) -> dict[str, bytes]:
-    """The files by name, without ONNX.
+    """The content of the files by name, without ONNX and CUTIE.
 
     Args:
-        network: what is deployed.
-        golden: codes of a few images.
-        report: goes into ``account.json`` beside the sizes.
+        network: the integer network.
+        golden: codes of a few images, int64 [N, C, H, W].
+        report: additional entries of ``account.json``.
     """
     sizes = account(network)
     seen = {f"stage{i}": y for i, y in enumerate(simulator.outputs(network, golden))}
@@ -83,10 +83,10 @@ def _number(value: Fraction) -> str:
 
 
 def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
-    """Makes a folder with these files, all of them or, whatever happens, none.
+    """Creates a folder with these files atomically: after a failure or crash there is no partial folder.
 
     Raises:
-        MetaschedError: there is something by that name already, or it cannot be written.
+        MetaschedError: the path exists, or the folder cannot be written.
     """
     check_new(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -104,6 +104,6 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
 
 
 def check_new(path: Path) -> None:
-    """Raises MetaschedError if a folder cannot be made there because there is something already."""
+    """Raises MetaschedError if the path of a new folder exists."""
     if os.path.lexists(path):
-        raise MetaschedError(str(path), "is there already", "give a new folder with -o")
+        raise MetaschedError(str(path), "already exists", "give a new folder with -o")

@@ -1,4 +1,4 @@
-"""A quantized network folded into integer stages, layer by layer: what the integers at its end stand for."""
+"""Conversion of a quantized network into integer stages, layer by layer: the state of the conversion."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from metasched.methods.tensors import LayerQuantizer
 from metasched.network.quantize import QuantizedNetwork, Tensors
 from metasched.quantizers.stair import hard
 
-FIXED_POINT_BITS = 24  # of weights that the method leaves in float, without the sign
-_LOGIT_BITS = 50  # doubles, in which runtimes without 64-bit integers compute, are exact to 53
-_FINEST = 2**8  # a level is a multiple of 1 / 2^k, k <= 8, or the weights do not fit in 8 bits
+FIXED_POINT_BITS = 24  # of weights that are not quantized, without the sign
+_LOGIT_BITS = 50  # doubles, which runtimes without 64-bit integers use, are exact to 53 bits
+_FINEST = 2**8  # levels that are not multiples of 1 / 2^8 do not fit in 8 bits
 
 
 def unsupported(name: str, problem: str, fix: str = "") -> MetaschedError:
-    """The error for a layer without integer form."""
+    """The error for a layer that has no integer form."""
     known = "deploy a sequence of Conv2d or Linear, BatchNorm, activation and pooling modules"
     return MetaschedError(f"model.{name}" if name else "model", problem, fix or known)
 
 
 @dataclass
 class Folding:
-    """The stages so far, and what the integers at their end stand for.
+    """The stages so far, and the meaning of the integers that the last stage outputs.
 
-    ``open`` is None where they are levels or codes, ``step`` apart; otherwise they are sums that no activation has
-    quantized yet.
+    If ``open`` is None, the integers are levels or codes, and an integer y means step * y. Otherwise they are sums that
+    are not quantized by an activation yet, and ``open`` gives the meaning for each channel.
     """
 
     network: QuantizedNetwork
@@ -47,10 +47,10 @@ class Folding:
     open: list[Channel] | None = None
 
     def weight(self, name: str) -> tuple[Array, tuple[Fraction, ...], bool]:
-        """Integer weights of a layer, the real size of a unit for each output, and whether they are on levels."""
+        """Integer weights of a layer, the real value of 1 for each output, and whether the weights are on levels."""
         w = self.tensors[weight_key(name)]
         if not bool(w.isfinite().all()):
-            raise unsupported(name, "has weights that are not finite", "train it again")
+            raise unsupported(name, "has non-finite weights", "train it again")
         if name not in {layer.name for layer in self.network.layers}:
             unit = Fraction(2) ** (math.frexp(float(w.abs().max()))[1] - FIXED_POINT_BITS)
             return _integers(w.double() / float(unit)), (unit,) * len(w), False
@@ -58,14 +58,14 @@ class Folding:
         levels, finest = self.quantizer.levels, unit_of(self.quantizer.levels.levels)
         q = hard(w.double() / scale.double(), levels)
         if not torch.equal(q.to(w.dtype) * scale, w):
-            raise unsupported(name, "has hardened weights that are not on its levels", "see the method's harden")
+            raise unsupported(name, "has hardened weights that are not on its levels", "correct the method's harden")
         if not -128 <= levels.levels[0] / finest <= levels.levels[-1] / finest <= 127:
             raise unsupported(name, "has weight levels beyond 8 bits", "set method.levels to fewer bits")
         scales = [Fraction(float(s)) * finest for s in scale.flatten().tolist()]
         return _integers(q / float(finest)), tuple(scales if len(scales) > 1 else scales * len(w)), True
 
     def sums(self, name: str, weight: Array, steps: tuple[Fraction, ...]) -> int:
-        """Opens the sums of a weighted layer; returns their reach."""
+        """Starts the sums of a weighted layer; returns the largest absolute value of a sum."""
         if self.open is not None:
             problem = "follows a layer whose activation is not quantized"
             raise unsupported(name, problem, "set method.activation_levels, and quantize.first: true")
@@ -76,16 +76,20 @@ class Folding:
         return self.largest
 
     def finish(self) -> None:
-        """Makes logits of the sums at the end."""
+        """Adds the logits after the last sums."""
         if self.open is None or len(self.shape) != 1:
-            raise unsupported("", "does not end with class scores", "let a linear layer be the last one")
+            raise unsupported("", "does not end with class scores", "end the model with a linear layer")
         self.stages.append(_logits(self.open, self.largest))
 
 
 def exact(name: str, value: float) -> Fraction:
-    """A parameter of a layer as it is; MetaschedError if it is not finite."""
+    """The exact value of a parameter of a layer.
+
+    Raises:
+        MetaschedError: it is not finite.
+    """
     if not math.isfinite(value):
-        raise unsupported(name, "has parameters or statistics that are not finite", "train it again")
+        raise unsupported(name, "has non-finite parameters or statistics", "train it again")
     return Fraction(value)
 
 
@@ -100,7 +104,7 @@ def _integers(x: torch.Tensor) -> Array:
 
 
 def _logits(channels: list[Channel], reach: int) -> Logits:
-    """The scores, exact where one unit serves all, else with as many fraction bits as leave room for the sums."""
+    """The logits: exact if all channels have the same unit, else with as many fraction bits as the sums allow."""
     if len({c.step for c in channels}) == 1 and not any(c.bias or c.norm for c in channels):
         return Logits(np.ones(len(channels), np.int64), np.zeros(len(channels), np.int64), channels[0].step)
     affine = [_affine(c) for c in channels]
@@ -108,13 +112,13 @@ def _logits(channels: list[Channel], reach: int) -> Logits:
     unit = largest / 2 ** max(0, min(FIXED_POINT_BITS, _LOGIT_BITS - reach.bit_length()))
     multiplier, offset = ([round(value / unit) for value in column] for column in zip(*affine, strict=True))
     if any(abs(m) * reach + abs(o) >= 2**53 for m, o in zip(multiplier, offset, strict=True)):
-        problem = "has class scores whose offsets are too large for their weights to matter"
+        problem = "has class scores with offsets that are too large in comparison with the weights"
         raise MetaschedError("model", problem, "train the last layer again")
     return Logits(np.array(multiplier, np.int64), np.array(offset, np.int64), unit)
 
 
 def _affine(channel: Channel) -> tuple[Fraction, Fraction]:
-    """Slope and offset of what a sum stands for; a normalization's root is rounded to a double."""
+    """Slope and offset of the real value of a sum; the root in a normalization is rounded to a double."""
     step, bias, norm = channel
     if norm is None:
         return step, bias

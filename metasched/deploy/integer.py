@@ -1,10 +1,10 @@
-"""From a hardened quantized network to the integer network that computes the same.
+"""Converts a hardened quantized network into an integer network with the same function.
 
-Supported are sequences of layers: convolution or linear, batch normalization, quantized activation, and max or average
-pooling wherever among them; a thermometer may stand before the first. All pooling before the activation works on the
-sums: average pooling commutes with batch normalization, and max pooling does once channels of negative gamma are
-negated. The last layer may be one that the method leaves in float: its weights are put in fixed point with 24 bits
-below the largest, float32's precision.
+Supported are sequences of layers: convolution or linear, batch normalization, quantized activation, with max or average
+pooling anywhere between them, and optionally a thermometer before the first. Pooling before an activation is applied to
+the sums: average pooling commutes with batch normalization, and max pooling does after channels with negative gamma
+have been negated. The last layer may be unquantized: its weights are converted to fixed point with 24 bits, the
+precision of float32.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from metasched.network.quantize import ActivationSite, QuantizedNetwork, Tensors
 
 
 def input_step(images: torch.Tensor) -> Fraction:
-    """The smallest power of two by which all of the images fit in 8 bits.
+    """The smallest power of two for which images [N, C, H, W], in multiples of it, fit in 8 bits.
 
     >>> input_step(torch.tensor([-0.5, 1.0]))
     Fraction(1, 64)
@@ -54,15 +54,15 @@ def integer_network(
     """The integer network of a trained quantized network.
 
     Args:
-        network: what ``quantize`` gave.
-        params: after training; they are hardened here.
-        state: of the method, after training.
-        buffers: of the module; batch normalization uses the running statistics in them.
-        example: input [N, C, H, W], of which only the shape is read.
-        step: real size of a unit of the input, see ``input_step``.
+        network: result of ``quantize``.
+        params: parameters after training, not yet hardened; weights are [C_out, ...].
+        state: state of the method after training.
+        buffers: buffers of the module, with the running statistics of batch normalization.
+        example: input [N, C, H, W]; only its shape is used.
+        step: real value of 1 in the input codes, see ``input_step``.
 
     Raises:
-        MetaschedError: a layer that has no integer form, by its name.
+        MetaschedError: a layer has no integer form; the message names it.
     """
     quantizer = getattr(network.method, "quantizer", None)
     if not isinstance(quantizer, LayerQuantizer):
@@ -93,7 +93,7 @@ def _pair(value: int | tuple[int, ...]) -> Pair:
 def _thermometer(folding: Folding, name: str, module: nn.Module) -> None:
     assert isinstance(module, Thermometer)
     if folding.stages:
-        raise unsupported(name, "is a Thermometer after other layers", "put it first")
+        raise unsupported(name, "is a Thermometer after other layers", "make it the first layer")
     thresholds = [Fraction(a) / folding.step for a in module.thresholds]
     low, high = (np.array([math.ceil(sign * t) for t in thresholds], np.int64) for sign in (-1, 1))
     folding.stages.append(Encoding(low, high))
@@ -105,10 +105,12 @@ def _thermometer(folding: Folding, name: str, module: nn.Module) -> None:
 def _convolution(folding: Folding, name: str, module: nn.Module) -> None:
     assert isinstance(module, nn.Conv2d)
     if isinstance(module.padding, str) or module.padding_mode != "zeros":
-        raise unsupported(name, "is padded otherwise than with a number of zeros")
+        raise unsupported(name, "has a padding other than a fixed number of zeros")
     weight, steps, on_levels = folding.weight(name)
     if not on_levels:
-        raise unsupported(name, "is left in float", "set quantize.first and, if it is the last, quantize.last to true")
+        raise unsupported(
+            name, "is not quantized", "set quantize.first and, if it is the last layer, quantize.last to true"
+        )
     _, height, width = folding.shape
     stride, padding, dilation = _pair(module.stride), _pair(module.padding), _pair(module.dilation)
     reach = folding.sums(name, weight, steps)
@@ -191,7 +193,7 @@ def _average(folding: Folding, name: str, rows: list[range], columns: list[range
 
 
 def _windows_matrix(windows: list[range], size: int) -> Array:
-    """[len(windows), size] integers, proportional to the average over each window."""
+    """Integer matrix [len(windows), size], proportional to the average over each window."""
     multiple = math.lcm(*map(len, windows))
     return np.array([[multiple // len(w) if i in w else 0 for i in range(size)] for w in windows], np.int64)
 
@@ -219,9 +221,9 @@ def _fixed_average(folding: Folding, name: str, module: nn.Module) -> None:
 def _flatten(folding: Folding, name: str, module: nn.Module) -> None:
     assert isinstance(module, nn.Flatten)
     if (module.start_dim, module.end_dim) != (1, -1):
-        raise unsupported(name, "flattens other than all but the first dimension")
+        raise unsupported(name, "flattens other dimensions than all but the first")
     if folding.open is not None and folding.shape[1:] != (1, 1):
-        raise unsupported(name, "flattens what no activation has quantized", "put the activation before it")
+        raise unsupported(name, "flattens sums that are not quantized", "put an activation before it")
     if len(folding.shape) > 1:
         folding.stages.append(Flatten())
         folding.shape = (math.prod(folding.shape),)
@@ -233,7 +235,7 @@ def _skip(folding: Folding, name: str, module: nn.Module) -> None:
 
 def _float_activation(folding: Folding, name: str, module: nn.Module) -> None:
     fix = "set method.activation_levels, and quantize.first: true"
-    raise unsupported(name, "is an activation that stays in float", fix)
+    raise unsupported(name, "is an activation that is not quantized", fix)
 
 
 _HANDLERS: dict[type[nn.Module], Callable[[Folding, str, nn.Module], None]] = {

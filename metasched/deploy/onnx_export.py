@@ -1,14 +1,14 @@
-"""The integer network as ONNX with real low-bit storage, and onnxruntime to run it.
+"""Exports the integer network to ONNX with low-bit storage, and runs it with onnxruntime.
 
 Weights are INT2, INT4 or INT8 initializers behind DequantizeLinear of scale 1 (opset 25, IR version 13). All tensors
-are integers that float32 holds exactly, up to 2^24, and those of the class scores integers that float64 holds, so that
-the outputs are those of the simulator bit for bit, in any order of summation.
+contain integers that float32 represents exactly, up to 2^24; class scores are integers that float64 represents exactly.
+So the outputs equal those of the simulator bit for bit, in any order of summation.
 
 Linear layers are Gemm nodes. onnxruntime replaces DequantizeLinear and MatMul by one kernel, with 8-bit activations by
-default, and of INT2 weights with a single scale that kernel gives other numbers at each call (1.31.1). It leaves Gemm
-alone, so that the file computes the same in any session.
+default; for INT2 weights with a single scale, the result of that kernel varies between calls (1.31.1). It does not
+replace Gemm, so that the file has the same outputs in any session.
 
-Needs the extra ``deploy``.
+Requires the extra ``deploy``.
 """
 
 from __future__ import annotations
@@ -48,20 +48,20 @@ if TYPE_CHECKING:
 OPSET, IR = 25, 13  # the first with INT2
 PRODUCER = "metasched"
 _QONNX, _QONNX_OPSET, _QONNX_IR = "qonnx.custom_op.general", 16, 8
-_EXACT = 2**24  # of integers in float32
-_MAX_BYTES = 2**30  # of a file that is read
+_EXACT = 2**24  # largest integer up to which float32 is exact
+_MAX_BYTES = 2**30  # largest size of a file
 
 
 def onnx_model(network: IntegerNetwork, *, all_outputs: bool = False, qonnx: bool = False) -> onnx.ModelProto:
-    """The model: real images [N, C, H, W] float32 in, ``logits`` [N, K] int64 out.
+    """The ONNX model, with input ``images`` [N, C, H, W] float32 and output ``logits`` [N, K] int64.
 
     Args:
-        network: what ``integer_network`` gave.
-        all_outputs: also put out what each stage puts out, as ``stage0``, ``stage1``, ...: golden outputs.
-        qonnx: weights are float32 behind the nodes Quant and BipolarQuant of QONNX; see ``run_qonnx``.
+        network: result of ``integer_network``.
+        all_outputs: adds the output of each stage, ``stage0``, ``stage1``, ..., as golden outputs.
+        qonnx: stores weights as float32 behind the nodes Quant and BipolarQuant of QONNX; see ``run_qonnx``.
 
     Raises:
-        MetaschedError: sums of a layer can exceed what float32 counts exactly, or the extra is not installed.
+        MetaschedError: sums of a layer can exceed the exact range of float32, or the extra is not installed.
     """
     onnx = _onnx()
     graph = _Graph(onnx, qonnx, network.image)
@@ -90,20 +90,20 @@ def onnx_model(network: IntegerNetwork, *, all_outputs: bool = False, qonnx: boo
     )
     units = {"input_step": repr(float(network.step)), "logit_step": repr(float(_logits(network).step))}
     onnx.helper.set_model_props(model, units)
-    onnx.checker.check_model(model, full_check=not qonnx)  # whose nodes it does not know
+    onnx.checker.check_model(model, full_check=not qonnx)  # the checker does not know the nodes of QONNX
     return model
 
 
 def write_onnx(path: str | Path, network: IntegerNetwork) -> None:
-    """Writes the model, atomically."""
+    """Writes the model atomically."""
     write_atomic(path, onnx_model(network).SerializeToString())
 
 
 def session(model: onnx.ModelProto | str | os.PathLike[str]) -> onnxruntime.InferenceSession:
-    """An onnxruntime session on the CPU that computes exactly, of a model or of a file.
+    """An onnxruntime session on the CPU, with exact arithmetic, for a model or the path of a file.
 
     Raises:
-        MetaschedError: the file cannot be read or is no model, or the extra is not installed.
+        MetaschedError: the file cannot be read or is not a model, or the extra is not installed.
     """
     _onnx()
     import onnxruntime
@@ -111,25 +111,27 @@ def session(model: onnx.ModelProto | str | os.PathLike[str]) -> onnxruntime.Infe
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     options.intra_op_num_threads = 1
-    options.log_severity_level = 4  # what goes wrong is raised
+    options.log_severity_level = 4  # errors are raised instead of logged
     named = isinstance(model, str | os.PathLike)
     data = read_regular(model, _MAX_BYTES, "give an ONNX file") if named else model.SerializeToString()
     try:
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own classes have no common base but this one
+    except Exception as error:  # the error classes of onnxruntime have no other common base
         why = str(error).partition("\n")[0]
         where = str(model) if named else "model"
-        raise MetaschedError(where, f"is no ONNX model that onnxruntime runs ({why})", "export it again") from None
+        raise MetaschedError(
+            where, f"is not an ONNX model that onnxruntime can run ({why})", "export it again"
+        ) from None
 
 
 def run_onnx(session: onnxruntime.InferenceSession, images: npt.ArrayLike) -> list[Array]:
-    """All outputs, ``logits`` first, of images [N, C, H, W]."""
+    """All outputs, ``logits`` [N, K] first, for images [N, C, H, W]."""
     found = session.run(None, {"images": np.asarray(images, np.float32)})
     return [np.asarray(y) for y in found]
 
 
 def run_qonnx(model: onnx.ModelProto, images: npt.ArrayLike) -> list[Array]:
-    """All outputs of a QONNX model, ``logits`` first, by the executor of the package qonnx: node by node."""
+    """All outputs of a QONNX model, ``logits`` [N, K] first, for images [N, C, H, W]; uses the executor of qonnx."""
     from qonnx.core.modelwrapper import ModelWrapper
     from qonnx.core.onnx_exec import execute_onnx
     from qonnx.transformation.infer_shapes import InferShapes
@@ -137,18 +139,18 @@ def run_qonnx(model: onnx.ModelProto, images: npt.ArrayLike) -> list[Array]:
     x = np.asarray(images, np.float32)
     wrapped = ModelWrapper(model, make_deepcopy=True)
     for value in (*wrapped.graph.input, *wrapped.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_value = len(x)  # the executor wants all shapes
+        value.type.tensor_type.shape.dim[0].dim_value = len(x)  # the executor needs all shapes
     found = execute_onnx(wrapped.transform(InferShapes()), {"images": x})
     return [np.asarray(found[output.name]) for output in model.graph.output]
 
 
 def installed() -> bool:
-    """Whether the extra ``deploy`` is."""
+    """Whether the extra ``deploy`` is installed."""
     return all(find_spec(name) is not None for name in ("onnx", "onnxruntime"))
 
 
 def qonnx_installed() -> bool:
-    """Whether the second opinion is."""
+    """Whether the package qonnx is installed."""
     return find_spec("qonnx") is not None
 
 
@@ -168,7 +170,7 @@ def _logits(network: IntegerNetwork) -> Logits:
 
 
 class _Graph:
-    """Nodes and initializers, each with a name of its own."""
+    """Nodes and initializers with unique names."""
 
     def __init__(self, onnx: Any, qonnx: bool, image: tuple[int, int, int]) -> None:
         self.onnx = onnx
@@ -208,7 +210,9 @@ class _Graph:
         if set(np.unique(values)) == {-1, 1}:
             return self.node("BipolarQuant", [f"{name}.weight", one], domain=_QONNX)
         largest = int(max(-values.min(), values.max()))
-        bits = max(2, largest.bit_length() + 1)  # with the sign, and without the lowest integer: narrow; 1 is bipolar
+        bits = max(
+            2, largest.bit_length() + 1
+        )  # with sign and without the lowest integer (narrow); 1 bit would be bipolar
         width = self.constant(np.float32(bits))
         inputs = [f"{name}.weight", one, zero, width]
         return self.node("Quant", inputs, domain=_QONNX, signed=1, narrow=1, rounding_mode="ROUND")
@@ -219,7 +223,7 @@ class _Graph:
 
 def _check_reach(stage: Convolution | Linear | SumPool) -> None:
     if stage.reach > _EXACT:
-        problem = f"has sums of up to {stage.reach}, which float32 does not count exactly (2^24)"
+        problem = f"has sums of up to {stage.reach}, which float32 cannot represent exactly (at most 2^24)"
         raise MetaschedError(f"model.{stage.name}", problem, "use fewer inputs or fewer bits")
 
 
@@ -229,7 +233,7 @@ def _encoding(graph: _Graph, stage: Encoding, x: str) -> str:
     above = graph.cast(graph.node("GreaterOrEqual", [wide, high]), "FLOAT")
     below = graph.cast(graph.node("Less", [wide, low]), "FLOAT")
     channels, height, width = graph.image
-    shape = graph.constant(np.array([0, len(stage.low) * channels, height, width]))  # 0: the batch, as it is
+    shape = graph.constant(np.array([0, len(stage.low) * channels, height, width]))  # 0 keeps the size of the batch
     return graph.node("Reshape", [graph.node("Sub", [above, below]), shape])
 
 

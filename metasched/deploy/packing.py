@@ -1,8 +1,8 @@
-"""Packed weights, and the exact account of their size.
+"""Packed weights, and their exact size.
 
-Two codes for ternary weights: two's complement in 2 bits, four to a byte, the first in the lowest bits (-1 is 11, as in
-ONNX's INT2 and in CUTIE); and base 3, five to a byte, the first the lowest digit, -1, 0, 1 as digits 0, 1, 2. Weights
-of more levels take 4 or 8 bits in two's complement, two or one to a byte.
+There are two codes for ternary weights. The first is two's complement in 2 bits, four weights per byte, the first in
+the lowest bits (-1 is 11, as in ONNX's INT2 and in CUTIE). The second is base 3, five weights per byte, the first as
+the lowest digit, with -1, 0, 1 as digits 0, 1, 2. Weights with more levels use 4 or 8 bits in two's complement.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _FLOAT_BYTES = 4
 
 
 def pack_bits(values: npt.ArrayLike, bits: int) -> bytes:
-    """Integers in two's complement of 2, 4 or 8 bits, the first in the lowest bits; the last byte is filled with zeros.
+    """Packs integers in two's complement of 2, 4 or 8 bits, the first in the lowest bits; pads with zeros.
 
     >>> pack_bits([1, 0, -1, 1, -1], 2).hex()
     '7103'
@@ -34,14 +34,14 @@ def pack_bits(values: npt.ArrayLike, bits: int) -> bytes:
 
 
 def unpack_bits(data: bytes, bits: int, count: int) -> Array:
-    """The integers that ``pack_bits`` packed."""
+    """Inverse of ``pack_bits``: ``count`` integers, int64 [count]."""
     codes = np.frombuffer(data, np.uint8).astype(np.int64)[:, None] >> (bits * np.arange(8 // bits))
     half = 2 ** (bits - 1)
     return ((codes.reshape(-1)[:count] & (2**bits - 1)) ^ half) - half
 
 
 def pack_trits(values: npt.ArrayLike) -> bytes:
-    """Numbers -1, 0 and 1, five to a byte; the last byte is filled with zeros.
+    """Packs numbers -1, 0 and 1, five per byte; pads with zeros.
 
     >>> pack_trits([1, 0, -1]).hex(), unpack_trits(pack_trits([1, 0, -1]), 3).tolist()
     ('71', [1, 0, -1])
@@ -53,29 +53,29 @@ def pack_trits(values: npt.ArrayLike) -> bytes:
 
 
 def unpack_trits(data: bytes, count: int) -> Array:
-    """The numbers that ``pack_trits`` packed."""
+    """Inverse of ``pack_trits``: ``count`` numbers, int64 [count]."""
     digits = np.frombuffer(data, np.uint8).astype(np.int64)[:, None] // _POWERS % 3
     return digits.reshape(-1)[:count] - 1
 
 
 def storage_bits(weight: Array) -> int:
-    """2, 4 or 8: the fewest bits that hold all of the integers in two's complement."""
+    """The smallest of 2, 4 and 8 bits in which all integers fit in two's complement."""
     return next(b for b in (2, 4, 8) if -(2 ** (b - 1)) <= weight.min() and weight.max() < 2 ** (b - 1))
 
 
 @dataclass(frozen=True)
 class LayerSize:
-    """What the weights of a layer take.
+    """Size of the weights of a layer.
 
     Attributes:
-        name: of the layer.
-        weights: number of them.
-        bits: of one as stored.
+        name: name of the layer.
+        weights: number of weights.
+        bits: bits per stored weight.
         sparsity: share of zeros.
-        entropy: bits a weight that no code for independent weights can beat.
-        packed: bytes, see ``packed``.
-        trits: bytes with five to a byte; None for weights other than -1, 0, 1.
-        float32: bytes.
+        entropy: empirical entropy in bits per weight, the lower bound for codes of independent weights.
+        packed: size in bytes as stored, see ``packed``.
+        trits: size in bytes with five weights per byte; None for weights other than -1, 0, 1.
+        float32: size in bytes as float32.
     """
 
     name: str
@@ -89,7 +89,7 @@ class LayerSize:
 
 
 def packed(layer: Convolution | Linear) -> bytes:
-    """The weights of a layer as they are stored: two's complement, or 32 bits each for a layer in fixed point."""
+    """The stored weights of a layer: two's complement, or 32 bits per weight for a layer in fixed point."""
     if isinstance(layer, Linear) and not layer.on_levels:
         return layer.weight.astype("<i4").tobytes()
     return pack_bits(layer.weight, storage_bits(layer.weight))
@@ -118,7 +118,7 @@ def _size(layer: Convolution | Linear) -> LayerSize:
 
 
 def compression(sizes: Sequence[LayerSize]) -> float:
-    """Bytes in float32 for a byte packed, over the layers on levels; 1 if there is none.
+    """Size in float32 divided by packed size, over the layers whose weights are on levels; 1 if there is none.
 
     >>> compression([LayerSize("a", 1024, 2, 0.5, 1.5, 256, 205, 4096)])
     16.0

@@ -1,4 +1,4 @@
-"""The integer network run in integers: the oracle of everything that is exported."""
+"""Runs the integer network in integer arithmetic; the oracle of all exports."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _LOWEST = np.iinfo(np.int64).min
 
 
 def run(network: IntegerNetwork, codes: Array) -> Array:
-    """Logits [N, K], int64, of codes [N, C, H, W]."""
+    """Logits, int64 [N, K], for codes, int64 [N, C, H, W]."""
     *_, logits = outputs(network, codes)
     return logits
 
 
 def outputs(network: IntegerNetwork, codes: Array) -> Iterator[Array]:
-    """What each stage puts out, int64."""
+    """The output of each stage, int64 [N, ...], for codes, int64 [N, C, H, W]."""
     y = codes
     for stage in network.stages:
         y = apply(stage, y)
@@ -39,7 +39,7 @@ def outputs(network: IntegerNetwork, codes: Array) -> Iterator[Array]:
 
 
 def apply(stage: Stage, y: Array) -> Array:
-    """One stage on a batch of integers."""
+    """Applies one stage to a batch, int64 [N, ...]."""
     match stage:
         case Encoding():
             return _encode(stage, y)
@@ -74,7 +74,7 @@ def _per_channel(values: Array, y: Array) -> Array:
 
 
 def _product(a: Array, b: Array, reach: int) -> Array:
-    """The integer matrix product, by BLAS: doubles are exact as long as no partial sum exceeds 2^53."""
+    """The integer matrix product, computed by BLAS in doubles, which are exact for partial sums below 2^53."""
     assert reach < 2**53, reach
     return np.matmul(a.astype(np.float64), b.astype(np.float64)).astype(np.int64)
 

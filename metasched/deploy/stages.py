@@ -1,8 +1,8 @@
-"""The integer network: a sequence of stages on integer tensors, and nothing else.
+"""The integer network: a sequence of stages on integer tensors.
 
     images -> codes (-> trits) -> (weighted sum -> pooling -> thresholds)* -> logits
 
-An integer y stands for the real number step * y; the stages know nothing of that, which is the point of them.
+An integer y represents the real number step * y; the stages use only the integers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True, eq=False)
 class Encoding:
-    """Trits of the codes: 1 where y >= high[k], -1 where y < low[k], else 0; [N, C, H, W] to [N, K C, H, W], k first.
+    """Ternary encoding: 1 where y >= high[k], -1 where y < low[k], else 0; [N, C, H, W] to [N, K C, H, W], k first.
 
     Attributes:
         low, high: [K], low[k] <= high[k].
@@ -31,15 +31,15 @@ class Encoding:
 
 @dataclass(frozen=True, eq=False)
 class Convolution:
-    """Cross-correlation with zero padding, as torch.nn.Conv2d computes it, without bias.
+    """Cross-correlation with zero padding and without bias, as in torch.nn.Conv2d.
 
     Attributes:
-        name: of the layer.
+        name: name of the layer.
         weight: [O, I / groups, kh, kw].
-        steps: real size of a unit of the weight, for each of the O output channels.
-        reach: no sum is beyond +-reach.
+        steps: real value of weight 1, for each of the O output channels.
+        reach: largest possible absolute value of a sum.
         stride, padding, dilation: (vertical, horizontal).
-        groups: of channels.
+        groups: number of groups of channels.
     """
 
     name: str
@@ -57,11 +57,11 @@ class Linear:
     """Matrix product without bias.
 
     Attributes:
-        name: of the layer.
+        name: name of the layer.
         weight: [O, I].
-        steps: real size of a unit of the weight, for each of the O outputs.
-        reach: no sum is beyond +-reach.
-        on_levels: False for a last layer that the method left in float: its weights are in fixed point.
+        steps: real value of weight 1, for each of the O outputs.
+        reach: largest possible absolute value of a sum.
+        on_levels: False for a last layer that is not quantized; its weights are in fixed point.
     """
 
     name: str
@@ -73,7 +73,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class MaxPool:
-    """Largest value of each window; padding never wins."""
+    """Maximum of each window, without the padding."""
 
     kernel: Pair
     stride: Pair
@@ -82,13 +82,13 @@ class MaxPool:
 
 @dataclass(frozen=True, eq=False)
 class SumPool:
-    """Average pooling times a common multiple of its window sizes: rows @ y @ columns.T on each channel.
+    """Average pooling times a common multiple of its window sizes: rows @ y @ columns.T for each channel.
 
     Attributes:
-        name: of the pooling.
-        rows: [H_out, H], each row sums to the same number.
-        columns: [W_out, W], likewise.
-        reach: no sum is beyond +-reach.
+        name: name of the pooling layer.
+        rows: [H_out, H]; all rows have the same sum.
+        columns: [W_out, W]; all rows have the same sum.
+        reach: largest possible absolute value of a sum.
     """
 
     name: str
@@ -99,7 +99,7 @@ class SumPool:
 
 @dataclass(frozen=True, eq=False)
 class Flip:
-    """The negative sums of channels whose normalization has a negative gamma, so that all that follows can rise.
+    """Negates the channels whose normalization has a negative gamma, so that all following stages are nondecreasing.
 
     Attributes:
         sign: [C], 1 or -1.
@@ -113,10 +113,10 @@ class Thresholds:
     """Batch normalization and quantized activation: level k of channel c where t[c, k - 1] <= y < t[c, k].
 
     Attributes:
-        name: of the activation.
-        values: [C, n - 1], nondecreasing along k.
+        name: name of the activation.
+        values: t, [C, n - 1], nondecreasing along k.
         levels: n increasing integers.
-        step: real size of a unit of the levels.
+        step: real value of level 1.
     """
 
     name: str
@@ -136,7 +136,7 @@ class Logits:
 
     Attributes:
         multiplier, offset: [C].
-        step: real size of a unit.
+        step: real value of score 1.
     """
 
     multiplier: Array
@@ -149,11 +149,11 @@ Stage = Encoding | Convolution | Linear | MaxPool | SumPool | Flip | Thresholds 
 
 @dataclass(frozen=True, eq=False)
 class IntegerNetwork:
-    """What is deployed.
+    """A deployed network.
 
     Attributes:
         image: (channels, height, width) of an input.
-        step: real size of a unit of the input, a power of two.
+        step: real value of 1 in the input codes, a power of two.
         stages: in the order of the data flow.
     """
 
@@ -163,9 +163,9 @@ class IntegerNetwork:
 
     @property
     def weighted(self) -> tuple[Convolution | Linear, ...]:
-        """The layers that have weights."""
+        """The stages with weights."""
         return tuple(s for s in self.stages if isinstance(s, Convolution | Linear))
 
     def encode(self, images: npt.ArrayLike) -> Array:
-        """The codes of real images: to the nearest multiple of ``step`` (ties to even), within 8 bits."""
+        """Codes, int64 [N, C, H, W]: images / ``step``, rounded (ties to even) and clamped to 8 bits."""
         return np.clip(np.rint(np.asarray(images, np.float64) / float(self.step)), -128, 127).astype(np.int64)

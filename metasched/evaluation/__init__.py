@@ -1,1 +1,1 @@
-"""Schedules compared on the same seeds, with the statistics of the difference."""
+"""Comparison of schedules on the same seeds, with statistics of the differences."""

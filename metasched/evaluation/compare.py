@@ -1,7 +1,7 @@
-"""``compare``: every arm on the same fresh seeds, hardened, on the test set, with paired differences and a verdict.
+"""Comparison: every arm on the same fresh seeds, hardened, on the test split, with paired differences and a verdict.
 
-Seeds are drawn from their own stream, which neither learning nor choosing the start ever touches; the test split is
-read here only. Every arm trains for the same number of steps at each horizon.
+Seeds come from a separate stream, which neither learning nor the choice of the initial schedule uses; the test split is
+read only here. At each horizon every arm trains for the same number of steps.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from metasched.tracking.plots import plot_comparison
 from metasched.training.problem import build_problem
 from metasched.training.stacked import mapping_pays
 
-_SHOWN = 2  # schedules whose differences to all others fit into a terminal
+_SHOWN = 2  # number of arms whose differences to all others fit into a terminal
 
 
 def compare(
@@ -42,14 +42,14 @@ def compare(
     tracker: Tracker,
     console: Console,
 ) -> Comparison:
-    """Train every arm from every fresh seed at every horizon, and log each cell.
+    """Trains every arm from every fresh seed at every horizon, and logs each score.
 
     Args:
-        experiment: seeds and horizons.
+        experiment: gives seeds and horizons.
         contenders: the arms by name.
-        learned: the arms that every other one is paired with.
-        pool: where the cells run.
-        tracker, console: where each cell is logged and progress is shown.
+        learned: names of the arms with which all others are compared.
+        pool: runs the training.
+        tracker, console: receive scores and progress.
     """
     seeds = fresh_seeds(experiment)
     horizons = [multiple * experiment.task.steps for multiple in experiment.compare.horizons]
@@ -87,10 +87,10 @@ def publish(
     tracker: Tracker,
     console: Console,
 ) -> dict[str, Any]:
-    """Write comparison.json, the plot and the report, log the tables and show them, the verdicts first.
+    """Writes comparison.json, the plot and the report; shows and logs the verdicts and tables.
 
     Returns:
-        what a program would want to read: paths, verdicts, mean scores.
+        a summary for programs: paths, verdicts and mean scores.
     """
     said = verdicts(comparison)
     entry = {**comparison.to_dict(), "verdicts": [verdict.to_dict() for verdict in said]}
@@ -102,7 +102,7 @@ def publish(
         console.table(f"Hardened test score after {horizon} steps", *comparison.rows(horizon, shown))
         tracker.table(f"comparison_{horizon}", *comparison.rows(horizon))
     if shown != comparison.learned:
-        console.note(f"differences to {shown[0]}, the first one given; those to the others are in the report")
+        console.note(f"differences to {shown[0]}, the first one given; the report has those to the others")
     scores = {h: {name: counted(arm.scores) for name, arm in comparison.at(h).items()} for h in comparison.horizons}
     folder.plots.mkdir(exist_ok=True)
     picture = folder.plots / "comparison.png"
@@ -118,7 +118,7 @@ def publish(
 
 
 def _parts(experiment: Experiment, seeds: Sequence[int], pool: Mapper) -> list[Sequence[int]]:
-    """The seeds, as many at once as a process trains at once."""
+    """Splits the seeds into groups that one process trains at once."""
     share = -(-len(seeds) // pool.workers)
     size = share if mapping_pays(build_problem(experiment), share) else 1
     return [seeds[i : i + size] for i in range(0, len(seeds), size)]

@@ -1,4 +1,4 @@
-"""The outcome of a comparison: scores of all arms on the same seeds, and what follows from them."""
+"""The result of a comparison: scores of all arms on the same seeds, and statistics of them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Arm:
     """One schedule of one method at one horizon.
 
     Attributes:
-        name: of the schedule.
+        name: name of the arm.
         horizon: T, inner steps of each run.
-        scores: final score of the hardened network on the test split, one a seed; NaN for a run that diverged.
-        inner_steps: training steps that this arm spent: T for each seed.
-        spent: training steps that finding the schedule took, before; empty for a hand-coded one.
-        method: name of the method that it drives; empty where an old result file does not say.
+        scores: final score of the hardened network on the test split, one per seed; NaN for a run that diverged.
+        inner_steps: training steps of this arm: T for each seed.
+        spent: training steps that were spent before on finding the schedule; empty for a hand-coded one.
+        method: name of its method; empty if an old result file does not contain it.
     """
 
     name: str
@@ -34,12 +34,12 @@ class Arm:
 
     @property
     def summary(self) -> Summary:
-        """Mean, standard deviation, n, of the scores as they count."""
+        """Mean, standard deviation and n of the scores, with 0 for runs that diverged."""
         return summarize(counted(self.scores))
 
     @property
     def diverged(self) -> int:
-        """How many of the runs diverged."""
+        """Number of runs that diverged."""
         return sum(math.isnan(score) for score in self.scores)
 
 
@@ -49,8 +49,8 @@ class Comparison:
 
     Attributes:
         seeds: the inner seeds.
-        arms: of each horizon, in the order given.
-        learned: names of the arms that every other one is paired with, beside the floor.
+        arms: all arms of each horizon, in the given order.
+        learned: names of the arms with which all others are compared, besides the floor.
     """
 
     seeds: tuple[int, ...]
@@ -71,17 +71,17 @@ class Comparison:
         return paired_difference(counted(arm.scores), counted(other.scores))
 
     def corrected(self, arm: Arm) -> dict[str, float]:
-        """P-value of the difference to each other arm of its horizon, corrected for their number (Holm)."""
+        """P-value of the difference to each other arm at the same horizon, corrected for their number (Holm)."""
         others = [other for other in self.at(arm.horizon).values() if other.name != arm.name]
         adjusted = holm([self.difference(arm, other).p for other in others])
         return {other.name: p for other, p in zip(others, adjusted, strict=True)}
 
     def rows(self, horizon: int, references: Sequence[str] | None = None) -> tuple[list[str], list[list[str]]]:
-        """The table of a horizon, best mean first: columns and rows as text.
+        """The table of a horizon, sorted by mean, best first: names of columns, and rows of text.
 
         Args:
-            horizon: of the table.
-            references: the arms that get a column of differences, beside the floor; default: the comparison's own.
+            horizon: horizon in inner steps.
+            references: arms with a column of differences, besides the floor; default: ``learned``.
         """
         arms = self.at(horizon)
         names = self.learned if references is None else references
@@ -89,7 +89,7 @@ class Comparison:
         floor = arms.get(FLOOR)
         diverged = any(arm.diverged for arm in arms.values())
         found = any(arm.spent for arm in arms.values())
-        steps = len({arm.inner_steps for arm in arms.values()}) > 1  # as where one adapts while it trains
+        steps = len({arm.inner_steps for arm in arms.values()}) > 1  # for instance if one arm adapts online
         columns = ["schedule", "mean", "sd", "n", *["diverged"] * diverged, *["inner steps"] * steps]
         columns += ["found in (inner steps)"] * found
         columns += [f"this - {FLOOR} [95 % interval]"] * (floor is not None)
@@ -114,7 +114,7 @@ class Comparison:
         return columns, rows
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, for JSON."""
+        """All results as plain values, for JSON."""
         arms = []
         for arm in self.arms:
             entry: dict[str, Any] = {

@@ -1,7 +1,7 @@
-"""What a comparison plays: arms of any method, on the same task, steps and seeds.
+"""The arms of a comparison: schedules of any method, on the same task, steps and seeds.
 
-Two arms are always there: the floor (``ste``, no schedule at all: the same quantizers, hard from the first step) and
-the ceiling (``float``, the same network without quantization). Both have the experiment's optimizer.
+Two arms are always included: the floor (``ste``, no schedule: the same quantizers, hard from the first step) and the
+ceiling (``float``, the same network without quantization). Both use the experiment's optimizer.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Contender(NamedTuple):
     """One arm.
 
     Attributes:
-        experiment: whose task, method and optimizer it trains.
-        schedule: what the method plays.
+        experiment: gives task, method and optimizer.
+        schedule: the schedule of the method.
     """
 
     experiment: Experiment
@@ -45,10 +45,10 @@ def reference_arms(experiment: Experiment) -> list[tuple[str, Contender]]:
 
 
 def hand_coded_arms(experiment: Experiment) -> list[tuple[str, Contender]]:
-    """The hand-coded schedules that ``compare.baselines`` names, of any method, or all of the experiment's method.
+    """The hand-coded schedules in ``compare.baselines``, of any method; if it is null, all of the experiment's method.
 
     Raises:
-        MetaschedError: a name that no method has.
+        MetaschedError: no method has a schedule of that name.
     """
     names = experiment.compare.baselines
     if names is None:
@@ -63,13 +63,13 @@ def hand_coded_arms(experiment: Experiment) -> list[tuple[str, Contender]]:
 
 
 def file_arm(experiment: Experiment, path: Path) -> Contender:
-    """A schedule file, played by the method that it is for.
+    """An arm that plays a schedule file with the method of the file.
 
-    A file for the experiment's own method is played with the experiment's parameters. One for another method is played
-    with the quantizers of the experiment and the file's parameters for all else.
+    If this is the method of the experiment, the experiment's parameters are used. Otherwise the quantizers are those of
+    the experiment, and the other parameters those of the file.
 
     Raises:
-        MetaschedError: it is no schedule, or one that the method cannot play.
+        MetaschedError: the file is not a schedule, or the method cannot use it.
     """
     file = read_schedule(path)
     if file.method.name != experiment.method.name:
@@ -79,13 +79,13 @@ def file_arm(experiment: Experiment, path: Path) -> Contender:
 
 
 def described_arm(experiment: Experiment, words: Sequence[str]) -> tuple[str, Contender]:
-    """The arm that ``NAME SCHEDULE [FIELD=VALUE ...]`` describe: its name, and itself.
+    """Name and arm from the words ``NAME SCHEDULE [FIELD=VALUE ...]`` of the option ``--arm``.
 
-    SCHEDULE is the name of a hand-coded schedule, or a schedule file. The arm's method is that of the schedule,
-    unless a field ``method.name`` says another one.
+    SCHEDULE is the name of a hand-coded schedule or the path of a schedule file. The method of the arm is that of the
+    schedule, unless a field ``method.name`` is given.
 
     Raises:
-        MetaschedError: too few words, no such schedule, a field that does not fit, or other data, steps or seeds.
+        MetaschedError: too few words, no such schedule, an invalid field, or different data, steps or seeds.
     """
     if len(words) < 2:
         raise MetaschedError("--arm", f"is {' '.join(words)!r}", "give NAME SCHEDULE [FIELD=VALUE ...]")
@@ -96,36 +96,38 @@ def described_arm(experiment: Experiment, words: Sequence[str]) -> tuple[str, Co
             experiment = file_arm(experiment, Path(named)).experiment
     own = with_fields(experiment, fields, f"--arm {name}")
     if any(getattr(own.task, f) != getattr(experiment.task, f) for f in _SAME_DATA) or own.seed != experiment.seed:
-        raise MetaschedError(f"--arm {name}", "has other data, steps or seeds", "leave those fields out")
+        raise MetaschedError(
+            f"--arm {name}", "has other data, steps or seeds than the experiment", "leave those fields out"
+        )
     return name, Contender(own, named_schedule(own, named, f"--arm {name}"))
 
 
 def named_schedule(experiment: Experiment, named: str, path: str) -> Schedule:
-    """The hand-coded schedule of the experiment's method that has a name, or the schedule in a file.
+    """The named hand-coded schedule of the experiment's method, or the schedule in a file.
 
     Args:
-        experiment: what plays it.
-        named: a name or a path.
-        path: what error messages begin with.
+        experiment: the experiment that plays it.
+        named: name of a hand-coded schedule, or path of a schedule file.
+        path: prefix of error messages.
 
     Raises:
-        MetaschedError: neither the name of a hand-coded schedule nor a schedule file that fits.
+        MetaschedError: neither a hand-coded schedule of the method nor a schedule file for it.
     """
     family = hand_coded(experiment.method.name)
     if named in family:
         return family[named]
     file = Path(named)
-    if file.suffix != ".json" and not os.path.exists(file):  # Path.exists raises on a name too long
+    if file.suffix != ".json" and not os.path.exists(file):  # Path.exists raises if the name is too long
         problem = f"{named!r} is neither a hand-coded schedule of {experiment.method.name} nor a file"
         raise MetaschedError(path, problem, f"use a file, or one of {', '.join(family)}")
     return read_playable(file, experiment, build_problem(experiment).network)
 
 
 def read_playable(path: Path, experiment: Experiment, network: QuantizedNetwork) -> PlayedSchedule:
-    """The schedule of a file, which this experiment's method and network can play.
+    """The schedule in a file, checked for the experiment's method and network.
 
     Raises:
-        MetaschedError: it is no schedule, or is for another method.
+        MetaschedError: the file is not a schedule, or is for another method.
     """
     file = read_schedule(path)
     check_method(file, experiment.method.name, network.method.controls, str(path))
@@ -135,12 +137,12 @@ def read_playable(path: Path, experiment: Experiment, network: QuantizedNetwork)
 
 
 def method_of_hand_coded() -> dict[str, str]:
-    """Name of each hand-coded schedule -> the method that it is for."""
+    """Name of each hand-coded schedule -> name of its method."""
     return {name: family for family in families() for name in hand_coded(family)}
 
 
 def name_of(path: Path) -> str:
-    """What a schedule file goes by: its own name, or that of the run folder that it lies in.
+    """Name of the arm of a schedule file: its own name, or that of its run folder if it is ``schedule.json``.
 
     >>> name_of(Path("wide.json")), name_of(Path("runs/digits-001/schedule.json"))
     ('wide', 'digits-001')
@@ -149,15 +151,15 @@ def name_of(path: Path) -> str:
 
 
 def joined(*arms: tuple[str, Contender]) -> dict[str, Contender]:
-    """All arms, in order; two of one name are refused, but for a hand-coded arm that is the floor or the ceiling.
+    """{name: arm} of all arms, in order; equal arms with the same name are merged.
 
     Raises:
-        MetaschedError: two arms of one name.
+        MetaschedError: different arms have the same name.
     """
     by_name: dict[str, Contender] = {}
     for name, arm in arms:
         if by_name.setdefault(name, arm) != arm:
-            raise MetaschedError(name, "is the name of two arms", "give one of them another name")
+            raise MetaschedError(name, "is the name of two arms", "rename one of them")
     return by_name
 
 
@@ -166,5 +168,5 @@ def _by_method(experiment: Experiment, name: str) -> Experiment:
 
 
 def fresh_seeds(experiment: Experiment) -> list[int]:
-    """The inner seeds of comparisons, from a stream of their own."""
+    """The inner seeds of the comparison, from a separate stream."""
     return [derive_seed(experiment.seed, "compare", i) for i in range(experiment.compare.seeds)]

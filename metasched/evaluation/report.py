@@ -1,4 +1,4 @@
-"""A comparison as one HTML file that needs nothing else: no script, no network, pictures inside."""
+"""The report of a comparison: one self-contained HTML file without scripts, with embedded pictures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from metasched.methods.spec import CEILING, FLOOR
 from metasched.tracking.plots import plot_differences, plot_schedule
 from metasched.training.problem import build_problem
 
-_OTHERS_SHOWN = 3  # hand-coded schedules whose curves are drawn
+_OTHERS_SHOWN = 3  # number of other schedules whose curves are drawn
 _STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; max-width: 64rem; margin: 0 auto; padding: 1rem; }
@@ -43,16 +43,16 @@ summary { cursor: pointer; padding: .25rem 0; }
 def write_report(
     experiment: Experiment, comparison: Comparison, contenders: Mapping[str, Contender], folder: RunFolder
 ) -> Path:
-    """Write ``report.html`` into the run folder.
+    """Writes ``report.html`` into the run folder.
 
     Args:
-        experiment: what was compared on.
+        experiment: the experiment of the comparison.
         comparison: the scores.
-        contenders: the arms by name, as they were played.
-        folder: the run folder; ``plots/comparison.png`` is there already.
+        contenders: the arms by name.
+        folder: the run folder, in which ``plots/comparison.png`` must exist.
 
     Returns:
-        its path.
+        path of the report.
     """
     parts = [f"<h1>{escape(experiment.name)}: {escape(experiment.method.name)} on {escape(experiment.task.name)}</h1>"]
     parts += [f"<p><strong>{escape(str(verdict))}</strong></p>" for verdict in verdicts(comparison)]
@@ -62,14 +62,14 @@ def write_report(
         parts.append(_table(*comparison.rows(horizon), marked=comparison.learned))
         parts += [_picture(path, alt) for path, alt in _differences(comparison, horizon, folder)]
     parts.append("<h2>All scores</h2>")
-    parts.append(_picture(folder.plots / "comparison.png", "scores of each schedule, one dot a seed"))
+    parts.append(_picture(folder.plots / "comparison.png", "scores of each arm, one dot per seed"))
     parts.append("<h2>The schedules</h2>")
     shown = [n for n in (*comparison.learned, *_best_others(comparison)) if _has_controls(contenders.get(n))]
     for name, path in zip(shown, _curves([contenders[n] for n in shown], folder), strict=True):
         opened = " open" if name in comparison.learned else ""
         picture = _picture(path, f"controls of {name} in each layer over progress")
         parts.append(f"<details{opened}><summary>{escape(name)}</summary>{picture}</details>")
-    parts.append("<h2>What it ran on</h2>")
+    parts.append("<h2>Environment</h2>")
     parts.append(f"<details><summary>Versions and device</summary><pre>{_escaped(environment())}</pre></details>")
     parts.append(f"<details><summary>Configuration</summary><pre>{escape(dump_yaml(experiment))}</pre></details>")
     page = (
@@ -84,7 +84,7 @@ def write_report(
 
 
 def _best_others(comparison: Comparison) -> list[str]:
-    """The best of the other schedules, at the first horizon."""
+    """The best arms at the first horizon, without the learned ones, floor and ceiling."""
     arms = comparison.at(comparison.horizons[0])
     others = [name for name in arms if name not in (*comparison.learned, FLOOR, CEILING)]
     return sorted(others, key=lambda name: -arms[name].summary.mean)[:_OTHERS_SHOWN]
@@ -92,8 +92,8 @@ def _best_others(comparison: Comparison) -> list[str]:
 
 def _setting(comparison: Comparison) -> str:
     return (
-        f"Hardened score on test data, {len(comparison.seeds)} fresh seeds, the same for every schedule. Differences "
-        "are paired by seed; intervals are Student's t at 95 %. p is corrected for the number of schedules (Holm)."
+        f"Hardened score on test data, {len(comparison.seeds)} fresh seeds, the same for every arm. Differences are "
+        "paired by seed; intervals are 95 % Student's t intervals. p is corrected for the number of arms (Holm)."
     )
 
 
@@ -122,7 +122,7 @@ def _differences(comparison: Comparison, horizon: int, folder: RunFolder) -> Ite
 
 
 def _has_controls(contender: Contender | None) -> bool:
-    """Whether there are curves to draw: not of an arm that adapted while it trained, and not of STE."""
+    """Whether there are curves to draw; there are none for online arms and for methods without controls."""
     return contender is not None and bool(build_problem(contender.experiment).network.method.controls)
 
 

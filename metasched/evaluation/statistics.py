@@ -1,7 +1,7 @@
-"""Statistics of paired comparisons: means, standard deviations, paired differences with their intervals.
+"""Statistics of paired comparisons: means, standard deviations, and paired differences with intervals.
 
-Student's t for paired differences. Its error rates with scores of few examples, with outliers and on real runs are
-measured: tests/evaluation/test_false_positives.py, scripts/reliability/false_positives.py.
+Paired differences use Student's t. Its error rates for scores on few examples, with outliers and on real runs are
+measured in tests/evaluation/test_false_positives.py and scripts/reliability/false_positives.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from scipy import stats
 
-_ROUNDING = 1e-6  # relative: scores come from float32
+_ROUNDING = 1e-6  # relative rounding error of scores, which are computed in float32
 
 
 class Summary(NamedTuple):
@@ -27,11 +27,11 @@ class PairedDifference(NamedTuple):
     """Mean of n paired differences a - b with its two-sided confidence interval.
 
     Attributes:
-        mean: of the differences.
+        mean: mean of the differences.
         low, high: ends of the interval (Student's t with n - 1 degrees of freedom).
-        n: pairs.
-        p: two-sided p-value of "no difference"; 1 where all differences are 0. It is below 1 - confidence where the
-            interval leaves 0 out.
+        n: number of pairs.
+        p: two-sided p-value of "no difference"; 1 if all differences are 0. p < 1 - confidence exactly if the interval
+            does not contain 0.
     """
 
     mean: float
@@ -42,7 +42,7 @@ class PairedDifference(NamedTuple):
 
 
 def counted(scores: Sequence[float]) -> tuple[float, ...]:
-    """The scores as they count: a run that diverged has none (NaN), and counts as 0, the lowest accuracy.
+    """The scores, with 0, the lowest accuracy, for runs that diverged (NaN).
 
     >>> counted([0.5, float("nan")])
     (0.5, 0.0)
@@ -65,13 +65,13 @@ def summarize(scores: Sequence[float]) -> Summary:
 def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> PairedDifference:
     """The mean difference a - b over pairs, with Student's t interval.
 
-    Where all differences are equal and not 0, as happens with few pairs of scores on few examples, no spread was seen,
-    and Student's t would be infinitely sure. Then p is that of the sign test, 2^(1 - n), and the standard error the one
-    that Student's t needs for it.
+    If all differences are equal and not 0, which happens with few pairs of scores on few examples, their standard
+    deviation is 0 and Student's t is undefined. Then p is that of the sign test, 2^(1 - n), and the standard error is
+    the one for which Student's t gives this p.
 
     Args:
-        a, b: scores of the two arms on the same seeds, in the same order; at least 2.
-        confidence: of the interval.
+        a, b: scores of the two arms on the same seeds, in the same order; at least 2 each.
+        confidence: confidence level of the interval.
 
     >>> paired_difference([0.75, 0.5], [0.5, 0.25]).p
     0.5
@@ -92,11 +92,11 @@ def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float 
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted for their number: below alpha where Holm's step-down test rejects at a family-wise alpha.
+    """P-values corrected for their number by Holm's step-down method; reject where they are below alpha.
 
-    Sorted, p_(1) <= ... <= p_(m), the i-th becomes max over j <= i of min(1, (m - j + 1) p_(j)) (Holm, Scandinavian
-    Journal of Statistics 6, 1979). It holds whatever the tests have to do with each other, as here, where all share one
-    arm.
+    With p_(1) <= ... <= p_(m), the i-th becomes max over j <= i of min(1, (m - j + 1) p_(j)). The family-wise error
+    rate is at most alpha for any dependence between the tests; here all tests share one arm. Source: Holm, Scandinavian
+    Journal of Statistics 6, 1979.
 
     >>> holm([0.5, 0.25, 0.0625])
     [0.5, 0.5, 0.1875]

@@ -1,4 +1,4 @@
-"""What a comparison says in one line: the best arm, and what it adds over no schedule at all.
+"""The verdict of a comparison in one line: the best arm, and its advantage over training without a schedule.
 
 The floor is the straight-through estimator (STE): the same quantizers, hard from the first step, without a schedule.
 The ceiling is the float network. Both train for the same steps, from the same seeds, with the same optimizer.
@@ -21,12 +21,12 @@ class Verdict(NamedTuple):
 
     Attributes:
         horizon: T, inner steps.
-        arm: its name.
+        arm: name of the arm.
         best: whether its mean is the highest of all quantized arms.
-        mean, floor, ceiling: mean scores; the ceiling's is None where it was not played.
-        difference: paired, arm minus floor; None for the floor itself.
-        p: of the difference, corrected for the number of quantized arms (Holm); None for the floor itself.
-        arms: that number, without the floor.
+        mean, floor, ceiling: mean scores of the arm, the floor and the ceiling; ceiling is None if it was not played.
+        difference: paired difference arm minus floor; None for the floor itself.
+        p: p-value of the difference, corrected for the number of quantized arms (Holm); None for the floor itself.
+        arms: number of quantized arms without the floor.
     """
 
     horizon: int
@@ -41,14 +41,14 @@ class Verdict(NamedTuple):
 
     @property
     def closed(self) -> float | None:
-        """Share of the gap between floor and ceiling that is closed; None where there is no gap, or no gain."""
+        """Share of the gap between floor and ceiling that is closed; None if there is no gap or no gain."""
         if self.ceiling is None or self.ceiling <= self.floor or self.mean <= self.floor:
             return None
         return (self.mean - self.floor) / (self.ceiling - self.floor)
 
     @property
     def finding(self) -> str:
-        """``above``, ``below`` or ``level``: where the interval lies, once it is corrected for the number of arms."""
+        """``above`` or ``below`` the floor if the corrected p is below 0.05, else ``level``."""
         if self.difference is None or self.p is None or self.p >= _ALPHA:
             return "level"
         return "above" if self.difference.mean > 0 else "below"
@@ -73,13 +73,13 @@ class Verdict(NamedTuple):
         return text + end
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """All fields as plain values, for JSON."""
         own = self._asdict() | {"difference": self.difference and self.difference._asdict()}
         return {**own, "closed": self.closed, "finding": self.finding, "text": str(self)}
 
 
 def verdicts(comparison: Comparison) -> list[Verdict]:
-    """For each horizon that has a floor: the best quantized arm first, then each learned arm that is not it."""
+    """For each horizon with a floor: the verdict of the best quantized arm, then those of the other learned arms."""
     return [verdict for horizon in comparison.horizons for verdict in _at(comparison, horizon)]
 
 
@@ -91,7 +91,7 @@ def _at(comparison: Comparison, horizon: int) -> Iterator[Verdict]:
     quantized = [arm for arm in arms.values() if arm.name not in (FLOOR, CEILING)]
     differences = {arm.name: comparison.difference(arm, floor) for arm in quantized}
     corrected = dict(zip(differences, holm([d.p for d in differences.values()]), strict=True))
-    best = max([floor, *quantized], key=lambda arm: arm.summary.mean)  # of equals the floor
+    best = max([floor, *quantized], key=lambda arm: arm.summary.mean)  # at ties the floor
 
     def of(arm: Arm) -> Verdict:
         name, mean = arm.name, arm.summary.mean

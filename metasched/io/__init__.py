@@ -1,1 +1,1 @@
-"""Files: atomic writes, run folders and their lock, strict JSON and YAML."""
+"""Files: atomic writes, run folders with a lock, strict JSON and YAML."""

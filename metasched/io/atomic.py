@@ -1,4 +1,4 @@
-"""Files that survive a crash: a reader sees the old content or the new one, never a part."""
+"""Atomic writes: after a crash, a file has the old or the new content, never a part."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from metasched.core.errors import MetaschedError
 
 
 def write_atomic(path: str | Path, data: bytes) -> None:
-    """Writes a file so that readers, and a crash at any moment, see the old content or the new one, never a part.
+    """Writes a file atomically: at any moment, readers see the old or the new content, never a part.
 
-    Temporary file in the same folder, flush, fsync, rename, fsync of the folder.
+    Steps: temporary file in the same folder, flush, fsync, rename, fsync of the folder.
 
     Raises:
-        MetaschedError: the file cannot be written (no such folder, permission, disk full); the old one is untouched.
+        MetaschedError: the file cannot be written (no such folder, no permission, disk full); the old one is unchanged.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -30,12 +30,12 @@ def write_atomic(path: str | Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
         _fsync_folder(path.parent)
     except OSError as error:
-        fix = "see that the folder is there and has room"
+        fix = "check that the folder exists, is writable and has free space"
         raise MetaschedError(str(path), f"cannot be written ({error.strerror})", fix) from error
 
 
 def settled_size(path: str | Path) -> int:
-    """Bytes of a file, all of which are on the disk now."""
+    """Size of a file in bytes, after an fsync."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
         return os.fstat(file.fileno()).st_size

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, processor, threads, device, commit."""
+"""The environment of a run: versions, processor, threads, device, commit."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-INNER_THREADS = 1  # of each process while it does inner runs: the last bits of a sum depend on their number
+INNER_THREADS = 1  # of each process during inner runs; the last bits of a sum depend on their number
 
 
 def version(package: str = "metasched") -> str | None:
-    """The installed version of a package; None where it is not installed (such as a source tree on the path)."""
+    """The installed version of a package; None if it is not installed, for instance a source tree on the path."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -21,17 +21,17 @@ def version(package: str = "metasched") -> str | None:
 
 
 def cpu_model() -> str:
-    """The processor's name, as Linux knows it; elsewhere its architecture."""
+    """Name of the processor on Linux; elsewhere its architecture."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def environment() -> dict[str, Any]:
-    """What decides the bits of a run besides its configuration: versions, processor, threads, device, code.
+    """Everything besides the configuration that affects the bits of a run: versions, processor, threads, device, code.
 
-    ``threads`` are those of this process now, ``inner_threads`` those of each process while it does inner runs: they
-    decide the bits of a schedule and of its scores. No host, user or path is in it.
+    ``threads`` is the current number of threads of this process; ``inner_threads`` is that of each process during inner
+    runs, which affects the bits of a schedule and of its scores. Host, user and paths are not included.
     """
     import torch
 
@@ -59,7 +59,7 @@ def environment() -> dict[str, Any]:
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit of the checkout that this package runs from, and whether tracked files differ from it."""
+    """Commit of the checkout of this package, and whether tracked files differ from it; None without a checkout."""
     here = Path(__file__)
 
     def ask(*arguments: str) -> str | None:
@@ -69,7 +69,7 @@ def _git() -> dict[str, Any] | None:
             return None
         return answer.stdout.strip() if answer.returncode == 0 else None
 
-    if ask("ls-files", "--error-unmatch", here.name) is None:  # installed, or without git
+    if ask("ls-files", "--error-unmatch", here.name) is None:  # an installed package, or no git
         return None
     commit, changes = ask("rev-parse", "HEAD"), ask("status", "--porcelain", "--untracked-files=no")
     return None if commit is None else {"commit": commit, "dirty": bool(changes)}

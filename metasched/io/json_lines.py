@@ -1,4 +1,4 @@
-"""The JSON lines of the run folder: what every run leaves, with or without a tracking service."""
+"""The JSON lines of the run folder, which every run writes, with or without a tracking service."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ MAX_BYTES = 2**32
 
 
 class JsonLines:
-    """An append-only file of one JSON object a line, written out at each call; ``cut_back`` undoes what came too late.
+    """An append-only file with one JSON object per line, written at each call; ``cut_back`` removes late lines.
 
     A line is a row of metrics, ``{"artifact": name, "kind": ..., "file": ..., "metadata": {...}}`` or
     ``{"table": name, "columns": [...], "rows": [...]}``. Non-finite numbers are the strings ``nan``, ``inf``, ``-inf``.
-    A last line without its end, left by a crash, is cut off when the file is opened again.
+    An incomplete last line, left by a crash, is removed when the file is opened again.
 
     Raises:
-        MetaschedError: when it is opened, or at any later call: the file cannot be written.
+        MetaschedError: here or in a later call: the file cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,7 +43,7 @@ class JsonLines:
         self.write(metrics)
 
     def artifact(self, path: Path, name: str, kind: str, metadata: Mapping[str, Any]) -> None:
-        """Writes which file it is; the file itself stays where it lies."""
+        """Writes the name of a file; the file itself is not copied."""
         self.write({"artifact": name, "kind": kind, "file": path.name, "metadata": metadata})
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -51,7 +51,7 @@ class JsonLines:
         self.write({"table": name, "columns": columns, "rows": rows})
 
     def picture(self, name: str, path: Path) -> None:
-        """Writes which file it is."""
+        """Writes the name of a picture file."""
         self.write({"picture": name, "file": path.name})
 
     def close(self) -> None:
@@ -62,21 +62,21 @@ class JsonLines:
         """Writes one object."""
         line = json_text(value).encode() + b"\n"
         try:
-            while line:  # a disk that is almost full takes a part
+            while line:  # if the disk is almost full, only a part is written
                 line = line[self._file.write(line) :]
         except OSError as error:
             raise self._failed(error) from error
 
     def _failed(self, error: OSError) -> MetaschedError:
-        fix = "see that the folder is there and has room"
+        fix = "check that the folder exists, is writable and has free space"
         return MetaschedError(str(self._path), f"cannot be written ({error.strerror})", fix)
 
 
 def cut_back(path: Path, size: int) -> None:
-    """Takes away the lines after the first ``size`` bytes; a torn last line with a warning.
+    """Removes the lines after the first ``size`` bytes; warns of an incomplete last line.
 
     Raises:
-        MetaschedError: it is shorter, has no end of a line there, holds a line that is not JSON, or cannot be cut.
+        MetaschedError: the file is shorter, no line ends at ``size``, a line is not JSON, or the file cannot be cut.
     """
     if not path.exists() and size == 0:
         return
@@ -84,30 +84,30 @@ def cut_back(path: Path, size: int) -> None:
         read_json_lines(path)
         kept = path.read_bytes()[:size]
         if len(kept) < size or kept[-1:] not in (b"", b"\n"):
-            problem = f"has no end of a line after {size} bytes, up to where the checkpoint goes on"
-            raise MetaschedError(str(path), problem, "put the file back as the run left it, or start a new run")
+            problem = f"has no end of a line after {size} bytes, where the checkpoint continues"
+            raise MetaschedError(str(path), problem, "restore the file as the run left it, or start a new run")
         os.truncate(path, size)
     except OSError as error:
-        fix = "put it back, or start a new run"
+        fix = "restore it, or start a new run"
         raise MetaschedError(str(path), f"cannot be resumed ({error.strerror})", fix) from error
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file that ``JsonLines`` wrote; a torn last line is left out with a warning.
+    """The rows of a file that ``JsonLines`` wrote; an incomplete last line is left out, with a warning.
 
     Raises:
-        MetaschedError: it cannot be read, or any other line is not a JSON object.
+        MetaschedError: the file cannot be read, or another line is not a JSON object.
     """
-    *lines, torn = read_regular(path, MAX_BYTES, "put back the file that the run has left").split(b"\n")
+    *lines, torn = read_regular(path, MAX_BYTES, "restore the file as the run left it").split(b"\n")
     if torn:
-        warnings.warn(f"{path}: the last line is torn and was left out", stacklevel=2)
+        warnings.warn(f"{path}: the last line is incomplete and was left out", stacklevel=2)
     rows = []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise MetaschedError(f"{path}: line {number}", "is not JSON", "take the line out") from error
+            raise MetaschedError(f"{path}: line {number}", "is not JSON", "remove the line") from error
         if not isinstance(row, dict):
-            raise MetaschedError(f"{path}: line {number}", "is not a JSON object", "take the line out")
+            raise MetaschedError(f"{path}: line {number}", "is not a JSON object", "remove the line")
         rows.append(row)
     return rows

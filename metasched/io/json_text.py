@@ -1,4 +1,4 @@
-"""JSON text of plain values, with names for the numbers that JSON does not have."""
+"""JSON text of plain values, with strings for non-finite numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """JSON, in which a number that is not finite is the string ``nan``, ``inf`` or ``-inf``.
+    """JSON text; a non-finite number becomes the string ``nan``, ``inf`` or ``-inf``.
 
     >>> json_text({"loss": float("nan"), "scores": (1, 0.5)})
     '{"loss": "nan", "scores": [1, 0.5]}'

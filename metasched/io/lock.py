@@ -1,4 +1,4 @@
-"""A file that one process alone holds; the system takes it back when that process ends, however it ends."""
+"""A lock file that at most one process holds; the system releases it when the process ends, however it ends."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class Held(Exception):
-    """Another process holds the file; ``words`` are what it has written into it."""
+    """Another process holds the lock; ``words`` is what it has written into the file."""
 
     def __init__(self, words: list[str]) -> None:
         super().__init__(words)
@@ -16,27 +16,27 @@ class Held(Exception):
 
 
 class Lock:
-    """Holds a file, made where it is missing, and says in it who holds it.
+    """Creates and locks a file, whose content names the holder.
 
     Raises:
-        Held: another process does.
-        OSError: it cannot be made, or is a link.
+        Held: another process holds the lock.
+        OSError: the file cannot be created or is a link.
     """
 
     def __init__(self, path: Path) -> None:
         self._descriptor = _locked(path)
 
     def words(self) -> list[str]:
-        """What was written into the file last."""
+        """The content of the file, split into words."""
         return _words(self._descriptor)
 
     def sign(self, text: str) -> None:
-        """Writes the number of this process, and a text, in place of what is there."""
+        """Replaces the content of the file by the id of this process and a text."""
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"{os.getpid()} {text}\n".encode(), 0)
 
     def release(self) -> None:
-        """Gives the file back."""
+        """Releases the lock."""
         os.close(self._descriptor)
 
 
@@ -54,7 +54,7 @@ def _locked(path: Path) -> int:
         except OSError:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # its holder has removed it in between
+        os.close(descriptor)  # the previous holder has removed the file in the meantime
 
 
 def _words(descriptor: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Reading a file that may come from a stranger: a regular file, of a limited size, or one clear error."""
+"""Reads untrusted files: regular files of limited size only."""
 
 from __future__ import annotations
 
@@ -17,34 +17,33 @@ _KINDS = {
 
 
 def read_regular(path: str | os.PathLike[str], limit: int, fix: str) -> bytes:
-    """The bytes of a file.
+    """The content of a regular file.
 
-    Nothing else than a regular file is opened, so that neither a pipe, which might never end, nor a device, which
-    might never stop, holds the program up. A link is followed to what it names.
+    Pipes and devices are not opened, because reading them might never end. Links are followed.
 
     Args:
-        path: of the file.
-        limit: the most bytes that it may hold.
-        fix: what to do about a file that cannot be read.
+        path: path of the file.
+        limit: largest size in bytes.
+        fix: last part of error messages: how to fix a file that cannot be read.
 
     Raises:
-        MetaschedError: there is no such file, it cannot be read, is no regular file, or is larger.
+        MetaschedError: the file does not exist, cannot be read, is not a regular file, or is too large.
     """
     where = printable(os.fspath(path))
     too_large = MetaschedError(where, f"larger than {limit} bytes", fix)
     try:
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):
-            kind = _KINDS.get(stat.S_IFMT(found.st_mode), "Is no file")
+            kind = _KINDS.get(stat.S_IFMT(found.st_mode), "Is not a file")
             raise MetaschedError(where, f"cannot be read: {kind}", fix)
         if found.st_size > limit:
             raise too_large
-        # Should a pipe have taken its place by now, opening does not wait for a writer.
+        # O_NONBLOCK: if a pipe has replaced the file in the meantime, opening it does not wait for a writer
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as stream:
             data = stream.read(limit + 1) or b""
     except MetaschedError:
         raise
-    except (OSError, ValueError) as error:  # ValueError: a null byte, or text that no path can be
+    except (OSError, ValueError) as error:  # ValueError: a null byte, or text that is not a valid path
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise MetaschedError(where, f"cannot be read: {why}", fix) from None
     if len(data) > limit:

@@ -1,4 +1,4 @@
-"""The folder of one run: a path for each file that it leaves, and the lock of the process at work in it."""
+"""The folder of one run: the path of each of its files, and the lock of the process that works in it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from metasched.io.lock import Held, Lock
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of one run; a path for each file that a run leaves. ``DONE`` is there once the run has finished.
+    """The folder of one run, with the path of each of its files. The file ``DONE`` exists once the run has finished.
 
-    While a process is at work in it, it holds a lock on the file ``PID``, which the system gives back when it ends,
-    however it ends. So nothing stale is ever left.
+    A process that works in the folder holds a lock on the file ``PID``. The system releases the lock when the process
+    ends, however it ends, so there are no stale locks.
 
     Attributes:
-        path: where it lies.
-        lock: on ``PID``; None for a folder that is only looked at.
+        path: path of the folder.
+        lock: lock on ``PID``; None if the folder is only read.
     """
 
     path: Path
@@ -30,10 +30,10 @@ class RunFolder:
 
     @classmethod
     def create(cls, parent: str | Path, name: str, command: str = "train") -> RunFolder:
-        """A new folder ``<parent>/<name>-<NNN>``, with the number after the largest that is there.
+        """Creates and claims ``<parent>/<name>-<NNN>``, where NNN is one more than the largest existing number.
 
         Raises:
-            MetaschedError: it cannot be made.
+            MetaschedError: the folder cannot be created.
         """
         parent = Path(parent)
         _make(parent)
@@ -52,14 +52,14 @@ class RunFolder:
 
     @classmethod
     def claim(cls, path: str | Path, command: str = "train") -> RunFolder:
-        """A given folder, made where it is missing; from now on it holds this run.
+        """Claims a folder for a new run, and creates it if it does not exist.
 
         Args:
-            path: the folder.
-            command: what it is a run of.
+            path: path of the folder.
+            command: the command of the run.
 
         Raises:
-            MetaschedError: it already holds a run, finished or not, or cannot be made.
+            MetaschedError: the folder already contains a run, finished or not, or cannot be created.
         """
         path = Path(path)
         _make(path)
@@ -77,10 +77,10 @@ class RunFolder:
 
     @classmethod
     def resume(cls, path: str | Path, command: str = "train") -> RunFolder:
-        """A folder whose run goes on.
+        """Claims the folder of a stopped run, to resume it.
 
         Raises:
-            MetaschedError: it holds no run of this command, one that has finished, or one that is going on.
+            MetaschedError: the folder contains no run of this command, or the run has finished or is in progress.
         """
         path = Path(path)
         if not os.path.isfile(cls(path).config):  # Path.is_file raises on a name too long
@@ -93,9 +93,9 @@ class RunFolder:
                 fix = f"only runs of `metasched {command}` can be resumed"
                 raise MetaschedError(str(path), f"holds a run of `metasched {made_by[0][:20]}`", fix)
             if folder.done.exists():
-                raise MetaschedError(str(path), "holds a run that has finished", "look into it")
+                raise MetaschedError(str(path), "holds a run that has finished", "read its results, or start a new run")
             lock.sign(command)
-            for torn in path.glob(".*.tmp"):  # what write_atomic was at when the run was killed
+            for torn in path.glob(".*.tmp"):  # left by write_atomic when the run was killed
                 torn.unlink()
         except (MetaschedError, OSError) as error:
             lock.release()
@@ -103,7 +103,7 @@ class RunFolder:
         return folder
 
     def release(self) -> None:
-        """Lets another process work in it."""
+        """Releases the lock, so that another process can work in the folder."""
         if self.lock is not None:
             self.lock.release()
 
@@ -114,27 +114,27 @@ class RunFolder:
 
     @property
     def environment(self) -> Path:
-        """What the run ran on, as JSON."""
+        """The environment of the run, as JSON."""
         return self.path / "environment.json"
 
     @property
     def metrics(self) -> Path:
-        """What was logged, as JSON lines."""
+        """The logged metrics, as JSON lines."""
         return self.path / "metrics.jsonl"
 
     @property
     def checkpoint(self) -> Path:
-        """Where the outer loop stands."""
+        """The checkpoint of the outer loop."""
         return self.path / "checkpoint.pt"
 
     @property
     def cells(self) -> Path:
-        """Scores of the inner runs that choose the start and compare, as JSON lines."""
+        """Scores of the inner runs for choosing the initial schedule and for comparing, as JSON lines."""
         return self.path / "cells.jsonl"
 
     @property
     def resumes(self) -> Path:
-        """What it was resumed with, as JSON lines."""
+        """One entry per resume, as JSON lines."""
         return self.path / "resumes.jsonl"
 
     @property
@@ -144,36 +144,36 @@ class RunFolder:
 
     @property
     def schedules(self) -> Path:
-        """Copies of the schedule files that are compared, each in a folder with its number."""
+        """Folder with copies of the compared schedule files, each in a numbered folder."""
         return self.path / "schedules"
 
     @property
     def comparison(self) -> Path:
-        """Scores of all schedules on the same seeds, as JSON."""
+        """The comparison: scores of all arms on the same seeds, as JSON."""
         return self.path / "comparison.json"
 
     @property
     def report(self) -> Path:
-        """The comparison as a page that needs nothing else."""
+        """The comparison as one self-contained HTML page."""
         return self.path / "report.html"
 
     @property
     def plots(self) -> Path:
-        """Folder of the pictures."""
+        """Folder of the plots."""
         return self.path / "plots"
 
     @property
     def done(self) -> Path:
-        """There once the run has finished."""
+        """A file that exists once the run has finished."""
         return self.path / "DONE"
 
     def discard(self, made: Sequence[Path]) -> None:
-        """Removes a run that has logged nothing yet: its files, and the folders (innermost first) made for it."""
+        """Removes the files of a run that has logged nothing yet, and the folders created for it, innermost first."""
         if self.metrics.exists():
             return
         for file in (self.config, self.environment, self.path / "PID"):
             file.unlink(missing_ok=True)
-        with suppress(OSError):  # not empty: something else lies in it
+        with suppress(OSError):  # not empty: it contains other files
             for folder in made:
                 folder.rmdir()
 
@@ -187,7 +187,7 @@ def _lock(folder: Path) -> Lock:
         return Lock(folder / "PID")
     except Held as held:
         holder = held.words[0] if held.words else "?"
-        raise MetaschedError(str(folder), f"is in use by process {holder}", "wait until it ends, or end it") from None
+        raise MetaschedError(str(folder), f"is in use by process {holder}", "wait until it ends, or stop it") from None
     except OSError as error:
         raise _no_folder(folder, error) from error
 
@@ -200,9 +200,11 @@ def _make(path: Path) -> None:
 
 
 def _no_folder(path: Path, error: OSError) -> MetaschedError:
-    return MetaschedError(str(path), f"cannot be made a run folder ({error.strerror})", "give another with --folder")
+    return MetaschedError(
+        str(path), f"cannot be made a run folder ({error.strerror})", "give another folder with --folder"
+    )
 
 
 def _holds_a_run(path: Path, why: str) -> MetaschedError:
-    fix = "give another folder, or none for a new one; --resume goes on with a run of `metasched train`"
+    fix = "give another folder, or none for a new one; use --resume to continue a run of `metasched train`"
     return MetaschedError(str(path), f"already holds a run ({why})", fix)

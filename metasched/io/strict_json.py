@@ -1,6 +1,6 @@
-"""JSON from strangers: plain values, or one error that says where it is wrong.
+"""Strict parsing of untrusted JSON: plain values, or one error with the place of the problem.
 
-Python's parser takes more than JSON allows and says little: NaN, keys that occur twice, nesting until the stack ends.
+Python's parser accepts more than JSON allows: NaN, duplicate keys, and nesting until the stack overflows.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ MAX_BYTES = 2**20
 MAX_DEPTH = 8
 MAX_MEMBERS = 1024
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
-_INT64_DIGITS = 20  # the sign included
+_INT64_DIGITS = 20  # including the sign
 
 
 class _Pairs(list):
-    """The members of a JSON object in their order, with keys that occur twice still there."""
+    """The members of a JSON object in order, including duplicate keys."""
 
 
 def parse(text: str | bytes) -> Any:
@@ -30,9 +30,9 @@ def parse(text: str | bytes) -> Any:
         text: JSON in UTF-8 without byte-order mark, at most 1 MiB.
 
     Raises:
-        MetaschedError: anything that RFC 8259 forbids, and besides: more than 8 levels, more than 1024 members in an
-            object, keys that occur twice there, lone surrogates, integers beyond 64 bits, numbers that are infinite
-            in float64. Its path is that of the value in the text.
+        MetaschedError: the text violates RFC 8259, or has more than 8 levels, more than 1024 members in an object,
+            duplicate keys, lone surrogates, integers beyond 64 bits, or numbers that are infinite in float64. The path
+            of the error is that of the value in the text.
 
     >>> parse('{"a": [1, 2.5]}')
     {'a': [1, 2.5]}
@@ -52,7 +52,7 @@ def parse(text: str | bytes) -> Any:
         raise MetaschedError("", f"not UTF-8 at byte {error.start}", "save it as UTF-8") from None
     except json.JSONDecodeError as error:
         where = f"line {error.lineno} column {error.colno}"
-        raise MetaschedError(where, f"not JSON: {error.msg}", "mend it there") from None
+        raise MetaschedError(where, f"not JSON: {error.msg}", "correct it there") from None
     except RecursionError:
         raise _too_deep("") from None
     return _plain(raw, "", 1)
@@ -70,7 +70,7 @@ def join(path: str, key: str | int) -> str:
 
 
 def show(value: object) -> str:
-    """A value from a file as it may stand in a message: ASCII, on one line, at most 60 characters.
+    """A value from a file for an error message: ASCII, on one line, at most 60 characters.
 
     >>> show("a" * 100)
     "'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa..."
@@ -80,11 +80,11 @@ def show(value: object) -> str:
 
 
 def _parse_int(digits: str) -> int | float:
-    return int(digits) if len(digits) <= _INT64_DIGITS else math.inf  # int() itself refuses thousands of digits
+    return int(digits) if len(digits) <= _INT64_DIGITS else math.inf  # int() raises for thousands of digits
 
 
 def _parse_constant(name: str) -> float:
-    return math.nan  # NaN and the infinities are refused below, where their path is known
+    return math.nan  # _plain raises for NaN and the infinities, with their path
 
 
 def _plain(raw: Any, path: str, depth: int) -> Any:
@@ -103,11 +103,11 @@ def _plain(raw: Any, path: str, depth: int) -> Any:
     if isinstance(raw, list):
         return [_plain(value, f"{path}[{i}]", depth + 1) for i, value in enumerate(raw)]
     if isinstance(raw, int | float) and not (math.isfinite(raw) and (isinstance(raw, float) or abs(raw) < 2**63)):
-        raise MetaschedError(path, "must be a finite number, an integer one of 64 bits", "correct it")
+        raise MetaschedError(path, "must be a finite number, and an integer must fit in 64 bits", "correct it")
     if isinstance(raw, str) and not raw.isascii() and any("\ud800" <= c <= "\udfff" for c in raw):
-        raise MetaschedError(path, "must be Unicode text, has half of a surrogate pair", "correct it")
+        raise MetaschedError(path, "must be Unicode text, but has half of a surrogate pair", "correct it")
     return raw
 
 
 def _too_deep(path: str) -> MetaschedError:
-    return MetaschedError(path, f"nested more than {MAX_DEPTH} levels deep", "a schedule needs 4 of them")
+    return MetaschedError(path, f"nested more than {MAX_DEPTH} levels deep", "use fewer levels; a schedule needs 4")

@@ -1,8 +1,8 @@
-"""Experiment files: a small, safe part of YAML, and one clear line for whatever is outside of it.
+"""Strict parsing of experiment files: a small, safe subset of YAML, and one clear error for anything else.
 
-Plain mappings, lists and scalars only: no tags (nothing is constructed by name), no anchors and aliases (nothing
-expands), no duplicate keys (nothing is silently lost), no numbers that YAML reads in two ways (010, 1:30), at most 64
-KiB, 10 levels and 10,000 values. A date is read as text.
+The subset has plain mappings, lists and scalars. It excludes tags (which construct objects), anchors and aliases (which
+expand), duplicate keys (which lose values) and ambiguous numbers (010, 1:30). The limits are 64 KiB, 10 levels and
+10,000 values. A date is read as text.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _AMBIGUOUS = re.compile(r"[-+]?0[0-9_]+|[^:]*:.*")  # octal or decimal; base 60 
 
 
 def read_mapping(path: str | Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds.
+    """The mapping in a YAML file.
 
     Raises:
-        MetaschedError: not a readable file of at most 64 KiB of UTF-8, not YAML of the kind above, not a mapping.
+        MetaschedError: the file cannot be read, is larger than 64 KiB, is not UTF-8, or is not a mapping in the subset.
     """
     where = printable(os.fspath(path))
     data = read_regular(path, MAX_BYTES, "give the path of an experiment's YAML file")
@@ -45,7 +45,7 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
 
 
 def parse(text: str, where: str) -> Any:
-    """The value of a YAML text; ``where`` is what an error names.
+    """The value of a YAML text; ``where`` is the prefix of error messages.
 
     >>> parse("{steps: 10, lr: 1e-3}", "x")
     {'steps': 10, 'lr': '1e-3'}
@@ -58,7 +58,7 @@ def parse(text: str, where: str) -> Any:
         raise MetaschedError(line, error.problem or "is not YAML", "write plain lines of `field: value`") from error
     except yaml.YAMLError as error:
         raise MetaschedError(where, "is not YAML: it holds control characters", "save it as plain text") from error
-    except (ValueError, OverflowError) as error:  # from characters and version numbers that Python does not have
+    except (ValueError, OverflowError) as error:  # invalid characters or version numbers
         raise MetaschedError(where, "is not YAML: a number in it is out of range", "write plain text") from error
 
 
@@ -88,7 +88,7 @@ class _Loader(yaml.SafeLoader):
         seen: set[str] = set()
         for key, _ in node.value:
             if key.tag != "tag:yaml.org,2002:str" or not key.value.isprintable() or len(key.value) > MAX_KEY:
-                raise _refused("the key of a field must be its name", key)
+                raise _refused("a key must be the name of a field", key)
             if key.value in seen:
                 raise _refused(f"the key {key.value!r} occurs twice", key)
             seen.add(key.value)
@@ -96,12 +96,12 @@ class _Loader(yaml.SafeLoader):
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
         if node.tag in _NUMBERS and _AMBIGUOUS.fullmatch(node.value):
-            raise _refused("is a number that YAML reads in two ways", node)
+            raise _refused("is an ambiguous number in YAML", node)
         try:
             value = super().construct_object(node, deep)
         except ValueError as error:  # such as 0x_
             raise _refused("is not a number", node) from error
-        if isinstance(value, int) and value.bit_length() > 64:  # Python would not even print the largest ones
+        if isinstance(value, int) and value.bit_length() > 64:  # Python cannot print the largest ones
             raise _refused("is an integer of more than 64 bits", node)
         return value
 

@@ -1,15 +1,15 @@
-"""Population based training: a schedule found by copying the best of many runs and changing what they play a little.
+"""Population-based training: copies the best of many runs and perturbs their schedules.
 
-    every tune.interval steps:  the worst fifth of the members takes over state and point of the best fifth, one each,
-                                and each coordinate of its point moves by 0.2 up or down
+    every tune.interval steps:  each member of the worst fifth copies state and point of one member of the best fifth,
+                                and moves each coordinate of its point by +0.2 or -0.2
 
-A point is a member of the family, in the same box that the searches have (see tuning.py). What a member of the
-population plays is its point's values from the exchange on, so its schedule is the path that its state was trained
-under. The first one begins at the start of learning, the others anywhere in the box.
+A point is a schedule of the family, in the box of the other searches (see tuning.py). After an exchange a member plays
+the values of its new point, so its schedule is the path under which its state was trained. The first member starts at
+the initial schedule of learning, the others at random points of the box.
 
 Source: Jaderberg et al., 2017, arXiv 1711.09846 (truncation selection, perturbation). We differ: the paper multiplies
-by 0.8 or 1.2, and coordinates of a box around 0 are moved instead; a control must keep the direction that its method
-declares, so where a new point lies behind what was played already, the last value is kept until the point catches up.
+by 0.8 or 1.2, we add to coordinates of a box around 0; and because a control must keep the direction that its method
+declares, the last value is kept until the new point allows a change.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from metasched.runs.local import Reached, Runs, Segment
 from metasched.schedules.base import progress_of_steps
 from metasched.search.tuning import Box, Candidate, Sampled, trials_within
 
-_SHARE = 5  # one in so many is replaced
-_STEP = 0.2  # of half the box
+_SHARE = 5  # one of this many members is replaced
+_STEP = 0.2  # in half-widths of the box
 
 
 def population_search(
     experiment: Experiment, box: Box, learned: Sequence[Control], runs: Runs, log: Callable[[int, float], None]
 ) -> list[Candidate]:
-    """The best member's path of one population after another, for as long as the budget lasts.
+    """The best member's path of each population, within the budget.
 
     Args:
-        experiment: its ``tune`` has the size of a population, its interval and the budget.
-        box: what the members play.
+        experiment: its section ``tune`` has the size of a population, the interval and the budget.
+        box: maps points to schedules.
         learned: the controls that differ between points.
-        runs: where the members train.
-        log: called with the number of the population and its best score.
+        runs: trains the members.
+        log: called with the number of each population and its best score.
     """
     tune = experiment.tune
     populations = max(1, trials_within(experiment) * tune.runs // tune.population)
@@ -57,7 +57,7 @@ def population_search(
 def evolve(
     experiment: Experiment, box: Box, learned: Sequence[Control], runs: Runs, number: int
 ) -> tuple[list[Tensors], list[float]]:
-    """One population: the path {control: [T, L]} and the last score of each member."""
+    """Trains one population; returns the path {control: [T, L]} and the last score of each member."""
     tune, steps = experiment.tune, experiment.task.steps
     draws = generator(derive_seed(experiment.seed, "tune", number), "population")
     seeds = [derive_seed(experiment.seed, "tune", number, member) for member in range(tune.population)]
@@ -85,13 +85,13 @@ def evolve(
 
 
 def _played(box: Box, point: torch.Tensor, steps: int) -> Tensors:
-    """Values {control: [T, L]} of the family's member at a point."""
+    """Values {control: [T, L]} of the schedule at a point."""
     schedule = box.member(point.tolist())
     return schedule(progress_of_steps(steps), ())
 
 
 def _joined(before: Tensors, after: Tensors, learned: Sequence[Control], since: int) -> Tensors:
-    """One path until a step, another one from there on, as far as the direction of each control allows."""
+    """The path ``before`` until step ``since``, then ``after``, as far as the direction of each control allows."""
     path = {name: torch.cat([v[:since], after[name][since:]]) for name, v in before.items()}
     for control in learned:
         if control.direction == "nonincreasing":

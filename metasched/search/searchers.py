@@ -1,4 +1,4 @@
-"""Black-box searches over a box, from well-kept libraries: ask for a point, tell its score."""
+"""Black-box searches over a box, from maintained libraries: ask for a point, tell its score."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ _SPREAD = 0.3  # standard deviation of CMA-ES's first generation, in half-widths
 
 
 class Searcher(Protocol):
-    """Proposes points of [-1, 1]^n; the higher the score, the better. A function of its seed and of what it is told."""
+    """Proposes points of [-1, 1]^n; higher scores are better. Deterministic in its seed and the scores."""
 
     def ask(self) -> list[float]:
         """The next point to try."""
         ...
 
     def tell(self, score: float) -> None:
-        """The score of the point last asked for."""
+        """Reports the score of the last point."""
         ...
 
 
 class _Optuna:
-    """A sampler of Optuna, which is told of every point as soon as it has been tried."""
+    """A sampler of Optuna."""
 
     def __init__(self, sampler: Callable[[Any], Any], first: Sequence[float]) -> None:
         optuna = _library("optuna", "Optuna")
@@ -42,11 +42,11 @@ class _Optuna:
 
 
 class _Cma:
-    """CMA-ES within bounds; its first point is ``first``, and its mean starts there."""
+    """CMA-ES within bounds; ``first`` is the first point and the initial mean."""
 
     def __init__(self, first: Sequence[float], seed: int) -> None:
         cma = _library("cma", "CMA-ES")
-        # pycma takes 0 for "any seed", and no more than 32 bits
+        # pycma reads 0 as "random seed" and accepts at most 32 bits
         options = {"seed": seed % (2**32 - 1) + 1, "bounds": [-1, 1], "verbose": -9}
         self._strategy = cma.CMAEvolutionStrategy(list(first), _SPREAD, options)
         self._asked: list[list[float]] = []
@@ -60,7 +60,7 @@ class _Cma:
         return self._waiting.pop(0)
 
     def tell(self, score: float) -> None:
-        if not self._asked:  # the first point is outside of any generation
+        if not self._asked:  # the first point belongs to no generation
             return
         self._scores.append(-score)
         if len(self._scores) == len(self._asked):
@@ -73,7 +73,7 @@ SEARCHERS: dict[str, Callable[[Sequence[float], int], Searcher]] = {
     "random": lambda first, seed: _Optuna(lambda samplers: samplers.RandomSampler(seed=seed % 2**32), first),
     "cmaes": _Cma,
 }
-"""Name to searcher; its arguments are the first point to try, in [-1, 1]^n, and a seed."""
+"""Name -> searcher; its arguments are the first point, in [-1, 1]^n, and a seed."""
 
 
 def _library(name: str, shown: str) -> Any:

@@ -1,10 +1,10 @@
-"""Hand-coded schedules tuned by search: what a careful person gets for the inner steps that learning takes.
+"""Tuning of hand-coded schedules by search, with as many inner steps as learning takes; the baseline of learning.
 
-A candidate is a member of the family of schedules/family.py (for each control a window with a decay, of five to seven
-numbers), and its score the mean score of ``tune.runs`` fresh inner runs on meta-validation, hardened. A search that
-picks the best of many noisy scores flatters it, so a part of the budget is kept: the ``tune.finalists`` best candidates
-are played again from ``tune.final_runs`` seeds that are new and the same for all, and the best of these means wins. The
-start is among them: where it is good already, its few noisy runs rank it below many that are worse.
+A candidate is a member of the family of schedules/family.py (for each control, a window with a decay, of five to seven
+numbers). Its score is the mean hardened score of ``tune.runs`` fresh inner runs on meta-validation. The best of many
+noisy scores is biased upwards, so a part of the budget is reserved: the ``tune.finalists`` best candidates are played
+again from ``tune.final_runs`` new seeds, the same for all, and the candidate with the best mean wins. The initial
+schedule is one of the finalists, because a few noisy runs may rank a good one below many worse candidates.
 """
 
 from __future__ import annotations
@@ -27,52 +27,53 @@ from metasched.schedules.family import ScheduleFamily
 from metasched.schedules.interpolation import Interpolation, interpolate
 from metasched.search.searchers import SEARCHERS
 
-# Half-widths of the box that is searched, around 0. They reach 2 to 98 % of a control's range and of the run, slopes
-# over depth that put the first and the last layer at opposite ends, and powers from 1/12 to 12.
+# Half-widths of the searched box around 0. It covers 2 to 98 % of a control's range and of the run, slopes over depth
+# that place the first and the last layer at opposite ends, and powers from 1/12 to 12.
 _BOX = {"power": 1.5}
 _WIDTH = 4.0
 
 
 class Sampled(NamedTuple):
-    """A schedule that is given by its values at knots."""
+    """A schedule given by its values at knots: knots [K], and {control: [K, L]}."""
 
     knots: torch.Tensor
     values: Tensors
     kind: Interpolation
 
     def __call__(self, progress: torch.Tensor, layers: Sequence[Layer]) -> dict[str, torch.Tensor]:
-        """Values {control: [T, L]}, of the layers that it was sampled for."""
+        """Values {control: [T, L]} at progress [T], for the layers at which it was sampled."""
         return {n: interpolate(progress, self.knots.to(progress), v, self.kind) for n, v in self.values.items()}
 
 
 class Candidate(NamedTuple):
-    """A schedule that a search has tried, and its mean score on meta-validation."""
+    """A candidate of a search, and its mean score on meta-validation."""
 
     schedule: Sampled
     score: float
 
 
 def trials_within(experiment: Experiment) -> int:
-    """How many candidates the budget pays for, after what the finalists take.
+    """The number of candidates within the budget, without the share of the finalists.
 
     Raises:
-        MetaschedError: not one.
+        MetaschedError: the budget is too small for one candidate.
     """
     tune = experiment.tune
     runs = tune.inner_steps // experiment.task.steps - tune.finalists * tune.final_runs
     if runs < tune.runs:
         least = (tune.finalists * tune.final_runs + tune.runs) * experiment.task.steps
-        problem = f"{tune.inner_steps} steps leave nothing for the search after {tune.finalists} finalists are judged"
+        problem = f"{tune.inner_steps} steps leave nothing for the search after the runs of {tune.finalists} finalists"
         raise MetaschedError("tune.inner_steps", problem, f"give at least {least}, or lower tune.finalists")
     return runs // tune.runs
 
 
 class Box:
-    """The members of a family as points of [-1, 1]^n, as the searches see them.
+    """Maps points of [-1, 1]^n to schedules of a family.
 
     Args:
-        family: what is searched; ``first`` is the point nearest to what it was fitted to. Its parameters are changed.
-        layers: those that members are sampled for.
+        family: the family; ``first`` is the point nearest to the schedule that it was fitted to. Its parameters are
+            overwritten.
+        layers: layers at which the schedules are sampled.
     """
 
     def __init__(self, family: ScheduleFamily, layers: Sequence[Layer]) -> None:
@@ -83,7 +84,7 @@ class Box:
         self.first = [min(max(float(p.detach()) / width, -1.0), 1.0) for p, width in values]
 
     def member(self, point: Sequence[float]) -> Sampled:
-        """The member of the family at a point, sampled at the knots."""
+        """The schedule of the family at a point, sampled at the knots."""
         with torch.no_grad():
             for p, share, width in zip(self._family.parameters(), point, self._widths, strict=True):
                 p.fill_(share * width)
@@ -97,9 +98,9 @@ def search(
     pool: Mapper,
     log: Callable[[int, float], None],
 ) -> list[Candidate]:
-    """Candidates in the order in which ``tune.search`` tried them; ``log(trial, score)`` after each.
+    """The candidates in the order of the search; calls ``log(trial, score)`` after each.
 
-    The first one is the member that the family was fitted to: the search starts where learning starts.
+    The first candidate is the schedule that the family was fitted to: search and learning start at the same schedule.
     """
     tune, steps = experiment.tune, experiment.task.steps
     searcher = SEARCHERS[tune.search](box.first, derive_seed(experiment.seed, "tune"))
@@ -115,20 +116,20 @@ def search(
 
 
 def mean_score(experiment: Experiment, schedule: Schedule, seeds: Sequence[int], steps: int, pool: Mapper) -> float:
-    """Mean score on meta-validation, hardened, over inner runs from these seeds."""
+    """Mean hardened score on meta-validation over inner runs from these seeds."""
     values = played(experiment, schedule, steps)
     work = [(experiment, values, [seed], steps, "validation") for seed in seeds]
     return summarize(counted([score for (score,) in pool.map(cell_scores, work)])).mean
 
 
 def best_of(experiment: Experiment, start: Sampled, candidates: Sequence[Candidate], pool: Mapper) -> Candidate:
-    """The finalist with the best mean over seeds that no search has seen, with that mean as its score.
+    """The finalist with the best mean over new seeds; that mean is its score.
 
-    Where there are two finalists or more, the start takes the place of the last one, unless it is one of them anyway.
+    If there are at least two finalists, ``start`` replaces the last one unless it already is a finalist.
     """
     tune = experiment.tune
     seeds = [derive_seed(experiment.seed, "tune final", run) for run in range(tune.final_runs)]
-    ranked = sorted(candidates, key=lambda c: -c.score)  # stable: the first tried of equals
+    ranked = sorted(candidates, key=lambda c: -c.score)  # a stable sort: of equal scores, the earlier candidate
     finalists = [c.schedule for c in ranked[: tune.finalists]]
     if len(finalists) > 1 and not any(_same(s, start) for s in finalists):
         finalists[-1] = start

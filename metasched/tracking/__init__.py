@@ -1,4 +1,4 @@
-"""Where metrics, curves and tables go."""
+"""Tracking of metrics, curves and tables."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ __all__ = [
 
 
 def open_tracker(experiment: Experiment, folder: RunFolder, job_type: str) -> Several:
-    """The JSON lines of the run folder and, unless it is disabled or cannot start, wandb.
+    """Opens the JSON lines of the run folder and, unless it is disabled or cannot start, wandb.
 
     Args:
-        experiment: its ``tracking`` says where to; its name is wandb's group.
-        folder: of the run.
+        experiment: its section ``tracking`` configures wandb; its name is the group in wandb.
+        folder: the run folder.
         job_type: ``outer``, ``online`` or ``compare``.
     """
     trackers: list[Tracker] = [JsonLines(folder.metrics)]
@@ -49,6 +49,6 @@ def open_tracker(experiment: Experiment, folder: RunFolder, job_type: str) -> Se
                     name=f"{experiment.method.name}-{Path(experiment.schedule.start).stem}-s{experiment.seed}",
                 )
             )
-        except Exception as error:  # not installed, no login, no network: no reason not to train
+        except Exception as error:  # not installed, no login or no network: the run goes on without wandb
             warn_dropped("Wandb", error)
     return Several(trackers)

@@ -1,4 +1,4 @@
-"""What a person sees while an experiment runs: a progress bar in a terminal, plain lines elsewhere."""
+"""Progress of an experiment on the console: a progress bar in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ _SHOWN = {  # metric -> label and format
 
 
 class Console(Protocol):
-    """Tells a person how far an experiment is. Text is shown printable: none of it can steer the terminal."""
+    """Shows the progress of an experiment. Text is escaped, so that it cannot control the terminal."""
 
     def outer(self, step: int, total: int, metrics: Mapping[str, Scalar]) -> None:
-        """Outer step ``step`` of 1..total is done, with these metrics."""
+        """Shows that outer step ``step`` of 1..total is done, with its metrics."""
         ...
 
     def note(self, text: str) -> None:
-        """One line."""
+        """Shows one line."""
         ...
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Scalar]]) -> None:
-        """A small table."""
+        """Shows a small table."""
         ...
 
     def close(self) -> None:
-        """Takes the progress bar away."""
+        """Removes the progress bar."""
         ...
 
 
 def open_console(stream: TextIO) -> Console:
-    """A progress bar where the stream is a terminal, plain lines where it is a file or a pipe."""
+    """A console with a progress bar if the stream is a terminal, with plain lines if it is a file or a pipe."""
     return _Live(stream) if stream.isatty() else _Plain(stream)
 
 

@@ -1,4 +1,4 @@
-"""The wandb workspace of a project as code: schedules, scores, and the health of hypergradients."""
+"""The wandb workspace of a project: schedules, scores, and diagnostics of hypergradients."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _STEPS_AGAINST = {"outer/inner_steps": ("outer/score", "outer/loss"), "online/in
 
 
 def build(experiment: Experiment, entity: str) -> Workspace:
-    """The workspace, without a network: a section for each family of metrics, a panel for each number.
+    """Builds the workspace, without network access: a section per family of metrics, a panel per metric.
 
     Args:
-        experiment: its ``tracking.project`` is the project, and its horizons are those of the tables of scores.
-        entity: user or team.
+        experiment: gives the project, the controls of its method, and the horizons of the tables of scores.
+        entity: wandb user or team.
 
     Raises:
         MetaschedError: wandb-workspaces is not installed.
@@ -59,7 +59,7 @@ def build(experiment: Experiment, entity: str) -> Workspace:
     ]
     steps = [multiple * experiment.task.steps for multiple in experiment.compare.horizons]
     tables = [reports.WeavePanelSummaryTable(table_name=f"comparison_{horizon}") for horizon in steps]
-    scores = [reports.MediaBrowser(title="scores by arm, one dot a seed", media_keys=[SCORES_PICTURE]), *tables]
+    scores = [reports.MediaBrowser(title="scores by arm, one dot per seed", media_keys=[SCORES_PICTURE]), *tables]
     costs = [line(name, axis) for axis, names in _STEPS_AGAINST.items() for name in names]
     sections = {
         "Learned schedules": schedules,
@@ -83,16 +83,16 @@ def build(experiment: Experiment, entity: str) -> Workspace:
 
 
 def publish(experiment: Experiment, entity: str) -> str:
-    """Saves the workspace at wandb; its address.
+    """Saves the workspace at wandb and returns its address.
 
     Raises:
-        MetaschedError: wandb-workspaces is missing, or wandb does not take it (no login, no such entity, no network).
+        MetaschedError: wandb-workspaces is missing, or wandb rejects it (no login, no such entity, no network).
     """
     workspace = build(experiment, entity)
     try:
         workspace.save()
-    except Exception as error:  # the service has many ways to say no
+    except Exception as error:  # wandb raises many types
         reason = " ".join(str(error).split())[:200]
-        fix = "log in with `wandb login`, and see that entity and project exist"
+        fix = "log in with `wandb login`, and check that entity and project exist"
         raise MetaschedError("dashboard", f"wandb did not take it ({type(error).__name__}: {reason})", fix) from error
     return workspace.url

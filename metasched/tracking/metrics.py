@@ -1,4 +1,4 @@
-"""Every name that is logged, once, with its unit and meaning. ``<...>`` stands for any name."""
+"""The table of all logged names, with units and meanings. ``<...>`` matches any name."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ class Metric(NamedTuple):
 
 
 METRICS: dict[str, Metric] = {
-    "select/name": Metric("name", "hand-coded schedule that was tried as the start"),
+    "select/name": Metric("name", "hand-coded schedule that was tried as the initial one"),
     "select/score": Metric("score", "its mean score on meta-validation, hardened"),
-    "outer/step": Metric("outer steps", "outer updates done; axis of all of outer/"),
-    "outer/loss": Metric("loss", "outer loss, mean over the inner runs that are finite"),
+    "outer/step": Metric("outer steps", "outer updates done; axis of outer/"),
+    "outer/loss": Metric("loss", "outer loss, mean over the finite inner runs"),
     "outer/score": Metric("score", "score on meta-validation at the end of the inner runs, hardened, mean"),
     "outer/gradient_norm": Metric("loss per parameter", "2-norm of an inner run's hypergradient before clipping, mean"),
     "outer/clipped": Metric("inner runs", "inner runs whose hypergradient was scaled down to meta.clip"),
-    "outer/skipped": Metric("inner runs", "inner runs left out because a number was not finite"),
+    "outer/skipped": Metric("inner runs", "inner runs left out because of non-finite numbers"),
     "outer/nonfinite": Metric("numbers", "non-finite numbers in the losses and hypergradients of this step"),
-    "outer/dead_layers": Metric("share", "(step, layer) pairs in which no gradient reaches the weights, mean"),
+    "outer/dead_layers": Metric("share", "share of (step, layer) pairs in which no gradient reaches the weights, mean"),
     "outer/inner_steps": Metric("inner steps", "inner training steps done since the start"),
     "outer/seconds": Metric("s", "wall time of this outer step"),
-    "guard/skipped": Metric("outer steps", "steps so far without an update, because of numbers that are not finite"),
-    "guard/fault": Metric("text", "which numbers of this step were not finite; only where there are any"),
+    "guard/skipped": Metric("outer steps", "outer steps so far without an update, because of non-finite numbers"),
+    "guard/fault": Metric("text", "which numbers of this step were not finite; logged only if there are any"),
     "estimator/tangents": Metric("inner runs", "runs with a tangent for each seed: parameters that move (forward)"),
     "estimator/pairs": Metric("pairs", "antithetic pairs of inner runs (es, pes, nres)"),
     "estimator/spread": Metric("loss", "standard deviation over pairs of the slope along the perturbation"),
     "estimator/bad_losses": Metric("inner runs", "inner runs whose loss was not finite; their pairs are left out (es)"),
-    "estimator/resets": Metric("pairs", "pairs begun anew because a loss or a state was not finite (pes, nres)"),
+    "estimator/resets": Metric("pairs", "pairs restarted because of a non-finite loss or state (pes, nres)"),
     "estimator/mode": Metric("index", "estimator in use: 0 exact, 1 mixed, 2 es (auto)"),
-    "estimator/growth_rate": Metric("per step", "growth of the adjoint, as an exponent, going back in time (auto)"),
+    "estimator/growth_rate": Metric("per step", "exponential growth rate of the adjoint, backwards in time (auto)"),
     "estimator/growth": Metric("factors of ten", "growth of the adjoint over the whole run at that rate (auto)"),
     "estimator/growth_peak": Metric("factors of ten", "the largest derivative in the controls over the last (auto)"),
     "estimator/signal": Metric("ratio", "squared norm of the exact mean over its variance, moving average (auto)"),
@@ -46,26 +46,26 @@ METRICS: dict[str, Metric] = {
     "estimator/exact_norm": Metric("loss", "norm of the exact mean, parameters in units of scale (mixed, auto)"),
     "estimator/es_norm": Metric("loss", "norm of the mean over pairs, parameters in units of scale (mixed, auto)"),
     "estimator/cosine": Metric("cosine", "of the exact mean and the mean over pairs (mixed, auto)"),
-    "tune/trial": Metric("candidates", "candidates tried (pbt: populations); axis of all of tune/"),
+    "tune/trial": Metric("candidates", "candidates tried (pbt: populations); axis of tune/"),
     "tune/score": Metric("score", "mean score of the candidate on meta-validation, hardened (pbt: of the best member)"),
-    "online/step": Metric("steps", "steps played, those after this look-ahead included; axis of all of online/"),
+    "online/step": Metric("steps", "steps played, including those after this look-ahead; axis of online/"),
     "online/loss": Metric("loss", "loss of the hardened network at the end of the window, on held-out examples"),
-    "online/score": Metric("score", "its score there"),
+    "online/score": Metric("score", "score of the hardened network there"),
     "online/gradient_norm": Metric("loss per parameter", "2-norm of the window's hypergradient before clipping"),
-    "online/clipped": Metric("true or false", "it was scaled down to meta.clip"),
-    "online/skipped": Metric("true or false", "it was not finite, and the schedule stayed as it was"),
+    "online/clipped": Metric("true or false", "whether the hypergradient was scaled down to meta.clip"),
+    "online/skipped": Metric("true or false", "whether it was not finite, so that the schedule was not updated"),
     "online/dead_layers": Metric("share", "(step, layer) pairs of the window in which no gradient reaches the weights"),
-    "online/inner_steps": Metric("inner steps", "training steps done since the start, look-aheads included"),
+    "online/inner_steps": Metric("inner steps", "training steps done since the start, including look-aheads"),
     "online/train_loss": Metric("loss", "training loss, mean over the steps played after this look-ahead"),
-    "online/looking": Metric("s", "time of the look-ahead: of the CPU, or on another device wall time"),
-    "online/fault": Metric("text", "which numbers were not finite; empty where all were"),
-    "online/playing": Metric("s", "time of the steps played after it, likewise"),
-    "schedule/progress": Metric("share of the run", "training time from 0 to 1; axis of all of schedule/"),
+    "online/looking": Metric("s", "time of the look-ahead: CPU time, or wall time on other devices"),
+    "online/fault": Metric("text", "which numbers were not finite; empty if all were finite"),
+    "online/playing": Metric("s", "time of the steps played after it, measured in the same way"),
+    "schedule/progress": Metric("share of the run", "training time from 0 to 1; axis of schedule/"),
     "schedule/<control>/<layer>": Metric("the control's", "value of a control in a layer under the learned schedule"),
-    "compare/arm": Metric("name", "schedule that was played"),
-    "compare/seed": Metric("seed", "the same seeds for all schedules; axis of all of compare/"),
-    "compare/horizon": Metric("inner steps", "length of the inner run that it was played on"),
-    "compare/score": Metric("score", "score on test data, hardened"),
+    "compare/arm": Metric("name", "name of the arm"),
+    "compare/seed": Metric("seed", "inner seed, the same for all arms; axis of compare/"),
+    "compare/horizon": Metric("inner steps", "length of the inner run"),
+    "compare/score": Metric("score", "score of the hardened network on test data"),
 }
 
 AXES: dict[str, str] = {
@@ -77,16 +77,16 @@ AXES: dict[str, str] = {
     "schedule/*": "schedule/progress",
     "compare/*": "compare/seed",
 }
-"""The axis of each family: wandb plots the names on the left against the name on the right."""
+"""Family of metrics -> its axis in wandb."""
 
 SCORES_PICTURE = "scores_by_arm"
-"""The picture of a comparison: for each schedule a dot for each seed, and the mean."""
+"""Name of the plot of a comparison: for each arm, one dot per seed and the mean."""
 
 _PATTERNS = [re.compile(re.sub("<[a-z]+>", "[^/]+", name)) for name in METRICS]
 
 
 def unknown_metrics(names: Iterable[str]) -> list[str]:
-    """The names that the table does not have.
+    """The names that are not in the table.
 
     >>> unknown_metrics(["outer/loss", "schedule/noise_scale/conv1", "outer/los"])
     ['outer/los']

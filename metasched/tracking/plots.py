@@ -1,4 +1,4 @@
-"""Pictures for the run folder: the curves of a schedule, its sensitivity, and the scores of a comparison."""
+"""Plots for the run folder: the curves of a schedule, its sensitivity, and the scores of a comparison."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
     import torch
     from matplotlib.figure import Figure
 
-_MANY = 12  # layers; beyond that a colour bar instead of a legend
-_MANY_ROWS = 24  # layers; beyond that their names are left out
-_DECADES = 2  # of derivatives that are told apart in colour; smaller ones fade linearly
+_MANY = 12  # layers; with more, a colour bar replaces the legend
+_MANY_ROWS = 24  # layers; with more, their names are left out
+_DECADES = 2  # of derivatives with a logarithmic colour scale; smaller ones have a linear one
 _LARGEST_T = 5.0
 _LEARNED, _OTHER = "#c1272d", "#4d4d4d"
-_FOUND = ("C0", "C1", "C2", "C4", "C5", "C9", "C6", "C8")  # without the red that is like that of what is learned
+_FOUND = ("C0", "C1", "C2", "C4", "C5", "C9", "C6", "C8")  # without C3, which resembles _LEARNED
 
 
 def plot_schedule(
     path: Path, values: Mapping[str, torch.Tensor], layers: Sequence[str], progress: torch.Tensor
 ) -> None:
-    """One panel a control: its value in each layer over progress, dark at the input and bright at the output.
+    """Plots each control in each layer over progress, one panel per control; dark at the input, bright at the output.
 
     Args:
-        path: of the PNG.
+        path: path of the PNG.
         values: control -> [T, L].
         layers: the L names, from input to output.
         progress: [T], in [0, 1].
@@ -40,7 +40,7 @@ def plot_schedule(
 
     figure, axes = _panels(len(values), width=5.0, height=3.4)
     colors = colormaps["viridis"](np.linspace(0, 0.9, len(layers)))
-    # Curves that coincide stay visible: the later, thinner ones leave a rim of the ones below.
+    # later curves are thinner, so that equal curves stay visible
     widths = np.linspace(3.0, 1.2, len(layers)) if len(layers) <= _MANY else np.full(len(layers), 1.0)
     u = progress.detach().cpu().double().numpy()
     for axis, (control, curves) in zip(axes, values.items(), strict=True):
@@ -59,12 +59,12 @@ def plot_schedule(
 def plot_comparison(
     path: Path, scores: Mapping[int, Mapping[str, Sequence[float]]], learned: Sequence[str] = ()
 ) -> None:
-    """One panel a horizon: for each arm its scores (dots, one a seed), their mean and its 95 % t-interval; best on top.
+    """Plots the scores, mean and 95 % t-interval of each arm, one panel per horizon; the best arm is on top.
 
     Args:
-        path: of the PNG.
-        scores: horizon in inner steps -> arm -> one score for each seed; higher is better.
-        learned: arms to stand out.
+        path: path of the PNG.
+        scores: horizon in inner steps -> arm -> one score per seed; higher is better.
+        learned: arms to highlight.
     """
     figure, axes = _panels(len(scores), width=4.6, height=1.4 + 0.3 * max(len(arms) for arms in scores.values()))
     for axis, (horizon, arms) in zip(axes, scores.items(), strict=True):
@@ -72,13 +72,13 @@ def plot_comparison(
         for row, arm in enumerate(order):
             sample, color = np.asarray(arms[arm], dtype=float), _LEARNED if arm in learned else _OTHER
             axis.scatter(sample, np.full(len(sample), row - 0.18), s=14, color=color, alpha=0.45, linewidths=0)
-            axis.errorbar(  # above the dots, which the interval would cover
+            axis.errorbar(  # shifted, so that the interval does not cover the dots
                 sample.mean(), row + 0.12, xerr=_half_interval(sample), fmt="o", markersize=5, capsize=3, color=color
             )
         axis.set_yticks(range(len(order)), order)
         for label in axis.get_yticklabels():
             label.set_color(_LEARNED if label.get_text() in learned else "black")
-            label.set_parse_math(False)  # a file's name may hold a dollar sign
+            label.set_parse_math(False)  # names of files may contain dollar signs
         axis.set(
             title=f"{horizon} steps, n = {len(arms[order[0]])} seeds", xlabel="score (dots: seeds; mean, 95 % interval)"
         )
@@ -87,12 +87,12 @@ def plot_comparison(
 
 
 def plot_differences(path: Path, differences: Mapping[str, tuple[float, float, float]], reference: str) -> None:
-    """Mean paired difference of one arm to each other one with its interval, the smallest on top.
+    """Plots the mean paired difference of one arm to each other arm, with its interval; the smallest is on top.
 
     Args:
-        path: of the PNG.
-        differences: other arm -> mean and both ends of the interval of ``reference`` minus that arm.
-        reference: the arm whose advantage is shown.
+        path: path of the PNG.
+        differences: other arm -> mean, low and high end of the interval of ``reference`` minus that arm.
+        reference: the arm that is compared with the others.
     """
     order = sorted(differences, key=lambda arm: -differences[arm][0])
     figure, (axis,) = _panels(1, width=5.6, height=1.2 + 0.28 * len(order))
@@ -115,18 +115,18 @@ def plot_compute(
     free: Mapping[str, Sequence[float]],
     learned: Collection[str],
 ) -> None:
-    """Mean score with its 95 % t-interval over the plain training runs that were spent to find a schedule.
+    """Plots the mean score, with its 95 % t-interval, over the cost of finding a schedule in plain training runs.
 
     Args:
-        path: of the PNG.
-        found: way to find a schedule -> plain runs spent -> one score for each seed; higher is better.
-        free: arm -> scores of schedules that cost nothing, drawn as lines.
-        learned: ways to stand out.
+        path: path of the PNG.
+        found: way to find a schedule -> cost in plain training runs -> one score per seed; higher is better.
+        free: arm -> scores of schedules without cost, drawn as horizontal lines.
+        learned: ways to highlight.
     """
     figure, (axis,) = _panels(1, width=7.0, height=4.0)
     for i, (name, curve) in enumerate(found.items()):
         runs = sorted(curve)
-        beside = [r * 1.03**i for r in runs]  # intervals of the same cost would hide each other
+        beside = [r * 1.03**i for r in runs]  # shifted, so that intervals at the same cost do not overlap
         samples = [np.asarray(curve[r], dtype=float) for r in runs]
         color, width = (_LEARNED, 2.4) if name in learned else (_FOUND[i % len(_FOUND)], 1.2)
         means, halves = [sample.mean() for sample in samples], [_half_interval(sample) for sample in samples]
@@ -144,14 +144,15 @@ def plot_compute(
 
 
 def plot_sensitivity(path: Path, maps: Mapping[str, tuple[torch.Tensor, torch.Tensor]], layers: Sequence[str]) -> None:
-    """Two panels a control, layers over progress: the mean derivative of the outer loss, and its t-value over runs.
+    """Plots the mean derivative of the outer loss and its t-value over runs, two panels per control.
 
-    Red is where less of the control would help, blue where more; the colours of the derivative are logarithmic.
+    The axes of a panel are progress and layers. In red areas a lower value of the control would help, in blue areas a
+    higher one; the colours of the derivative are logarithmic.
 
     Args:
-        path: of the PNG.
-        maps: control -> mean and t, [T, L] each; what is not finite stays white.
-        layers: the L names, from input to output, which are shown from top to bottom.
+        path: path of the PNG.
+        maps: control -> (mean, t), [T, L] each; non-finite values are white.
+        layers: the L names, from input to output; shown from top to bottom.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import Normalize, SymLogNorm
@@ -187,7 +188,7 @@ def _half_interval(sample: np.ndarray) -> float:
 
 
 def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Any]]:
-    """A row of panels; drawn without pyplot, which would keep every figure alive."""
+    """A row of panels; without pyplot, which keeps every figure alive."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

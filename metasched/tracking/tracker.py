@@ -1,4 +1,4 @@
-"""Where metrics go: one small protocol, several trackers as one, and one that only remembers."""
+"""The protocol of trackers, several trackers as one, and a tracker in memory."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ Scalar = float | int | str
 
 
 class Tracker(Protocol):
-    """Takes what an experiment reports. Names of metrics are those of ``metasched.tracking.metrics``."""
+    """Receives what an experiment reports. Names of metrics are those of ``metasched.tracking.metrics``."""
 
     def log(self, metrics: Mapping[str, Scalar]) -> None:
-        """One row: an axis (``outer/step``) with what was measured there."""
+        """Logs one row: the value of an axis (``outer/step``) and the metrics there."""
         ...
 
     def artifact(self, path: Path, name: str, kind: str, metadata: Mapping[str, Any]) -> None:
-        """A file that the run made, such as a learned schedule (kind ``schedule``)."""
+        """Logs a file of the run, such as a learned schedule (kind ``schedule``)."""
         ...
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Scalar]]) -> None:
-        """A table, such as the scores of a comparison."""
+        """Logs a table, such as the scores of a comparison."""
         ...
 
     def picture(self, name: str, path: Path) -> None:
-        """A PNG file that the run made, such as the scores of a comparison as dots."""
+        """Logs a PNG file of the run, such as the plot of a comparison."""
         ...
 
     def close(self) -> None:
-        """Nothing comes after this."""
+        """Closes the tracker; nothing is logged afterwards."""
         ...
 
 
 class Memory:
-    """Keeps everything, for tests; refuses a metric whose name is not in the table of metrics."""
+    """Keeps everything in memory, for tests; fails for a metric that is not in the table of metrics."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Scalar]] = []
@@ -53,7 +53,7 @@ class Memory:
         self.rows.append(dict(metrics))
 
     def artifact(self, path: Path, name: str, kind: str, metadata: Mapping[str, Any]) -> None:
-        """Keeps the call."""
+        """Keeps the arguments."""
         self.artifacts.append((path, name, kind, dict(metadata)))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Scalar]]) -> None:
@@ -61,41 +61,41 @@ class Memory:
         self.tables[name] = (list(columns), [list(row) for row in rows])
 
     def picture(self, name: str, path: Path) -> None:
-        """Keeps the call."""
+        """Keeps the path."""
         self.pictures[name] = path
 
     def close(self) -> None:
-        """Remembers that it was closed."""
+        """Records that it was closed."""
         self.closed = True
 
 
 class Several:
-    """Hands everything to several trackers; one that fails is dropped with a warning, and the run goes on.
+    """Forwards everything to several trackers; drops one that fails, with a warning, and the run continues.
 
-    A MetaschedError is no such failure: it ends the run, as when the run folder cannot be written any more.
+    A MetaschedError, for instance because the run folder cannot be written, is raised and ends the run.
     """
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self._trackers = list(trackers)
 
     def log(self, metrics: Mapping[str, Scalar]) -> None:
-        """One row, to each."""
+        """Logs one row with each tracker."""
         self._each(lambda tracker: tracker.log(metrics))
 
     def artifact(self, path: Path, name: str, kind: str, metadata: Mapping[str, Any]) -> None:
-        """One file, to each."""
+        """Logs one file with each tracker."""
         self._each(lambda tracker: tracker.artifact(path, name, kind, metadata))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Scalar]]) -> None:
-        """One table, to each."""
+        """Logs one table with each tracker."""
         self._each(lambda tracker: tracker.table(name, columns, rows))
 
     def picture(self, name: str, path: Path) -> None:
-        """One picture, to each."""
+        """Logs one picture with each tracker."""
         self._each(lambda tracker: tracker.picture(name, path))
 
     def close(self) -> None:
-        """Closes each."""
+        """Closes each tracker."""
         self._each(lambda tracker: tracker.close())
 
     def _each(self, call: Callable[[Tracker], None]) -> None:
@@ -104,12 +104,12 @@ class Several:
                 call(tracker)
             except MetaschedError:
                 raise
-            except Exception as error:  # whatever a tracking service throws must not end hours of training
+            except Exception as error:  # a failure of a tracking service must not end the training
                 self._trackers.remove(tracker)
                 warn_dropped(type(tracker).__name__, error)
 
 
 def warn_dropped(name: str, error: Exception) -> None:
-    """Says, once for a tracker, that it takes nothing more."""
+    """Warns that a tracker has failed and is no longer used."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
     warnings.warn(f"{name} failed ({text}); the run goes on without it", RuntimeWarning, stacklevel=4)

@@ -1,4 +1,4 @@
-"""Weights & Biases: a run in the run folder, offline unless asked; ``wandb sync`` uploads it later."""
+"""Weights & Biases: a wandb run in the run folder, offline by default; ``wandb sync`` uploads it later."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from metasched.tracking.tracker import Scalar
 
 
 class Wandb:
-    """One wandb run. Each family of metrics has its own axis (``outer/step``); wandb's own step count is not used.
+    """One wandb run. Each family of metrics has its own axis, such as ``outer/step``; wandb's step count is not used.
 
-    Until ``close``, the environment variables WANDB_DATA_DIR and WANDB_CACHE_DIR point into the run folder, unless
-    they were set before: wandb would stage artifacts in the home folder otherwise.
+    Until ``close``, the environment variables WANDB_DATA_DIR and WANDB_CACHE_DIR point into the run folder, unless they
+    were already set; otherwise wandb would stage artifacts in the home folder.
 
     Args:
         folder: the run folder; wandb's files go to ``folder/wandb``.
         config: the resolved experiment.
         mode: ``offline`` or ``online``.
-        project, group, job_type, name: as wandb has them; all runs of an experiment share its name as group.
+        project, group, job_type, name: as in wandb; all runs of an experiment have its name as group.
 
-    The run's id is kept in ``folder/wandb_id``, so that a run that is resumed goes on as the same one. What is logged
-    twice is in wandb twice: it takes nothing back.
+    The id of the run is stored in ``folder/wandb_id``, so that a resumed run continues the same wandb run. wandb cannot
+    delete rows: rows that are logged again after a resume appear twice.
 
     Raises:
         ImportError: wandb is not installed.
-        wandb.Error: it cannot start, such as online without a login.
+        wandb.Error: wandb cannot start, for instance online without a login.
     """
 
     def __init__(
@@ -75,25 +75,25 @@ class Wandb:
             self._run.define_metric(family, step_metric=axis)
 
     def log(self, metrics: Mapping[str, Scalar]) -> None:
-        """One row of history; it holds its axis."""
+        """Logs one row of history, which includes its axis."""
         self._run.log(dict(metrics))
 
     def artifact(self, path: Path, name: str, kind: str, metadata: Mapping[str, Any]) -> None:
-        """A file as a versioned artifact of type ``kind``."""
+        """Logs a file as a versioned artifact of type ``kind``."""
         artifact = self._wandb.Artifact(name, type=kind, metadata=dict(metadata))
         artifact.add_file(str(path))
         self._run.log_artifact(artifact)
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Scalar]]) -> None:
-        """A table under its name; a name within a family of metrics would get that family's axis as well."""
+        """Logs a table. Its name must not be in a family of metrics: wandb would add the axis of the family."""
         self._run.log({name: self._wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
 
     def picture(self, name: str, path: Path) -> None:
-        """A PNG file under its name, among the run's media."""
+        """Logs a PNG file under its name, as media of the run."""
         self._run.log({name: self._wandb.Image(str(path))})
 
     def close(self) -> None:
-        """Ends the run and gives the environment variables back."""
+        """Ends the run and restores the environment variables."""
         try:
             self._run.finish()
         finally:
@@ -105,10 +105,10 @@ class Wandb:
 
 
 def _run_id(path: Path) -> str:
-    """The id that a file holds, or a new one."""
+    """The id in a file; writes a new one if the file does not exist."""
     if not path.exists():
         write_atomic(path, f"{secrets.token_hex(4)}\n".encode())
-    found = read_regular(path, 100, "take it away, for a new wandb run").decode("ascii", "replace").strip()
+    found = read_regular(path, 100, "delete it to start a new wandb run").decode("ascii", "replace").strip()
     if not re.fullmatch("[a-z0-9]{1,64}", found):
-        raise MetaschedError(str(path), "does not hold the id of a wandb run", "take it away, for a new wandb run")
+        raise MetaschedError(str(path), "does not hold the id of a wandb run", "delete it to start a new wandb run")
     return found

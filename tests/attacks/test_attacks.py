@@ -32,11 +32,11 @@ FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
 NOT_JSON = "line 1 column 1: not JSON"
 FINITE = "must be a finite number"
-KEY = "line 1: the key of a field must be its name"
+KEY = "line 1: a key must be the name of a field"
 TAG = "line 1: tags are not read"
 ANCHOR = "line 1: anchors are not read"
 TEXT = "must be text that can be shown on one line"
-TWO_WAYS = "line 1: is a number that YAML reads in two ways"
+TWO_WAYS = "line 1: is an ambiguous number in YAML"
 RANGE = "is not YAML: a number in it is out of range"
 
 # The file, the place that the line gives first (after the file's own name), and words of the line.
@@ -172,7 +172,7 @@ ATTACKS |= {
 
 
 TIMERS = "training.quantize.kwargs.ctrl_spec"
-NO_MODEL = "is no ONNX model that onnxruntime runs"
+NO_MODEL = "is not an ONNX model that onnxruntime can run"
 ATTACKS |= {
     "quantlab/boolean_width.json": (f"{TIMERS}[0].sigma.beta", "must be a number, got True"),
     "quantlab/byte_order_mark.json": ("starts with a byte-order mark", ""),

@@ -99,7 +99,7 @@ def test_the_order_of_the_sum_is_that_of_the_parts() -> None:
 def test_batches_that_cannot_be_split_are_refused() -> None:
     inner = problem(MethodConfig(name="gxnor"))
     for parts, use in ((5, 10), (12, 24)):
-        with pytest.raises(MetaschedError, match=rf"^task\.batch: 12 examples are not two or more .*; use {use}$"):
+        with pytest.raises(MetaschedError, match=rf"^task\.batch: 12 examples cannot be split .*; use {use}$"):
             train_in_parts(inner, controls_of(inner), Alone(parts))
 
 
@@ -182,14 +182,16 @@ def test_ranks_that_hold_other_bits_are_found_out(
     ) as other:
         assert script.main(arguments) == 2
         assert other.wait(120) == 2
-    assert capsys.readouterr().out.startswith("torchrun: after step 3 rank 1 holds other bits than rank 0; use equal")
+    assert capsys.readouterr().out.startswith(
+        "torchrun: after step 3, the state of rank 1 differs from that of rank 0; use"
+    )
 
 
 def test_mistakes_are_one_line(script: ModuleType, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     for more, message in (
         (["--parts", "0"], "--parts: is 0; give at least 1"),
         (["--schedule", "best"], "--schedule: best is no schedule"),
-        (["--parts", "3"], "task.batch: 16 examples are not two or more for each of 3 parts"),
+        (["--parts", "3"], "task.batch: 16 examples cannot be split into 3 equal parts"),
     ):
         assert script.main([*arguments, *more]) == 2
         assert capsys.readouterr().out.startswith(message)

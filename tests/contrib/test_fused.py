@@ -139,5 +139,5 @@ def test_other_methods_are_refused() -> None:
 @pytest.mark.parametrize("setting", [{"clip_norm": 1.0}, {"name": "sgd", "nesterov": True}], ids=str)
 def test_optimizers_that_the_operator_does_not_have_are_refused(setting: dict) -> None:
     inner = problem(METHODS[0], OptimizerConfig(**setting))
-    with pytest.raises(MetaschedError, match="optimizer: is not in the fused operator"):
+    with pytest.raises(MetaschedError, match="optimizer: is not supported by the fused operator"):
         train_fused(inner, temperatures(inner))

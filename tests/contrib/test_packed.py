@@ -84,7 +84,7 @@ def test_packed_training_has_the_bits_of_the_loop(method: MethodConfig, dtype: t
 
 def test_methods_with_float_weights_cannot_be_packed() -> None:
     inner = problem(MethodConfig(name="ste"))
-    with pytest.raises(AssertionError, match="states at every step"):
+    with pytest.raises(AssertionError, match="without float weights"):
         pack_state(inner.network, inner.initial({}))
 
 

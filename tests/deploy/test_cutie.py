@@ -127,4 +127,4 @@ def test_what_exceeds_the_limits_is_reported(as_trained: Any) -> None:
 def test_a_single_layer_leaves_nothing_for_the_accelerator(as_trained: Any) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     trained = as_trained(model, TERNARY, torch.zeros(1, 1, 4, 4), 1)
-    assert check_problems(trained) == ("0 layers after those of the host, at least 1 and at most 8",)
+    assert check_problems(trained) == ("0 layers after those of the host, must be 1 to 8",)

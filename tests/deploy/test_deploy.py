@@ -91,7 +91,7 @@ def test_both_packings_hold_the_same_weights(deployed: Path) -> None:
 
 def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
-    with pytest.raises(MetaschedError, match="is there already"):
+    with pytest.raises(MetaschedError, match="already exists"):
         deploy(TINY, "ana_linear", tmp_path, open_console(StringIO()))
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
@@ -109,10 +109,10 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         (["--schedule", "nothing"], "--schedule: 'nothing' is neither a hand-coded schedule of ana nor a file"),
         (["--schedule", str(ROOT / "experiments" / "baselines" / "inq_linear.json")], "is for method 'inq', not 'ana'"),
         (["--schedule", "ana_linear", "--task.model", "resnet20"], "model: is a ResNet20, which has no integer form"),
-        (["--schedule", "ana_linear", "--method.activation_levels", "null"], "is an activation that stays in float"),
-        (["--learn", "--schedule", "ana_linear"], "--schedule: does not go with --learn"),
+        (["--schedule", "ana_linear", "--method.activation_levels", "null"], "is an activation that is not quantized"),
+        (["--learn", "--schedule", "ana_linear"], "--schedule: cannot be combined with --learn"),
         (["--learn", "--task.model", "resnet20"], "model: is a ResNet20, which has no integer form"),
-        (["--schedule", "ana_linear", "--folder", "run"], "--folder: is for --learn only"),
+        (["--schedule", "ana_linear", "--folder", "run"], "--folder: has no effect without --learn"),
         (["--schedule", "ana_linear", "--horizon", "0"], "--horizon: must be an integer in [1, 10000], got '0'"),
     ],
 )

@@ -72,7 +72,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "true for a format": (lambda t: t.update(format=True), "format: must be 1, got True"),
     "no image": (lambda t: t.pop("image"), "image: missing"),
     "a flat image": (lambda t: t.update(image=[1, 8]), "image: must be an array of 3 integers, got [1, 8]"),
-    "a huge image": (lambda t: t.update(image=[1, 10**9, 10**9]), "image: must be of 1 to 16777216 numbers"),
+    "a huge image": (lambda t: t.update(image=[1, 10**9, 10**9]), "image: must have 1 to 16777216 elements"),
     "an unknown key": (lambda t: t.update(weights="other.bin"), "unknown name 'weights'"),
     "a step of zero": (lambda t: t.update(step="0/5"), "step: must be a positive fraction"),
     "a step by zero": (lambda t: t.update(step="1/0"), "step: must be a positive fraction"),
@@ -81,7 +81,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "no stages": (lambda t: t.update(stages=[]), "weights.bin: holds"),
     "no logits": (lambda t: t["stages"].pop(), "stages: do not end with logits"),
     "logits first": (lambda t: t["stages"].insert(0, t["stages"][-1]), "stages[0].stage: is logits before the end"),
-    "encoded twice": (lambda t: t["stages"].insert(1, t["stages"][0]), "stages[1].stage: is an encoding after other"),
+    "encoded twice": (lambda t: t["stages"].insert(1, t["stages"][0]), "stages[1].stage: is an encoding, but not the"),
     "a field too many": (of("flip", step="1"), "stages[2]: unknown name 'step'"),
     "a field too few": (lambda t: t["stages"][1].pop("groups"), "stages[1].groups: missing"),
     "a name that steers": (of("convolution", name="\x1b[2J"), "stages[1].name: must be a printable name"),
@@ -94,7 +94,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "a weight elsewhere": (weight(offset=7), "stages[1].weight.offset: must be 0, got 7"),
     "a weight too long": (weight(bytes=8), "stages[1].weight.bytes: must be 54, got 8"),
     "weights of three bits": (weight(bits=3), "stages[1].weight.bits: must be 2, 4, 8 or 32, got 3"),
-    "weights beyond the file": (weight(shape=[3, 8, 900, 900], bytes=4860000), "stages[1].weight: lies beyond the end"),
+    "weights beyond the file": (weight(shape=[3, 8, 900, 900], bytes=4860000), "stages[1].weight: ends after the end"),
     "weights for other channels": (weight(shape=[6, 4, 3, 3]), "stages[1].weight: is for 4 channels, not 8"),
     "weights without outputs": (weight(shape=[0, 8, 3, 3]), "stages[1].weight.shape: must be 2 or 4 counts"),
     "a sign of 2": (of("flip", sign=[1, 2, 1]), "stages[2].sign: must be 3 signs"),
@@ -125,9 +125,9 @@ def test_what_is_no_network_is_one_line(case: str, files: dict[str, bytes], tmp_
 @pytest.mark.parametrize(
     ("data", "says"),
     [
-        (lambda w: w[:-1], "stages[22].weight: lies beyond the end of weights.bin"),
+        (lambda w: w[:-1], "stages[22].weight: ends after the end of weights.bin"),
         (lambda w: w + b"\0", "weights.bin: holds"),
-        (lambda w: b"", "stages[1].weight: lies beyond the end of weights.bin, 0 bytes"),
+        (lambda w: b"", "stages[1].weight: ends after the end of weights.bin, 0 bytes"),
     ],
 )
 def test_weights_of_another_length(

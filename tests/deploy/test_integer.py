@@ -147,10 +147,10 @@ IMAGE, ROW = torch.zeros(1, 1, 8, 8), nn.Sequential(nn.Linear(64, 4), nn.ReLU(),
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Tanhshrink(), nn.Linear(4, 2)), "model.2: is a Tanhshrink"),
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Linear(4, 2)), "model.2: follows a layer whose activation"),
         (nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 6)), "model: does not end with class scores"),
-        (nn.Sequential(nn.Conv2d(1, 2, 3, padding="same"), nn.ReLU()), "model.0: is padded otherwise"),
+        (nn.Sequential(nn.Conv2d(1, 2, 3, padding="same"), nn.ReLU()), "model.0: has a padding other than"),
         (nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2, ceil_mode=True), nn.ReLU()), "model.1: is a MaxPool2d with"),
         (nn.Sequential(nn.Conv2d(1, 2, 3), nn.AvgPool2d(2, padding=1), nn.ReLU()), "model.1: is an AvgPool2d with"),
-        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.ReLU()), "model.1: flattens what no activation has"),
+        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.ReLU()), "model.1: flattens sums that are not quantized"),
         (nn.Sequential(nn.Linear(8, 2), nn.ReLU()), "model.0: is a linear layer on images"),
         (nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), Thermometer()), "model.2: is a Thermometer after other layers"),
     ],
@@ -167,7 +167,7 @@ def test_float_activations_are_named() -> None:
 
 def test_a_first_layer_in_float_is_named() -> None:
     model = build_model("convnet", (1, 8, 8), 10, 2)
-    assert refused(model, IMAGE, first=False).startswith("model.conv1: is left in float")
+    assert refused(model, IMAGE, first=False).startswith("model.conv1: is not quantized")
 
 
 def test_levels_beyond_eight_bits_are_named() -> None:
@@ -180,5 +180,5 @@ def test_parameters_that_are_not_finite_are_named() -> None:
     params = {name: p.detach() for name, p in network.module.named_parameters()}
     params, state = network.initialize(params, {}, 0)
     params["3.bias"] = torch.tensor([0.0, torch.inf])
-    with pytest.raises(MetaschedError, match=r"model\.3: has parameters or statistics that are not finite"):
+    with pytest.raises(MetaschedError, match=r"model\.3: has non-finite parameters or statistics"):
         integer_network(network, params, state, {}, IMAGE, Fraction(1))

@@ -100,7 +100,7 @@ def test_a_broken_file_is_one_line(integer: IntegerNetwork, tmp_path: Path, cont
     path.write_bytes(whole[: len(whole) // 2] if content is None else content)
     with pytest.raises(MetaschedError) as error:
         session(path)
-    assert "network.onnx: is no ONNX model" in str(error.value) and "\n" not in str(error.value)
+    assert "network.onnx: is not an ONNX model" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_sums_beyond_float32_are_refused(as_trained: Any) -> None:
     model = build_model("mlp", (3, 64, 64), num_classes=2, width=2)
     config = MethodConfig(name="ste", levels="int8", scale="max")
     integer = as_trained(model, config, torch.zeros(1, 3, 64, 64), 1).integer()
-    with pytest.raises(MetaschedError, match=r"model\.linear1: has sums of up to .* float32 does not count exactly"):
+    with pytest.raises(MetaschedError, match=r"model\.linear1: has sums of up to .* float32 cannot represent exactly"):
         onnx_model(integer)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from metasched.cli.signals import Terminated, leaving
+from metasched.cli.signals import Terminated, stop_on_signals
 from metasched.meta.checkpoint import read_checkpoint
 
 Cli = Callable[..., int]
@@ -74,7 +74,7 @@ def test_work_that_cannot_be_left_in_order_is_left_all_the_same(number: signal.S
     code = (
         "import time, metasched.cli.signals\n"
         "metasched.cli.signals.WITHIN = 0.2\n"
-        "with metasched.cli.signals.leaving(lambda stopped: print(stopped.__name__, flush=True)):\n"
+        "with metasched.cli.signals.stop_on_signals(lambda stopped: print(stopped.__name__, flush=True)):\n"
         "    try:\n"
         "        print(flush=True)\n"
         "        time.sleep(1000)\n"
@@ -91,7 +91,7 @@ def test_work_that_cannot_be_left_in_order_is_left_all_the_same(number: signal.S
 def test_signals_become_exceptions_and_handlers_come_back() -> None:
     before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     for number, error in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)):
-        with pytest.raises(error) as caught, leaving(lambda stopped: None):
+        with pytest.raises(error) as caught, stop_on_signals(lambda stopped: None):
             os.kill(os.getpid(), number)
             time.sleep(10)
         assert caught.type is error
@@ -101,7 +101,7 @@ def test_signals_become_exceptions_and_handlers_come_back() -> None:
 def test_a_signal_that_is_ignored_stays_ignored() -> None:
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
-        with leaving(lambda stopped: None):
+        with stop_on_signals(lambda stopped: None):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.01)
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN

@@ -216,7 +216,7 @@ def test_many_schedules_leave_a_table_that_fits_a_terminal(
     assert cli("compare", config, "--folder", tmp_path / "run", "--schedule", *files) == 0
     said = capsys.readouterr().out
     assert "b - this" in said and "a - this" not in said and "c - this" not in said
-    assert "differences to b, the first one given; those to the others are in the report" in said
+    assert "differences to b, the first one given; the report has those to the others" in said
     report = (tmp_path / "run" / "report.html").read_text()
     assert all(f"{name} - this" in report for name in names)
 

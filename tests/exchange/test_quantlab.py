@@ -323,8 +323,8 @@ def test_mistakes_on_the_command_line_leave_no_file(tmp_path: Path, capsys: pyte
     for command, line in [
         (["import", config, str(bad), "--from", "quantlab", "--total", "5", "-o", str(out)], "unknown name 'lws'"),
         (["import", config, str(bad), "-o", str(out)], "the following arguments are required: --total"),
-        (["export", baseline, "--to", "quantlab", "-o", str(out)], "--epochs: is for --to quantlab, which needs it"),
-        (["export", baseline, "--epochs", "5", "-o", str(out)], "--epochs: is for --to quantlab, which needs it"),
+        (["export", baseline, "--to", "quantlab", "-o", str(out)], "--epochs: is required with --to quantlab"),
+        (["export", baseline, "--epochs", "5", "-o", str(out)], "--epochs: is required with --to quantlab"),
     ]:
         assert main(command) == 2
         error = capsys.readouterr().err

@@ -145,7 +145,7 @@ def test_what_can_be_resumed(tmp_path: Path) -> None:
     RunFolder.resume(tmp_path).release()
     assert sorted(os.listdir(tmp_path)) == ["PID", "config.resolved.yaml"]  # what was half written is taken away
     folder.finish()
-    assert "holds a run that has finished; look into it" in refused(tmp_path)
+    assert "holds a run that has finished; read its results, or start a new run" in refused(tmp_path)
 
 
 def test_a_lock_that_leads_elsewhere_is_not_followed(tmp_path: Path) -> None:

@@ -241,7 +241,7 @@ def test_a_finished_run_is_not_run_again(whole: Path, capsys: pytest.CaptureFixt
     before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
     assert run("train", "--resume", whole) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"metasched: error: {whole}: holds a run that has finished; look into it"
+    assert line == f"metasched: error: {whole}: holds a run that has finished; read its results, or start a new run"
     assert {p: p.stat().st_mtime_ns for p in whole.rglob("*")} == before
 
 
@@ -349,7 +349,7 @@ def test_a_torn_last_line_is_dropped_with_one_warning(
         warnings.simplefilter("always")
         assert run("train", "--resume", stopped) == 0
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("metasched: warning: ") and "metrics.jsonl: the last line is torn" in line
+    assert line.startswith("metasched: warning: ") and "metrics.jsonl: the last line is incomplete" in line
     assert left(stopped) == left(whole)
 
 

@@ -82,7 +82,7 @@ def test_its_parameters_are_fields_of_an_experiment(config: Path, alpha: ModuleT
 def test_what_is_not_its_own_is_refused(config: Path) -> None:
     for override, expected in {
         "--method.stretch=-1": "--method.stretch: must be greater than 0, got -1",
-        "--method.noise=normal": "has no effect, because method.name is alpha_blending; leave it out; it is a parameter of",
+        "--method.noise=normal": "has no effect, because method.name is alpha_blending; leave it out",
         "--method.strech=2": "--method.strech: unknown field; did you mean",
         "--method.name=alpha_blendin": "unknown name 'alpha_blendin'; did you mean 'alpha_blending'?",
     }.items():

@@ -75,7 +75,7 @@ def test_json_lines_hold_everything(tmp_path: Path) -> None:
 def test_json_lines_go_on_after_a_crash(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"outer/step": 1}\n{"outer/st')
-    with pytest.warns(UserWarning, match=r"metrics\.jsonl: the last line is torn"):
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl: the last line is incomplete"):
         assert read_json_lines(path) == [{"outer/step": 1}]
     for step in (2, 3):  # opened twice: what is there stays
         tracker = JsonLines(path)

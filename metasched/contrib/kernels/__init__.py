@@ -1,1 +1,1 @@
-"""Kernels for discrete weights: torch operators, in Triton on a GPU and in torch elsewhere, with the same bits."""
+"""Kernels for discrete weights as torch operators: Triton on GPUs and torch elsewhere, with equal bits."""

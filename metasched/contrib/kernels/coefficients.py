@@ -1,9 +1,9 @@
-"""What an optimizer makes of a gradient, as ten numbers a step: SGD, Adam and AdamW in one formula.
+"""The updates of SGD, Adam and AdamW as one formula, whose coefficients are computed for each step.
 
     g <- g + decay w,    m <- keep1 m + gain1 g,    v <- keep2 v + gain2 g^2
     dw = size m / (sqrt(v) + eps) + shrink w        (without v: dw = size m + shrink w; without m: m = g)
 
-The formulas are those of training/optimizers, with the bias corrections of Adam taken into ``size`` and ``eps``.
+The formulas are those of training/optimizers, with the bias corrections of Adam included in ``size`` and ``eps``.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 
 class Coefficients(NamedTuple):
-    """The numbers of the module's formula.
+    """The coefficients of the formula above.
 
     Attributes:
-        moments: how many the optimizer has: 0 (SGD without momentum), 1 (m) or 2 (m and v).
+        moments: number of moments of the optimizer: 0 (SGD without momentum), 1 (m) or 2 (m and v).
     """
 
     moments: int
@@ -32,7 +32,7 @@ class Coefficients(NamedTuple):
 
 
 def sgd(hyper: Mapping[str, float], t: int) -> Coefficients:
-    """SGD with ``lr``, ``momentum`` and ``weight_decay``; without momentum it has no moments.
+    """SGD with ``lr``, ``momentum`` and ``weight_decay``; no moment if the momentum is 0.
 
     >>> sgd(dict(lr=0.5, momentum=0.0, weight_decay=0.0), 1)[:2]
     (0, -0.5)
@@ -58,7 +58,7 @@ def adam(hyper: Mapping[str, float], t: int) -> Coefficients:
 
 
 def adamw(hyper: Mapping[str, float], t: int) -> Coefficients:
-    """Adam with decoupled weight decay. The gradient is taken before it, so that dw is the sum of both steps."""
+    """Adam with decoupled weight decay: dw is the sum of Adam's update and the decay, both computed at w."""
     return adam(hyper, t)._replace(decay=0.0, shrink=-hyper["lr"] * hyper["weight_decay"])
 
 

@@ -1,15 +1,15 @@
-"""Products of ternary matrices from bit planes, without multiplications: and, exclusive or, count of ones.
+"""Products of ternary matrices from bit planes, without multiplications: and, exclusive or, population count.
 
-A trit is two bits: whether it is not zero, and whether it is negative. For rows a of A and b of B, over words of 32,
+A trit has two bits: nonzero and negative. For rows a of A and b of B, in words of 32 bits,
 
     gate = nonzero_a & nonzero_b,    a . b = sum over words of popcount(gate) - 2 popcount(gate & (sign_a ^ sign_b))
 
-so the exclusive or counts only where both are nonzero: in GXNOR-Net's hardware all other units rest. Without zeros it
-is the product of XNOR networks, K - 2 popcount(sign_a ^ sign_b). Integers add up to the same in any order, so torch and
-the GPU's kernel (gated_xnor_triton.py) agree by themselves. This is the torch operator ``metasched::gated_xnor``.
+so only elements with two nonzero operands count; in the hardware of GXNOR-Net all other units are off. Without zeros
+this is the product of XNOR networks, K - 2 popcount(sign_a ^ sign_b). Integer sums do not depend on the order, so torch
+and the GPU kernel (gated_xnor_triton.py) have equal results. The torch operator is ``metasched::gated_xnor``.
 
-Source: Deng et al., GXNOR-Net, 2018, arXiv 1705.09283, the part on event-driven hardware (the gate and its resting
-units); Rastegari et al., XNOR-Net, ECCV 2016, arXiv 1603.05279. Word-parallel counting is ours.
+Source: Deng et al., GXNOR-Net, 2018, arXiv 1705.09283, the part on event-driven hardware; Rastegari et al., XNOR-Net,
+ECCV 2016, arXiv 1603.05279. Word-parallel counting is ours.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ WORD = 32
 
 
 class BitPlanes(NamedTuple):
-    """A ternary matrix in two bits an element.
+    """A ternary matrix with two bits per element.
 
     Attributes:
         nonzero, sign: int32 [words, rows]; column c of the matrix is bit c % 32 of word c // 32. Neighbouring rows are
-            neighbours in memory, as the kernel reads them. ``sign`` has ones where elements are negative.
-        columns: K.
+            neighbours in memory, for the kernel. Bits of ``sign`` are 1 for negative elements.
+        columns: K, the number of columns.
     """
 
     nonzero: torch.Tensor
@@ -41,7 +41,7 @@ class Product(NamedTuple):
 
     Attributes:
         values: A B^T, int32 [M, N].
-        active: how many of the M N K multiplications had two nonzero operands; int64, 0-d.
+        active: number of the M N K multiplications with two nonzero operands; int64, 0-d.
     """
 
     values: torch.Tensor
@@ -49,7 +49,7 @@ class Product(NamedTuple):
 
 
 def bit_planes(matrix: torch.Tensor) -> BitPlanes:
-    """Pack a matrix [rows, K] of -1, 0 and 1, of any dtype.
+    """Packs a matrix [rows, K] of -1, 0 and 1, of any dtype.
 
     >>> planes = bit_planes(torch.tensor([[1, 0, -1, 1]]))
     >>> planes.nonzero.tolist(), planes.sign.tolist()
@@ -59,7 +59,7 @@ def bit_planes(matrix: torch.Tensor) -> BitPlanes:
 
 
 def gated_product(a: BitPlanes, b: BitPlanes) -> Product:
-    """The product of A [M, K] and the transpose of B [N, K], as of a linear layer with weight B.
+    """The product A B^T of A [M, K] and B [N, K], as in a linear layer with weight B.
 
     >>> one = bit_planes(torch.tensor([[1, 0, -1, 1]]))
     >>> product = gated_product(one, one)
@@ -71,7 +71,7 @@ def gated_product(a: BitPlanes, b: BitPlanes) -> Product:
 
 
 def gated_off(product: Product, columns: int) -> int:
-    """How many of the M N K operations rested because an operand was zero."""
+    """Number of the M N K multiplications with a zero operand, which the gate switches off."""
     return product.values.numel() * columns - int(product.active)
 
 
@@ -81,13 +81,13 @@ def ternary_linear(
     """A linear layer of a hardened ternary network: scale (x W^T) + bias.
 
     Args:
-        x: [..., K] of -1, 0 and 1; its dtype is the result's.
-        weight: of W / scale_w [N, K].
-        scale: size of an activation quantum times scale_w; a number, or one for each of the N outputs.
+        x: [..., K] of -1, 0 and 1, any floating dtype.
+        weight: bit planes of W / scale_w, [N, K].
+        scale: activation quantum times scale_w; a number, or [N] for one per output.
         bias: [N].
 
     Returns:
-        [..., N]; equal to torch.nn.functional.linear, bit for bit where the scale is a power of two.
+        [..., N] in the dtype of x; equal to torch.nn.functional.linear, and bit for bit if scale is a power of two.
     """
     values = gated_product(bit_planes(x.reshape(-1, weight.columns)), weight).values
     y = values.to(x.dtype).reshape(*x.shape[:-1], -1) * scale
@@ -97,12 +97,15 @@ def ternary_linear(
 def ternary_conv2d(
     x: torch.Tensor, weight: BitPlanes, kernel_size: int, stride: int = 1, padding: int = 0
 ) -> torch.Tensor:
-    """A square convolution in units of the scales: [B, C, H, W] of trits to [B, N, H', W'], through ``unfold``.
+    """A convolution with a square kernel in units of the scales, through ``unfold``.
 
     Args:
-        x: of -1, 0 and 1. The zeros of the padding are gated off like others.
-        weight: of W [N, C, kernel_size, kernel_size], each output channel a row.
-        kernel_size, stride, padding: as of torch.nn.functional.conv2d.
+        x: [B, C, H, W] of -1, 0 and 1, any floating dtype. The zeros of the padding are gated off like others.
+        weight: bit planes of W [N, C, kernel_size, kernel_size], one row for each output channel.
+        kernel_size, stride, padding: as in torch.nn.functional.conv2d.
+
+    Returns:
+        [B, N, H', W'] in the dtype of x.
     """
     height, width = ((side + 2 * padding - kernel_size) // stride + 1 for side in x.shape[2:])
     patches = F.unfold(x, kernel_size, padding=padding, stride=stride).transpose(1, 2)
@@ -112,7 +115,15 @@ def ternary_conv2d(
 def product_in_torch(
     a_nonzero: torch.Tensor, a_sign: torch.Tensor, b_nonzero: torch.Tensor, b_sign: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The operator in torch operations, a word at a time; planes as of BitPlanes."""
+    """The operator in torch operations, one word at a time.
+
+    Args:
+        a_nonzero, a_sign: bit planes of A, int32 [words, M].
+        b_nonzero, b_sign: bit planes of B, int32 [words, N].
+
+    Returns:
+        values, int32 [M, N], and active, int64 0-d; see ``Product``.
+    """
     (words, m), n = a_nonzero.shape, b_nonzero.shape[1]
     values = torch.zeros(m, n, dtype=torch.int32, device=a_nonzero.device)
     active = torch.zeros((), dtype=torch.int64, device=a_nonzero.device)
@@ -125,20 +136,20 @@ def product_in_torch(
 
 
 def popcount(x: torch.Tensor) -> torch.Tensor:
-    """Ones among the bits of each int32.
+    """Number of 1 bits of each int32 element [...]; int32.
 
     >>> popcount(torch.tensor([0, 7, -1], dtype=torch.int32))
     tensor([ 0,  3, 32], dtype=torch.int32)
     """
-    # sums of neighbouring 1, 2 and 4 bits; shifts drag in the sign, where the masks take it off
+    # sums of neighbouring 1, 2 and 4 bits; the masks remove the sign bits that arithmetic shifts insert
     x = x - (x >> 1 & 0x55555555)
     x = (x & 0x33333333) + (x >> 2 & 0x33333333)
     x = x + (x >> 4) & 0x0F0F0F0F
-    return x * 0x01010101 >> 24  # the product's last byte is the sum of all four
+    return x * 0x01010101 >> 24  # the top byte of the product is the sum of all four
 
 
 def _words(bits: torch.Tensor) -> torch.Tensor:
-    """[rows, K] of bool -> [words, rows]."""
+    """Packs bool [rows, K] into int32 [words, rows]."""
     padded = F.pad(bits, (0, -bits.shape[1] % WORD)).unflatten(1, (-1, WORD)).to(torch.int32)
     shifted = padded << torch.arange(WORD, dtype=torch.int32, device=bits.device)
     return shifted.sum(2, dtype=torch.int32).T.contiguous()
@@ -159,7 +170,7 @@ def _shapes(
     return values, a_nonzero.new_empty((), dtype=torch.int64)
 
 
-# not custom_op: its first call imports the compiler, for seconds
+# not custom_op: its first call imports the compiler, which takes seconds
 _LIBRARY = torch.library.Library("metasched", "FRAGMENT")
 _LIBRARY.define("gated_xnor(Tensor a_nonzero, Tensor a_sign, Tensor b_nonzero, Tensor b_sign) -> (Tensor, Tensor)")
 _LIBRARY.impl("gated_xnor", product_in_torch, "CompositeExplicitAutograd")

@@ -1,8 +1,9 @@
-"""The Triton kernel of ``metasched::gated_xnor``; imported only where it runs.
+"""The Triton kernel of ``metasched::gated_xnor``; imported only on a GPU.
 
-A program makes a tile of the product and goes through the words of its rows. What it counts as active it writes to a
-place of its own, so that the sum does not depend on the order in which programs run. The bit sums are written as the
-compiler's idiom for one population-count instruction; a test looks for it in the machine code.
+Each program computes one tile of the product, in a loop over the words of its rows. It writes its count of active
+multiplications to a separate element, so that the sum does not depend on the order of programs. The bit sums are
+written so that the compiler recognizes them as one population-count instruction; a test looks for it in the machine
+code.
 """
 
 # pyright: reportCallIssue=false, reportInvalidTypeForm=false, reportOperatorIssue=false
@@ -14,15 +15,15 @@ import torch
 import triton
 import triton.language as tl
 
-ROWS = 64  # of A and of B a program
+ROWS = 64  # of A and of B per program
 
 
 def launch(
     a_nonzero: torch.Tensor, a_sign: torch.Tensor, b_nonzero: torch.Tensor, b_sign: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Runs the kernel; arguments as of ``product_in_torch``."""
+    """Runs the kernel on int32 planes [words, M] and [words, N]; see ``product_in_torch``."""
     (words, m), n = a_nonzero.shape, b_nonzero.shape[1]
-    assert words * 32 * ROWS**2 < 2**31, "what a program counts must fit into 32 bits"
+    assert words * 32 * ROWS**2 < 2**31, "the count of a program must fit into 32 bits"
     grid = (triton.cdiv(m, ROWS), triton.cdiv(n, ROWS))
     values = a_nonzero.new_empty(m, n)
     active = a_nonzero.new_empty(grid, dtype=torch.int64)
@@ -45,7 +46,7 @@ def product_kernel(
     words: tl.int32,
     ROWS: tl.constexpr,
 ):
-    """A tile of ROWS x ROWS of the product, and what was active in it."""
+    """Computes a tile of ROWS x ROWS of the product, and the number of its active multiplications."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
     in_a, in_b = row < m, column < n

@@ -1,15 +1,15 @@
-"""Philox 4x32-10: random numbers that are a function of (seed, offset, index), the same on all devices.
+"""Philox 4x32-10: random numbers as a function of (seed, offset, index), equal on all devices.
 
-A counter of four 32-bit words goes through ten rounds under a key of two words,
+A counter of four 32-bit words is transformed in ten rounds with a key of two words,
 
     (c0, c1, c2, c3) <- (hi(B c2) ^ c1 ^ k0, lo(B c2), hi(A c0) ^ c3 ^ k1, lo(A c0))
     (k0, k1) <- (k0 + 0x9E3779B9, k1 + 0xBB67AE85)
 
-with A = 0xD2511F53, B = 0xCD9E8D57 and hi, lo the halves of a 64-bit product. One counter gives four numbers: those of
-elements 4j to 4j + 3 are the words of the counter (j, 0, offset) under the key seed.
+where A = 0xD2511F53, B = 0xCD9E8D57, and hi and lo are the halves of a 64-bit product. One counter gives four numbers:
+elements 4j to 4j + 3 are the words for the counter (j, 0, offset) and the key seed.
 
 Source: Salmon, Moraes, Dror, Shaw: *Parallel Random Numbers: As Easy as 1, 2, 3*, SC 2011; Random123, whose published
-vectors are in the tests. torch's own generators cannot be read by element, and differ between CPU and GPU.
+vectors are in the tests. torch's own generators have no access by element and differ between CPU and GPU.
 """
 
 from __future__ import annotations
@@ -28,8 +28,11 @@ def philox(counter: Words, key: tuple[int, int]) -> Words:
     """Four random words for each counter.
 
     Args:
-        counter: four int64 tensors of one shape, values in [0, 2^32).
-        key: two words.
+        counter: four int64 tensors [...] of one shape, values in [0, 2^32).
+        key: two words in [0, 2^32).
+
+    Returns:
+        four int64 tensors [...], values in [0, 2^32).
 
     >>> zero = torch.zeros((), dtype=torch.int64)
     >>> [hex(word) for word in philox((zero, zero, zero, zero), (0, 0))]
@@ -37,7 +40,7 @@ def philox(counter: Words, key: tuple[int, int]) -> Words:
     """
     (c0, c1, c2, c3), (k0, k1) = counter, key
     for _ in range(_ROUNDS):
-        # products wrap modulo 2^64, and the mask takes off what the shift drags in of the sign
+        # products wrap modulo 2^64; the mask removes the sign bits that the arithmetic shift inserts
         a, b = c0 * _A, c2 * _B
         c0, c1 = (b >> 32 & _WORD) ^ c1 ^ k0, b & _WORD
         c2, c3 = (a >> 32 & _WORD) ^ c3 ^ k1, a & _WORD
@@ -46,12 +49,13 @@ def philox(counter: Words, key: tuple[int, int]) -> Words:
 
 
 def uniform(seed: int, offset: int, n: int, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Uniform numbers of elements 0 to n - 1: float32, multiples of 2^-24 in [0, 1).
+    """Uniform numbers for elements 0 to n - 1: [n], float32, multiples of 2^-24 in [0, 1).
 
     Args:
-        seed: of a stream, in [0, 2^63).
-        offset: position in it, such as a training step, in [0, 2^63).
-        n: elements.
+        seed: seed of a stream, in [0, 2^63).
+        offset: position in the stream, such as a training step, in [0, 2^63).
+        n: number of elements.
+        device: device of the result.
 
     >>> bool((uniform(7, 3, 5) == uniform(7, 3, 9)[:5]).all())
     True

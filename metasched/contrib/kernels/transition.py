@@ -1,18 +1,19 @@
-"""The step of a discrete weight in one pass: optimizer, temperature, remainder, draw, jump, clamp, packed storage.
+"""The update of discrete weights in one pass: optimizer, temperature, random jump, clamp and packed storage.
 
     w = scale (q_0 + k quantum),    dw from the gradient (see coefficients.py),    x = temperature dw / (scale quantum)
     kappa = floor(|x|),    nu = |x| - kappa,    k <- clip(k + sign(x) (kappa + [u < tanh(steepness nu)]), 0, n)
 
-That is GXNOR's discrete state transition (quantizers/transitions.py) behind an optimizer, without its derivative. It is
-the torch operator ``metasched::discrete_transition``: on a GPU the kernel of transition_triton.py, elsewhere the torch
-operations below. The numbers u are Philox's, of (seed, offset, index).
+This is an optimizer followed by GXNOR's discrete state transition (quantizers/transitions.py), without derivative. It
+is the torch operator ``metasched::discrete_transition``: on a GPU the kernel of transition_triton.py, elsewhere the
+torch operations below. The numbers u are those of Philox for (seed, offset, index).
 
-**Same bits.** Both compute in float32, each operation rounded by itself: no multiply-add is fused, quotients and roots
-are rounded correctly, and tanh is a polynomial of our own, because libraries differ in theirs. So states and moments
-are equal bit for bit. The tests compare the kernel in Triton's interpreter with the torch operations; neither has been
-run on a GPU. The kernel's machine code for sm_80 and sm_90 is compiled in a test, and has no fused multiply-add.
+**Same bits.** Both compute in float32 and round each operation separately: there is no fused multiply-add, quotients
+and roots are rounded correctly, and tanh is our own polynomial, because libraries differ. So states and moments are
+equal bit for bit. The tests compare the kernel in Triton's interpreter with the torch operations; neither has been run
+on a GPU. A test compiles the kernel to machine code for sm_80 and sm_90, which has no fused multiply-add.
 
-A step that is NaN leaves its state as it is; the moments show it. An infinite one goes to the end of the range.
+An update that is NaN does not change its state; the moments contain the NaN. An infinite update moves to the end of the
+range.
 
 Source: Deng et al., GXNOR-Net, 2018, arXiv 1705.09283.
 """
@@ -30,9 +31,9 @@ from metasched.contrib.packing import bits_of, pack, unpack
 from metasched.quantizers.levels import LevelSet
 
 TINY = torch.finfo(torch.float32).tiny
-LN2_HIGH = 355 / 512  # of so few digits that its multiples up to 2^15 are exact
+LN2_HIGH = 355 / 512  # has so few digits that its multiples up to 2^15 are exact
 LN2_LOW = math.log(2) - LN2_HIGH
-SHIFT = 1.5 * 2**23  # a small number added to it is rounded to an integer, which its last bits then hold
+SHIFT = 1.5 * 2**23  # adding it rounds a small number to an integer, in the last bits of the sum
 
 
 def transition_step(
@@ -48,18 +49,18 @@ def transition_step(
     seed: int,
     offset: int,
 ) -> None:
-    """One step of a weight tensor; ``states`` and ``moments`` are changed in place.
+    """One update of a weight tensor; changes ``states`` and ``moments`` in place.
 
     Args:
-        states: packed as by quantizers/packing.py, uint8 of ceil(N bits / 8) elements; or one a byte, uint8 [N].
-        grad: float32, N elements.
-        moments: as many as ``coefficients.moments``; float32, contiguous, N elements each.
-        coefficients: the optimizer's numbers at this step.
-        levels: evenly spaced, at most 256.
-        scale: float32, one element, or one for each of the rows that the N elements make.
-        temperature: factor of the step; a number or 0-d.
-        steepness: m.
-        seed, offset: of the uniform numbers (see philox.py).
+        states: packed by contrib/packing.py, uint8 [ceil(N bits / 8)]; or one state per byte, uint8 [N].
+        grad: gradient, float32 [...] with N elements.
+        moments: ``coefficients.moments`` tensors, float32, contiguous, N elements each.
+        coefficients: coefficients of the optimizer at this step.
+        levels: evenly spaced levels, at most 256.
+        scale: float32, with one element, or one for each row of the weight.
+        temperature: factor of the update; a number or 0-d.
+        steepness: m > 0.
+        seed, offset: seed and offset of the uniform numbers (see philox.py).
 
     >>> from metasched.contrib.kernels.coefficients import sgd
     >>> from metasched.quantizers.levels import ternary
@@ -74,7 +75,7 @@ def transition_step(
     bits = 8 if states.numel() == n else bits_of(levels)
     assert states.dtype == torch.uint8 and states.numel() == -(-n * bits // 8), (states.dtype, states.shape, n)
     assert len(moments) == coefficients.moments and all(m.numel() == n and m.is_contiguous() for m in moments)
-    assert all(t.dtype == torch.float32 for t in (grad, scale, *moments)), "steps are computed in float32"
+    assert all(t.dtype == torch.float32 for t in (grad, scale, *moments)), "gradient, scale and moments must be float32"
     assert n % scale.numel() == 0 and len(set(levels.jumps)) == 1
     numbers = (*coefficients[1:], levels.levels[0], quantum, steepness)
     scale = scale.flatten()
@@ -86,7 +87,7 @@ def transition_step(
 
 
 def bytes_per_weight(bits: int, moments: int) -> float:
-    """Bytes that a step reads and writes for each weight: gradient once, moments and states once in and once out.
+    """Bytes per weight that an update moves: gradient read; moments and states read and written.
 
     >>> bytes_per_weight(2, 2), bytes_per_weight(2, 1), bytes_per_weight(8, 0)
     (20.5, 12.5, 6.0)
@@ -106,14 +107,15 @@ def transition_in_torch(
     seed: int,
     offset: int,
 ) -> None:
-    """The operator in torch operations, of which none does two roundings' work in one.
+    """The operator in torch operations, each of which rounds once.
 
     Args:
-        states, moments, grad, scale, seed, offset: see ``transition_step``; all contiguous.
-        rate: temperature / (scale quantum), of the shape of ``scale``.
-        numbers: those of Coefficients after ``moments``; q_0, quantum and steepness.
+        states, moments, grad, seed, offset: as in ``transition_step``; contiguous.
+        scale: float32 [1], or [R] for R rows of the weight.
+        rate: temperature / (scale quantum), with the shape of ``scale``.
+        numbers: the fields of Coefficients after ``moments``; then q_0, quantum and steepness.
         top: n, the highest state.
-        bits: of a packed state; 8 for a state a byte.
+        bits: bits of a packed state; 8: one state per byte.
     """
     size, decay, shrink, keep1, gain1, keep2, gain2, eps, first, quantum, steepness = numbers
     rows = scale.numel()
@@ -124,7 +126,7 @@ def transition_in_torch(
         m = moments[0].view(rows, -1).mul_(keep1).add_(g * gain1)
     if len(moments) == 2:
         v = moments[1].view(rows, -1).mul_(keep2).add_(g * g * gain2)
-        # in double, because MKL rounds one float32 root in a hundred to the wrong side
+        # in double, because MKL rounds one in a hundred float32 roots incorrectly
         m = m / (v.clamp_min(TINY).double().sqrt().to(torch.float32) + eps)
     x = (((m * size) + w * shrink) * rate[:, None]).flatten()
     length = x.abs()
@@ -137,10 +139,12 @@ def transition_in_torch(
 
 
 def rise(x: torch.Tensor) -> torch.Tensor:
-    """The value q = 1 - exp(-2x) of x >= 0 in float32: u < tanh(x) is u (2 - q) < q. All devices round it alike.
+    """Computes q = 1 - exp(-2x) for x >= 0, float32 [...], with equal rounding on all devices.
 
-    With -2x = j ln 2 + r, |r| <= ln(2) / 2, it is (1 - 2^j) - 2^j (exp(r) - 1), and exp(r) - 1 its Taylor polynomial of
-    degree 7. For small x j is 0 and q a multiple of r, so that small chances are as exact as large ones.
+    It serves to sample: u < tanh(x) exactly if u (2 - q) < q.
+
+    With -2x = j ln 2 + r and |r| <= ln(2) / 2, q = (1 - 2^j) - 2^j (exp(r) - 1), where exp(r) - 1 is computed by its
+    Taylor polynomial of degree 7. For small x, j is 0 and q a multiple of r, so that small probabilities are accurate.
     """
     z = (x * -2.0).clamp_min(-40.0)
     shifted = z * (1 / math.log(2)) + SHIFT
@@ -186,7 +190,7 @@ def _packed(k: torch.Tensor, bits: int, top: int) -> torch.Tensor:
     return k.to(torch.uint8) if bits == 8 else pack(k, torch.ones_like(k[:1]), _states_of(top))
 
 
-# not custom_op: its first call imports the compiler, for seconds
+# not custom_op: its first call imports the compiler, which takes seconds
 _LIBRARY = torch.library.Library("metasched", "FRAGMENT")
 _LIBRARY.define(
     "discrete_transition(Tensor(a!) states, Tensor(b!)[] moments, Tensor grad, Tensor scale, Tensor rate, "

@@ -1,8 +1,8 @@
-"""The Triton kernel of ``metasched::discrete_transition``; imported only where it runs.
+"""The Triton kernel of ``metasched::discrete_transition``; imported only on a GPU.
 
-A program has tiles of [GROUPS, 4] weights: four neighbours share a Philox counter, one thread holds them, and they are
-loaded and stored as 16 bytes. Gradient, moments and states are read once and written once, with nothing in between in
-memory, so a step should take the time of moving ``bytes_per_weight`` bytes a weight.
+Each program updates a tile of [GROUPS, 4] weights: four neighbours share a Philox counter, belong to one thread, and
+are loaded and stored as 16 bytes. Gradient, moments and states are read and written once, without intermediate results
+in memory, so an update should take the time of moving ``bytes_per_weight`` bytes per weight.
 
 The arithmetic is that of ``transition_in_torch``, operation by operation; ``enable_fp_fusion=False`` keeps the compiler
 from fusing multiplications with additions.
@@ -22,7 +22,7 @@ import triton.language as tl
 
 from metasched.contrib.kernels.transition import LN2_HIGH, LN2_LOW, SHIFT, TINY
 
-GROUPS = 256  # of four weights a program
+GROUPS = 256  # groups of four weights per program
 _TINY, _SHIFT = tl.constexpr(TINY), tl.constexpr(SHIFT)
 _LN2_HIGH, _LN2_LOW, _PER_LN2 = tl.constexpr(LN2_HIGH), tl.constexpr(LN2_LOW), tl.constexpr(1 / math.log(2))
 _C2, _C3, _C4, _C5, _C6, _C7 = (tl.constexpr(1 / math.factorial(i)) for i in range(2, 8))
@@ -40,10 +40,10 @@ def launch(
     seed: int,
     offset: int,
 ) -> None:
-    """Runs the kernel; arguments as of ``transition_in_torch``."""
+    """Runs the kernel on float32 gradients, moments and scales, and uint8 states; see ``transition_in_torch``."""
     n = grad.numel()
     assert n < 2**31, "elements are counted in 32 bits"
-    first, second = (*moments, grad, grad)[:2]  # what the optimizer does not have is not touched
+    first, second = (*moments, grad, grad)[:2]  # placeholders for missing moments are not accessed
     with torch.cuda.device_of(grad):
         transition_kernel[(triton.cdiv(n, 4 * GROUPS),)](
             states,
@@ -95,7 +95,7 @@ def transition_kernel(
     ROWS: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    """One step of GROUPS times four weights."""
+    """Updates GROUPS times four weights."""
     PER_BYTE: tl.constexpr = 8 // BITS
     BYTES: tl.constexpr = GROUPS * 4 // PER_BYTE
     group = tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)
@@ -140,9 +140,9 @@ def transition_kernel(
 
 @triton.jit
 def _uniform(seed, offset, group):
-    """The numbers of the four elements of each group: [GROUPS, 4]."""
+    """The uniform numbers of the four elements of each group: float32 [GROUPS, 4]."""
     block = group.to(tl.uint32)
-    offset = offset.to(tl.uint64)  # the interpreter types it by its value
+    offset = offset.to(tl.uint64)  # the interpreter chooses its type by the value
     low, high = offset.to(tl.uint32), (offset >> 32).to(tl.uint32)
     r0, r1, r2, r3 = tl.philox(seed, block, block * 0, block * 0 + low, block * 0 + high)
     lane = tl.arange(0, 4)[None, :]
