@@ -22,7 +22,7 @@ import torch
 from metasched.core.errors import MetaschedError
 from metasched.network.quantize import Tensors, rows
 from metasched.runs.ranks import join_group, launched, leave_group, see_own_gpu
-from metasched.tasks.base import Task
+from metasched.tasks.supervised import SupervisedTask
 from metasched.training.finite import FINITE, all_finite
 from metasched.training.loop import InnerRun
 from metasched.training.step import InnerProblem, TrainingState, training_loss
@@ -109,8 +109,8 @@ class Together:
             raise MetaschedError("torchrun", problem, "use equal machines, and the same files and versions on each")
 
 
-@dataclass(frozen=True)
-class PartOfTask(Task):
+@dataclass(frozen=True, eq=False)
+class PartOfTask(SupervisedTask):
     """A task of which each batch is one part."""
 
     part: int = 0
@@ -135,11 +135,14 @@ def train_in_parts(
         MetaschedError: batches that cannot be split evenly, or processes that hold different bits.
     """
     exchange = exchange or Alone()
-    parts, batch = exchange.parts, problem.task.batch_size
+    parts, task = exchange.parts, problem.task
+    if not isinstance(task, SupervisedTask):
+        raise MetaschedError("task", "has batches of its own form, which are not split", "train in one process")
+    batch = task.batch_size
     if batch % parts or batch < 2 * parts:
         wrong = f"{batch} examples are not two or more for each of {parts} parts, and as many for each"
         raise MetaschedError("task.batch", wrong, f"use {max(2, batch // parts) * parts}")
-    own = [replace(problem, task=_part(problem.task, part, parts)) for part in exchange.own]
+    own = [replace(problem, task=_part(task, part, parts)) for part in exchange.own]
     state = problem.initial(rows(controls, 0))
     losses = []
     for step in range(problem.steps):
@@ -228,7 +231,7 @@ def digest(state: TrainingState) -> str:
     return found.hexdigest()
 
 
-def _part(task: Task, part: int, parts: int) -> PartOfTask:
+def _part(task: SupervisedTask, part: int, parts: int) -> PartOfTask:
     return PartOfTask(**vars(task), part=part, parts=parts)
 
 

@@ -76,8 +76,8 @@ class QuantizedModule(nn.Module):
             before = {name: p.detach().clone() for name, p in params.items()}
             self._pending = before, {k: v.detach() for k, v in state.items()}, rows, step
         call = self.network.call(dict(self.network.module.named_buffers()))
-        outputs, self._penalty = self.network.forward(call, params, state, rows, x, self.seed, step)
-        return outputs
+        model, self._penalty = self.network.model(call, params, state, rows, self.seed, step)
+        return model(x)
 
     def penalty(self) -> torch.Tensor:
         """The method's term of the loss at the last forward pass, 0-d; 0 for a method without one.
@@ -108,7 +108,7 @@ class QuantizedModule(nn.Module):
     def deployed(self, x: torch.Tensor) -> torch.Tensor:
         """Outputs of the deployed network: hard weights, hard activations; batch normalization by its mode."""
         call = self.network.call(dict(self.network.module.named_buffers()))
-        return self.network.forward_hardened(call, self.hardened(), x)
+        return self.network.hardened_model(call, self.hardened())(x)
 
     def method_state(self) -> Tensors:
         """The state of the method by name, as ``QuantizedNetwork.harden`` takes it."""
