@@ -54,5 +54,4 @@ def make_task(width=8, train=900):
 
 
 if __name__ == "__main__":  # with a folder as argument: goes on where it was stopped
-    folder = (sys.argv[1:] or [None])[0]
-    metasched.learn(make_task, steps=60, optimizer=OPTIMIZER, meta={"steps": 20, "runs": 2}, folder=folder)
+    metasched.learn(make_task, steps=60, optimizer=OPTIMIZER, meta={"steps": 20}, folder=(sys.argv[1:] or [None])[0])

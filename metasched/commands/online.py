@@ -28,6 +28,7 @@ from metasched.runs.pool import Mapper
 from metasched.runs.ranks import open_pool
 from metasched.schedules.base import Schedule, progress_of_steps
 from metasched.tasks.base import examples
+from metasched.tasks.supervised import SupervisedTask
 from metasched.tracking import Tracker, open_tracker
 from metasched.tracking.console import Console
 from metasched.tracking.plots import plot_schedule
@@ -113,6 +114,9 @@ def check(experiment: Experiment, problem: InnerProblem) -> None:
     if experiment.meta.objective == "trajectory":
         fix = "set it to hardened or relaxed"
         raise MetaschedError("meta.objective", "trajectory is of a whole run, and a look-ahead is not", fix)
+    if online.held_out is not None and not isinstance(problem.task, SupervisedTask):
+        what = f"has no effect: {problem.task.name} judges each look-ahead on its whole outer batch"
+        raise MetaschedError("online.held_out", what, "leave it out, and let outer_batch give fewer examples")
     available = examples(problem.task.outer_batch())
     if online.held_out is not None and online.held_out > available:
         what = f"asks for {online.held_out} examples, but meta-validation has {available}"
