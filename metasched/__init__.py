@@ -6,13 +6,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from metasched.api import Recipe as Recipe
+    from metasched.api import Result as Result
+    from metasched.api import compare as compare
+    from metasched.api import learn as learn
+    from metasched.api import tune as tune
     from metasched.config.load import load_experiment as load_experiment
     from metasched.config.schema import Experiment as Experiment
     from metasched.config.schema import MethodConfig as MethodConfig
     from metasched.core.errors import MetaschedError as MetaschedError
     from metasched.core.layer import Layer as Layer
     from metasched.engines import find_unroll as find_unroll
-    from metasched.evaluation.compare import compare as compare
     from metasched.evaluation.statistics import paired_difference as paired_difference
     from metasched.exchange.export import export as export
     from metasched.exchange.player import PlayedSchedule as PlayedSchedule
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
     from metasched.schedules.curves import HandCoded as HandCoded
     from metasched.schedules.network import ScheduleNetwork as ScheduleNetwork
     from metasched.schedules.table import hand_coded as hand_coded
+    from metasched.tasks.base import Task as Task
+    from metasched.tasks.data import DataTask as DataTask
     from metasched.training.loop import hardened_score as hardened_score
     from metasched.training.loop import train as train
     from metasched.training.problem import build_problem as build_problem
@@ -59,7 +65,13 @@ MODULES: dict[str, str] = {  # public name -> module
     "write_schedule": "metasched.exchange.schedule_file",
     "PlayedSchedule": "metasched.exchange.player",
     "SchedulePlayer": "metasched.exchange.player",
-    "compare": "metasched.evaluation.compare",
+    "Task": "metasched.tasks.base",
+    "DataTask": "metasched.tasks.data",
+    "Recipe": "metasched.api",
+    "Result": "metasched.api",
+    "learn": "metasched.api",
+    "compare": "metasched.api",
+    "tune": "metasched.api",
     "paired_difference": "metasched.evaluation.statistics",
     "meta_train": "metasched.meta.outer",
 }

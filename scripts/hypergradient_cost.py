@@ -39,10 +39,10 @@ from metasched.training.problem import build_problem
 
 def ratios(experiment: Experiment, repeats: int) -> dict[str, Any]:
     """Seconds of plain runs and of hypergradients, and their ratios."""
-    problem, runs = build_problem(experiment), local_runs(experiment)
+    problem, runs = build_problem(experiment), local_runs(experiment.problem, experiment.meta)
     given = given_start(experiment)
     start = given[1] if given else next(iter(hand_coded(experiment.method.name).values()))
-    controls = played(experiment, start, experiment.task.steps)
+    controls = played(experiment.problem, start, experiment.task.steps)
     plain, gradient = [], []
     for seed in range(repeats + 1):
         plain.append(_seconds(lambda seed=seed: train(problem.with_seed(seed), controls), experiment.run.device))

@@ -19,16 +19,14 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from metasched.config.load import load_experiment
 from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
 from metasched.evaluation.compare import compare
-from metasched.evaluation.comparison import Arm, Comparison
+from metasched.evaluation.comparison import Comparison, comparison_of
 from metasched.evaluation.contenders import fresh_seeds, hand_coded_arms, joined, reference_arms
 from metasched.evaluation.verdict import verdicts
-from metasched.exchange.format import Spent
 from metasched.io.atomic import write_atomic
 from metasched.io.environment import cpu_model, environment
 from metasched.io.json_text import json_text
@@ -36,22 +34,6 @@ from metasched.runs.cells import CachedPool
 from metasched.runs.pool import Pool
 from metasched.tracking import Memory
 from metasched.tracking.console import open_console
-
-
-def of_result(result: dict[str, Any]) -> Comparison:
-    """The comparison in a result file."""
-    arms = tuple(
-        Arm(
-            a["name"],
-            a["horizon"],
-            tuple(map(float, a["scores"])),
-            a["inner_steps"],
-            tuple(Spent(**entry) for entry in a.get("spent", [])),
-            a.get("method", ""),
-        )
-        for a in result["arms"]
-    )
-    return Comparison(tuple(result["seeds"]), arms, tuple(result["learned"]))
 
 
 def at_its_own(experiment: Experiment, comparison: Comparison) -> Experiment:
@@ -67,7 +49,7 @@ def at_its_own(experiment: Experiment, comparison: Comparison) -> Experiment:
     horizons = tuple(horizon // steps for horizon in comparison.horizons)
     own = replace(experiment.compare, seeds=len(comparison.seeds), horizons=horizons)
     experiment = replace(experiment, compare=own)
-    if tuple(fresh_seeds(experiment)) != comparison.seeds:
+    if tuple(fresh_seeds(experiment.seed, experiment.compare.seeds)) != comparison.seeds:
         raise MetaschedError("seed", "gives other seeds than the result's", "give the seed of the result's command")
     return experiment
 
@@ -81,10 +63,14 @@ def main(argv: Sequence[str]) -> int:
     console = open_console(sys.stdout)
     try:
         result = json.loads(arguments.result.read_text("utf-8"))
-        old = of_result(result)
+        old = comparison_of(result)
         experiment = at_its_own(load_experiment(arguments.config, overrides), old)
-        named = hand_coded_arms(experiment) if experiment.compare.baselines is not None else []
-        arms = joined(*reference_arms(experiment), *named)
+        named = (
+            hand_coded_arms(experiment.problem, experiment.compare.baselines)
+            if experiment.compare.baselines is not None
+            else []
+        )
+        arms = joined(*reference_arms(experiment.problem), *named)
         missing = {name: arm for name, arm in arms.items() if all(name not in old.at(h) for h in old.horizons)}
         cells = arguments.result.with_suffix(".cells.jsonl")
         with Pool(experiment.run.workers) as pool, closing(CachedPool(pool, cells)) as remembered:

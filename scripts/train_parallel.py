@@ -42,7 +42,7 @@ def play(experiment: Experiment, exchange: Exchange, output: Path | None) -> str
     if named is None:
         raise MetaschedError("--schedule", "best is no schedule", "name one, or give a file")
     like = next(problem.network.module.parameters())
-    controls = {name: v.to(like) for name, v in played(experiment, named[1], problem.steps).items()}
+    controls = {name: v.to(like) for name, v in played(experiment.problem, named[1], problem.steps).items()}
     state = train_in_parts(problem, controls, exchange).state
     if broken(state):
         raise MetaschedError("task.steps", "training went to numbers that are not finite", "try another schedule")
@@ -53,7 +53,7 @@ def play(experiment: Experiment, exchange: Exchange, output: Path | None) -> str
     file = io.BytesIO()
     torch.save({name: t.cpu() for name, t in {**params, **buffers}.items()}, file)
     write_atomic(output, file.getvalue())
-    return f"{said}, test score {hardened_score(problem, state, problem.task.test):.4f}"
+    return f"{said}, test score {hardened_score(problem, state, 'test'):.4f}"
 
 
 def main(argv: Sequence[str]) -> int:

@@ -19,15 +19,15 @@ PACKAGE = ROOT / "metasched"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 PUBLIC = """
-    Control Experiment HandCoded Layer METHODS MetaschedError MethodConfig PlayedSchedule QuantizedModule
-    QuantizedNetwork SchedulePlayer ScheduleNetwork build_method build_problem compare export find_unroll hand_coded
-    hardened_score load_experiment meta_train paired_difference progress_of_steps quantize read_schedule train
-    write_schedule
+    Control DataTask Experiment HandCoded Layer METHODS MetaschedError MethodConfig PlayedSchedule QuantizedModule
+    QuantizedNetwork Recipe Result SchedulePlayer ScheduleNetwork Task build_method build_problem compare export
+    find_unroll hand_coded hardened_score learn load_experiment meta_train paired_difference progress_of_steps quantize
+    read_schedule train tune write_schedule
 """.split()
 
 LAYERS = """
     core io quantizers methods config models tasks network schedules training config.load engines tracking exchange runs
-    estimators evaluation search meta deploy commands contrib cli __main__
+    estimators evaluation search meta deploy commands api contrib cli __main__
 """.split()  # each imports from those before it only
 
 IMPORTED_IN = {  # libraries with one door

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from metasched.cli.experiment import add_overrides
+from metasched.cli.experiment import add_imports, add_overrides
 from metasched.cli.output import add_json, console_of, print_result
 from metasched.cli.run_folders import add_folder, resumable_folder
 from metasched.core.errors import MetaschedError
@@ -30,6 +30,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--horizon", type=_multiple, default=1, metavar="N", help=longer)
     parser.add_argument("-o", "--output", metavar="FOLDER", required=True, help="folder to create; must not exist")
     add_folder(parser)
+    add_imports(parser)
     add_overrides(parser)
 
 

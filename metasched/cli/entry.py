@@ -8,9 +8,11 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from metasched.cli.experiment import imports_of
 from metasched.cli.parser import parse
 from metasched.cli.signals import Terminated, stop_on_signals
 from metasched.core.errors import MetaschedError, printable
+from metasched.core.imports import allow
 from metasched.runs.ranks import serve, serves
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
@@ -32,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings(), stop_on_signals(say):
         warnings.showwarning = lambda message, *_: _tell(f"metasched: warning: {printable(str(message))}")
         try:
-            command = parse(sys.argv[1:] if argv is None else argv, arguments)
+            given = sys.argv[1:] if argv is None else argv
+            allow(imports_of(given))
+            command = parse(given, arguments)
             if not serves():
                 command.run(arguments)
             elif command.spread:

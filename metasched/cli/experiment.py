@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -15,7 +16,25 @@ def add_experiment(parser: argparse.ArgumentParser, *, required: bool = True) ->
     parser.usage = "%(prog)s CONFIG [options] [--section.field VALUE ...]"
     nargs = None if required else "?"
     parser.add_argument("config", metavar="CONFIG", nargs=nargs, help="the experiment, a YAML file")
+    add_imports(parser)
     add_overrides(parser)
+
+
+def add_imports(parser: argparse.ArgumentParser) -> None:
+    """Code of the user's own; ``imports_of`` reads it before there is a parser."""
+    own = "import this package, with the tasks, methods and optimizers in it; only if you trust it (repeatable)"
+    parser.add_argument("--import", dest="imports", action="append", default=[], metavar="PACKAGE", help=own)
+
+
+def imports_of(argv: Sequence[str]) -> list[str]:
+    """The packages that a command line allows to be imported.
+
+    >>> imports_of(["train", "a.yaml", "--import", "mine", "--import=other"])
+    ['mine', 'other']
+    """
+    pairs = zip(argv, [*argv[1:], ""], strict=True)
+    given = ((word, after) if word == "--import" else word.partition("=")[::2] for word, after in pairs)
+    return [package for option, package in given if option == "--import" and package]
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from metasched.cli.experiment import add_experiment, load
 from metasched.core.errors import MetaschedError
+from metasched.core.imports import allowed
 
 if TYPE_CHECKING:
     from metasched.config.schema import Experiment
@@ -79,30 +80,20 @@ def resumable_folder(
 
 @contextmanager
 def run_folder(command: str, experiment: Experiment, arguments: argparse.Namespace) -> Iterator[RunFolder]:
-    """A new run folder with configuration and environment; removed again if a mistake is found before work starts."""
-    from metasched.config.load import dump_yaml
-    from metasched.io.atomic import write_atomic
-    from metasched.io.environment import environment
-    from metasched.io.json_text import json_text
+    """A run folder with what is needed to repeat the run; a mistake that shows before work starts leaves no folder."""
+    from metasched.commands.folders import begun
     from metasched.io.run_folder import RunFolder
 
     path = arguments.folder
     place = Path(path or experiment.run.folder)
     made = [p for p in (place, *place.parents) if not os.path.exists(p)]  # Path.exists raises if the name is too long
     folder = RunFolder.claim(path, command) if path else RunFolder.create(place, experiment.name, command)
-    try:
-        write_atomic(folder.config, dump_yaml(experiment).encode())
+    with begun(folder, experiment, made if path else [folder.path, *made]):
         if "resume" in arguments:
             arguments.go_on = _go_on(command, folder)
-        write_atomic(folder.environment, json_text(environment(), indent=2).encode())
         yield folder
-        folder.finish()
-    except MetaschedError:
-        folder.discard(made if path else [folder.path, *made])
-        raise
-    finally:
-        folder.release()
 
 
 def _go_on(command: str, folder: RunFolder) -> str:
-    return f"metasched {command} --resume {folder.path}"
+    own = "".join(f" --import {package}" for package in allowed())
+    return f"metasched {command} --resume {folder.path}{own}"

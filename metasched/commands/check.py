@@ -91,7 +91,7 @@ def check(experiment: Experiment, console: Console) -> dict[str, Any]:
 def small(experiment: Experiment) -> Experiment:
     """The experiment with three inner steps on a few examples, in float64."""
     task = replace(experiment.task, steps=_STEPS)
-    if task.name != "quadratic":  # whose size is the model's
+    if task.factory is None and task.name != "quadratic":  # whose size is the model's
         train = min(task.train or _TRAIN, _TRAIN)
         validation = min(task.validation or _VALIDATION, _VALIDATION)
         task = replace(task, train=train, validation=validation, batch=min(task.batch, _BATCH, train))

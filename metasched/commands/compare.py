@@ -15,12 +15,12 @@ from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
 from metasched.evaluation.compare import compare, publish
 from metasched.evaluation.contenders import (
+    Contender,
     described_arm,
     file_arm,
-    hand_coded_arms,
+    given_arms,
     joined,
     name_of,
-    reference_arms,
 )
 from metasched.exchange.schedule_file import read_schedule, write_schedule
 from metasched.io.atomic import write_atomic
@@ -28,10 +28,12 @@ from metasched.io.environment import environment
 from metasched.io.json_text import json_text
 from metasched.io.run_folder import RunFolder
 from metasched.io.strict_yaml import read_mapping
+from metasched.meta.resume import keep_fingerprint
 from metasched.runs.cells import CachedPool
 from metasched.runs.ranks import open_pool
 from metasched.tracking import cut_back, open_tracker
 from metasched.tracking.console import Console
+from metasched.training.problem import build_problem
 
 _SAME_BITS = ("metasched", "torch", "cpu", "cpu_capability", "inner_threads", "device")  # of environment.json
 
@@ -58,20 +60,46 @@ def run(
         MetaschedError: a file that is no schedule, an arm that does not fit, two of one name, a folder without cells.
     """
     others = [_cells_of(path) for path in reuse]
+    keep_fingerprint(folder, build_problem(experiment).fingerprint)
     if folder.resumes.exists():
         paths, described = _of_the_run(folder, paths, described)
-    files = [(name_of(path), file_arm(experiment, path)) for path in paths]
+    files = [(name_of(path), file_arm(experiment.problem, path)) for path in paths]
     more = [described_arm(experiment, words) for words in described]
-    arms = joined(*files, *more, *reference_arms(experiment), *hand_coded_arms(experiment))
+    joined(*files, *more, *given_arms(experiment))  # two of one name show before anything is kept
     if not folder.schedules.exists():
         _keep(paths, described, folder)
+    learned = [name for name, _ in files] or [name for name, _ in more]
+    return compare_arms(experiment, [*files, *more], learned, folder, console, others)
+
+
+def compare_arms(
+    experiment: Experiment,
+    arms: Sequence[tuple[str, Contender]],
+    learned: Sequence[str],
+    folder: RunFolder,
+    console: Console,
+    reuse: Sequence[Path] = (),
+) -> dict[str, Any]:
+    """Arms against the hand-coded schedules, floor and ceiling; the paths and verdicts that a program would read.
+
+    Args:
+        experiment: task, method, seeds, horizons.
+        arms: with their names.
+        learned: names of those that all others are paired with.
+        folder: where the comparison is written.
+        console: where it is shown.
+        reuse: files of cells that need not be computed again.
+
+    Raises:
+        MetaschedError: two arms of one name.
+    """
+    by_name = joined(*arms, *given_arms(experiment))
     cut_back(folder.metrics, 0)
     tracker = open_tracker(experiment, folder, "compare")
     try:
-        with open_pool(experiment.run.workers) as pool, closing(CachedPool(pool, folder.cells, others)) as cells:
-            learned = [name for name, _ in files] or [name for name, _ in more]
-            comparison = compare(experiment, arms, learned, cells, tracker, console)
-        return publish(experiment, comparison, arms, folder, tracker, console)
+        with open_pool(experiment.run.workers) as pool, closing(CachedPool(pool, folder.cells, reuse)) as cells:
+            comparison = compare(experiment, by_name, learned, cells, tracker, console)
+        return publish(experiment, comparison, by_name, folder, tracker, console)
     finally:
         tracker.close()
 

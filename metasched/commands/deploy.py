@@ -23,7 +23,7 @@ from metasched.deploy.packing import LayerSize, account, compression
 from metasched.deploy.stages import Array, IntegerNetwork
 from metasched.evaluation.contenders import named_schedule
 from metasched.runs.cells import played
-from metasched.tasks.base import Split, Stored, Task
+from metasched.tasks import Split, Stored, SupervisedTask, Task
 from metasched.tracking.console import Console
 from metasched.training.faults import broken
 from metasched.training.loop import harden, hardened_score, train
@@ -72,7 +72,7 @@ def deploy(
     _require_integers(problem)
     network, (examples, test) = problem.network, _in_memory(problem.task)
     like = next(network.module.parameters())
-    controls = played(experiment, named_schedule(experiment, schedule, "--schedule"), steps)
+    controls = played(experiment.problem, named_schedule(experiment.problem, schedule, "--schedule"), steps)
     state = train(problem, {name: v.to(like) for name, v in controls.items()}).state
     if broken(state):
         raise MetaschedError("deploy", "training went to numbers that are not finite", "try another schedule or seed")
@@ -90,7 +90,7 @@ def deploy(
     logits = np.concatenate([simulator.run(integer, part) for part in _batches(codes)])
     result: dict[str, Any] = {
         "score": float((logits.argmax(1) == test.y.cpu().numpy()).mean()),
-        "score_float_input": hardened_score(problem, state, test),
+        "score_float_input": hardened_score(problem, state, "test"),
         "agreement": {name: asdict(one) for name, one in found.items()},
     }
     files: dict[str, bytes] = {}
@@ -121,6 +121,9 @@ def _require_integers(problem: InnerProblem) -> None:
 
 def _in_memory(task: Task) -> tuple[Split, Split]:
     """The training and the test part."""
+    if not isinstance(task, SupervisedTask):
+        what = f"{task.name} is a task of its own, and images of one tensor are coded"
+        raise MetaschedError("task", what, "deploy from a built-in data set")
     if isinstance(task.train, Stored) or isinstance(task.test, Stored):
         what = f"{task.name} stays on disk, and all of its images are coded at once"
         raise MetaschedError("task.name", what, "deploy from a data set that fits into memory")

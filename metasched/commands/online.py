@@ -10,6 +10,7 @@ from typing import Any
 from metasched.config.load import config_hash, to_dict
 from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
+from metasched.core.imports import allow, allowed
 from metasched.core.randomness import derive_seed
 from metasched.evaluation.compare import compare, publish
 from metasched.evaluation.comparison import Arm, Comparison
@@ -21,11 +22,13 @@ from metasched.io.environment import version
 from metasched.io.run_folder import RunFolder
 from metasched.io.strict_json import MAX_BYTES
 from metasched.meta.guards import RunStopped
-from metasched.meta.online import Adaptation, OnlineRun, expected_cost, held_out_size, train_online
+from metasched.meta.online import Adaptation, OnlineRun, expected_cost, train_online
 from metasched.meta.start import Start, given_start, learned_controls
 from metasched.runs.pool import Mapper
 from metasched.runs.ranks import open_pool
 from metasched.schedules.base import Schedule, progress_of_steps
+from metasched.tasks.base import examples
+from metasched.tasks.supervised import SupervisedTask
 from metasched.tracking import Tracker, open_tracker
 from metasched.tracking.console import Console
 from metasched.tracking.plots import plot_schedule
@@ -62,14 +65,18 @@ def run(experiment: Experiment, folder: RunFolder, console: Console, *, compared
         with open_pool(experiment.run.workers) as pool:  # one thread, as wherever it is played again
             console.note(f"{experiment.name}: {experiment.method.name} on {problem.task.name}, {problem.steps} steps")
             outcome = train_online(experiment, start, problem.seed, _logger(experiment, tracker, console))
-            score = hardened_score(problem, outcome.state, problem.task.validation)
+            score = hardened_score(problem, outcome.state, "validation")
             _write(experiment, problem, outcome, Start(name, start, 0), score, folder, tracker)
             if compared:
                 console.note(f"comparing with {name} from {experiment.compare.seeds} fresh seeds")
-            arms = joined((name, Contender(experiment, start)), *reference_arms(experiment))
+            arms = joined((name, Contender(experiment.problem, start)), *reference_arms(experiment.problem))
             comparison = compare_with_start(experiment, name, arms, pool, tracker, console) if compared else None
         published = publish(experiment, comparison, arms, folder, tracker, console) if comparison else {}
-        metadata = {"format_version": 1, "config_hash": config_hash(experiment), "validation_score": score}
+        metadata = {
+            "format_version": 1,
+            "config_hash": config_hash(experiment, problem.fingerprint),
+            "validation_score": score,
+        }
         tracker.artifact(folder.schedule, experiment.name, "schedule", metadata)
     finally:
         tracker.close()
@@ -107,11 +114,14 @@ def check(experiment: Experiment, problem: InnerProblem) -> None:
     if experiment.meta.objective == "trajectory":
         fix = "set it to hardened or relaxed"
         raise MetaschedError("meta.objective", "trajectory is of a whole run, and a look-ahead is not", fix)
-    available = len(problem.task.validation.x)
+    if online.held_out is not None and not isinstance(problem.task, SupervisedTask):
+        what = f"has no effect: {problem.task.name} judges each look-ahead on its whole outer batch"
+        raise MetaschedError("online.held_out", what, "leave it out, and let outer_batch give fewer examples")
+    available = examples(problem.task.outer_batch())
     if online.held_out is not None and online.held_out > available:
         what = f"asks for {online.held_out} examples, but meta-validation has {available}"
         raise MetaschedError("online.held_out", what, f"ask for at most {available}, or leave it out")
-    cost = expected_cost(experiment, held_out_size(experiment, problem))
+    cost = expected_cost(online, problem)
     if cost > LARGEST_COST:
         what = f"{online.window} steps ahead at every {online.every} cost about {cost:.1f} plain runs, which is over 3"
         raise MetaschedError("online.window", what, "lower it or online.held_out, or raise online.every")
@@ -126,8 +136,8 @@ def compare_with_start(
     console: Console,
 ) -> Comparison:
     """Adapted and not adapted, floor and ceiling, from the fresh seeds of ``metasched compare``, on test data."""
-    steps, seeds = experiment.task.steps, fresh_seeds(experiment)
-    cells = list(pool.map(online_cell, [(experiment, seed) for seed in seeds]))
+    steps, seeds = experiment.task.steps, fresh_seeds(experiment.seed, experiment.compare.seeds)
+    cells = list(pool.map(online_cell, [(experiment, allowed(), seed) for seed in seeds]))
     inner_steps = sum(n for _, n in cells)
     adapted = Arm(
         f"{start_name}, online", steps, tuple(s for s, _ in cells), inner_steps, method=experiment.method.name
@@ -141,17 +151,18 @@ def compare_with_start(
     return Comparison(tuple(seeds), (adapted, *plain.arms), (adapted.name,))
 
 
-def online_cell(experiment: Experiment, seed: int) -> tuple[float, int]:
+def online_cell(experiment: Experiment, imports: tuple[str, ...], seed: int) -> tuple[float, int]:
     """Test score of the hardened network after an online run from a seed, and the inner steps it took.
 
     The score of a run that diverged is NaN; if it was stopped, its inner steps are those of a whole run.
     """
+    allow(imports)
     problem = build_problem(experiment)
     try:
         outcome = train_online(experiment, _start(experiment)[1], seed)
     except RunStopped:
         return math.nan, experiment.task.steps
-    score = math.nan if broken(outcome.state) else hardened_score(problem, outcome.state, problem.task.test)
+    score = math.nan if broken(outcome.state) else hardened_score(problem, outcome.state, "test")
     return score, outcome.inner_steps
 
 
@@ -193,9 +204,9 @@ def _write(
         kind="learned",
         name=experiment.name,
         citation=f"played by metasched online, starting at {start.name}",
-        config_hash=config_hash(experiment),
+        config_hash=config_hash(experiment, problem.fingerprint),
         seeds=(problem.seed,),
-        tasks=(experiment.task.name,),
+        tasks=(problem.task.name,),
         outer_steps=len(outcome.history),
         versions={name: v for name in ("metasched", "torch", "numpy") if (v := version(name)) is not None},
         metric=Metric(name="meta-validation score", value=score, n=1) if math.isfinite(score) else None,

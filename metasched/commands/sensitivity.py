@@ -93,7 +93,7 @@ def sensitivity(
     )
     seeds = [derive_seed(experiment.seed, "sensitivity", run) for run in range(num_runs)]
     with open_pool(experiment.run.workers) as pool:
-        runs = PooledRuns(experiment, pool)
+        runs = PooledRuns(experiment.problem, experiment.meta, pool)
         exact = differentiate(learnable, runs, seeds, experiment.meta.noise_floor)
         pairs = antithetic_pairs(learnable, runs, seeds, experiment.meta.sigma)
     measured, _, _, notes = examine(learnable, exact, pairs, unexamined())

@@ -18,9 +18,8 @@ from metasched.evaluation.compare import compare, publish
 from metasched.evaluation.comparison import Comparison
 from metasched.evaluation.contenders import (
     Contender,
-    hand_coded_arms,
+    given_arms,
     joined,
-    reference_arms,
 )
 from metasched.exchange.export import export
 from metasched.exchange.format import Metric, Provenance
@@ -31,9 +30,8 @@ from metasched.io.environment import version
 from metasched.io.run_folder import RunFolder
 from metasched.meta.checkpoint import Checkpoint, write_checkpoint
 from metasched.meta.outer import MetaTraining, OuterState, OuterStep, check_estimator, meta_train
-from metasched.meta.resume import last_checkpoint, resumable_state, write_config
+from metasched.meta.resume import keep_fingerprint, last_checkpoint, resumable_state, write_config
 from metasched.meta.start import Start, best_start, given_start, learned_controls, start_of
-from metasched.methods.base import Control
 from metasched.runs.cells import CachedPool, digest, played
 from metasched.runs.ranks import open_pool
 from metasched.schedules.learnable import build_learnable
@@ -41,6 +39,7 @@ from metasched.tracking import Tracker, cut_back, open_tracker
 from metasched.tracking.console import Console
 from metasched.tracking.plots import plot_schedule
 from metasched.training.problem import build_problem
+from metasched.training.step import InnerProblem
 
 LEARNED = "learned"
 
@@ -63,12 +62,13 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
             folder that cannot be resumed or written.
     """
     problem = build_problem(experiment)
+    keep_fingerprint(folder, problem.fingerprint)
     layers, controls = problem.network.layers, problem.network.method.controls
     learn = learned_controls(experiment, controls)
-    others = joined(*reference_arms(experiment), *hand_coded_arms(experiment))
+    others = joined(*given_arms(experiment))
     given = given_start(experiment)
     check_estimator(experiment)
-    checkpoint = last_checkpoint(experiment, folder)
+    checkpoint = last_checkpoint(experiment, folder, problem.fingerprint)
     cut_back(folder.metrics, checkpoint.position if checkpoint else 0)
     tracker = open_tracker(experiment, folder, "outer")
     try:
@@ -81,13 +81,22 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
                 start = start_of(checkpoint, given, experiment)
             else:
                 start = Start(*given, 0) if given else best_start(experiment, cells, tracker, console)
-            base = digest([], played(experiment, start.schedule, experiment.task.steps))
+            base = digest([], played(experiment.problem, start.schedule, experiment.task.steps))
             seed = derive_seed(experiment.seed, "schedule network")
             schedule = build_learnable(experiment.schedule, controls, start.schedule, learn, layers, seed)
 
             def save(state: OuterState) -> None:
                 done = settled_size(folder.metrics)
-                now = Checkpoint(to_dict(experiment), _versions(), start.name, base, start.selecting, done, state)
+                now = Checkpoint(
+                    to_dict(experiment),
+                    _versions(),
+                    start.name,
+                    base,
+                    start.selecting,
+                    done,
+                    state,
+                    problem.fingerprint,
+                )
                 write_checkpoint(folder.checkpoint, now)
 
             since = None
@@ -96,10 +105,10 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
                 if checkpoint.config != to_dict(experiment):  # fields that were allowed to differ
                     write_config(folder, experiment)
             outcome = meta_train(experiment, schedule, pool, _logger(experiment, tracker, console, since), since, save)
-            _export(experiment, outcome, start, layers, controls, folder)
+            _export(experiment, problem, outcome, start, folder)
             learned = PlayedSchedule(read_schedule(folder.schedule))  # what is compared is what was exported
             _show(folder, learned, layers, tracker)
-            arms = joined((LEARNED, Contender(experiment, learned)), *others.items())
+            arms = joined((LEARNED, Contender(experiment.problem, learned)), *others.items())
             comparison = compare(experiment, arms, [LEARNED], cells, tracker, console)
         published = publish(experiment, comparison, arms, folder, tracker, console)
         spent = {"selecting": start.selecting, "learning": outcome.inner_steps}
@@ -107,7 +116,12 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
             f"inner steps spent: {start.selecting} to choose the start ({start.name}), {outcome.inner_steps} to learn, "
             f"{sum(a.inner_steps for a in comparison.arms)} to compare"
         )
-        tracker.artifact(folder.schedule, experiment.name, "schedule", _metadata(experiment, comparison))
+        tracker.artifact(
+            folder.schedule,
+            experiment.name,
+            "schedule",
+            _metadata(config_hash(experiment, problem.fingerprint), comparison),
+        )
     finally:
         tracker.close()
     result: dict[str, Any] = {"schedule": str(folder.schedule), "start": start.name, "inner_steps": spent}
@@ -149,10 +163,9 @@ def _versions() -> dict[str, str]:
 
 def _export(
     experiment: Experiment,
+    problem: InnerProblem,
     outcome: MetaTraining,
     start: Start,
-    layers: Sequence[Layer],
-    controls: Sequence[Control],
     folder: RunFolder,
 ) -> None:
     settings = to_dict(experiment)["method"]
@@ -164,9 +177,9 @@ def _export(
         kind="learned",
         name=experiment.name,
         citation=f"learned by metasched, starting at {start.name}",
-        config_hash=config_hash(experiment),
+        config_hash=config_hash(experiment, problem.fingerprint),
         seeds=(experiment.seed,),
-        tasks=(experiment.task.name,),
+        tasks=(problem.task.name,),
         outer_steps=experiment.meta.steps,
         versions=_versions(),
         metric=Metric(name="meta-validation score", value=score, n=runs) if runs else None,
@@ -176,8 +189,8 @@ def _export(
         outcome.schedule,
         method_name=experiment.method.name,
         method_parameters={k: v for k, v in settings.items() if k != "name"},
-        controls=controls,
-        layers=layers,
+        controls=problem.network.method.controls,
+        layers=problem.network.layers,
         knots=outcome.schedule.knots,
         interpolation="linear",
         provenance=provenance,
@@ -196,6 +209,6 @@ def _show(folder: RunFolder, learned: PlayedSchedule, layers: Sequence[Layer], t
         tracker.log({"schedule/progress": u, **curves})
 
 
-def _metadata(experiment: Experiment, comparison: Comparison) -> dict[str, Any]:
+def _metadata(config: str, comparison: Comparison) -> dict[str, Any]:
     first = comparison.at(comparison.horizons[0])[LEARNED].summary
-    return {"format_version": 1, "config_hash": config_hash(experiment), "test_score": first.mean, "n": first.n}
+    return {"format_version": 1, "config_hash": config, "test_score": first.mean, "n": first.n}

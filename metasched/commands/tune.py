@@ -8,12 +8,13 @@ from typing import Any
 from metasched.config.load import config_hash, to_dict
 from metasched.config.schema import Experiment
 from metasched.evaluation.compare import compare, publish
-from metasched.evaluation.contenders import Contender, hand_coded_arms, joined, reference_arms
+from metasched.evaluation.contenders import Contender, given_arms, joined
 from metasched.exchange.export import export
 from metasched.exchange.format import Metric, Provenance
 from metasched.exchange.player import PlayedSchedule
 from metasched.exchange.schedule_file import read_schedule, write_schedule
 from metasched.io.run_folder import RunFolder
+from metasched.meta.resume import keep_fingerprint
 from metasched.meta.start import Start, best_start, given_start, learned_controls
 from metasched.runs.cells import CachedPool
 from metasched.runs.pooled import PooledRuns
@@ -43,14 +44,15 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
     Raises:
         MetaschedError: names or files that do not fit, a search whose library is missing, a budget that is too small.
     """
-    network = build_problem(experiment).network
-    settings = experiment.tune
+    problem = build_problem(experiment)
+    network, settings = problem.network, experiment.tune
+    keep_fingerprint(folder, problem.fingerprint)
     learn = learned_controls(experiment, network.method.controls)
     trials_within(experiment)
     if settings.search in SEARCHERS:
         SEARCHERS[settings.search]([0.0], 0)  # is its library there?
     given = given_start(experiment)
-    others = joined(*reference_arms(experiment), *hand_coded_arms(experiment))
+    others = joined(*given_arms(experiment))
     cut_back(folder.metrics, 0)
     tracker = open_tracker(experiment, folder, "tune")
     try:
@@ -67,7 +69,8 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
             )
             box = Box(family, network.layers)
             if settings.search == "pbt":
-                tried = population_search(experiment, box, family.learned, PooledRuns(experiment, pool), log)
+                runs = PooledRuns(experiment.problem, experiment.meta, pool)
+                tried = population_search(experiment, box, family.learned, runs, log)
             else:
                 tried = search(experiment, box, cells, log)
             best = best_of(experiment, box.member(box.first), tried, cells)
@@ -76,7 +79,7 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
                 f"best of {len(tried)}: {best.score:.4f} on meta-validation, over {settings.final_runs} fresh seeds"
             )
             tuned = PlayedSchedule(read_schedule(folder.schedule))
-            arms = joined((TUNED, Contender(experiment, tuned)), *others.items())
+            arms = joined((TUNED, Contender(experiment.problem, tuned)), *others.items())
             comparison = compare(experiment, arms, [TUNED], cells, tracker, console)
         published = publish(experiment, comparison, arms, folder, tracker, console)
     finally:
@@ -87,23 +90,23 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
 
 
 def _export(experiment: Experiment, best: Candidate, start: Start, folder: RunFolder) -> None:
-    network, settings = build_problem(experiment).network, experiment.tune
+    problem, settings = build_problem(experiment), experiment.tune
     how = f"{settings.search}, {settings.inner_steps} inner steps, from {start.name}"
     file = export(
         best.schedule,
         method_name=experiment.method.name,
         method_parameters={k: v for k, v in to_dict(experiment)["method"].items() if k != "name"},
-        controls=network.method.controls,
-        layers=network.layers,
+        controls=problem.network.method.controls,
+        layers=problem.network.layers,
         knots=best.schedule.knots,
         interpolation=best.schedule.kind,
         provenance=Provenance(
             kind="tuned",
             name=experiment.name,
             citation=f"tuned by metasched: {how}",
-            config_hash=config_hash(experiment),
+            config_hash=config_hash(experiment, problem.fingerprint),
             seeds=(experiment.seed,),
-            tasks=(experiment.task.name,),
+            tasks=(problem.task.name,),
             metric=Metric(name="meta-validation score", value=best.score, n=settings.final_runs),
             spent=start.spent(settings.search, settings.inner_steps),
         ),

@@ -91,7 +91,7 @@ def _names_in_item(section_path: tuple[str, ...]) -> list[str]:
     return list(getattr(section, "__pydantic_fields__", ()))
 
 
-_PLAIN = {int: "int", float: "float", bool: "true|false", str: "text", type(None): "null"}
+_PLAIN = {int: "int", float: "float", bool: "true|false", str: "text", type(None): "null", Any: "value"}
 
 
 def _type_name(annotation: Any) -> str:

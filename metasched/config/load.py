@@ -24,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, to_jsonable_python
 
 from metasched.config.fields import FieldInfo, fields, names_in
-from metasched.config.schema import Experiment, MethodConfig
+from metasched.config.schema import Experiment, MethodConfig, TaskConfig
 from metasched.core.errors import MetaschedError
 from metasched.core.field_types import REFUSED
 from metasched.io.strict_yaml import parse, read_mapping
@@ -34,6 +34,7 @@ from metasched.methods.spec import CEILING, find_method
 from metasched.quantizers.levels import level_set
 
 MAX_PROBLEMS = 20
+OWN_TASK = ("factory", "args", "steps")  # what the section task has for a task of the user's own
 _ADAPTER: TypeAdapter[Experiment] = TypeAdapter(cast(Any, Experiment))
 
 
@@ -73,9 +74,19 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
     return _validated(document, place)
 
 
+def experiment_of(document: dict[str, Any]) -> Experiment:
+    """The experiment that a document describes, as a YAML file would; sections may be the configurations themselves.
+
+    Raises:
+        MetaschedError: (ConfigErrors, where there are several) fields that are wrong.
+    """
+    return _validated(to_jsonable_python(document), lambda field: field)
+
+
 def _validated(document: dict[str, Any], place: Callable[[str], str]) -> Experiment:
     """The experiment that a document describes; ``place`` says where a field was written."""
     left = 0
+    _refuse_beside_factory(document.get("task"), place)
     try:
         experiment = _ADAPTER.validate_python(document)
     except ValidationError as error:
@@ -87,6 +98,20 @@ def _validated(document: dict[str, Any], place: Callable[[str], str]) -> Experim
         if not problems:
             return experiment
     raise problems[0] if len(problems) == 1 else ConfigErrors(problems, left)
+
+
+def _refuse_beside_factory(task: Any, place: Callable[[str], str]) -> None:
+    if not isinstance(task, Mapping):
+        return
+    if task.get("factory") is None:
+        if task.get("args"):
+            raise MetaschedError(place("task.args"), "are of a factory, and there is none", "set task.factory")
+        return
+    known = TaskConfig.__dataclass_fields__
+    beside = [name for name in task if name in known and name not in OWN_TASK]
+    if beside:
+        problem = "has no effect beside task.factory, which makes data, model and batches"
+        raise MetaschedError(place(f"task.{beside[0]}"), problem, "leave it out, or pass it on in task.args")
 
 
 def require_learnable(experiment: Experiment) -> None:
@@ -160,7 +185,16 @@ def with_fields(experiment: Experiment, given: Sequence[str], path: str) -> Expe
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:
     """The experiment in the types of JSON, every field written out."""
-    return to_jsonable_python(experiment)
+    return {**to_jsonable_python(experiment), "task": section_dict(experiment.task)}
+
+
+def section_dict(section: Any) -> dict[str, Any]:
+    """One section in the types of JSON; of a task of the user's own only what it reads."""
+    fields_of = to_jsonable_python(section)
+    if isinstance(section, TaskConfig):
+        keep = OWN_TASK if section.factory is not None else fields_of.keys() - {"factory", "args"}
+        return {name: value for name, value in fields_of.items() if name in keep}
+    return fields_of
 
 
 def dump_yaml(experiment: Experiment) -> str:
@@ -168,9 +202,15 @@ def dump_yaml(experiment: Experiment) -> str:
     return yaml.safe_dump(to_dict(experiment), sort_keys=False)
 
 
-def config_hash(experiment: Experiment) -> str:
-    """SHA-256, in hexadecimal, of the experiment's canonical JSON (sorted keys, no spaces, shortest exact floats)."""
-    text = json.dumps(to_dict(experiment), sort_keys=True, separators=(",", ":"))
+def config_hash(experiment: Experiment, fingerprint: str = "") -> str:
+    """SHA-256, in hexadecimal, of the experiment's canonical JSON (sorted keys, no spaces, shortest exact floats).
+
+    A task of the user's own joins it by its fingerprint: the name of a factory does not say what that makes.
+    """
+    document = to_dict(experiment)
+    if experiment.task.factory is not None:
+        document["task"]["fingerprint"] = fingerprint
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field, SerializeAsAny, WrapValidator
 from pydantic.dataclasses import dataclass
 
+from metasched.core import imports
 from metasched.core.field_types import (
     STRICT,
     Boolean,
@@ -25,10 +27,21 @@ from metasched.methods.config import MethodConfig as MethodConfig
 from metasched.methods.config import of_its_method
 
 
+class Arguments(dict[str, Any]):
+    """Plain YAML values by name; hashable, because configurations are keys of caches. Not to be changed."""
+
+    def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return hash(json.dumps(self, sort_keys=True, default=str))
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TaskConfig:
     """Data, model and length of an inner run."""
 
+    factory: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", max_length=300)] | None = None
+    """function of a task of one's own, as package.module:function; needs `--import package`, see docs/own_task.md"""
+    args: Annotated[dict[Word, Any], Field(max_length=256), AfterValidator(Arguments)] = Arguments()
+    """with factory: its keyword arguments"""
     name: Literal["digits", "mnist", "fashion_mnist", "cifar10", "cifar10_npz", "imagenet", "quadratic"] = "digits"
     """data set; digits comes with scikit-learn, the others are read under `root`"""
     root: PathText | None = None
@@ -56,6 +69,11 @@ class TaskConfig:
     """T, the training steps of an inner run"""
     batch: Positive = 64
     """examples of a step"""
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return self.factory or self.name
 
 
 class Values(dict[str, float]):
@@ -274,3 +292,37 @@ class Experiment:
     online: OnlineConfig = field(default_factory=OnlineConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+    @property
+    def problem(self) -> ProblemConfig:
+        """What its inner problem depends on."""
+        run = self.run
+        return ProblemConfig(
+            self.task,
+            self.optimizer,
+            self.method,
+            self.quantize,
+            run.device,
+            run.dtype,
+            run.autocast,
+            imports.allowed(),
+        )
+
+
+class ProblemConfig(NamedTuple):
+    """All that an inner problem depends on; goes to workers with their work, and is a key of caches.
+
+    Attributes:
+        task, optimizer, method, quantize: sections of the experiment.
+        device, dtype, autocast: of its section ``run``.
+        imports: packages that may be imported for its task (see core/imports.py).
+    """
+
+    task: TaskConfig
+    optimizer: OptimizerConfig
+    method: MethodConfig
+    quantize: QuantizeConfig
+    device: str = "cpu"
+    dtype: str = "float32"
+    autocast: bool = False
+    imports: tuple[str, ...] = ()

@@ -24,7 +24,7 @@ import torch
 from metasched.core.errors import MetaschedError
 from metasched.network.quantize import ControlRow, Tensors, rows
 from metasched.runs.ranks import join_group, launched, leave_group, see_own_gpu
-from metasched.tasks.base import Task
+from metasched.tasks.supervised import SupervisedTask
 from metasched.training.loop import InnerRun
 from metasched.training.step import (
     Evaluated,
@@ -125,9 +125,9 @@ class Together:
             raise MetaschedError("torchrun", problem, "use identical machines with the same files and versions")
 
 
-@dataclass(frozen=True)
-class PartOfTask(Task):
-    """A task whose batches are one part of the batches of another task."""
+@dataclass(frozen=True, eq=False)
+class PartOfTask(SupervisedTask):
+    """A task of which each batch is one part."""
 
     part: int = 0
     parts: int = 1
@@ -154,11 +154,14 @@ def train_in_parts(
         MetaschedError: batches cannot be split evenly, or the states of processes differ.
     """
     exchange = exchange or Alone()
-    parts, batch = exchange.parts, problem.task.batch_size
+    parts, task = exchange.parts, problem.task
+    if not isinstance(task, SupervisedTask):
+        raise MetaschedError("task", "has batches of its own form, which are not split", "train in one process")
+    batch = task.batch_size
     if batch % parts or batch < 2 * parts:
         wrong = f"{batch} examples cannot be split into {parts} equal parts of at least 2"
         raise MetaschedError("task.batch", wrong, f"use {max(2, batch // parts) * parts}")
-    own = [replace(problem, task=_part(problem.task, part, parts)) for part in exchange.own]
+    own = [replace(problem, task=_part(task, part, parts)) for part in exchange.own]
     state = problem.initial(rows(controls, 0))
     losses = []
     for step in range(problem.steps):
@@ -252,7 +255,7 @@ def digest(state: TrainingState) -> str:
     return found.hexdigest()
 
 
-def _part(task: Task, part: int, parts: int) -> PartOfTask:
+def _part(task: SupervisedTask, part: int, parts: int) -> PartOfTask:
     return PartOfTask(**vars(task), part=part, parts=parts)
 
 

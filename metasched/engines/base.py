@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import nn
 
-from metasched.network.quantize import Tensors
+from metasched.network.quantize import Call, Model, Tensors
 from metasched.schedules.base import progress_of_steps
 from metasched.training.faults import Fault
 from metasched.training.finite import FINITE
@@ -113,7 +113,7 @@ def judge(
     outer: OuterLoss,
     state: TrainingState,
     controls: Tensors,
-    call: Callable[[Tensors, torch.Tensor], torch.Tensor],
+    call: Call,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Outer loss and score of a state on the meta-validation split; ``controls`` are those of the last step, [L] each.
 
@@ -121,15 +121,19 @@ def judge(
     normalization uses the statistics of the split itself: running statistics carry no gradient, and would bias the
     loss.
     """
-    network, (x, y), call = problem.network, problem.task.validation, precise(problem, call)
+    task = problem.task
     with own_draws(problem, problem.steps):
-        if outer.objective == "relaxed":
-            outputs, _ = network.forward(call, state.params, state.method, controls, x, problem.seed, problem.steps)
-        else:
-            hardened = network.harden(state.params, state.method, outer.surrogate)
-            outputs = network.forward_hardened(call, hardened, x, outer.surrogate)
-    loss = problem.task.loss(outputs, y)
-    return torch.where(state.health[FINITE], loss, torch.nan), problem.task.score(outputs.detach(), y)
+        loss, score = task.judge(judged_model(problem, outer, state, controls, call), task.placed(task.outer_batch()))
+    return torch.where(state.health[FINITE], loss, torch.nan), score
+
+
+def judged_model(problem: InnerProblem, outer: OuterLoss, state: TrainingState, controls: Tensors, call: Call) -> Model:
+    """The network of a state that the outer loss judges; ``controls`` are those of the last step, [L] each."""
+    network, call = problem.network, precise(problem, call)
+    if outer.objective == "relaxed":
+        return network.model(call, state.params, state.method, controls, problem.seed, problem.steps)[0]
+    hardened = network.harden(state.params, state.method, outer.surrogate)
+    return network.hardened_model(call, hardened, outer.surrogate)
 
 
 def judged_steps(problem: InnerProblem, outer: OuterLoss) -> range:

@@ -6,6 +6,8 @@ Exact, with the optimizers of ``higher_optimizers``; memory grows with T times t
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -36,8 +38,8 @@ def unroll(problem: InnerProblem, controls: Controls, outer: OuterLoss) -> Unrol
     fmodel = monkeypatch(network.module, copy_initial_weights=True, track_higher_grads=True)
     fmodel.train()
 
-    def call(params: Tensors, x: torch.Tensor) -> torch.Tensor:
-        return fmodel(x, params=[params[name] for name in own])
+    def call(params: Tensors, *args: Any, **kwargs: Any) -> Any:
+        return fmodel(*args, params=[params[name] for name in own], **kwargs)
 
     state = with_leaves(problem.initial(rows(controls, 0)), keep_graph=True)
     params = state.params

@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from metasched.engines.base import ControlGradient, Controls, OuterLoss, gradient_record, judge
+from metasched.engines.base import ControlGradient, Controls, OuterLoss, gradient_record, judged_model
 from metasched.engines.sweep import plan_for, unroll
 from metasched.network.quantize import Tensors
+from metasched.tasks.supervised import SupervisedTask
 from metasched.training.finite import FINITE
 from metasched.training.stacked import mappable, stacked
-from metasched.training.step import InnerProblem, TrainingState
+from metasched.training.step import InnerProblem, TrainingState, own_draws
 
 
 @dataclass(frozen=True)
@@ -94,18 +95,20 @@ def judge_mapped(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Losses and scores [N] of a stacked state; ``row`` are the controls of the last step, {control: [N, L]}."""
     # mapped over runs, a mean sums in another order: losses are taken of each run's outputs by themselves
-    raw = replace(problem.task, loss=lambda outputs, y: outputs, score=lambda outputs, y: outputs)
+    task = problem.task
+    assert isinstance(task, SupervisedTask), "others are not mapped (see Task.maps)"
+    x, y = task.validation
     buffers = {name: b.expand(len(seeds), *b.shape).clone() for name, b in problem.network.buffers().items()}
 
     def outputs_of(
         params: Tensors, buffers: Tensors, method: Tensors, row: Tensors, seed: torch.Tensor
     ) -> torch.Tensor:
-        run = replace(problem, task=raw, seed=seed)
-        ended = TrainingState(params, buffers, {}, method, {FINITE: torch.ones((), dtype=torch.bool)})
-        return judge(run, outer, ended, row, run.network.call(buffers))[0]
+        run = replace(problem, seed=seed)
+        ended = TrainingState(params, buffers, {}, method, {})
+        with own_draws(run, run.steps):
+            return judged_model(run, outer, ended, row, run.network.call(buffers))(x)
 
     outputs = torch.vmap(outputs_of)(state.params, buffers, state.method, row, seeds)
-    task, y = problem.task, problem.task.validation.y
-    losses = torch.stack([task.loss(own, y) for own in outputs])
-    scores = torch.stack([task.score(own.detach(), y) for own in outputs])
+    losses = torch.stack([task.criterion(own, y) for own in outputs])
+    scores = torch.stack([task.metric(own.detach(), y) for own in outputs])
     return torch.where(state.health[FINITE], losses, torch.nan), scores

@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
+from torch.utils._pytree import tree_leaves
 
 from metasched.engines.base import (
     Controls,
@@ -158,13 +159,15 @@ _COSTS: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Cost]] = WeakKeyDi
 
 def cost(problem: InnerProblem, controls: Controls, outer: OuterLoss) -> Cost:
     """Measured at the second step, where all that ever carries a derivative does; once for each shape of a problem."""
-    shape = (problem.optimizer, problem.task.batch_size, len(problem.task.validation.x), outer.objective)
+    batches = [tree_leaves(problem.task.batch(problem.seed, 0)), tree_leaves(problem.task.outer_batch())]
+    sizes = tuple(t.shape for part in batches for t in part if isinstance(t, torch.Tensor))
+    shape = (problem.optimizer, sizes, outer.objective)
     known = _COSTS.setdefault(problem.network.module, {})
     if shape not in known:
         recording, state = begin(problem, controls, outer, (1,), Single())
         step = min(1, problem.steps - 1)
         state = take(replace(recording, judged=range(0)), state, 0, differentiable=False).after
-        existing = [v for part in state for v in part.values()] + [*problem.task.validation]
+        existing = [v for part in state for v in part.values()] + [t for t in batches[1] if isinstance(t, torch.Tensor)]
 
         def graph(judged: range) -> int:
             return graph_bytes(lambda: link(replace(recording, judged=judged), state, step), existing)

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from metasched.config.schema import Experiment
+from metasched.config.schema import Experiment, ProblemConfig
 from metasched.evaluation.comparison import Arm, Comparison
 from metasched.evaluation.contenders import (
     Contender,
     fresh_seeds,
 )
 from metasched.evaluation.report import write_report
-from metasched.evaluation.statistics import counted, summarize
+from metasched.evaluation.statistics import counted, lowest, summarize
 from metasched.evaluation.verdict import verdicts
 from metasched.exchange.player import spent_on
 from metasched.io.atomic import write_atomic
@@ -51,28 +51,40 @@ def compare(
         pool: runs the training.
         tracker, console: receive scores and progress.
     """
-    seeds = fresh_seeds(experiment)
+    seeds = fresh_seeds(experiment.seed, experiment.compare.seeds)
     horizons = [multiple * experiment.task.steps for multiple in experiment.compare.horizons]
     cells = [(name, steps, seed) for steps in horizons for name in contenders for seed in seeds]
     work = [
-        (arm.experiment, controls, part, steps, "test")
+        (arm.problem, controls, part, steps, "test")
         for steps in horizons
         for arm in contenders.values()
-        for controls in [played(arm.experiment, arm.schedule, steps)]
-        for part in _parts(arm.experiment, seeds, pool)
+        for controls in [played(arm.problem, arm.schedule, steps)]
+        for part in _parts(arm.problem, seeds, pool)
     ]
     found = (score for part in pool.map(cell_scores, work) for score in part)
+    own = build_problem(experiment).task.worst_score
+
+    def said(of_arm: Sequence[float]) -> str:
+        return f"{summarize(counted(of_arm, lowest(of_arm) if own is None else own)).mean:.4f}"
+
     scores: dict[tuple[str, int], list[float]] = {(n, steps): [] for steps in horizons for n in contenders}
     for i, ((name, steps, seed), score) in enumerate(zip(cells, found, strict=True)):
         scores[name, steps].append(score)
         tracker.log({"compare/seed": seed, "compare/arm": name, "compare/horizon": steps, "compare/score": score})
         if (i + 1) % len(seeds) == 0:
             done, total = (i + 1) // len(seeds), len(cells) // len(seeds)
-            console.note(
-                f"compare {done}/{total}: {name} over {steps} steps: {summarize(counted(scores[name, steps])).mean:.4f}"
-            )
+            console.note(f"compare {done}/{total}: {name} over {steps} steps: {said(scores[name, steps])}")
+    worst = lowest([s for of_arm in scores.values() for s in of_arm]) if own is None else own
     arms = [
-        Arm(name, steps, tuple(scores[name, steps]), steps * len(seeds), spent_on(c.schedule), c.experiment.method.name)
+        Arm(
+            name,
+            steps,
+            tuple(scores[name, steps]),
+            steps * len(seeds),
+            spent_on(c.schedule),
+            c.problem.method.name,
+            worst,
+        )
         for steps in horizons
         for name, c in contenders.items()
     ]
@@ -102,8 +114,8 @@ def publish(
         console.table(f"Hardened test score after {horizon} steps", *comparison.rows(horizon, shown))
         tracker.table(f"comparison_{horizon}", *comparison.rows(horizon))
     if shown != comparison.learned:
-        console.note(f"differences to {shown[0]}, the first one given; the report has those to the others")
-    scores = {h: {name: counted(arm.scores) for name, arm in comparison.at(h).items()} for h in comparison.horizons}
+        console.note(f"differences to {shown[0]}, the first one given; those to the others are in the report")
+    scores = {h: {name: arm.counted for name, arm in comparison.at(h).items()} for h in comparison.horizons}
     folder.plots.mkdir(exist_ok=True)
     picture = folder.plots / "comparison.png"
     plot_comparison(picture, scores, comparison.learned)
@@ -117,8 +129,8 @@ def publish(
     }
 
 
-def _parts(experiment: Experiment, seeds: Sequence[int], pool: Mapper) -> list[Sequence[int]]:
-    """Splits the seeds into groups that one process trains at once."""
+def _parts(config: ProblemConfig, seeds: Sequence[int], pool: Mapper) -> list[Sequence[int]]:
+    """The seeds, as many at once as a process trains at once."""
     share = -(-len(seeds) // pool.workers)
-    size = share if mapping_pays(build_problem(experiment), share) else 1
+    size = share if mapping_pays(build_problem(config), share) else 1
     return [seeds[i : i + size] for i in range(0, len(seeds), size)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -19,10 +19,11 @@ class Arm:
     Attributes:
         name: name of the arm.
         horizon: T, inner steps of each run.
-        scores: final score of the hardened network on the test split, one per seed; NaN for a run that diverged.
-        inner_steps: training steps of this arm: T for each seed.
-        spent: training steps that were spent before on finding the schedule; empty for a hand-coded one.
-        method: name of its method; empty if an old result file does not contain it.
+        scores: final score of the hardened network on the test split, one a seed; NaN for a run that diverged.
+        inner_steps: training steps that this arm spent: T for each seed.
+        spent: training steps that finding the schedule took, before; empty for a hand-coded one.
+        method: name of the method that it drives; empty where an old result file does not say.
+        worst: what a run that diverged counts.
     """
 
     name: str
@@ -31,11 +32,17 @@ class Arm:
     inner_steps: int
     spent: tuple[Spent, ...] = ()
     method: str = ""
+    worst: float = 0.0
+
+    @property
+    def counted(self) -> tuple[float, ...]:
+        """The scores as they count."""
+        return counted(self.scores, self.worst)
 
     @property
     def summary(self) -> Summary:
-        """Mean, standard deviation and n of the scores, with 0 for runs that diverged."""
-        return summarize(counted(self.scores))
+        """Mean, standard deviation, n, of the scores as they count."""
+        return summarize(self.counted)
 
     @property
     def diverged(self) -> int:
@@ -68,7 +75,7 @@ class Comparison:
 
     def difference(self, arm: Arm, other: Arm) -> PairedDifference:
         """Mean paired difference arm - other with its 95 % interval."""
-        return paired_difference(counted(arm.scores), counted(other.scores))
+        return paired_difference(arm.counted, other.counted)
 
     def corrected(self, arm: Arm) -> dict[str, float]:
         """P-value of the difference to each other arm at the same horizon, corrected for their number (Holm)."""
@@ -126,6 +133,7 @@ class Comparison:
                 "inner_steps": arm.inner_steps,
                 "spent": [asdict(spent) for spent in arm.spent],
                 "scores": list(arm.scores),
+                **({"worst": arm.worst} if arm.worst else {}),
             }
             arms_here = self.at(arm.horizon)
             references = [arms_here[n] for n in self.learned if n in arms_here]
@@ -139,6 +147,23 @@ class Comparison:
             }
             arms.append(entry)
         return {"seeds": list(self.seeds), "learned": list(self.learned), "arms": arms}
+
+
+def comparison_of(result: Mapping[str, Any]) -> Comparison:
+    """The comparison that ``to_dict`` has written."""
+    arms = tuple(
+        Arm(
+            a["name"],
+            a["horizon"],
+            tuple(map(float, a["scores"])),
+            a["inner_steps"],
+            tuple(Spent(**entry) for entry in a.get("spent", [])),
+            a.get("method", ""),
+            a.get("worst", 0.0),
+        )
+        for a in result["arms"]
+    )
+    return Comparison(tuple(result["seeds"]), arms, tuple(result["learned"]))
 
 
 def _interval(d: PairedDifference) -> str:

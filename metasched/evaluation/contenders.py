@@ -13,57 +13,74 @@ from pathlib import Path
 from typing import NamedTuple
 
 from metasched.config.load import of_method, with_fields
-from metasched.config.schema import Experiment
+from metasched.config.schema import Experiment, ProblemConfig
 from metasched.core.errors import MetaschedError, unknown_name
 from metasched.core.randomness import derive_seed
 from metasched.exchange.player import PlayedSchedule, check_method, warn_of_other_kinds
 from metasched.exchange.schedule_file import read_schedule
 from metasched.methods.spec import CEILING, FLOOR
-from metasched.network.quantize import QuantizedNetwork
 from metasched.schedules.base import Schedule
+from metasched.schedules.curves import HandCoded
 from metasched.schedules.table import families, hand_coded
 from metasched.training.problem import build_problem
 
-_SAME_DATA = ("name", "root", "train", "validation", "test", "data_seed", "image_size", "steps", "batch")
+_SAME_DATA = (
+    "factory",
+    "args",
+    "name",
+    "root",
+    "train",
+    "validation",
+    "test",
+    "data_seed",
+    "image_size",
+    "steps",
+    "batch",
+)
 
 
 class Contender(NamedTuple):
     """One arm.
 
     Attributes:
-        experiment: gives task, method and optimizer.
-        schedule: the schedule of the method.
+        problem: task, method and optimizer that it trains.
+        schedule: what the method plays.
     """
 
-    experiment: Experiment
+    problem: ProblemConfig
     schedule: Schedule
 
 
-def reference_arms(experiment: Experiment) -> list[tuple[str, Contender]]:
+def given_arms(experiment: Experiment) -> list[tuple[str, Contender]]:
+    """What every comparison of an experiment plays: floor, ceiling and hand-coded schedules."""
+    config = experiment.problem
+    return [*reference_arms(config), *hand_coded_arms(config, experiment.compare.baselines)]
+
+
+def reference_arms(config: ProblemConfig) -> list[tuple[str, Contender]]:
     """The floor and the ceiling, with their names."""
-    return [(name, Contender(_by_method(experiment, name), hand_coded(name)[name])) for name in (FLOOR, CEILING)]
+    return [(name, Contender(_by_method(config, name), hand_coded(name)[name])) for name in (FLOOR, CEILING)]
 
 
-def hand_coded_arms(experiment: Experiment) -> list[tuple[str, Contender]]:
-    """The hand-coded schedules in ``compare.baselines``, of any method; if it is null, all of the experiment's method.
+def hand_coded_arms(config: ProblemConfig, names: Sequence[str] | None) -> list[tuple[str, Contender]]:
+    """The hand-coded schedules that ``compare.baselines`` names, of any method, or (None) all of the problem's method.
 
     Raises:
         MetaschedError: no method has a schedule of that name.
     """
-    names = experiment.compare.baselines
     if names is None:
-        return [(n, Contender(experiment, s)) for n, s in hand_coded(experiment.method.name).items()]
+        return [(n, Contender(config, s)) for n, s in hand_coded(config.method.name).items()]
     known = method_of_hand_coded()
     arms = []
     for i, name in enumerate(names):
         if name not in known:
             raise unknown_name(f"compare.baselines[{i}]", name, known)
-        arms.append((name, Contender(_by_method(experiment, known[name]), hand_coded(known[name])[name])))
+        arms.append((name, Contender(_by_method(config, known[name]), hand_coded(known[name])[name])))
     return arms
 
 
-def file_arm(experiment: Experiment, path: Path) -> Contender:
-    """An arm that plays a schedule file with the method of the file.
+def file_arm(config: ProblemConfig, path: Path) -> Contender:
+    """A schedule file, played by the method that it is for.
 
     If this is the method of the experiment, the experiment's parameters are used. Otherwise the quantizers are those of
     the experiment, and the other parameters those of the file.
@@ -72,10 +89,23 @@ def file_arm(experiment: Experiment, path: Path) -> Contender:
         MetaschedError: the file is not a schedule, or the method cannot use it.
     """
     file = read_schedule(path)
-    if file.method.name != experiment.method.name:
-        method = of_method(experiment.method, file.method.name, file.method.parameters, str(path))
-        experiment = replace(experiment, method=method)
-    return Contender(experiment, read_playable(path, experiment, build_problem(experiment).network))
+    if file.method.name != config.method.name:
+        config = config._replace(method=of_method(config.method, file.method.name, file.method.parameters, str(path)))
+    return Contender(config, read_playable(path, config))
+
+
+def schedule_arm(config: ProblemConfig, schedule: Schedule) -> Contender:
+    """A schedule object, played by the method that it is for, where it says so, or else by the problem's.
+
+    Raises:
+        MetaschedError: its method cannot play it.
+    """
+    if isinstance(schedule, PlayedSchedule):
+        own = schedule.file.method
+        config = config._replace(method=of_method(config.method, own.name, own.parameters, "schedule"))
+    elif isinstance(schedule, HandCoded):
+        config = _by_method(config, schedule.family)
+    return Contender(config, schedule)
 
 
 def described_arm(experiment: Experiment, words: Sequence[str]) -> tuple[str, Contender]:
@@ -91,46 +121,45 @@ def described_arm(experiment: Experiment, words: Sequence[str]) -> tuple[str, Co
         raise MetaschedError("--arm", f"is {' '.join(words)!r}", "give NAME SCHEDULE [FIELD=VALUE ...]")
     name, named, *fields = words
     if not any(field.startswith("method.name=") for field in fields):
-        experiment = _by_method(experiment, method_of_hand_coded().get(named, experiment.method.name))
+        method = of_method(experiment.method, method_of_hand_coded().get(named, experiment.method.name))
         if os.path.isfile(named):
-            experiment = file_arm(experiment, Path(named)).experiment
+            method = file_arm(experiment.problem, Path(named)).problem.method
+        experiment = replace(experiment, method=method)
     own = with_fields(experiment, fields, f"--arm {name}")
     if any(getattr(own.task, f) != getattr(experiment.task, f) for f in _SAME_DATA) or own.seed != experiment.seed:
-        raise MetaschedError(
-            f"--arm {name}", "has other data, steps or seeds than the experiment", "leave those fields out"
-        )
-    return name, Contender(own, named_schedule(own, named, f"--arm {name}"))
+        raise MetaschedError(f"--arm {name}", "has other data, steps or seeds", "leave those fields out")
+    return name, Contender(own.problem, named_schedule(own.problem, named, f"--arm {name}"))
 
 
-def named_schedule(experiment: Experiment, named: str, path: str) -> Schedule:
-    """The named hand-coded schedule of the experiment's method, or the schedule in a file.
+def named_schedule(config: ProblemConfig, named: str, path: str) -> Schedule:
+    """The hand-coded schedule of the problem's method that has a name, or the schedule in a file.
 
     Args:
-        experiment: the experiment that plays it.
-        named: name of a hand-coded schedule, or path of a schedule file.
-        path: prefix of error messages.
+        config: what plays it.
+        named: a name or a path.
+        path: what error messages begin with.
 
     Raises:
         MetaschedError: neither a hand-coded schedule of the method nor a schedule file for it.
     """
-    family = hand_coded(experiment.method.name)
+    family = hand_coded(config.method.name)
     if named in family:
         return family[named]
     file = Path(named)
-    if file.suffix != ".json" and not os.path.exists(file):  # Path.exists raises if the name is too long
-        problem = f"{named!r} is neither a hand-coded schedule of {experiment.method.name} nor a file"
+    if file.suffix != ".json" and not os.path.exists(file):  # Path.exists raises on a name too long
+        problem = f"{named!r} is neither a hand-coded schedule of {config.method.name} nor a file"
         raise MetaschedError(path, problem, f"use a file, or one of {', '.join(family)}")
-    return read_playable(file, experiment, build_problem(experiment).network)
+    return read_playable(file, config)
 
 
-def read_playable(path: Path, experiment: Experiment, network: QuantizedNetwork) -> PlayedSchedule:
-    """The schedule in a file, checked for the experiment's method and network.
+def read_playable(path: Path, config: ProblemConfig) -> PlayedSchedule:
+    """The schedule of a file, which this problem's method and network can play.
 
     Raises:
         MetaschedError: the file is not a schedule, or is for another method.
     """
-    file = read_schedule(path)
-    check_method(file, experiment.method.name, network.method.controls, str(path))
+    file, network = read_schedule(path), build_problem(config).network
+    check_method(file, config.method.name, network.method.controls, str(path))
     schedule = PlayedSchedule(file)
     warn_of_other_kinds(schedule.layers, network.layers, str(path))
     return schedule
@@ -163,10 +192,10 @@ def joined(*arms: tuple[str, Contender]) -> dict[str, Contender]:
     return by_name
 
 
-def _by_method(experiment: Experiment, name: str) -> Experiment:
-    return replace(experiment, method=of_method(experiment.method, name))
+def _by_method(config: ProblemConfig, name: str) -> ProblemConfig:
+    return config._replace(method=of_method(config.method, name))
 
 
-def fresh_seeds(experiment: Experiment) -> list[int]:
-    """The inner seeds of the comparison, from a separate stream."""
-    return [derive_seed(experiment.seed, "compare", i) for i in range(experiment.compare.seeds)]
+def fresh_seeds(seed: int, number: int) -> list[int]:
+    """The inner seeds of an experiment's comparisons, from a stream of their own."""
+    return [derive_seed(seed, "compare", i) for i in range(number)]

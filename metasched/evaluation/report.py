@@ -54,7 +54,7 @@ def write_report(
     Returns:
         path of the report.
     """
-    parts = [f"<h1>{escape(experiment.name)}: {escape(experiment.method.name)} on {escape(experiment.task.name)}</h1>"]
+    parts = [f"<h1>{escape(experiment.name)}: {escape(experiment.method.name)} on {escape(experiment.task.label)}</h1>"]
     parts += [f"<p><strong>{escape(str(verdict))}</strong></p>" for verdict in verdicts(comparison)]
     parts.append(f"<p>{escape(_setting(comparison))}</p>")
     for horizon in comparison.horizons:
@@ -122,14 +122,14 @@ def _differences(comparison: Comparison, horizon: int, folder: RunFolder) -> Ite
 
 
 def _has_controls(contender: Contender | None) -> bool:
-    """Whether there are curves to draw; there are none for online arms and for methods without controls."""
-    return contender is not None and bool(build_problem(contender.experiment).network.method.controls)
+    """Whether there are curves to draw: not of an arm that adapted while it trained, and not of STE."""
+    return contender is not None and bool(build_problem(contender.problem).network.method.controls)
 
 
 def _curves(contenders: Sequence[Contender], folder: RunFolder) -> Iterable[Path]:
     progress = torch.linspace(0, 1, 101, dtype=torch.float64)
-    for i, (experiment, schedule) in enumerate(contenders):
-        layers = build_problem(experiment).network.layers
+    for i, (config, schedule) in enumerate(contenders):
+        layers = build_problem(config).network.layers
         path = folder.plots / f"schedule_{i:02d}.png"
         plot_schedule(path, schedule(progress, layers), [layer.name for layer in layers], progress)
         yield path

@@ -41,13 +41,22 @@ class PairedDifference(NamedTuple):
     p: float
 
 
-def counted(scores: Sequence[float]) -> tuple[float, ...]:
-    """The scores, with 0, the lowest accuracy, for runs that diverged (NaN).
+def counted(scores: Sequence[float], worst: float = 0.0) -> tuple[float, ...]:
+    """The scores as they count: a run that diverged has none (NaN), and counts as the worst, the lowest accuracy.
 
     >>> counted([0.5, float("nan")])
     (0.5, 0.0)
     """
-    return tuple(0.0 if math.isnan(score) else score for score in scores)
+    return tuple(worst if math.isnan(score) else score for score in scores)
+
+
+def lowest(scores: Sequence[float]) -> float:
+    """The lowest finite score: what a diverged run counts where its task does not say; 0 where none is finite.
+
+    >>> lowest([-0.5, float("nan"), float("-inf"), -2.0])
+    -2.0
+    """
+    return min((score for score in scores if math.isfinite(score)), default=0.0)
 
 
 def summarize(scores: Sequence[float]) -> Summary:

@@ -118,6 +118,11 @@ class RunFolder:
         return self.path / "environment.json"
 
     @property
+    def task(self) -> Path:
+        """The fingerprint of the task, as JSON."""
+        return self.path / "task.json"
+
+    @property
     def metrics(self) -> Path:
         """The logged metrics, as JSON lines."""
         return self.path / "metrics.jsonl"
@@ -171,7 +176,7 @@ class RunFolder:
         """Removes the files of a run that has logged nothing yet, and the folders created for it, innermost first."""
         if self.metrics.exists():
             return
-        for file in (self.config, self.environment, self.path / "PID"):
+        for file in (self.config, self.environment, self.task, self.path / "PID"):
             file.unlink(missing_ok=True)
         with suppress(OSError):  # not empty: it contains other files
             for folder in made:

@@ -41,6 +41,7 @@ class Checkpoint(NamedTuple):
         selecting: inner steps that choosing it took.
         position: bytes of ``metrics.jsonl`` that belong to the steps done.
         state: of the outer loop.
+        fingerprint: of the task; empty in files from before it was stored.
     """
 
     config: dict[str, Any]
@@ -50,6 +51,7 @@ class Checkpoint(NamedTuple):
     selecting: int
     position: int
     state: OuterState
+    fingerprint: str = ""
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -163,6 +165,7 @@ class _File:
     selecting: _Count
     position: _Count
     state: dict[str, Any]
+    fingerprint: _Name = ""
 
 
 _FILE, _STATE = TypeAdapter(_File), TypeAdapter(_State)
@@ -190,7 +193,7 @@ def _checked(tree: Any) -> Checkpoint:
         raise MetaschedError("config", "is not JSON", MEND) from None
     if not isinstance(config, dict):
         raise MetaschedError("config", "must be an object", MEND)
-    kept = {name: getattr(file, name) for name in ("versions", "start", "base", "selecting", "position")}
+    kept = {name: getattr(file, name) for name in ("versions", "start", "base", "selecting", "position", "fingerprint")}
     return Checkpoint(config=config, state=OuterState(**{**file.state, "history": history}), **kept)
 
 

@@ -31,9 +31,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from metasched.config.schema import Experiment
+from metasched.config.schema import Experiment, OnlineConfig
 from metasched.core.layer import Layer
-from metasched.core.randomness import derive_seed, generator
+from metasched.core.randomness import derive_seed
 from metasched.engines.base import (
     Hypergradient,
     OuterLoss,
@@ -48,7 +48,7 @@ from metasched.methods.base import Control
 from metasched.network.quantize import Tensors, rows
 from metasched.schedules.base import Schedule, progress_of_steps
 from metasched.schedules.learnable import build_learnable
-from metasched.tasks.base import Split
+from metasched.tasks.base import Task, examples
 from metasched.training.faults import locate
 from metasched.training.loop import take_steps
 from metasched.training.problem import build_problem
@@ -132,16 +132,18 @@ class Onward(nn.Module):
         return values
 
 
-def expected_cost(experiment: Experiment, held_out: int) -> float:
+def expected_cost(online: OnlineConfig, problem: InnerProblem) -> float:
     """The cost of a run in plain runs, as the module's docstring has it."""
-    online = experiment.online
-    differentiated = _WINDOW_STEP * min(online.window, experiment.task.steps)
-    return 1 + (differentiated + 1 + held_out / experiment.task.batch) / online.every
+    task = problem.task
+    differentiated = _WINDOW_STEP * min(online.window, problem.steps)
+    batch = examples(task.batch(problem.seed, 0))
+    judging = examples(task.judged_on(held_out_size(online, task), problem.seed, 0).outer_batch()) / batch
+    return 1 + (differentiated + 1 + judging) / online.every
 
 
-def held_out_size(experiment: Experiment, problem: InnerProblem) -> int:
-    """Held-out examples that judge a look-ahead."""
-    return experiment.online.held_out or min(problem.task.batch_size, len(problem.task.validation.x))
+def held_out_size(online: OnlineConfig, task: Task) -> int:
+    """Held-out examples that judge a look-ahead, where the task can choose them."""
+    return online.held_out or min(examples(task.batch(0, 0)), examples(task.outer_batch()))
 
 
 def train_online(
@@ -160,7 +162,7 @@ def train_online(
     learn, own_seed = learned_controls(experiment, controls), derive_seed(experiment.seed, "schedule network")
     schedule = build_learnable(experiment.schedule, controls, start, learn, layers, own_seed)
     optimizer = torch.optim.Adam(schedule.parameters(), lr=online.lr)
-    outer, size = OuterLoss(meta.objective, meta.surrogate), held_out_size(experiment, problem)
+    outer, size = OuterLoss(meta.objective, meta.surrogate), held_out_size(online, problem.task)
     progress, clock = progress_of_steps(problem.steps), time.process_time if like.is_cpu else time.perf_counter
     state: TrainingState | None = None
     played: list[Tensors] = []
@@ -170,8 +172,8 @@ def train_online(
         began = clock()
         onward = Onward(schedule, controls, rows(played[-1], -1) if played else {})
         window = range(step, min(step + online.window, problem.steps))
-        judged_on = held_out(problem.task.validation, size, seed, step)
-        found = look_ahead(relaxed, state, Floored(onward, controls, meta.noise_floor), window, outer, judged_on)
+        judged = replace(relaxed, task=relaxed.task.judged_on(size, seed, step))
+        found = look_ahead(judged, state, Floored(onward, controls, meta.noise_floor), window, outer)
         finite, clipped, faults = bool(keep([found])), False, found.diagnostics.faults
         if finite:
             gradient, clipped = clip(found.gradient, meta.clip)
@@ -208,7 +210,7 @@ def train_online(
             log(record)
         if bad == MOST_BAD_STEPS:
             why = f"no update in {bad} look-aheads in a row, because numbers are not finite ({record.fault})"
-            raise RunStopped(f"step {record.step} of {experiment.task.name}", why, "lower online.lr or optimizer.lr")
+            raise RunStopped(f"step {record.step} of {experiment.task.label}", why, "lower online.lr or optimizer.lr")
     assert state is not None
     return OnlineRun({name: torch.cat([v[name] for v in played]) for name in played[0]}, state, tuple(history))
 
@@ -219,12 +221,10 @@ def look_ahead(
     schedule: nn.Module,
     window: range,
     outer: OuterLoss,
-    judged_on: Split,
 ) -> Hypergradient:
     """The hypergradient of a schedule over a window of steps from a state (None: from the run's beginning)."""
-    judged = replace(problem, task=replace(problem.task, validation=judged_on))
     values = schedule(progress_of_steps(problem.steps)[window.start : window.stop], problem.network.layers)
-    found = control_gradient(partial(unroll, since=state, window=window), judged, values, outer)
+    found = control_gradient(partial(unroll, since=state, window=window), problem, values, outer)
     if not math.isfinite(found.loss):
         before = {name: v[:1].expand(window.start, -1) for name, v in values.items()}
         whole = {name: torch.cat([before[name], v]) for name, v in values.items()}
@@ -235,7 +235,3 @@ def look_ahead(
     return pull_back(schedule, values, found)
 
 
-def held_out(split: Split, size: int, seed: int, step: int) -> Split:
-    """The examples of a split that judge the look-ahead at a step."""
-    chosen = torch.randperm(len(split.x), generator=generator(seed, "held out", step))[:size].to(split.x.device)
-    return Split(split.x[chosen], split.y[chosen])

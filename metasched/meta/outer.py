@@ -139,7 +139,7 @@ def meta_train(
     Raises:
         MetaschedError: three outer steps in a row changed nothing, because of numbers that are not finite (RunStopped).
     """
-    runs, estimator = PooledRuns(experiment, pool), build_estimator(experiment.meta)
+    runs, estimator = PooledRuns(experiment.problem, experiment.meta, pool), build_estimator(experiment.meta)
     state = since or _begin(schedule, estimator, runs)
     if save:
         save(state)
@@ -262,7 +262,7 @@ def _parameters(schedule: LearnableSchedule) -> Tensors:
 def _stopped(experiment: Experiment, state: OuterState) -> RunStopped:
     return RunStopped(
         f"outer step {state.step}",
-        f"no update on {experiment.task.name} in {state.bad_steps} steps in a row, because numbers are not finite "
+        f"no update on {experiment.task.label} in {state.bad_steps} steps in a row, because numbers are not finite "
         f"({state.history[-1].fault or 'hypergradient'})",
         "raise meta.noise_floor, lower meta.lr or optimizer.lr, shorten task.steps or set meta.estimator to es",
     )

@@ -15,7 +15,9 @@ from metasched.estimators import build_estimator
 from metasched.io.atomic import write_atomic
 from metasched.io.environment import environment, version
 from metasched.io.json_lines import JsonLines, read_json_lines
+from metasched.io.json_text import json_text
 from metasched.io.run_folder import RunFolder
+from metasched.io.strict_yaml import read_mapping
 from metasched.meta.checkpoint import Checkpoint, check_fit, read_checkpoint
 from metasched.meta.outer import OuterState
 from metasched.runs.pool import Mapper
@@ -63,7 +65,25 @@ def write_config(folder: RunFolder, experiment: Experiment) -> None:
     write_atomic(folder.config, dump_yaml(experiment).encode())
 
 
-def last_checkpoint(experiment: Experiment, folder: RunFolder) -> Checkpoint | None:
+def keep_fingerprint(folder: RunFolder, fingerprint: str) -> None:
+    """Writes down which task a run trains; a run that is resumed must train that.
+
+    Raises:
+        MetaschedError: it is another task.
+    """
+    if not folder.task.exists():  # a new run, or one from before fingerprints
+        write_atomic(folder.task, (json_text({"fingerprint": fingerprint}) + "\n").encode())
+        return
+    _same_task(read_mapping(folder.task).get("fingerprint"), fingerprint)
+
+
+def _same_task(was: object, now: str) -> None:
+    if was != now:
+        problem = "has another fingerprint than in the run that is resumed: its model, data or code has changed"
+        raise MetaschedError("task", problem, "put it back, or start a new run")
+
+
+def last_checkpoint(experiment: Experiment, folder: RunFolder, fingerprint: str) -> Checkpoint | None:
     """The checkpoint in a run folder; None where the run was stopped before the first one.
 
     Raises:
@@ -72,6 +92,8 @@ def last_checkpoint(experiment: Experiment, folder: RunFolder) -> Checkpoint | N
     if not folder.checkpoint.exists():
         return None
     checkpoint = read_checkpoint(folder.checkpoint)
+    if checkpoint.fingerprint:
+        _same_task(checkpoint.fingerprint, fingerprint)
     allowed = _allowed_before(folder)
     now = to_dict(experiment)
     for name in differing(now, checkpoint.config):
@@ -111,7 +133,7 @@ def resumable_state(
         state = checkpoint.state
         if state.step:
             build_estimator(experiment.meta).check(
-                schedule, PooledRuns(experiment, pool), experiment.meta.runs, state.estimator
+                schedule, PooledRuns(experiment.problem, experiment.meta, pool), experiment.meta.runs, state.estimator
             )
     except MetaschedError as error:
         raise MetaschedError(f"{folder.checkpoint}: {error.path}", error.problem, error.fix) from None

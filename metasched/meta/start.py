@@ -10,7 +10,7 @@ from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError, unknown_name
 from metasched.core.randomness import derive_seed
 from metasched.evaluation.contenders import name_of, named_schedule
-from metasched.evaluation.statistics import counted, summarize
+from metasched.evaluation.statistics import counted, lowest, summarize
 from metasched.exchange.format import MAX_RUNS, Spent
 from metasched.exchange.player import spent_on
 from metasched.meta.checkpoint import Checkpoint
@@ -21,6 +21,7 @@ from metasched.schedules.base import Schedule
 from metasched.schedules.table import HandCoded, hand_coded
 from metasched.tracking import Tracker
 from metasched.tracking.console import Console
+from metasched.training.problem import build_problem
 
 
 class Start(NamedTuple):
@@ -63,7 +64,7 @@ def given_start(experiment: Experiment) -> tuple[str, Schedule] | None:
     start = experiment.schedule.start
     if start == "best":
         return None
-    schedule = named_schedule(experiment, start, "schedule.start")
+    schedule = named_schedule(experiment.problem, start, "schedule.start")
     return (start if isinstance(schedule, HandCoded) else name_of(Path(start))), schedule
 
 
@@ -87,10 +88,13 @@ def best_start(experiment: Experiment, pool: Mapper, tracker: Tracker, console: 
     family = hand_coded(experiment.method.name)
     steps, runs = experiment.task.steps, experiment.meta.select_runs
     seeds = [derive_seed(experiment.seed, "select", i) for i in range(runs)]
-    values = {name: played(experiment, s, steps) for name, s in family.items()}
-    work = [(experiment, values[name], [seed], steps, "validation") for name in family for seed in seeds]
+    config = experiment.problem
+    values = {name: played(config, s, steps) for name, s in family.items()}
+    work = [(config, values[name], [seed], steps, "validation") for name in family for seed in seeds]
     found = [score for (score,) in pool.map(cell_scores, work)]
-    means = {name: summarize(counted(found[i * runs : (i + 1) * runs])).mean for i, name in enumerate(family)}
+    worst = build_problem(config).task.worst_score
+    scores = counted(found, lowest(found) if worst is None else worst)
+    means = {name: summarize(scores[i * runs : (i + 1) * runs]).mean for i, name in enumerate(family)}
     for name, mean in means.items():
         tracker.log({"select/name": name, "select/score": mean})
     best = max(means, key=lambda name: means[name])

@@ -85,8 +85,8 @@ class QuantizedModule(nn.Module):
             before = {name: p.detach().clone() for name, p in params.items()}
             self._pending = before, {k: v.detach() for k, v in state.items()}, rows, step
         call = self.network.call(dict(self.network.module.named_buffers()))
-        outputs, self._penalty = self.network.forward(call, params, state, rows, x, self.seed, step)
-        return outputs
+        model, self._penalty = self.network.model(call, params, state, rows, self.seed, step)
+        return model(x)
 
     def penalty(self) -> torch.Tensor:
         """The method's penalty at the last forward pass, 0-d; 0 if the method has none.
@@ -120,7 +120,7 @@ class QuantizedModule(nn.Module):
         Batch normalization uses the mode of the module, training or evaluation.
         """
         call = self.network.call(dict(self.network.module.named_buffers()))
-        return self.network.forward_hardened(call, self.hardened(), x)
+        return self.network.hardened_model(call, self.hardened())(x)
 
     def method_state(self) -> Tensors:
         """The state of the method by name (``layer/name``), as an argument for ``QuantizedNetwork.harden``."""

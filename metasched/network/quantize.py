@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,9 +26,16 @@ from metasched.methods.base import Evaluating, Method
 
 Tensors = dict[str, torch.Tensor]
 ControlRow = Mapping[str, torch.Tensor]  # control -> [L], the controls of one step
+Call = Callable[..., Any]  # call(params, *args, **kwargs) runs a module with these parameters
+Model = Callable[..., Any]  # model(*args, **kwargs) runs a network as it is
+
+Example = torch.Tensor | tuple[Any, ...] | Mapping[str, Any] | Callable[[nn.Module], object]
 
 _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-_ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Hardtanh)
+_ACTIVATIONS = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Hardtanh),
+    *(nn.Hardswish, nn.Mish),
+)
 _DRAWING = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.RNNBase, nn.MultiheadAttention)  # from the global generator
 _activate: ContextVar[Callable[[int, torch.Tensor], torch.Tensor]] = ContextVar("activate")
 
@@ -108,17 +116,14 @@ class QuantizedNetwork:
             prepared |= _prefixed(layer, own, without=trainable)
         return prepared
 
-    def forward(
-        self,
-        call: Callable[[Tensors, torch.Tensor], torch.Tensor],
-        params: Tensors,
-        state: Tensors,
-        row: ControlRow,
-        x: torch.Tensor,
-        seed: int,
-        step: int,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Outputs under the controls, and the method's penalty (None for none); ``call(params, x)`` runs the module."""
+    def model(
+        self, call: Call, params: Tensors, state: Tensors, row: ControlRow, seed: int, step: int
+    ) -> tuple[Model, torch.Tensor | None]:
+        """The network under the controls ({control: [L]}), and the method's penalty (0-d; None for none).
+
+        ``model(*args, **kwargs)`` runs it, by ``call(params, *args, **kwargs)``. If it runs several times, weights are
+        quantized once, and activations get the same draws each time.
+        """
         trainable = self.trainable(params)
         seen, penalty = _without(params, trainable), None
         # the sites have values of their own: derivatives add up in the order in which published ones were added up
@@ -134,8 +139,7 @@ class QuantizedNetwork:
         def activate(i: int, x: torch.Tensor) -> torch.Tensor:
             return self.method.activation(x, owns[self.layers[i].name], site_values[i], Draw(seed, step, i))
 
-        with activations(activate):
-            return call(seen, x), penalty
+        return _within(activate, call, seen), penalty
 
     def update(
         self,
@@ -215,20 +219,13 @@ class QuantizedNetwork:
             hardened[key] = self.method.harden(params[key], owns[layer.name], surrogate)
         return hardened
 
-    def forward_hardened(
-        self,
-        call: Callable[[Tensors, torch.Tensor], torch.Tensor],
-        hardened: Tensors,
-        x: torch.Tensor,
-        surrogate: float = 0.5,
-    ) -> torch.Tensor:
-        """Outputs of the deployed network, from hardened parameters."""
-        with activations(lambda i, x: self.method.harden_activation(x, surrogate)):
-            return call(hardened, x)
+    def hardened_model(self, call: Call, hardened: Tensors, surrogate: float = 0.5) -> Model:
+        """The deployed network, from hardened parameters: ``model(*args, **kwargs)``."""
+        return _within(lambda i, x: self.method.harden_activation(x, surrogate), call, hardened)
 
-    def call(self, buffers: Tensors) -> Callable[[Tensors, torch.Tensor], torch.Tensor]:
+    def call(self, buffers: Tensors) -> Call:
         """A runner of the module with these buffers, which batch normalization updates in place."""
-        return lambda params, x: functional_call(self.module, {**params, **buffers}, (x,))
+        return lambda params, *args, **kwargs: functional_call(self.module, {**params, **buffers}, args, kwargs)
 
     def buffers(self) -> Tensors:
         """A copy of the module's initial buffers."""
@@ -249,7 +246,7 @@ class QuantizedNetwork:
 
 
 def quantize(
-    model: nn.Module, method: Method, example: torch.Tensor, *, first: bool = True, last: bool = False
+    model: nn.Module, method: Method, example: Example, *, first: bool = True, last: bool = False
 ) -> QuantizedNetwork:
     """Wrap a model: choose its layers and say what each quantizes.
 
@@ -259,7 +256,8 @@ def quantize(
     Args:
         model: any module whose activations are modules (not functional calls) that run once a pass; it is copied.
         method: what quantizes them.
-        example: an input batch, used for one pass in eval mode.
+        example: an input batch, used for one pass in eval mode: a tensor, a tuple of arguments, a dict of keyword
+            arguments, or a function of the module that runs it (of several passes the first one counts).
         first, last: whether the first and the last layer are quantized too.
 
     Raises:
@@ -313,19 +311,24 @@ def _refuse_unnamed(module: nn.Module, chosen: list[str]) -> None:
             raise MetaschedError(f"model.{name}", problem, "give each quantized layer a plain weight of its own")
 
 
-def _execution_order(module: nn.Module, example: torch.Tensor) -> list[tuple[str, nn.Module]]:
-    """The weighted layers and activations in the order in which they run, each once."""
+def _execution_order(module: nn.Module, example: Example) -> list[tuple[str, nn.Module]]:
+    """The weighted layers and activations in the order in which the first pass runs them, each once."""
     ran: list[tuple[str, nn.Module]] = []
+    passes: list[int] = []  # where each one ended
     hooks = [
         m.register_forward_hook(lambda m, _in, _out, name=name: ran.append((name, m)))
         for name, m in module.named_modules()
         if isinstance(m, _WEIGHTED + _ACTIVATIONS)
     ]
+    hooks.append(module.register_forward_hook(lambda *_: passes.append(len(ran))))
     module.eval()
-    with torch.no_grad():
-        module(example)
-    for hook in hooks:
-        hook.remove()
+    try:
+        with torch.no_grad():
+            run_example(module, example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    del ran[passes[0] if passes else 0 :]
     names = [name for name, _ in ran]
     for name in names:
         if names.count(name) > 1:
@@ -333,6 +336,28 @@ def _execution_order(module: nn.Module, example: torch.Tensor) -> list[tuple[str
                 f"model.{name}", "runs more than once in a forward pass", "give each use a module of its own"
             )
     return ran
+
+
+def run_example(module: nn.Module, example: Example) -> None:
+    """One pass of a module, or as many as a function runs."""
+    if isinstance(example, torch.Tensor):
+        module(example)
+    elif isinstance(example, tuple):
+        module(*example)
+    elif isinstance(example, Mapping):
+        module(**example)
+    else:
+        example(module)
+
+
+def _within(activate: Callable[[int, torch.Tensor], torch.Tensor], call: Call, params: Tensors) -> Model:
+    """``call`` with these parameters, each time with these activations."""
+
+    def model(*args: Any, **kwargs: Any) -> Any:
+        with activations(activate):
+            return call(params, *args, **kwargs)
+
+    return model
 
 
 def _of_layers(state: Tensors) -> Mapping[str, Tensors]:

@@ -10,11 +10,11 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from metasched.config.schema import Experiment
+from metasched.config.schema import ProblemConfig
 from metasched.core.errors import MetaschedError
-from metasched.config.load import to_dict
+from metasched.config.load import section_dict
 from metasched.network.quantize import Tensors
 from metasched.schedules.base import Schedule, progress_of_steps
 from metasched.io.json_lines import JsonLines, read_json_lines
@@ -22,35 +22,34 @@ from metasched.training.faults import broken
 from metasched.training.loop import hardened_score
 from metasched.training.stacked import train_each
 from metasched.runs.pool import Mapper
+from metasched.tasks import task_builder
+from metasched.tasks.base import Part
 from metasched.training.problem import build_problem
 
-Part = Literal["validation", "test"]
 
-
-def cell_score(experiment: Experiment, controls: Tensors, seed: int, steps: int, part: Part) -> float:
+def cell_score(config: ProblemConfig, controls: Tensors, seed: int, steps: int, part: Part) -> float:
     """Score of the hardened network after ``steps`` steps under the controls ({control: [T, L]}).
 
     NaN where the run diverged: a number in it was not finite. The method is played hard (no relaxed mask). A function
     of its arguments alone: runs in any process.
     """
-    return cell_scores(experiment, controls, [seed], steps, part)[0]
+    return cell_scores(config, controls, [seed], steps, part)[0]
 
 
-def cell_scores(experiment: Experiment, controls: Tensors, seeds: Sequence[int], steps: int, part: Part) -> list[float]:
+def cell_scores(config: ProblemConfig, controls: Tensors, seeds: Sequence[int], steps: int, part: Part) -> list[float]:
     """``cell_score`` for each seed, trained at once where that pays (see training/stacked.py)."""
-    problem = build_problem(experiment, steps=steps)
+    problem = build_problem(config, steps=steps)
     like = next(problem.network.module.parameters())
     states = train_each(problem, {name: v.to(like) for name, v in controls.items()}, seeds)
-    split = problem.task.validation if part == "validation" else problem.task.test
     return [
-        math.nan if broken(state) else hardened_score(problem.with_seed(seed), state, split)
+        math.nan if broken(state) else hardened_score(problem.with_seed(seed), state, part)
         for seed, state in zip(seeds, states, strict=True)
     ]
 
 
-def played(experiment: Experiment, schedule: Schedule, steps: int) -> Tensors:
-    """The control values {control: [T, L]} that a schedule gives this experiment's network at a horizon, in float64."""
-    layers = build_problem(experiment, steps=steps).network.layers
+def played(config: ProblemConfig, schedule: Schedule, steps: int) -> Tensors:
+    """The control values {control: [T, L]} that a schedule gives this network at a horizon, in float64."""
+    layers = build_problem(config, steps=steps).network.layers
     return {name: v.detach() for name, v in schedule(progress_of_steps(steps), layers).items()}
 
 
@@ -81,9 +80,12 @@ class CachedPool:
         """``cell_scores(*a)`` for each ``a``, in order."""
         assert function is cell_scores, function
         asked = [(a, cells_key(*a)) for a in arguments]
-        for _, key in asked:
-            if key in self._others and key not in self._known:
-                self._known[key] = self._join(key, self._others[key])
+        for a, key in asked:
+            for old in (key, former_key(*a)):
+                if old in self._others and key not in self._known:
+                    self._known[key] = self._join(key, self._others[old])
+                elif old in self._known and key not in self._known:
+                    self._known[key] = self._known[old]
         computed = self._pool.map(function, [a for a, key in asked if key not in self._known])
         return (self._known[key] if key in self._known else self._join(key, next(computed)) for _, key in asked)
 
@@ -96,12 +98,28 @@ class CachedPool:
         return scores
 
 
-def cells_key(experiment: Experiment, controls: Tensors, seeds: Sequence[int], steps: int, part: Part) -> str:
-    """A hash of all that the scores of cells depend on."""
-    settings = to_dict(experiment)
-    what = {section: settings[section] for section in ("task", "optimizer", "method", "quantize")}
-    how = {name: settings["run"][name] for name in ("device", "dtype", "autocast")}
+def cells_key(config: ProblemConfig, controls: Tensors, seeds: Sequence[int], steps: int, part: Part) -> str:
+    """A hash of all that the scores of cells depend on, the task's fingerprint included."""
+    about = [build_problem(config, steps=steps).fingerprint, _settings(config), list(seeds), steps, part]
+    return digest(about, controls)
+
+
+def former_key(config: ProblemConfig, controls: Tensors, seeds: Sequence[int], steps: int, part: Part) -> str | None:
+    """The key of files from before fingerprints, which do not say what data lay under ``task.root``.
+
+    None for a task of the user's own, and for a name of the table that stands for something else than it did.
+    """
+    if config.task.factory is not None or not task_builder(config.task).__module__.startswith("metasched.tasks."):
+        return None
+    what, how = _settings(config)
     return digest([what, how, list(seeds), steps, part], controls)
+
+
+def _settings(config: ProblemConfig) -> list[dict[str, Any]]:
+    """The sections that a problem depends on, and where it runs, in the types of JSON."""
+    sections = ("task", "optimizer", "method", "quantize")
+    what = {section: section_dict(getattr(config, section)) for section in sections}
+    return [what, {name: getattr(config, name) for name in ("device", "dtype", "autocast")}]
 
 
 def digest(about: Any, tensors: Tensors) -> str:

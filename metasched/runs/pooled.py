@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from metasched.config.schema import Experiment
+from metasched.config.schema import MetaConfig, ProblemConfig
 from metasched.engines import engine, find_unroll
 from metasched.engines.base import ControlGradient, OuterLoss
 from metasched.runs.local import Along, Judged, LocalRuns, Reached, Run, Segment
@@ -22,13 +22,14 @@ from metasched.training.step import InnerProblem
 class PooledRuns:
     """The runs of LocalRuns, spread over the processes of a pool, or of torchrun."""
 
-    experiment: Experiment
+    config: ProblemConfig
+    meta: MetaConfig
     pool: Mapper
 
     @property
     def problem(self) -> InnerProblem:
         """See Runs."""
-        return build_problem(self.experiment, relaxation=self.experiment.meta.relaxation)
+        return build_problem(self.config, relaxation=self.meta.relaxation)
 
     def gradients(self, runs: Sequence[Run]) -> list[ControlGradient]:
         """See Runs."""
@@ -49,22 +50,21 @@ class PooledRuns:
         work = self._parts("segments", segments, self._at_once(len(segments), mapping_pays))
         return list(chain.from_iterable(self.pool.map(answer, work)))
 
-    def _parts(self, question: str, items: Sequence[Any], size: int) -> list[tuple[Experiment, str, Sequence[Any]]]:
+    def _parts(self, question: str, items: Sequence[Any], size: int) -> list[tuple[ProblemConfig, MetaConfig, str, Sequence[Any]]]:
         """The arguments of ``answer``, for ``size`` items at once."""
-        return [(self.experiment, question, items[i : i + size]) for i in range(0, len(items), size)]
+        return [(self.config, self.meta, question, items[i : i + size]) for i in range(0, len(items), size)]
 
     def _at_once(self, runs: int, pays: Callable[[InnerProblem, int], bool]) -> int:
         """How many runs a process is given: one, or its share where it can map them."""
         share = -(-runs // self.pool.workers)
-        return share if pays(build_problem(self.experiment), share) else 1
+        return share if pays(build_problem(self.config), share) else 1
 
 
-def local_runs(experiment: Experiment) -> LocalRuns:
-    """The inner runs that an experiment describes, in this process."""
-    meta = experiment.meta
+def local_runs(config: ProblemConfig, meta: MetaConfig) -> LocalRuns:
+    """The inner runs that these sections describe, in this process."""
     return LocalRuns(
-        problem=build_problem(experiment, relaxation=meta.relaxation),
-        played=build_problem(experiment),
+        problem=build_problem(config, relaxation=meta.relaxation),
+        played=build_problem(config),
         outer=OuterLoss(meta.objective, meta.surrogate),
         unroll=find_unroll(meta.estimator, meta.memory, meta.window),
         memory=meta.memory,
@@ -72,6 +72,6 @@ def local_runs(experiment: Experiment) -> LocalRuns:
     )
 
 
-def answer(experiment: Experiment, question: str, items: Sequence[Any]) -> list[Any]:
-    """What the runs of an experiment answer to one of the questions of Runs; runs in any process."""
-    return getattr(local_runs(experiment), question)(items)
+def answer(config: ProblemConfig, meta: MetaConfig, question: str, items: Sequence[Any]) -> list[Any]:
+    """What these runs answer to one of the questions of Runs; runs in any process."""
+    return getattr(local_runs(config, meta), question)(items)

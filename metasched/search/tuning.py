@@ -14,11 +14,11 @@ from typing import NamedTuple
 
 import torch
 
-from metasched.config.schema import Experiment
+from metasched.config.schema import Experiment, ProblemConfig
 from metasched.core.errors import MetaschedError
 from metasched.core.layer import Layer
 from metasched.core.randomness import derive_seed
-from metasched.evaluation.statistics import counted, summarize
+from metasched.evaluation.statistics import counted, lowest, summarize
 from metasched.network.quantize import Tensors
 from metasched.runs.cells import cell_scores, played
 from metasched.runs.pool import Mapper
@@ -26,6 +26,7 @@ from metasched.schedules.base import Schedule
 from metasched.schedules.family import ScheduleFamily
 from metasched.schedules.interpolation import Interpolation, interpolate
 from metasched.search.searchers import SEARCHERS
+from metasched.training.problem import build_problem
 
 # Half-widths of the searched box around 0. It covers 2 to 98 % of a control's range and of the run, slopes over depth
 # that place the first and the last layer at opposite ends, and powers from 1/12 to 12.
@@ -104,22 +105,31 @@ def search(
     """
     tune, steps = experiment.tune, experiment.task.steps
     searcher = SEARCHERS[tune.search](box.first, derive_seed(experiment.seed, "tune"))
-    candidates = []
+    candidates, seen = [], list[float]()
+    config = experiment.problem
     for trial in range(trials_within(experiment)):
         schedule = box.member(searcher.ask())
         seeds = [derive_seed(experiment.seed, "tune", trial, run) for run in range(tune.runs)]
-        score = mean_score(experiment, schedule, seeds, steps, pool)
+        score = mean_score(config, schedule, seeds, steps, pool, seen)
         searcher.tell(score)
         candidates.append(Candidate(schedule, score))
         log(trial, score)
     return candidates
 
 
-def mean_score(experiment: Experiment, schedule: Schedule, seeds: Sequence[int], steps: int, pool: Mapper) -> float:
-    """Mean hardened score on meta-validation over inner runs from these seeds."""
-    values = played(experiment, schedule, steps)
-    work = [(experiment, values, [seed], steps, "validation") for seed in seeds]
-    return summarize(counted([score for (score,) in pool.map(cell_scores, work)])).mean
+def mean_score(
+    config: ProblemConfig, schedule: Schedule, seeds: Sequence[int], steps: int, pool: Mapper, seen: list[float]
+) -> float:
+    """Mean score on meta-validation, hardened, over inner runs from these seeds; their scores join ``seen``.
+
+    Where the task does not say what a diverged run counts, it is the lowest score seen so far.
+    """
+    values = played(config, schedule, steps)
+    work = [(config, values, [seed], steps, "validation") for seed in seeds]
+    found = [score for (score,) in pool.map(cell_scores, work)]
+    seen += found
+    worst = build_problem(config).task.worst_score
+    return summarize(counted(found, lowest(seen) if worst is None else worst)).mean
 
 
 def best_of(experiment: Experiment, start: Sampled, candidates: Sequence[Candidate], pool: Mapper) -> Candidate:
@@ -133,7 +143,9 @@ def best_of(experiment: Experiment, start: Sampled, candidates: Sequence[Candida
     finalists = [c.schedule for c in ranked[: tune.finalists]]
     if len(finalists) > 1 and not any(_same(s, start) for s in finalists):
         finalists[-1] = start
-    judged = [Candidate(s, mean_score(experiment, s, seeds, experiment.task.steps, pool)) for s in finalists]
+    seen = [c.score for c in candidates]
+    config, steps = experiment.problem, experiment.task.steps
+    judged = [Candidate(s, mean_score(config, s, seeds, steps, pool, seen)) for s in finalists]
     return max(judged, key=lambda c: c.score)
 
 

@@ -1,101 +1,148 @@
-"""What an inner run trains: data in three disjoint parts, a model, a loss, batches that are a function of the step."""
+"""What an inner run trains: the contract of a task.
+
+A user's task is a subclass of ``Task`` with six methods; ``DataTask`` (data.py) makes one of data sets and functions.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Self
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
 
-from metasched.core.randomness import permutation
+from metasched.config.schema import OptimizerConfig
+from metasched.core.errors import MetaschedError
+from metasched.tasks.fingerprint import fingerprint_of
 
+Part = Literal["validation", "test"]
+Model = Callable[..., Any]  # the network as it runs now: model(*args, **kwargs)
 
-class Split(NamedTuple):
-    """Inputs [N, ...] and targets [N]."""
-
-    x: torch.Tensor
-    y: torch.Tensor
-
-
-class Inputs(Protocol):
-    """Inputs [N, ...] that are read when they are asked for: what a tensor is for them, where memory has no room."""
-
-    @property
-    def shape(self) -> torch.Size:
-        """[N, ...]."""
-        ...
-
-    @property
-    def device(self) -> torch.device:
-        """Where what is read is put."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: slice | torch.Tensor) -> torch.Tensor:
-        """The inputs of a slice, or of positions (int64, [n])."""
-        ...
-
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> Inputs:
-        """The same inputs, put on a device in a floating dtype when they are read."""
-        ...
+CALIBRATION_BATCHES = 20
 
 
-class Stored(NamedTuple):
-    """Inputs that stay on disk, and targets [N]."""
+class Task(ABC):
+    """Data, model, loss and score of an inner run.
 
-    x: Inputs
-    y: torch.Tensor
-
-
-@dataclass(frozen=True)
-class Task:
-    """Data, model and loss of an inner run.
+    A batch is any structure of tensors (tuples, lists, dicts, named tuples). ``model`` is the quantized network as it
+    runs at this step: ``model(*args, **kwargs)``; it may run several times in a loss, and then draws the same noise
+    each time. Around ``batch`` and ``loss`` torch's global generator is seeded from (seed, step); what draws from
+    elsewhere (``random``, numpy) must seed itself from them.
 
     Attributes:
         name: for logs and files.
-        train: what the inner runs train on.
-        validation: what the outer loss is measured on (meta-validation): in one pass, so that it is in memory.
-        test: read by ``compare`` only.
-        build: makes the float network; its weights are drawn from torch's global generator, which the caller seeds.
-        loss: (outputs, targets) -> 0-d mean loss.
-        score: (outputs, targets) -> 0-d mean score, higher is better (accuracy).
-        batch_size: examples of one inner step (at most the training set).
+        optimizer: the inner optimizer; counts where the section ``optimizer`` of the experiment is left at its
+            defaults.
+        worst_score: what a run counts that diverged; None: the lowest finite score of the comparison.
+        draws: whether ``batch`` or ``loss`` may draw from torch's global generator.
+        maps: whether torch.vmap can train many runs of it at once.
     """
 
     name: str
-    train: Split | Stored
-    validation: Split
-    test: Split | Stored
-    build: Callable[[], nn.Module]
-    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    score: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    batch_size: int
+    optimizer: OptimizerConfig | None = None
+    worst_score: float | None = None
+    draws: bool = True
+    _place: tuple[torch.device, torch.dtype] | None = None
 
-    def positions(self, seed: int, step: int) -> torch.Tensor:
-        """The examples of a step's batch: epochs of random permutations, a function of (seed, step) alone."""
-        per_epoch = max(1, len(self.train.x) // self.batch_size)
-        epoch, index = divmod(step, per_epoch)
-        order = permutation(seed, "batches", epoch, n=len(self.train.x))
-        return order[index * self.batch_size : (index + 1) * self.batch_size]
+    @property
+    def maps(self) -> bool:
+        """See the class."""
+        return False
 
-    def batch(self, seed: int, step: int) -> Split:
-        """The training batch of a step."""
-        chosen = self.positions(seed, step).to(self.train.x.device)
-        return Split(self.train.x[chosen], self.train.y[chosen])
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The float network; its weights are drawn from torch's global generator, which the caller seeds."""
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> Task:
-        """The task with its inputs on a device and in a floating dtype (integer targets keep theirs)."""
-        return replace(
-            self,
-            train=self.train._replace(**_moved(self.train, device, dtype)),
-            validation=self.validation._replace(**_moved(self.validation, device, dtype)),
-            test=self.test._replace(**_moved(self.test, device, dtype)),
-        )
+    def initial(self) -> Mapping[str, torch.Tensor] | None:
+        """The state dict that training starts from (pretrained), or None: ``build`` draws it anew for each seed."""
+        return None
+
+    @abstractmethod
+    def batch(self, seed: int, step: int) -> Any:
+        """The training batch of a step: a function of (seed, step) alone, augmentation included."""
+
+    @abstractmethod
+    def loss(self, model: Model, batch: Any) -> torch.Tensor:
+        """The loss of a batch, 0-d, floating."""
+
+    @abstractmethod
+    def outer_batch(self) -> Any:
+        """What the outer loss is measured on, in one pass: meta-validation examples, in memory."""
+
+    @abstractmethod
+    def score(self, model: Model, part: Part) -> float:
+        """The score on the meta-validation or the test part, higher is better; in batches, without a graph."""
+
+    def judge(self, model: Model, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Outer loss and score, both 0-d, of a network on the outer batch."""
+        loss = self.loss(model, batch)
+        with torch.no_grad():
+            return loss, loss.new_tensor(float(self.score(model, "validation")))
+
+    def judged_on(self, size: int | None, seed: int, step: int) -> Self:
+        """The task with another outer batch at each look-ahead of online training; here the same."""
+        return self
+
+    def calibrate(self, model: Model) -> None:
+        """Run training data once, so that batch normalization sees them: here the first 20 batches of seed 0."""
+        for step in range(CALIBRATION_BATCHES):
+            self.loss(model, self.placed(self.batch(0, step)))
+
+    def splits(self) -> Mapping[str, Any]:
+        """The data sets ``train``, ``validation`` and ``test``, to be held against each other; none are known here."""
+        return {}
+
+    def fingerprint(self) -> str:
+        """A hash of model, data, loss and code; see fingerprint.py for what it sees."""
+        return fingerprint_of(self)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Self:
+        """A copy whose tensors, in attributes of any structure, are on a device, the floating ones in a dtype."""
+        moved = copy.copy(self)
+        for name, value in vars(self).items():
+            setattr(moved, name, place(value, device, dtype))
+        moved._place = (torch.device(device), dtype)
+        return moved
+
+    def placed(self, tree: Any) -> Any:
+        """A structure of tensors where ``to`` has put the task."""
+        return tree if self._place is None else place(tree, *self._place)
 
 
-def _moved(part: Split | Stored, device: torch.device | str, dtype: torch.dtype) -> dict[str, Any]:
-    y = part.y.to(device, dtype) if part.y.is_floating_point() else part.y.to(device)
-    return {"x": part.x.to(device, dtype), "y": y}
+def place(tree: Any, device: torch.device | str, dtype: torch.dtype) -> Any:
+    """A structure with its tensors on a device, the floating ones in a dtype; all else stays as it is."""
+
+    def moved(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        return leaf.to(device, dtype) if leaf.is_floating_point() else leaf.to(device)
+
+    return tree_map(moved, tree)
+
+
+def examples(batch: Any) -> int:
+    """Examples of a batch: the length of its first tensor.
+
+    >>> examples({"x": torch.zeros(3, 2)})
+    3
+    """
+    return next((len(t) for t in tree_leaves(batch) if isinstance(t, torch.Tensor) and t.dim()), 1)
+
+
+def start(task: Task) -> nn.Module:
+    """The float network before training, from torch's global generator or from the pretrained state.
+
+    Raises:
+        MetaschedError: a state that does not fit the network.
+    """
+    model, state = task.build(), task.initial()
+    if state is not None:
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            why = " ".join(str(error).split())[:200]
+            raise MetaschedError("task.initial", f"does not fit the model ({why})", "give its own state dict") from None
+    return model

@@ -10,13 +10,13 @@ from torch.nn import functional as F
 from metasched.config.schema import TaskConfig
 from metasched.core.errors import MetaschedError
 from metasched.models import build_model, check_model
-from metasched.tasks.base import Split, Task
 from metasched.tasks.splits import Indices, split_indices
+from metasched.tasks.supervised import Split, SupervisedTask
 
 NUM_CLASSES = 10  # of every data set here
 
 
-def classification_task(config: TaskConfig, pool: Split, official_test: Split | None) -> Task:
+def classification_task(config: TaskConfig, pool: Split, official_test: Split | None) -> SupervisedTask:
     """A task from images, x uint8 [N, C, H, W] and y int64 [N], with disjoint parts.
 
     Training and validation examples come from one permutation of the pool, the test examples from the official test
@@ -33,14 +33,14 @@ def classification_task(config: TaskConfig, pool: Split, official_test: Split | 
     chosen = choose(config, len(pool.x), None if official_test is None else len(official_test.x))
     train, test = _take(pool, chosen.train), _take(pool if official_test is None else official_test, chosen.test)
     mean, std = channel_moments(train.x)
-    return Task(
+    return SupervisedTask(
         name=config.name,
         train=_standardize(train, mean, std),
         validation=_standardize(_take(pool, chosen.validation), mean, std),
         test=_standardize(test, mean, std),
-        build=partial(build_model, config.model, (channels, height, width), NUM_CLASSES, config.width, config.depth),
-        loss=F.cross_entropy,
-        score=accuracy,
+        model=partial(build_model, config.model, (channels, height, width), NUM_CLASSES, config.width, config.depth),
+        criterion=F.cross_entropy,
+        metric=accuracy,
         batch_size=config.batch,
     )
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from metasched.config.schema import TaskConfig
-from metasched.tasks.base import Split, Task
 from metasched.tasks.classification import classification_task
+from metasched.tasks.supervised import Split, SupervisedTask
 
 
-def digits_task(config: TaskConfig) -> Task:
+def digits_task(config: TaskConfig) -> SupervisedTask:
     """1,797 digits of 8x8 pixels in ten classes: by default 959 to train, 239 to validate, 599 to test.
 
     Source: the test part of Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning

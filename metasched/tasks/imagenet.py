@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from metasched.config.schema import TaskConfig
 from metasched.core.errors import MetaschedError
 from metasched.models import build_model, check_model
-from metasched.tasks.base import Split, Stored, Task
 from metasched.tasks.classification import accuracy, choose
+from metasched.tasks.supervised import Split, Stored, SupervisedTask
 from metasched.tasks.vision import data_root
 
 _LAYOUT = "set task.root to the folder that holds train/CLASS/IMAGE and val/CLASS/IMAGE, as torchvision reads them"
@@ -74,7 +74,7 @@ class ImageFiles:
         return replace(self, place=device, dtype=dtype)
 
 
-def imagenet_task(config: TaskConfig) -> Task:
+def imagenet_task(config: TaskConfig) -> SupervisedTask:
     """ILSVRC2012, or anything in its form: ``train/CLASS/*.JPEG`` and ``val/CLASS/*.JPEG`` under ``task.root``.
 
     Training and meta-validation images come from one permutation of ``train``, test images from ``val`` alone. Images
@@ -98,14 +98,14 @@ def imagenet_task(config: TaskConfig) -> Task:
         return Stored(ImageFiles(tuple(paths[i] for i in places.tolist()), config.image_size), y[places])
 
     held_out = stored(train, y_train, chosen.validation)
-    return Task(
+    return SupervisedTask(
         name=config.name,
         train=stored(train, y_train, chosen.train),
         validation=Split(held_out.x[:], held_out.y),
         test=stored(test, y_test, chosen.test),
-        build=partial(build_model, config.model, shape, len(pool), config.width, config.depth),
-        loss=F.cross_entropy,
-        score=accuracy,
+        model=partial(build_model, config.model, shape, len(pool), config.width, config.depth),
+        criterion=F.cross_entropy,
+        metric=accuracy,
         batch_size=config.batch,
     )
 

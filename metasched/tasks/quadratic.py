@@ -11,10 +11,10 @@ from torch import nn
 from metasched.config.schema import TaskConfig
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import generator
-from metasched.tasks.base import Split, Task
+from metasched.tasks.supervised import Split, SupervisedTask
 
 
-def quadratic_task(curvature: torch.Tensor, target: torch.Tensor) -> Task:
+def quadratic_task(curvature: torch.Tensor, target: torch.Tensor) -> SupervisedTask:
     """Full-batch least squares with loss(w) = 1/2 sum_i a_i (w_i - b_i)^2.
 
     The network is one linear layer without bias, w [1, n]. Row i of the inputs is sqrt(a_i) in place i and 0
@@ -31,17 +31,19 @@ def quadratic_task(curvature: torch.Tensor, target: torch.Tensor) -> Task:
         target: b, [n], in the dtype of ``curvature``.
 
     >>> task = quadratic_task(torch.tensor([4.0, 1.0]), torch.tensor([0.5, -1.0]))
-    >>> float(task.loss(task.train.x @ torch.zeros(2), task.train.y))
+    >>> float(task.criterion(task.train.x @ torch.zeros(2), task.train.y))
     1.0
     """
     assert curvature.ndim == 1 and curvature.shape == target.shape and bool((curvature > 0).all())
     root = curvature.sqrt()
     rows = Split(torch.diag(root), root * target)
     n = len(curvature)
-    return Task("quadratic", rows, rows, rows, partial(_build, n), half_squared_error, _negative_loss, batch_size=n)
+    parts = (rows, rows, rows)
+    build = partial(_build, n)
+    return SupervisedTask("quadratic", *parts, build, half_squared_error, _negative_loss, n, worst_score=None)
 
 
-def default_quadratic(config: TaskConfig) -> Task:
+def default_quadratic(config: TaskConfig) -> SupervisedTask:
     """A quadratic of n = ``task.width``: curvatures log-spaced from 0.1 to 1, targets uniform in [-1, 1).
 
     The seed of the targets is ``task.data_seed``. Root, model and batch of the config play no part.

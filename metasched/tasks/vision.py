@@ -10,8 +10,8 @@ import torch
 
 from metasched.config.schema import TaskConfig
 from metasched.core.errors import MetaschedError
-from metasched.tasks.base import Split, Task
 from metasched.tasks.classification import NUM_CLASSES, classification_task
+from metasched.tasks.supervised import Split, SupervisedTask
 
 NPZ = "cifar10_10k_2k.npz"
 
@@ -22,7 +22,7 @@ _TORCHVISION = {  # name -> torchvision's class, the folder that it reads under 
 }
 
 
-def torchvision_task(config: TaskConfig) -> Task:
+def torchvision_task(config: TaskConfig) -> SupervisedTask:
     """MNIST, Fashion-MNIST (28x28 grey) or CIFAR-10 (32x32 RGB) with their official test sets.
 
     Files are read from ``task.root`` as torchvision lays them out; the network is asked only with ``task.download``.
@@ -43,7 +43,7 @@ def torchvision_task(config: TaskConfig) -> Task:
     return classification_task(config, _split(train.data, train.targets), _split(test.data, test.targets))
 
 
-def npz_task(config: TaskConfig) -> Task:
+def npz_task(config: TaskConfig) -> SupervisedTask:
     """A CIFAR-10 subset in one file of numpy arrays, ``cifar10_10k_2k.npz``: 10,000 training and 2,000 test images.
 
     It is read at the root or in its folder ``cifar10-subset``; arrays ``x_train``, ``x_test`` uint8 [N, 32, 32, 3],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -10,13 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from metasched.network.quantize import Tensors, rows
-from metasched.tasks.base import Inputs, Split, Stored
-from metasched.training.step import InnerProblem, TrainingState, inner_step
-
-_EVALUATION_BATCH = 1000
-_EVALUATION_NUMBERS = _EVALUATION_BATCH * 3 * 64 * 64  # of larger images there are fewer in a batch
-_MOST_FOR_STATISTICS = 100_000  # examples
+from metasched.core.errors import MetaschedError
+from metasched.network.quantize import Model, Tensors, rows
+from metasched.tasks.base import Part
+from metasched.training.step import InnerProblem, TrainingState, inner_step, own_draws
 
 
 class InnerRun(NamedTuple):
@@ -85,43 +81,53 @@ def harden(problem: InnerProblem, state: TrainingState) -> tuple[Tensors, Tensor
     """Parameters and buffers of the deployed network.
 
     Weights are hard; the statistics of batch normalization are estimated anew for the hard network, over the training
-    set or its first 100,000 examples, because the running ones were gathered while the network was still soft.
+    data that the task goes through, because the running ones were gathered while the network was still soft.
     """
-    network, x = problem.network, problem.task.train.x
-    with torch.no_grad():
+    network = problem.network
+    with torch.no_grad(), own_draws(problem, problem.steps):
         hardened = network.harden(state.params, state.method)
         buffers = {name: b.clone() for name, b in state.buffers.items()}
-        call = network.call(buffers)
         with _reestimating(network.module, buffers):
-            # equal parts: a rest of few examples would weigh as much as a whole batch, and one cannot be normalized
-            seen = torch.arange(min(len(x), _MOST_FOR_STATISTICS))
-            for places in seen.tensor_split(-(-len(seen) // _evaluation_batch(x))):
-                network.forward_hardened(call, hardened, _read(x, places))
+            problem.task.calibrate(_placing(problem, network.hardened_model(network.call(buffers), hardened)))
     return hardened, buffers
 
 
-def hardened_score(problem: InnerProblem, state: TrainingState, split: Split | Stored) -> float:
-    """Mean score of the deployed network (see ``harden``, activations hard as well) on a split."""
-    network, task = problem.network, problem.task
+def hardened_score(problem: InnerProblem, state: TrainingState, part: Part) -> float:
+    """Score of the deployed network (see ``harden``, activations hard as well) on the validation or the test part.
+
+    Raises:
+        MetaschedError: it is not a number.
+    """
+    network = problem.network
     hardened, buffers = harden(problem, state)
-    with torch.no_grad():
-        call = network.call(buffers)
+    model = _placing(problem, network.hardened_model(network.call(buffers), hardened))
+    with torch.no_grad(), own_draws(problem, problem.steps):
         network.module.eval()
         try:
-            parts = torch.arange(len(split.x)).split(_evaluation_batch(split.x))
-            outputs = [network.forward_hardened(call, hardened, _read(split.x, places)) for places in parts]
+            return checked_score(problem.task.score(model, part))
         finally:
             network.module.train()
-        return float(task.score(torch.cat(outputs), split.y))
 
 
-def _evaluation_batch(x: torch.Tensor | Inputs) -> int:
-    return max(1, min(_EVALUATION_BATCH, _EVALUATION_NUMBERS // math.prod(x.shape[1:])))
+def checked_score(score: object) -> float:
+    """A score as a number; NaN where the network puts out none.
+
+    Raises:
+        MetaschedError: it is none.
+    """
+    try:
+        number = float(score)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        raise MetaschedError(
+            "task.score", f"gives a {type(score).__name__}, no number", "let it return a float"
+        ) from None
+    return number
 
 
-def _read(x: torch.Tensor | Inputs, places: torch.Tensor) -> torch.Tensor:
-    """The inputs at places that follow each other."""
-    return x[int(places[0]) : int(places[-1]) + 1]
+def _placing(problem: InnerProblem, model: Model) -> Model:
+    """The network with the tensors that it gets put where it is."""
+    placed = problem.task.placed
+    return lambda *args, **kwargs: model(*placed(args), **placed(kwargs))
 
 
 @contextmanager

@@ -2,48 +2,104 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 
-from metasched.config.schema import Experiment, RunConfig
+from metasched.config.schema import Experiment, OptimizerConfig, ProblemConfig, TaskConfig
 from metasched.core.errors import MetaschedError
+from metasched.core.imports import allow
 from metasched.methods import build_method
+from metasched.methods.spec import CEILING
 from metasched.network.quantize import quantize
-from metasched.tasks import build_task
+from metasched.tasks import made, task_builder
+from metasched.tasks.base import Task, start
+from metasched.tasks.check import check_task
+from metasched.tasks.fingerprint import code_fingerprint
 from metasched.training.optimizers import learning_rates, recipe
 from metasched.training.step import InnerProblem
 
 
-@lru_cache(maxsize=8)  # a worker builds each problem once; problems are immutable
-def build_problem(experiment: Experiment, *, steps: int | None = None, relaxation: float = 0.0) -> InnerProblem:
+def build_problem(
+    config: ProblemConfig | Experiment, *, steps: int | None = None, relaxation: float = 0.0
+) -> InnerProblem:
     """The inner problem of an experiment, from seed 0.
 
+    It is remembered, with the function that makes its task: where that is another one, the task is made anew.
+
     Args:
-        experiment: the whole configuration.
+        config: what it depends on, or the whole experiment.
         steps: horizon, if not the configured one.
         relaxation: width of the relaxed freeze mask, to learn through; 0 is the exact partition.
 
     Raises:
         MetaschedError: a device that is not there or cannot do what is asked, data that cannot be read, a model that
-            does not fit them, or a parameter group without a member.
+            does not fit them, a task that breaks its contract, or a parameter group without a member.
     """
-    steps = steps or experiment.task.steps
-    dtype = getattr(torch, experiment.run.dtype)
-    _check_device(experiment.run.device)
-    _check_autocast(experiment.run)
-    task = build_task(experiment.task).to(experiment.run.device, dtype)
-    method = build_method(experiment.method)
+    if isinstance(config, Experiment):
+        config = config.problem
+    allow(config.imports)
+    _check_device(config.device)
+    _check_autocast(config)
+    found = _built(task_builder(config.task), config.task)
+    return _build(config, found, steps or config.task.steps, relaxation)
+
+
+def forget() -> None:
+    """Drops all remembered problems and tasks, and with them the memory that their data take."""
+    _build.cache_clear()
+    _built.cache_clear()
+
+
+class _Found(NamedTuple):
+    """A task and its fingerprint; equal to itself only."""
+
+    task: Task
+    fingerprint: str
+
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__
+
+
+@lru_cache(maxsize=4)
+def _built(builder: Callable[..., object], config: TaskConfig) -> _Found:
+    task = made(builder, config)
+    if config.factory is None:
+        return _Found(task, task.fingerprint())
+    check_task(task)
+    return _Found(task, code_fingerprint(builder)[:16] + task.fingerprint()[:16])
+
+
+@lru_cache(maxsize=8)  # a worker builds each problem once; problems are immutable
+def _build(config: ProblemConfig, found: _Found, steps: int, relaxation: float) -> InnerProblem:
+    dtype = getattr(torch, config.dtype)
+    task = found.task.to(config.device, dtype)
+    method = build_method(config.method)
     if relaxation > 0:
         method = method.relaxed(relaxation)
+    if task.initial() is not None and config.method.scale == "unit" and config.method.name != CEILING:
+        problem = "unit draws the weights anew, and the task starts from pretrained ones"
+        raise MetaschedError("method.scale", problem, "set it to max, least_squares or pow2")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = task.build().to(experiment.run.device, dtype)
-    network = quantize(model, method, task.train.x[:2], first=experiment.quantize.first, last=experiment.quantize.last)
-    optimizer, defaults = recipe(experiment.optimizer, network.module)
-    rates = learning_rates(experiment.optimizer, steps)
+        model = start(task).to(config.device, dtype)
+        batch = task.placed(task.batch(0, 0))
+        network = quantize(
+            model,
+            method,
+            lambda module: task.loss(module, batch),
+            first=config.quantize.first,
+            last=config.quantize.last,
+        )
+    settings = config.optimizer
+    if task.optimizer is not None and settings == OptimizerConfig():
+        settings = task.optimizer
+    optimizer, defaults = recipe(settings, network.module)
+    hyper = {**defaults, "lr": learning_rates(settings, steps)}
     return InnerProblem(
-        network, task, optimizer, {**defaults, "lr": rates}, steps, seed=0, autocast=experiment.run.autocast
+        network, task, optimizer, hyper, steps, seed=0, autocast=config.autocast, fingerprint=found.fingerprint
     )
 
 
@@ -55,14 +111,14 @@ def _check_device(name: str) -> None:
         raise MetaschedError("run.device", f"{name!r} cannot be used ({why})", "set it to cpu, or another") from None
 
 
-def _check_autocast(run: RunConfig) -> None:
-    if not run.autocast:
+def _check_autocast(config: ProblemConfig) -> None:
+    if not config.autocast:
         return
-    if run.dtype != "float32":
-        problem = f"casts float32 only, and run.dtype is {run.dtype}"
+    if config.dtype != "float32":
+        problem = f"casts float32 only, and run.dtype is {config.dtype}"
         raise MetaschedError("run.autocast", problem, "set run.dtype to float32, or leave run.autocast out")
     try:
-        torch.autocast(torch.device(run.device).type, torch.bfloat16)
+        torch.autocast(torch.device(config.device).type, torch.bfloat16)
     except RuntimeError as error:
         why = str(error).partition("\n")[0]
-        raise MetaschedError("run.autocast", f"cannot be used on {run.device} ({why})", "leave it out") from None
+        raise MetaschedError("run.autocast", f"cannot be used on {config.device} ({why})", "leave it out") from None

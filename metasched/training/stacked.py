@@ -20,7 +20,6 @@ from torch import nn
 
 from metasched.io.environment import cpu_model
 from metasched.methods.base import Evaluating
-from metasched.tasks.base import Stored
 from metasched.training.loop import take_steps, train
 from metasched.training.stacked_norm import with_mapped_norms
 from metasched.training.step import InnerProblem, TrainingState
@@ -37,11 +36,11 @@ def mapping_pays(problem: InnerProblem, runs: int) -> bool:
     On a GPU always. On the CPU from 4 runs of networks of at most 100,000 parameters, which spend their time between
     the operations (measured: docs/hypergradients.md), without convolutions, and with batch normalizations of multiples
     of 8 channels: the last bits of others, and of products under autocast, depend on how many runs are mapped; and so
-    they do on other processors than Intel's. Nowhere if the method evaluates the loss, or if examples are read from
-    disk.
+    they do on other processors than Intel's. Nowhere if the method evaluates the loss, or if the task cannot be
+    mapped (examples on disk, users' tasks).
     """
     module = problem.network.module
-    if isinstance(problem.network.method, Evaluating) or isinstance(problem.task.train, Stored):
+    if isinstance(problem.network.method, Evaluating) or not problem.task.maps:
         return False
     if next(module.parameters()).device.type != "cpu":
         return runs > 1

@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch.utils._pytree import tree_map
 
+from metasched.core.errors import MetaschedError
 from metasched.core.randomness import derive_seed
-from metasched.network.quantize import ControlRow, QuantizedNetwork, Tensors
-from metasched.tasks.base import Task
+from metasched.network.quantize import Call, ControlRow, QuantizedNetwork, Tensors
+from metasched.tasks.base import Task, start
 from metasched.training.finite import FINITE, all_finite, each_finite
 from metasched.training.optimizers import Hyper, Optimizer, update_stacked
 
@@ -47,6 +49,7 @@ class InnerProblem:
         steps: T.
         seed: of initial weights, batches and draws.
         autocast: run the module in bfloat16 where torch.autocast does (see ``precise``).
+        fingerprint: of the task and of what made it.
     """
 
     network: QuantizedNetwork
@@ -56,6 +59,7 @@ class InnerProblem:
     steps: int
     seed: int
     autocast: bool = False
+    fingerprint: str = ""
 
     def hyper_at(self, step: int) -> Hyper:
         """The optimizer's hyper-parameters at a step."""
@@ -70,10 +74,19 @@ class InnerProblem:
         return now
 
     def initial(self, first: ControlRow) -> TrainingState:
-        """The state before the first step; the initial weights are a function of the seed and of the first controls."""
+        """The state before the first step; the initial weights are a function of the seed and of the first controls.
+
+        Raises:
+            MetaschedError: controls that have not one value for each layer.
+        """
+        for name, values in first.items():
+            if values.shape[-1:] != (len(self.network.layers),):
+                what = f"is for {values.shape[-1] if values.dim() else 'no'} layers, and the network has"
+                fix = "play a schedule that was made for this network, or one that follows relative depth"
+                raise MetaschedError(f"control {name}", f"{what} {len(self.network.layers)} of them", fix)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(self.seed, "weights"))
-            fresh = self.task.build()
+            fresh = start(self.task)
         module = self.network.module
         like = {name: p for name, p in module.named_parameters()}
         own = {name: p.detach().to(like[name]) for name, p in fresh.named_parameters()}
@@ -88,8 +101,8 @@ class InnerProblem:
 
 @contextmanager
 def own_draws(problem: InnerProblem, step: int) -> Iterator[None]:
-    """Within: what the module draws from torch's global generator (dropout) is a function of the seed and the step."""
-    if not problem.network.draws:
+    """Within: draws from torch's global generator (dropout, augmentation) are a function of the seed and the step."""
+    if not (problem.network.draws or problem.task.draws):
         yield
         return
     device = next(problem.network.module.parameters()).device
@@ -98,10 +111,8 @@ def own_draws(problem: InnerProblem, step: int) -> Iterator[None]:
         yield
 
 
-def precise(
-    problem: InnerProblem, call: Callable[[Tensors, torch.Tensor], torch.Tensor]
-) -> Callable[[Tensors, torch.Tensor], torch.Tensor]:
-    """``call(params, x)`` in the problem's precision; inputs, parameters and outputs have the problem's dtype.
+def precise(problem: InnerProblem, call: Call) -> Call:
+    """``call(params, ...)`` in the problem's precision; inputs, parameters and outputs have the problem's dtype.
 
     Under autocast products are computed in bfloat16, which has 8 bits: quantized values -1, 0 and 1 are exact in it,
     and so are powers of two as scales; other scales are rounded, by up to 2^-8 of their size.
@@ -109,12 +120,18 @@ def precise(
     if not problem.autocast:
         return call
 
-    def cast(params: Tensors, x: torch.Tensor) -> torch.Tensor:
+    def cast(params: Tensors, *args: Any, **kwargs: Any) -> Any:
+        like = next(iter(params.values()))
         # each weight is used once a pass: a cache of casts would save nothing
-        with torch.autocast(x.device.type, torch.bfloat16, cache_enabled=False):
-            return call(params, x).to(x.dtype)
+        with torch.autocast(like.device.type, torch.bfloat16, cache_enabled=False):
+            outputs = call(params, *args, **kwargs)
+            return tree_map(lambda y: y.to(like.dtype) if _floating(y) else y, outputs)
 
     return cast
+
+
+def _floating(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
 def training_loss(
@@ -122,20 +139,20 @@ def training_loss(
     state: TrainingState,
     controls: ControlRow,
     step: int,
-    call: Callable[[Tensors, torch.Tensor], torch.Tensor] | None = None,
+    call: Call | None = None,
 ) -> tuple[torch.Tensor, Tensors]:
     """The loss that the optimizer sees at this step (penalty included), and the method state prepared for it.
 
-    ``call(params, x)`` runs the module; default: torch.func.functional_call with the state's buffers, which batch
+    ``call(params, ...)`` runs the module; default: torch.func.functional_call with the state's buffers, which batch
     normalization updates in place.
     """
     network = problem.network
     method = network.prepare(state.params, state.method, controls, problem.seed, step)
-    x, y = problem.task.batch(problem.seed, step)
     run = precise(problem, call or network.call(state.buffers))
     with own_draws(problem, step):
-        outputs, penalty = network.forward(run, state.params, method, controls, x, problem.seed, step)
-    loss = problem.task.loss(outputs, y)
+        batch = problem.task.placed(problem.task.batch(problem.seed, step))
+        model, penalty = network.model(run, state.params, method, controls, problem.seed, step)
+        loss = problem.task.loss(model, batch)
     return (loss if penalty is None else loss + penalty), method
 
 

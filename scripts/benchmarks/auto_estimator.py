@@ -142,7 +142,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         learned, exploded = learn(experiment, pool), learn(plain, pool)
         arms = {"learned": learned.schedule, "start": hand_coded(experiment.method.name)[START]}
         scores = {
-            name: [cell_score(experiment, played(experiment, arm, steps), s, steps, arguments.part) for s in seeds]
+            name: [
+                cell_score(experiment.problem, played(experiment.problem, arm, steps), s, steps, arguments.part)
+                for s in seeds
+            ]
             for name, arm in arms.items()
         }
     result = {

@@ -22,7 +22,7 @@ from metasched.io.environment import version
 from metasched.methods import build_method
 from metasched.models import build_model
 from metasched.network.quantize import Tensors, quantize
-from metasched.tasks.base import Split, Task
+from metasched.tasks import Split, SupervisedTask
 from metasched.training.loop import train
 from metasched.training.optimizers import recipe
 from metasched.training.step import InnerProblem
@@ -109,7 +109,7 @@ def built(case: Case) -> tuple[InnerProblem, Tensors]:
     def build() -> torch.nn.Module:
         return build_model(model, image, 10, width)
 
-    task = Task("random", split(1024), split(batch), split(2), build, F.cross_entropy, F.cross_entropy, batch)
+    task = SupervisedTask("random", split(1024), split(batch), split(2), build, F.cross_entropy, F.cross_entropy, batch)
     method = build_method(MethodConfig(name="ana", forward="expectation", noise="triangular"))
     rule, hyper = recipe(OptimizerConfig(name=case.optimizer, lr=0.01))  # type: ignore[arg-type]
     torch.manual_seed(0)

@@ -126,11 +126,11 @@ def rates(model: str, runs: int, steps: int, repeats: int, device: str, pool: Po
 def gradients(steps: int, repeats: int, pool: Pool) -> dict[str, Any]:
     """Hypergradients of many runs, in this process and on the pool."""
     case = experiment("convnet", steps, "cpu")
-    controls, one = controls_of(case, GRADIENTS), local_runs(case)
+    controls, one = controls_of(case, GRADIENTS), local_runs(case.problem, case.meta)
     runs = [Run(own(controls, i), i) for i in range(GRADIENTS)]
     ways: dict[str, Callable[[], list[ControlGradient]]] = {
         "one process": lambda: one.gradients(runs),
-        "two processes": lambda: PooledRuns(case, pool).gradients(runs),
+        "two processes": lambda: PooledRuns(case.problem, case.meta, pool).gradients(runs),
     }
     bits = [way() for way in ways.values()]
     assert all(torch.equal(a.wrt[name], b.wrt[name]) for a, b in zip(*bits, strict=True) for name in a.wrt)

@@ -58,11 +58,11 @@ def experiment(seeds: int, workers: int) -> Experiment:
 
 def bank(settings: Experiment) -> np.ndarray:
     """Test scores [schedule, seed]."""
-    steps, seeds = settings.task.steps, fresh_seeds(settings)
+    steps, seeds = settings.task.steps, fresh_seeds(settings.seed, settings.compare.seeds)
     family = hand_coded(settings.method.name)
-    controls = [played(settings, family[name], steps) for name in settings.compare.baselines or ()]
+    controls = [played(settings.problem, family[name], steps) for name in settings.compare.baselines or ()]
     with Pool(settings.run.workers) as pool:
-        work = [(settings, own, seed, steps, "test") for own in controls for seed in seeds]
+        work = [(settings.problem, own, seed, steps, "test") for own in controls for seed in seeds]
         scores = list(pool.map(cell_score, work))
     return np.array(counted(scores)).reshape(len(controls), len(seeds))
 

@@ -26,12 +26,13 @@ from metasched.evaluation.comparison import Comparison
 from metasched.io.run_folder import RunFolder
 from metasched.meta.start import learned_controls
 from metasched.methods import build_method
-from metasched.tasks import Task, build_task
+from metasched.tasks import TASKS, SupervisedTask
+from metasched.tasks.digits import digits_task
 from metasched.tracking.console import open_console
 from metasched.training import problem
 
 
-class Sealed(Task):
+class Sealed(SupervisedTask):
     """A task whose test split cannot be read before the seal is broken."""
 
     broken = False
@@ -40,8 +41,8 @@ class Sealed(Task):
         assert name != "test" or Sealed.broken, "the test split was read"
         return super().__getattribute__(name)
 
-    def to(self, device: torch.device | str, dtype: torch.dtype) -> Task:
-        return Sealed(**vars(Task(**vars(self)).to(device, dtype)))
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> SupervisedTask:
+        return Sealed(**vars(SupervisedTask(**vars(self)).to(device, dtype)))
 
 
 def test_the_test_split_is_read_by_the_comparison_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,9 +51,9 @@ def test_the_test_split_is_read_by_the_comparison_only(tmp_path: Path, monkeypat
         return compare(*arguments)
 
     monkeypatch.setattr(Sealed, "broken", False)
-    monkeypatch.setattr(problem, "build_task", lambda config: Sealed(**vars(build_task(config))))
+    monkeypatch.setitem(TASKS, "digits", lambda config: Sealed(**vars(digits_task(config))))
     monkeypatch.setattr(metasched.commands.train, "compare", opened)
-    problem.build_problem.cache_clear()
+    problem.forget()
     experiment = Experiment(
         task=TaskConfig(model="mlp", width=2, steps=3, batch=16, train=32, validation=16, test=16),
         method=MethodConfig(name="inq"),
@@ -64,7 +65,7 @@ def test_the_test_split_is_read_by_the_comparison_only(tmp_path: Path, monkeypat
     )
     with open(tmp_path / "out", "w") as stream:
         result = train(experiment, RunFolder.claim(tmp_path / "run"), open_console(stream))
-    problem.build_problem.cache_clear()
+    problem.forget()
     assert Sealed.broken and result["verdict"][0]["horizon"] == 3
 
 

@@ -22,7 +22,7 @@ from metasched.contrib.data_parallel import Alone, PartOfTask, averaged, digest,
 from metasched.core.errors import MetaschedError
 from metasched.methods import build_method
 from metasched.network.quantize import Tensors, quantize, rows
-from metasched.tasks.base import Split, Task
+from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.loop import train
 from metasched.training.optimizers import recipe
 from metasched.training.step import InnerProblem, inner_step
@@ -40,7 +40,7 @@ def problem(method: MethodConfig, norm: bool = True) -> InnerProblem:
     draws = torch.Generator().manual_seed(5)
     y = torch.arange(48) % 3
     part = Split(torch.randn(48, 6, generator=draws) + 2 * F.one_hot(y, 6), y)
-    task = Task("blobs", part, part, part, build, F.cross_entropy, F.cross_entropy, batch_size=12)
+    task = SupervisedTask("blobs", part, part, part, build, F.cross_entropy, F.cross_entropy, batch_size=12)
     rule, hyper = recipe(OptimizerConfig(lr=0.05))
     return InnerProblem(quantize(build(), build_method(method), part.x[:2]), task, rule, hyper, STEPS, seed=1)
 
@@ -81,7 +81,7 @@ def test_without_normalization_the_parts_average_to_the_step_of_the_batch() -> N
             torch.testing.assert_close(found.params[name], p, rtol=1e-7, atol=1e-9)
 
 
-def split(task: Task, parts: int) -> list[PartOfTask]:
+def split(task: SupervisedTask, parts: int) -> list[PartOfTask]:
     made = [PartOfTask(**vars(task), part=i, parts=parts) for i in range(parts)]
     batches = [part.batch(3, 2) for part in made]
     assert torch.equal(torch.cat([b.x for b in batches]), task.batch(3, 2).x)

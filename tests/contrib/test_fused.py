@@ -19,7 +19,7 @@ from metasched.methods import build_method
 from metasched.models import build_model
 from metasched.network.quantize import quantize, rows
 from metasched.quantizers.transitions import discrete_transition
-from metasched.tasks.base import Split, Task
+from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.finite import FINITE
 from metasched.training.loop import InnerRun
 from metasched.training.optimizers import recipe
@@ -45,7 +45,7 @@ def problem(method: MethodConfig, optimizer: OptimizerConfig, steps: int = 4) ->
     def build() -> torch.nn.Module:
         return build_model("convnet", (1, 8, 8), 10, 8)
 
-    task = Task("random", part, part, part, build, F.cross_entropy, F.cross_entropy, batch_size=10)
+    task = SupervisedTask("random", part, part, part, build, F.cross_entropy, F.cross_entropy, batch_size=10)
     rule, hyper = recipe(optimizer)
     return InnerProblem(quantize(build(), build_method(method), part.x[:2]), task, rule, hyper, steps, seed=1)
 

@@ -17,7 +17,7 @@ from metasched.methods import build_method
 from metasched.models import build_model
 from metasched.network.quantize import quantize
 from metasched.quantizers.levels import level_set
-from metasched.tasks.base import Split, Task
+from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.loop import train
 from metasched.training.optimizers import recipe
 from metasched.training.step import InnerProblem
@@ -32,7 +32,7 @@ def problem(method: MethodConfig, model: str = "convnet", width: int = 8, steps:
     def build() -> torch.nn.Module:
         return build_model(model, shape, 10, width).to(part.x.dtype)
 
-    task = Task("random", part, part, part, build, F.cross_entropy, F.cross_entropy, batch_size=10)
+    task = SupervisedTask("random", part, part, part, build, F.cross_entropy, F.cross_entropy, batch_size=10)
     rule, hyper = recipe(OptimizerConfig(lr=0.05))
     return InnerProblem(quantize(build(), build_method(method), part.x[:2]), task, rule, hyper, steps, seed=1)
 

@@ -40,7 +40,7 @@ from metasched.runs.pool import Pool
 from metasched.schedules.learnable import build_learnable
 from metasched.schedules.table import hand_coded
 from metasched.training.loop import train
-from metasched.training.problem import build_problem
+from metasched.training.problem import build_problem, forget
 
 RANDOM = ("forward", "partition")  # parameters of some methods that can be ``random``
 
@@ -80,9 +80,9 @@ def run_of(method: str, model: str) -> Any:
     """State and losses of an inner run, and the score of a cell."""
     experiment = tiny(method, model)
     start = next(iter(hand_coded(method).values()))
-    controls = played(experiment, start, 4)
+    controls = played(experiment.problem, start, 4)
     outcome = train(build_problem(experiment).with_seed(5), {name: v.float() for name, v in controls.items()})
-    return outcome.state, outcome.losses, cell_scores(experiment, controls, [7, 8, 9, 10], 4, "test")
+    return outcome.state, outcome.losses, cell_scores(experiment.problem, controls, [7, 8, 9, 10], 4, "test")
 
 
 def learned_by(estimator: str, workers: int = 1) -> Any:
@@ -133,7 +133,7 @@ def test_the_pieces_are_different(expected: dict[str, str]) -> None:
 def test_the_same_bits_in_any_order_whatever_the_global_generators_say(expected: dict[str, str]) -> None:
     names = list(WORK)
     random.Random(1).shuffle(names)
-    build_problem.cache_clear()
+    forget()
     torch.manual_seed(99)
     np.random.seed(99)
     random.seed(99)
@@ -189,7 +189,7 @@ def test_one_thread_and_two_agree_to_rounding() -> None:
     def weights(threads: int) -> torch.Tensor:
         torch.set_num_threads(threads)
         experiment = tiny("ana", "convnet")
-        controls = played(experiment, hand_coded("ana")["ana_static"], 4)
+        controls = played(experiment.problem, hand_coded("ana")["ana_static"], 4)
         end = train(build_problem(experiment).with_seed(5), {name: v.float() for name, v in controls.items()}).state
         return torch.cat([p.flatten() for p in end.params.values()])
 

@@ -24,7 +24,7 @@ from metasched.methods import build_method
 from metasched.schedules.network import ScheduleNetwork
 from metasched.schedules.table import hand_coded
 from metasched.tasks import build_task
-from metasched.training.problem import build_problem
+from metasched.training.problem import build_problem, forget
 from metasched.training.step import InnerProblem
 
 TASK = TaskConfig(model="mlp", width=4, depth=2, train=200, validation=50, test=50, batch=8, steps=30)
@@ -67,7 +67,7 @@ STREAMS: dict[str, Callable[[], Any]] = {
     "window": lambda: [next(windows(inner().with_seed(s), 10, None)) for s in range(12)],
     "first window": lambda: first_windows(1, 1000, 11),
     "held out": lambda: held_out(inner().task.validation, 8, 11, 2).x,
-    "compare": lambda: fresh_seeds(EXPERIMENT),
+    "compare": lambda: fresh_seeds(EXPERIMENT.seed, EXPERIMENT.compare.seeds),
 }
 SEEDS = {"inner run", "select", "online", "sensitivity", "forward"}  # seeds of whole inner runs, and of dropout
 CHECKS = {"points", "directions", "smoothed gradient"}  # of `metasched check` and of references, which train nothing
@@ -106,7 +106,7 @@ def test_a_stream_with_another_seed_changes_its_own_numbers_and_no_others(
     stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.set_default_dtype(torch.float32)
-    build_problem.cache_clear()
+    forget()
     before = {name: bits(value()) for name, value in STREAMS.items()}
 
     def other(seed: int, name: str, *indices: int) -> int:
@@ -115,9 +115,9 @@ def test_a_stream_with_another_seed_changes_its_own_numbers_and_no_others(
     for module in [m for name, m in sys.modules.items() if name.startswith("metasched")]:
         if getattr(module, "derive_seed", None) is derive_seed:
             monkeypatch.setattr(module, "derive_seed", other)
-    build_problem.cache_clear()
+    forget()
     after = {name: bits(value()) for name, value in STREAMS.items()}
-    build_problem.cache_clear()
+    forget()
     changed = {name for name in STREAMS if before[name] != after[name]}
     causes = {"split": {"batches", "held out"}}  # the same places of other data
     assert stream in changed and changed - {stream} <= causes.get(stream, set())
@@ -141,4 +141,6 @@ def test_the_seed_of_the_split_leaves_weights_draws_and_the_order_of_batches_alo
 def test_another_seed_of_the_experiment_leaves_the_data_alone() -> None:
     one, two = (build_problem(replace(EXPERIMENT, seed=s)) for s in (0, 1))
     assert torch.equal(one.task.train.x, two.task.train.x) and torch.equal(one.task.test.x, two.task.test.x)
-    assert not set(fresh_seeds(EXPERIMENT)) & set(fresh_seeds(replace(EXPERIMENT, seed=1)))
+    assert not set(fresh_seeds(EXPERIMENT.seed, EXPERIMENT.compare.seeds)) & set(
+        fresh_seeds(replace(EXPERIMENT, seed=1))
+    )

@@ -72,7 +72,7 @@ def test_the_file_holds_what_was_played_and_plays_it_again(cli: Cli, ran: Path, 
     values = played(progress, played.layers)
     torch.set_default_dtype(torch.float32)
     (seed,) = source.seeds
-    assert cell_score(experiment, values, seed, 6, "validation") == source.metric.value
+    assert cell_score(experiment.problem, values, seed, 6, "validation") == source.metric.value
     start = find_hand_coded("inq", "inq_linear", "")
     again = train_online(experiment, start, seed)
     assert [(s.by, s.inner_steps) for s in source.spent] == [("online", again.inner_steps)]

@@ -52,7 +52,8 @@ def test_what_it_leaves(felt: Path) -> None:
 def test_its_numbers_are_those_of_single_reverse_passes(felt: Path) -> None:
     torch.set_default_dtype(torch.float32)  # as the command line ran in
     found, experiment = read(felt), load_experiment(felt / "config.resolved.yaml")
-    runs, seeds = local_runs(experiment), [derive_seed(experiment.seed, "sensitivity", i) for i in range(RUNS)]
+    runs = local_runs(experiment.problem, experiment.meta)
+    seeds = [derive_seed(experiment.seed, "sensitivity", i) for i in range(RUNS)]
     problem, learn = runs.problem, ["noise_scale", "noise_mean"]
     layers, controls = problem.network.layers, problem.network.method.controls
     start = derive_seed(experiment.seed, "schedule network")

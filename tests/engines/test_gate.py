@@ -8,6 +8,7 @@ from functools import cache
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from metasched.commands.check import random_controls, relative_distance
 from metasched.config.schema import MethodConfig, OptimizerConfig
@@ -23,8 +24,8 @@ from metasched.engines.finite_differences import (
 from metasched.methods import METHODS, build_method
 from metasched.network.quantize import quantize
 from metasched.quantizers.noise import NOISE_FAMILIES
-from metasched.tasks.base import Split, Task
 from metasched.tasks.quadratic import quadratic_task
+from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.optimizers import recipe
 from metasched.training.step import InnerProblem
 
@@ -86,7 +87,7 @@ def build() -> nn.Module:
 
 
 @cache
-def task() -> Task:
+def task() -> SupervisedTask:
     draws = generator(0, "test data")
 
     def split(n: int) -> Split:
@@ -95,7 +96,7 @@ def task() -> Task:
     def accuracy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return (outputs.argmax(1) == targets).to(outputs.dtype).mean()
 
-    return Task("blobs", split(32), split(16), split(4), build, nn.functional.cross_entropy, accuracy, batch_size=8)
+    return SupervisedTask("blobs", split(32), split(16), split(4), build, F.cross_entropy, accuracy, batch_size=8)
 
 
 def inner_problem(method: MethodConfig, optimizer: OptimizerConfig, steps: int = NUM_STEPS) -> InnerProblem:

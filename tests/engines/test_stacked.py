@@ -22,8 +22,8 @@ from metasched.models import build_model
 from metasched.network.quantize import quantize
 from metasched.runs import local as questions
 from metasched.runs.local import LocalRuns, Run
-from metasched.tasks.base import Split, Task
 from metasched.tasks.classification import accuracy
+from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.optimizers import recipe
 from metasched.training.step import InnerProblem
 
@@ -56,7 +56,9 @@ def problem(
         return nn.Sequential(made, nn.Dropout(0.3)) if dropout else made
 
     held_out = Split(x[32:], y[32:])
-    task = Task("random", Split(x[:32], y[:32]), held_out, held_out, build, F.cross_entropy, accuracy, batch_size=16)
+    task = SupervisedTask(
+        "random", Split(x[:32], y[:32]), held_out, held_out, build, F.cross_entropy, accuracy, batch_size=16
+    )
     rule, hyper = recipe(optimizer)
     torch.manual_seed(0)
     network = quantize(build(), build_method(method).relaxed(0.3), x[:2])

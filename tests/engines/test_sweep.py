@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from metasched.commands.check import random_controls
 from metasched.config.schema import Experiment, MetaConfig, MethodConfig, OptimizerConfig, TaskConfig
@@ -26,7 +27,7 @@ from metasched.methods.base import State, Values
 from metasched.network.quantize import Tensors, quantize
 from metasched.runs.local import Run
 from metasched.runs.pooled import local_runs
-from metasched.tasks.base import Split, Task
+from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.optimizers import recipe
 from metasched.training.problem import build_problem
 from metasched.training.step import InnerProblem, TrainingState, inner_step
@@ -79,7 +80,7 @@ def problem(
         return (outputs.argmax(1) == targets).to(outputs.dtype).mean()
 
     build = partial(network, dropout)
-    task = Task("blobs", split(32), split(16), split(4), build, nn.functional.cross_entropy, score, batch_size=8)
+    task = SupervisedTask("blobs", split(32), split(16), split(4), build, F.cross_entropy, score, batch_size=8)
     quantized = quantize(build().to(dtype), build_method(method).relaxed(0.3), task.train.x[:2])
     rule, hyper = recipe(OPTIMIZERS[optimizer])
     return InnerProblem(quantized, task, rule, hyper, steps, seed=3)
@@ -203,7 +204,7 @@ def test_buffers_that_carry_a_derivative_are_refused(detach):
         return nn.Sequential(network(), Remembering(detach))
 
     quantized = quantize(build(), here.network.method, here.task.train.x[:2], last=True)
-    here = replace(here, task=replace(here.task, build=build), network=quantized)
+    here = replace(here, task=replace(here.task, model=build), network=quantized)
     controls, outer = controls_of(here), OuterLoss()
     if detach:
         expected = control_gradient(unroll, here, controls, outer)
@@ -333,8 +334,8 @@ def test_the_budget_of_a_configuration_reaches_the_sweep():
         for meta in ({"memory": 2**30}, {"estimator": "unroll"}, {"memory": 1000})
     )
     run = Run(controls, seed=5)
-    (expected,) = local_runs(by_unroll).gradients([run])
+    (expected,) = local_runs(by_unroll.problem, by_unroll.meta).gradients([run])
     for experiment in (default, large):
-        assert_same(local_runs(experiment).gradients([run])[0], expected)
+        assert_same(local_runs(experiment.problem, experiment.meta).gradients([run])[0], expected)
     with pytest.raises(MetaschedError, match=r"meta\.memory: is less than"):
-        local_runs(small).gradients([run])
+        local_runs(small.problem, small.meta).gradients([run])

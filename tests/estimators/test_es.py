@@ -254,7 +254,7 @@ def test_the_scales_of_a_schedule_network_move_its_correction_by_about_one(hidde
 @pytest.mark.parametrize("objective", ["hardened", "relaxed", "trajectory"])
 def test_segments_add_up_to_the_run_and_end_in_its_outer_loss(objective):
     experiment = replace(tiny(objective=objective), task=replace(tiny().task, steps=11))
-    runs, outer = local_runs(experiment), OuterLoss(objective)  # type: ignore[arg-type]
+    runs, outer = local_runs(experiment.problem, experiment.meta), OuterLoss(objective)  # type: ignore[arg-type]
     controls = controls_at(schedule_network(), runs.problem, direction(schedule_network(), 0), 0.5)
     (whole,) = runs.segments([Segment(controls, 3, None, 11)])
     since: Reached | None = None
@@ -289,10 +289,11 @@ def two() -> Iterator[Pool]:
         yield pool
 
 
-def test_pooled_runs_are_local_runs(two):
+def test_pooled_runs_are_local_runs(two: Pool) -> None:
     torch.set_default_dtype(torch.float32)  # as the workers have it
     experiment = tiny()
-    pooled, local = PooledRuns(experiment, two), local_runs(experiment)
+    config, meta = experiment.problem, experiment.meta
+    pooled, local = PooledRuns(config, meta, two), local_runs(config, meta)
     schedule = schedule_network()
     some = [controls_at(schedule, pooled.problem, direction(schedule, seed), 0.5) for seed in range(3)]
     runs = [Run(controls, seed) for seed, controls in enumerate(some)]

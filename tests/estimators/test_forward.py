@@ -81,7 +81,7 @@ def test_the_family_gets_the_gradient_of_reverse_mode(method, rule):
     """Every method with every rule; the objectives in turn, so that each meets all methods and all rules."""
     whole = experiment(method, rule)
     objective = OBJECTIVES[(METHODS.index(method) + [*RULES].index(rule)) % 3]
-    runs = replace(local_runs(whole), outer=OuterLoss(objective))  # type: ignore[arg-type]
+    runs = replace(local_runs(whole.problem, whole.meta), outer=OuterLoss(objective))  # type: ignore[arg-type]
     schedule = family(runs.problem, f"{method}_linear", learn=["noise_scale", "freeze_fraction"])
     forward, reverse = Forward(0.02), Reverse(0.02)
     found = forward.estimate(schedule, runs, [1], forward.begin(schedule, runs))

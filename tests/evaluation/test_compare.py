@@ -51,10 +51,11 @@ class Silent:
 
 
 def test_every_arm_meets_the_same_seeds_at_every_horizon() -> None:
-    arms, memory = joined(*hand_coded_arms(EXPERIMENT)), Memory()
+    arms, memory = joined(*hand_coded_arms(EXPERIMENT.problem, EXPERIMENT.compare.baselines)), Memory()
     with Pool(1) as pool:
         found = compare(EXPERIMENT, arms, ["inq_linear"], pool, memory, Silent())
-    assert found.seeds == tuple(fresh_seeds(EXPERIMENT)) == tuple(derive_seed(0, "compare", i) for i in range(3))
+    seeds = fresh_seeds(EXPERIMENT.seed, EXPERIMENT.compare.seeds)
+    assert found.seeds == tuple(seeds) == tuple(derive_seed(0, "compare", i) for i in range(3))
     assert [(a.name, a.horizon, a.inner_steps) for a in found.arms] == [
         ("inq_linear", 4, 12),
         ("inq_cubic", 4, 12),
@@ -62,8 +63,8 @@ def test_every_arm_meets_the_same_seeds_at_every_horizon() -> None:
         ("inq_cubic", 12, 36),
     ]
     for arm in found.arms:
-        values = played(EXPERIMENT, arms[arm.name].schedule, arm.horizon)
-        assert arm.scores == tuple(cell_score(EXPERIMENT, values, s, arm.horizon, "test") for s in found.seeds)
+        values = played(EXPERIMENT.problem, arms[arm.name].schedule, arm.horizon)
+        assert arm.scores == tuple(cell_score(EXPERIMENT.problem, values, s, arm.horizon, "test") for s in found.seeds)
         rows = [r for r in memory.rows if (r["compare/arm"], r["compare/horizon"]) == (arm.name, arm.horizon)]
         assert [r["compare/seed"] for r in rows] == list(found.seeds)
 
@@ -89,7 +90,7 @@ def test_what_finding_a_schedule_took_is_in_the_table(tmp_path: Path) -> None:
     spent = (Spent(by="tpe", inner_steps=600), Spent(by="es", inner_steps=1200))
     write_schedule(tmp_path / "tuned.json", replace(file, provenance=replace(file.provenance, spent=spent)))
     tuned = file_arm(EXPERIMENT, tmp_path / "tuned.json")
-    arms = joined(("tuned", tuned), *hand_coded_arms(EXPERIMENT))
+    arms = joined(("tuned", tuned), *hand_coded_arms(EXPERIMENT.problem, EXPERIMENT.compare.baselines))
     with Pool(1) as pool:
         found = compare(EXPERIMENT, arms, ["tuned"], pool, Memory(), Silent())
     columns, rows = found.rows(4)
@@ -105,7 +106,7 @@ def test_what_finding_a_schedule_took_is_in_the_table(tmp_path: Path) -> None:
 def test_unknown_baselines_are_named() -> None:
     wrong = Experiment(method=MethodConfig(name="inq"), compare=CompareConfig(baselines=("inq_linear", "inq_cubik")))
     with pytest.raises(MetaschedError, match=r"compare\.baselines\[1\]: .*did you mean 'inq_cubic'"):
-        hand_coded_arms(wrong)
+        hand_coded_arms(wrong.problem, wrong.compare.baselines)
 
 
 def test_floor_and_ceiling_are_the_same_network_steps_optimizer_and_seeds() -> None:
@@ -116,15 +117,19 @@ def test_floor_and_ceiling_are_the_same_network_steps_optimizer_and_seeds() -> N
         compare=CompareConfig(seeds=2, baselines=()),
         run=RunConfig(workers=1, dtype="float64"),
     )
-    arms = joined(*reference_arms(experiment))
-    assert [(name, c.experiment.method.name, c.experiment.method.scale) for name, c in arms.items()] == [
+    arms = joined(*reference_arms(experiment.problem))
+    assert [(name, c.problem.method.name, c.problem.method.scale) for name, c in arms.items()] == [
         ("ste", "ste", "max"),
         ("float", "float", "unit"),
     ]
     with Pool(1) as pool:
         found = compare(experiment, arms, [], pool, Memory(), Silent()).at(4)
-    assert found["float"].scores == tuple(_plain_score(experiment, s, hard=False) for s in fresh_seeds(experiment))
-    assert found["ste"].scores == tuple(_plain_score(experiment, s, hard=True) for s in fresh_seeds(experiment))
+    assert found["float"].scores == tuple(
+        _plain_score(experiment, s, hard=False) for s in fresh_seeds(experiment.seed, experiment.compare.seeds)
+    )
+    assert found["ste"].scores == tuple(
+        _plain_score(experiment, s, hard=True) for s in fresh_seeds(experiment.seed, experiment.compare.seeds)
+    )
 
 
 def _plain_score(experiment: Experiment, seed: int, *, hard: bool) -> float:
@@ -195,6 +200,6 @@ def test_arms_that_cannot_be_compared_are_refused(words: list[str], message: str
 
 
 def test_two_arms_of_a_name_are_refused() -> None:
-    other = Contender(EXPERIMENT, PlayedSchedule(exported()["inq_linear"]))
+    other = Contender(EXPERIMENT.problem, PlayedSchedule(exported()["inq_linear"]))
     with pytest.raises(MetaschedError, match="ste: is the name of two arms"):
-        joined(("ste", other), *reference_arms(EXPERIMENT))
+        joined(("ste", other), *reference_arms(EXPERIMENT.problem))

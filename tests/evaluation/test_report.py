@@ -62,7 +62,7 @@ def written(tmp_path: Path) -> str:
     folder = RunFolder(tmp_path)
     plot_comparison(folder.plots / "comparison.png", {5: {arm.name: arm.scores for arm in arms}})
     schedules = {HOSTILE: family["ana_cubic"], "ana_static": family["ana_static"], "ana_linear": family["ana_linear"]}
-    contenders = {name: Contender(experiment, schedule) for name, schedule in schedules.items()}
+    contenders = {name: Contender(experiment.problem, schedule) for name, schedule in schedules.items()}
     path = write_report(replace(experiment, name="tiny"), comparison, contenders, folder)
     return path.read_text("utf-8")
 

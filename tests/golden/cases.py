@@ -90,7 +90,7 @@ def training(variant: str, optimizer: str) -> Entries:
     experiment = experiment_of(variant, optimizer, "convnet", width=3)
     problem = build_problem(experiment).with_seed(SEED)
     state, losses = train(problem, controls_of(experiment))
-    scores = [hardened_score(problem, state, problem.task.test)]
+    scores = [hardened_score(problem, state, "test")]
     return {"losses": losses, "scores": scores, **{part: getattr(state, part) for part in PARTS}}
 
 
@@ -136,7 +136,7 @@ def estimator(name: str, variant: str, estimates: int = 3) -> Entries:
     experiment = experiment_of(variant, estimator=name)
     schedule, own, entries = learnable(experiment), build_estimator(experiment.meta), {}
     with Pool(1) as pool:
-        runs = PooledRuns(experiment, pool)
+        runs = PooledRuns(experiment.problem, experiment.meta, pool)
         state = own.begin(schedule, runs)
         for step in range(estimates):
             estimate = own.estimate(schedule, runs, [SEED + 2 * step, SEED + 2 * step + 1], state)

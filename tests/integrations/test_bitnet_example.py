@@ -22,7 +22,7 @@ STEPS = 6
 
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
-    path = ROOT / "scripts" / "examples" / "bitnet_blend.py"
+    path = ROOT / "examples" / "bitnet_blend.py"
     spec = spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)

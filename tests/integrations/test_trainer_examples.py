@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries, whose war
 
 def load(name: str, package: str, extra: str) -> ModuleType:
     pytest.importorskip(package, reason=f"optional: {extra}")
-    path = ROOT / "scripts" / "examples" / f"{name}.py"
+    path = ROOT / "examples" / f"{name}.py"
     spec = spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)

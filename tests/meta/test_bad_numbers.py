@@ -37,10 +37,12 @@ from metasched.schedules.family import ScheduleFamily
 from metasched.schedules.learnable import LearnableSchedule, build_learnable
 from metasched.schedules.network import ScheduleNetwork
 from metasched.schedules.table import hand_coded
-from metasched.tasks.base import Split
-from metasched.training import mapped, problem, step
+from metasched.tasks import TASKS
+from metasched.tasks.digits import digits_task
+from metasched.tasks.supervised import Split
+from metasched.training import mapped, step
 from metasched.training.optimizers import Adam
-from metasched.training.problem import build_problem
+from metasched.training.problem import build_problem, forget
 from metasched.training.stacked import mapping_pays
 
 NAN, INF = math.nan, math.inf
@@ -52,7 +54,7 @@ class Plant:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.armed = False
-        self.patch = monkeypatch.setattr
+        self.patch, self.set_item = monkeypatch.setattr, monkeypatch.setitem
 
     def wrap(self, owners: tuple[Any, ...], name: str, change: Callable[..., Any]) -> None:
         """``name`` of each owner, its result changed by ``change(result, *arguments)``."""
@@ -123,10 +125,8 @@ def in_control(plant: Plant, bad: float) -> None:
 
 
 def in_outer_loss(plant: Plant, bad: float) -> None:
-    original = problem.build_task
-
     def build_task(config: TaskConfig) -> Any:
-        task = original(config)
+        task = digits_task(config)
         x = task.validation.x.clone()
         x[0] = bad
 
@@ -140,7 +140,7 @@ def in_outer_loss(plant: Plant, bad: float) -> None:
 
         return Planted(**vars(task))
 
-    plant.patch(problem, "build_task", build_task)
+    plant.set_item(TASKS, "digits", build_task)
 
 
 def in_gradient(plant: Plant, bad: float) -> None:
@@ -212,9 +212,9 @@ def learner(experiment: Experiment) -> LearnableSchedule:
 
 @pytest.fixture
 def plant(monkeypatch: pytest.MonkeyPatch) -> Iterator[Plant]:
-    build_problem.cache_clear()
+    forget()
     yield Plant(monkeypatch)
-    build_problem.cache_clear()
+    forget()
 
 
 def bad_after_one_step(plant: Plant, experiment: Experiment) -> tuple[list[OuterState], list[OuterStep], str]:
@@ -276,12 +276,14 @@ def test_a_weight_that_freezes_does_not_hide_what_it_was(plant, method):
     experiment = replace(tiny("sweep"), method=MethodConfig(name=method))
     in_inner_update(plant, INF)
     inner = build_problem(experiment)
-    controls = played(experiment, hand_coded(method)[f"{method}_linear"], STEPS)
+    controls = played(experiment.problem, hand_coded(method)[f"{method}_linear"], STEPS)
     plant.armed = True
-    (score,) = cell_scores(experiment, {n: v.to(torch.float64) for n, v in controls.items()}, [3], STEPS, "test")
+    (score,) = cell_scores(
+        experiment.problem, {n: v.to(torch.float64) for n, v in controls.items()}, [3], STEPS, "test"
+    )
     assert math.isnan(score)
     plant.armed = False
-    (score,) = cell_scores(experiment, controls, [3], STEPS, "test")
+    (score,) = cell_scores(experiment.problem, controls, [3], STEPS, "test")
     assert 0 <= score <= 1 and inner.steps == STEPS
 
 

@@ -36,7 +36,7 @@ from metasched.exchange.player import PlayedSchedule
 from metasched.exchange.schedule_file import dumps, loads
 from metasched.meta import online
 from metasched.meta.guards import clip
-from metasched.meta.online import Adaptation, Onward, expected_cost, held_out, held_out_size, train_online
+from metasched.meta.online import Adaptation, Onward, expected_cost, held_out_size, train_online
 from metasched.methods import build_method
 from metasched.network.quantize import rows
 from metasched.runs.cells import cell_score
@@ -44,7 +44,7 @@ from metasched.runs.local import LocalRuns
 from metasched.schedules.base import Schedule, progress_of_steps
 from metasched.schedules.network import ScheduleNetwork
 from metasched.schedules.table import hand_coded
-from metasched.tasks.base import Split
+from metasched.tasks.supervised import Split
 from metasched.training import loop
 from metasched.training.loop import hardened_score, train
 from metasched.training.problem import build_problem
@@ -138,8 +138,8 @@ def test_what_was_played_gives_the_same_bits_when_it_is_played_again(method: str
     like = next(problem.network.module.parameters())
     replayed = train(problem, {name: v.to(like) for name, v in again.items()}).state
     assert all(torch.equal(t, flat(found.state)[key]) for key, t in flat(replayed).items())
-    score = hardened_score(problem, found.state, problem.task.test)
-    assert cell_score(config, again, 5, STEPS, "test") == score
+    score = hardened_score(problem, found.state, "test")
+    assert cell_score(config.problem, again, 5, STEPS, "test") == score
     unadapted = train(problem, {n: v.to(like) for n, v in start(config)(progress_of_steps(STEPS), LAYERS).items()})
     assert any(not torch.equal(t, replayed.params[key]) for key, t in unadapted.state.params.items())
 
@@ -148,7 +148,7 @@ def test_it_is_a_function_of_its_arguments_and_never_of_the_test_split(monkeypat
     config = experiment()
     first = train_online(config, start(config), seed=3)
     torch.rand(7)
-    poisoned = build_problem.__wrapped__
+    poisoned = build_problem
 
     def build(*arguments: Any, **options: Any) -> Any:
         problem = poisoned(*arguments, **options)
@@ -260,18 +260,25 @@ def test_only_the_future_changes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_held_out_examples_are_of_the_split_each_once() -> None:
-    split = Split(torch.arange(10.0)[:, None], torch.arange(10))
-    chosen = held_out(split, 4, seed=1, step=20)
-    assert len(set(chosen.y.tolist())) == 4 and torch.equal(chosen.x.flatten(), chosen.y.double())
-    assert not torch.equal(chosen.y, held_out(split, 4, seed=1, step=30).y)
-    assert sorted(held_out(split, 10, seed=0, step=0).y.tolist()) == list(range(10))
     problem = build_problem(experiment())
-    assert held_out_size(experiment(), problem) == 16 and held_out_size(experiment(held_out=20), problem) == 20
+    task = replace(problem.task, validation=Split(torch.arange(10.0)[:, None], torch.arange(10)))
+
+    def held_out(size: int, seed: int, step: int) -> Split:
+        return task.judged_on(size, seed, step).outer_batch()
+
+    chosen = held_out(4, seed=1, step=20)
+    assert len(set(chosen.y.tolist())) == 4 and torch.equal(chosen.x.flatten(), chosen.y.double())
+    assert not torch.equal(chosen.y, held_out(4, seed=1, step=30).y)
+    assert sorted(held_out(10, seed=0, step=0).y.tolist()) == list(range(10))
+    assert held_out_size(experiment().online, problem.task) == 16
+    assert held_out_size(experiment(held_out=20).online, problem.task) == 20
 
 
 def test_the_expected_cost() -> None:
-    assert expected_cost(experiment(every=10, window=5, steps=60), held_out=16) == 1 + (15 + 1 + 1) / 10
-    assert expected_cost(experiment(every=20, window=50, steps=6), held_out=32) == 1 + (18 + 1 + 2) / 20
+    config = experiment(every=10, window=5, steps=60, held_out=16)
+    assert expected_cost(config.online, build_problem(config)) == 1 + (15 + 1 + 1) / 10
+    config = experiment(every=20, window=50, steps=6, held_out=32)
+    assert expected_cost(config.online, build_problem(config)) == 1 + (18 + 1 + 2) / 20
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from metasched.methods import build_method
 from metasched.methods.adaptive_cooling import GAIN, adapted
 from metasched.methods.metropolis import Metropolis
 from metasched.network.quantize import quantize, rows
-from metasched.tasks.base import Split, Task
+from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.loop import train
 from metasched.training.optimizers import recipe
 from metasched.training.step import InnerProblem, TrainingState, inner_step
@@ -95,7 +95,7 @@ def problem(method: MethodConfig = CONFIG) -> InnerProblem:
     draws = torch.Generator().manual_seed(5)
     y = torch.arange(40) % 3
     part = Split(torch.randn(40, 6, generator=draws) + 2 * F.one_hot(y, 6), y)
-    task = Task("blobs", part, part, part, build, F.cross_entropy, F.cross_entropy, batch_size=20)
+    task = SupervisedTask("blobs", part, part, part, build, F.cross_entropy, F.cross_entropy, batch_size=20)
     rule, hyper = recipe(OptimizerConfig(lr=0.1))
     return InnerProblem(quantize(build(), build_method(method), part.x[:2]), task, rule, hyper, 8, seed=1)
 

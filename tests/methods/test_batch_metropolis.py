@@ -24,7 +24,7 @@ from metasched.methods.batch_metropolis import BatchMetropolis
 from metasched.network.module import QuantizedModule
 from metasched.network.quantize import Tensors, quantize, rows
 from metasched.quantizers.transitions import acceptance
-from metasched.tasks.base import Split, Task
+from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training import step as step_module
 from metasched.training.loop import train
 from metasched.training.optimizers import recipe
@@ -89,7 +89,7 @@ def problem(optimizer: OptimizerConfig | None = None, **settings: Any) -> InnerP
     draws = torch.Generator().manual_seed(5)
     y = torch.arange(40) % 3
     part = Split(torch.randn(40, 6, generator=draws) + 2 * F.one_hot(y, 6), y)
-    task = Task("blobs", part, part, part, build, F.cross_entropy, F.cross_entropy, batch_size=20)
+    task = SupervisedTask("blobs", part, part, part, build, F.cross_entropy, F.cross_entropy, batch_size=20)
     rule, hyper = recipe(optimizer or OptimizerConfig(lr=0.02))
     network = quantize(build(), method(**settings), part.x[:2])
     return InnerProblem(network, task, rule, hyper, STEPS, seed=1)

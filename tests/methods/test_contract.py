@@ -21,7 +21,7 @@ from metasched.methods import METHODS, build_method
 from metasched.methods.base import Method, State, Values
 from metasched.network.quantize import quantize
 from metasched.quantizers.levels import level_set
-from metasched.tasks.base import Split, Task
+from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.optimizers import SGD
 from metasched.training.step import InnerProblem, inner_step
 
@@ -256,10 +256,8 @@ def test_every_control_of_the_first_step_reaches_the_loss_of_the_third(name: str
     for step, row in enumerate([first, *rows[1:]]):
         state, loss, _ = inner_step(problem, state, row, step, differentiable=True)
     network = problem.network
-    outputs = network.forward_hardened(
-        network.call(state.buffers), network.harden(state.params, state.method), problem.task.validation.x
-    )
-    loss = problem.task.loss(outputs, problem.task.validation.y)
+    model = network.hardened_model(network.call(state.buffers), network.harden(state.params, state.method))
+    loss = problem.task.loss(model, problem.task.validation)
     if not first:
         return
     for key, g in zip(first, torch.autograd.grad(loss, list(first.values()), allow_unused=True), strict=True):
@@ -285,7 +283,7 @@ def small_problem(method: Method) -> InnerProblem:
     draws = torch.Generator().manual_seed(5)
     y = torch.arange(40) % 3
     part = Split(torch.randn(40, 6, generator=draws) + 2 * F.one_hot(y, 6), y)
-    task = Task("blobs", part, part, part, build_small, F.cross_entropy, F.cross_entropy, batch_size=20)
+    task = SupervisedTask("blobs", part, part, part, build_small, F.cross_entropy, F.cross_entropy, batch_size=20)
     network = quantize(build_small(), method, part.x[:2])
     return InnerProblem(network, task, SGD(), {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0}, steps=3, seed=1)
 

@@ -31,7 +31,7 @@ from metasched.quantizers.levels import ternary
 from metasched.quantizers.noise import NOISE_FAMILIES
 from metasched.quantizers.stair import stair, straight_through
 from metasched.runs.local import Reached, Segment, reach, reach_mapped
-from metasched.tasks.base import Split, Task
+from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.loop import train
 from metasched.training.optimizers import SGD, Adam, Optimizer
 from metasched.training.stacked import of_run, train_mapped
@@ -94,7 +94,7 @@ def problem(optimizer: str = "sgd", method: Method = METHOD) -> InnerProblem:
     draws = torch.Generator().manual_seed(5)
     y = torch.arange(40) % 3
     part = Split(torch.randn(40, 6, generator=draws) + 2 * F.one_hot(y, 6), y)
-    task = Task("blobs", part, part, part, build, F.cross_entropy, F.cross_entropy, batch_size=20)
+    task = SupervisedTask("blobs", part, part, part, build, F.cross_entropy, F.cross_entropy, batch_size=20)
     network = quantize(build(), method, part.x[:2])
     return InnerProblem(network, task, OPTIMIZERS[optimizer], HYPER[optimizer], STEPS, seed=1)
 
@@ -120,9 +120,8 @@ def test_the_penalty_is_in_the_loss() -> None:
     state = here.initial(now)
     network = here.network
     x, y = here.task.batch(here.seed, 0)
-    outputs, penalty = network.forward(
-        network.call(network.buffers()), state.params, state.method, now, x, here.seed, 0
-    )
+    run, penalty = network.model(network.call(network.buffers()), state.params, state.method, now, here.seed, 0)
+    outputs = run(x)
     assert penalty is not None and torch.isclose(penalty, DECAY / 2 * sum(state.params[f"{k}/step"] ** 2 for k in "02"))  # pyright: ignore
     assert with_penalty[1] == (F.cross_entropy(outputs, y) + penalty).detach()
 

@@ -124,7 +124,8 @@ def test_the_seen_weights_and_activations_are_the_methods() -> None:
     controls = {"noise_scale": torch.tensor([0.5, 0.5]), "noise_mean": torch.zeros(2)}
     params, state = network.initialize(dict(network.module.named_parameters()), controls, seed=3)
     state = network.prepare(params, state, controls, seed=3, step=0)
-    found, penalty = network.forward(network.call({}), params, state, controls, x, seed=3, step=0)
+    run, penalty = network.model(network.call({}), params, state, controls, seed=3, step=0)
+    found = run(x)
     w0, w1 = (params[f"{k}.weight"].clamp(-1, 1) for k in (0, 2))
     hidden = F.linear(x, w0, params["0.bias"]).clamp(-1, 1)
     assert torch.allclose(found, F.linear(hidden, w1, params["2.bias"]), rtol=0, atol=1e-14)
@@ -136,7 +137,7 @@ def test_the_seen_weights_and_activations_are_the_methods() -> None:
     hidden = F.linear(x, hardened["0.weight"], params["0.bias"])
     hidden = (hidden >= 0.5).double() - (hidden < -0.5).double()
     expected = F.linear(hidden, hardened["2.weight"], params["2.bias"])
-    assert torch.equal(network.forward_hardened(network.call({}), hardened, x), expected)
+    assert torch.equal(network.hardened_model(network.call({}), hardened)(x), expected)
 
 
 def test_each_layer_reads_its_own_row_of_the_controls() -> None:

@@ -32,7 +32,7 @@ def two() -> Iterator[Pool]:
 
 def test_inner_runs_give_the_same_bits_in_the_same_order(two: Pool) -> None:
     torch.set_default_dtype(torch.float32)  # as the workers have it
-    controls = played(EXPERIMENT, find_hand_coded("joint", "joint_linear", "test"), 10)
+    controls = played(EXPERIMENT.problem, find_hand_coded("joint", "joint_linear", "test"), 10)
     work = [(EXPERIMENT, controls, seed, 10, "validation") for seed in range(6)]
     with Pool(1) as one:
         alone = list(one.map(cell_score, work))

@@ -54,8 +54,8 @@ def test_floor_and_ceiling_join_from_the_same_seeds(files: tuple[Path, Path, dic
     assert list(arms) == ["learned", "ste", "float", "inq_cubic"]
     assert arms["learned"]["scores"] == old["arms"][0]["scores"] and found["command"] == "old"
     experiment = load_experiment(config)
-    for name, contender in reference_arms(experiment):
-        scores = [cell_score(contender.experiment, {}, seed, 8, "test") for seed in old["seeds"]]
+    for name, contender in reference_arms(experiment.problem):
+        scores = [cell_score(contender.problem, {}, seed, 8, "test") for seed in old["seeds"]]
         assert arms[name]["scores"] == scores and arms[name]["horizon"] == 8
     assert found["joined"][0]["arms"] == ["ste", "float", "inq_cubic"]
     assert "joined later, by `python scripts/join_arms.py" in load("results_tables").markdown("tiny", found)

@@ -8,18 +8,18 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from metasched.tasks import Split, Task
+from metasched.tasks import Split, SupervisedTask
 
 seeds = st.integers(0, 2**32)
 
 
-def numbered(n: int, batch_size: int) -> Task:
+def numbered(n: int, batch_size: int) -> SupervisedTask:
     """A task whose i-th training example is i."""
     part = Split(torch.arange(n)[:, None].double(), torch.arange(n))
-    return Task("numbered", part, part, part, nn.Identity, F.mse_loss, F.mse_loss, batch_size)
+    return SupervisedTask("numbered", part, part, part, nn.Identity, F.mse_loss, F.mse_loss, batch_size)
 
 
-def epoch(task: Task, seed: int, number: int) -> list[int]:
+def epoch(task: SupervisedTask, seed: int, number: int) -> list[int]:
     per_epoch = len(task.train.x) // task.batch_size
     return torch.cat([task.batch(seed, number * per_epoch + i).y for i in range(per_epoch)]).tolist()
 

@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 
 from metasched.config.schema import TaskConfig
 from metasched.core.errors import MetaschedError
-from metasched.tasks import TASKS, Task, build_task
+from metasched.tasks import TASKS, SupervisedTask, build_task
 from metasched.tasks.classification import accuracy, channel_moments
 from metasched.tasks.splits import split_indices
 
@@ -20,7 +20,7 @@ CONFIG = TaskConfig(name="digits")
 
 
 @pytest.fixture(scope="module")
-def task() -> Task:
+def task() -> SupervisedTask:
     return build_task(CONFIG)
 
 
@@ -28,7 +28,7 @@ def test_the_table_holds_what_a_config_can_name():
     assert set(TASKS) == set(typing.get_args(typing.get_type_hints(TaskConfig)["name"]))
 
 
-def test_default_sizes_shapes_and_dtypes(task: Task):
+def test_default_sizes_shapes_and_dtypes(task: SupervisedTask):
     parts = (task.train, task.validation, task.test)
     assert [len(part.x) for part in parts] == [959, 239, 599]  # a third to test, a fifth of the rest to validate
     for part in parts:
@@ -36,7 +36,7 @@ def test_default_sizes_shapes_and_dtypes(task: Task):
         assert part.y.shape == part.x.shape[:1] and part.y.dtype == torch.int64
 
 
-def test_parts_are_the_standardized_pixels_of_the_split(task: Task):
+def test_parts_are_the_standardized_pixels_of_the_split(task: SupervisedTask):
     images, labels = load_digits(return_X_y=True)
     pixels = images.reshape(-1, 1, 8, 8) / 16  # the usual unit; it cancels
     indices = split_indices(1797, 239, 599, CONFIG.data_seed)
@@ -46,17 +46,17 @@ def test_parts_are_the_standardized_pixels_of_the_split(task: Task):
         np.testing.assert_array_equal(part.y.numpy(), labels[chosen])
 
 
-def test_two_builds_are_equal_and_the_data_seed_changes_the_split_alone(task: Task):
+def test_two_builds_are_equal_and_the_data_seed_changes_the_split_alone(task: SupervisedTask):
     again, other = build_task(CONFIG), build_task(replace(CONFIG, data_seed=1))
     for part in ("train", "validation", "test"):
         assert torch.equal(getattr(task, part).x, getattr(again, part).x)
         assert getattr(task, part).x.shape == getattr(other, part).x.shape
         assert not torch.equal(getattr(task, part).x, getattr(other, part).x)
 
-    def everything(task: Task) -> list[int]:
+    def everything(task: SupervisedTask) -> list[int]:
         return torch.cat([task.train.y, task.validation.y, task.test.y]).bincount().tolist()
 
-    def weights(task: Task) -> torch.Tensor:
+    def weights(task: SupervisedTask) -> torch.Tensor:
         torch.manual_seed(0)
         return torch.cat([p.detach().flatten() for p in task.build().parameters()])
 
@@ -64,7 +64,7 @@ def test_two_builds_are_equal_and_the_data_seed_changes_the_split_alone(task: Ta
     assert torch.equal(weights(task), weights(other))
 
 
-def test_fewer_training_examples_are_a_prefix_and_leave_the_other_parts(task: Task):
+def test_fewer_training_examples_are_a_prefix_and_leave_the_other_parts(task: SupervisedTask):
     small = build_task(replace(CONFIG, train=100))
     assert torch.equal(small.train.y, task.train.y[:100])
     assert torch.equal(small.validation.y, task.validation.y)
@@ -88,10 +88,10 @@ def test_accuracy_counts_the_largest_score():
     assert accuracy(outputs, torch.tensor([1, 0, 2, 0])).item() == 0.75
 
 
-def test_loss_is_the_mean_cross_entropy(task: Task):
+def test_loss_is_the_mean_cross_entropy(task: SupervisedTask):
     scores, targets = torch.tensor([[1.0, 2.0], [0.5, -0.5]]), torch.tensor([0, 0])
     expected = (np.log(1 + np.exp(1.0)) + np.log(1 + np.exp(-1.0))) / 2
-    assert task.loss(scores, targets).item() == pytest.approx(expected, rel=1e-14)
+    assert task.criterion(scores, targets).item() == pytest.approx(expected, rel=1e-14)
 
 
 @pytest.mark.parametrize(

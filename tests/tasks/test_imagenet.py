@@ -17,7 +17,7 @@ from metasched.config.schema import Experiment, MethodConfig, TaskConfig
 from metasched.core.errors import MetaschedError
 from metasched.runs.cells import cell_score, played
 from metasched.schedules.table import hand_coded
-from metasched.tasks import Stored, Task, build_task
+from metasched.tasks import Stored, SupervisedTask, build_task
 from metasched.tasks.imagenet import ImageFiles, read_image
 from metasched.training.loop import hardened_score, train
 from metasched.training.problem import build_problem
@@ -56,7 +56,7 @@ def config(root: Path, **settings: Any) -> TaskConfig:
 
 
 @pytest.fixture
-def task(root: Path) -> Task:
+def task(root: Path) -> SupervisedTask:
     return build_task(config(root, validation=5))
 
 
@@ -65,7 +65,7 @@ def files(part: Any) -> list[str]:
     return list(part.x.paths)
 
 
-def test_parts_are_disjoint_by_construction(root: Path, task: Task) -> None:
+def test_parts_are_disjoint_by_construction(root: Path, task: SupervisedTask) -> None:
     assert [len(part.y) for part in (task.train, task.validation, task.test)] == [19, 5, 9]
     assert all("/train/" in path for path in files(task.train)) and all("/val/" in path for path in files(task.test))
     every = {str(path) for path in root.glob("*/*/*") if path.is_file()}
@@ -77,7 +77,7 @@ def test_parts_are_disjoint_by_construction(root: Path, task: Task) -> None:
     assert found == {t.numpy().tobytes() for t in kept}  # what is in memory are the images that are left
 
 
-def test_labels_are_the_classes_in_order(task: Task) -> None:
+def test_labels_are_the_classes_in_order(task: SupervisedTask) -> None:
     for part in (task.train, task.test):
         assert [Path(path).parent.name for path in files(part)] == [CLASSES[i] for i in part.y]
 
@@ -102,7 +102,7 @@ def test_an_image_is_what_torchvision_s_evaluation_transform_makes_of_it(root: P
 
 
 def test_a_batch_is_read_when_it_is_asked_for_and_is_a_function_of_seed_and_step(
-    root: Path, task: Task, monkeypatch: pytest.MonkeyPatch
+    root: Path, task: SupervisedTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
     monkeypatch.setattr("metasched.tasks.imagenet.read_image", lambda path, size: read.append(path) or _grey(path))
@@ -127,7 +127,7 @@ def test_an_inner_run_trains_and_is_scored_from_disk(root: Path) -> None:
     problem = build_problem(experiment)
     assert isinstance(problem.task.train, Stored)
     schedule = hand_coded("gxnor")["gxnor_constant"]
-    controls = {name: v.float() for name, v in played(experiment, schedule, 3).items()}
+    controls = {name: v.float() for name, v in played(experiment.problem, schedule, 3).items()}
     outcome = train(problem.with_seed(1), controls)
     assert bool(outcome.losses.isfinite().all())
     # the same data in memory: the same bits
@@ -135,9 +135,9 @@ def test_an_inner_run_trains_and_is_scored_from_disk(root: Path) -> None:
         problem.task, train=problem.task.validation._replace(x=problem.task.train.x[:], y=problem.task.train.y)
     )
     assert torch.equal(train(replace(problem, task=held, seed=1), controls).losses, outcome.losses)
-    score = hardened_score(problem.with_seed(1), outcome.state, problem.task.test)
+    score = hardened_score(problem.with_seed(1), outcome.state, "test")
     assert score * 9 == pytest.approx(round(score * 9), abs=1e-6)
-    assert cell_score(experiment, played(experiment, schedule, 3), 1, 3, "test") == score
+    assert cell_score(experiment.problem, played(experiment.problem, schedule, 3), 1, 3, "test") == score
 
 
 def test_as_many_outputs_as_classes_and_the_default_of_validation(root: Path) -> None:

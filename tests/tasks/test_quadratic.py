@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from metasched.config.schema import TaskConfig
 from metasched.core.errors import MetaschedError
-from metasched.tasks import Task, build_task, quadratic_task
+from metasched.tasks import SupervisedTask, build_task, quadratic_task
 
 CURVATURE = torch.tensor([0.3, 1.0, 2.5], dtype=torch.float64)
 TARGET = torch.tensor([0.7, -0.2, 1.5], dtype=torch.float64)
 
 
-def network(task: Task, w: list[float]) -> torch.nn.Module:
+def network(task: SupervisedTask, w: list[float]) -> torch.nn.Module:
     model = task.build().double()
     with torch.no_grad():
         next(model.parameters()).copy_(torch.tensor([w]))
@@ -29,7 +29,7 @@ def network(task: Task, w: list[float]) -> torch.nn.Module:
 def test_loss_and_gradient_are_the_quadratic_s(w: list[float]):
     task = quadratic_task(CURVATURE, TARGET)
     model = network(task, w)
-    loss = task.loss(model(task.validation.x), task.validation.y)
+    loss = task.loss(model, task.validation)
     loss.backward()
     a, b = CURVATURE.numpy(), TARGET.numpy()
     np.testing.assert_allclose(loss.item(), 0.5 * np.sum(a * (np.array(w) - b) ** 2), rtol=1e-12, atol=1e-13)
@@ -45,7 +45,7 @@ def test_gradient_descent_on_batches_follows_the_closed_form():
     w = next(model.parameters())
     for step, lr in enumerate(lrs):
         batch = task.batch(seed=7, step=step)
-        (gradient,) = torch.autograd.grad(task.loss(model(batch.x), batch.y), w)
+        (gradient,) = torch.autograd.grad(task.loss(model, batch), w)
         with torch.no_grad():
             w -= lr * gradient
     a, b = CURVATURE.numpy(), TARGET.numpy()
@@ -57,8 +57,8 @@ def test_it_is_solved_at_its_target_and_the_score_is_the_negative_loss():
     task = quadratic_task(CURVATURE, TARGET)
     at_target = network(task, TARGET.tolist())(task.test.x)
     away = network(task, [0.0, 0.0, 0.0])(task.test.x)
-    assert task.loss(at_target, task.test.y).item() == pytest.approx(0.0, abs=1e-30)
-    assert task.score(away, task.test.y) == -task.loss(away, task.test.y) < task.score(at_target, task.test.y)
+    assert task.criterion(at_target, task.test.y).item() == pytest.approx(0.0, abs=1e-30)
+    assert task.metric(away, task.test.y) == -task.criterion(away, task.test.y) < task.metric(at_target, task.test.y)
 
 
 def test_from_a_config_width_is_the_number_of_weights_and_the_data_seed_draws_the_target():

@@ -13,7 +13,7 @@ import torch
 
 from metasched.config.schema import TaskConfig
 from metasched.core.errors import MetaschedError
-from metasched.tasks import Task, build_task
+from metasched.tasks import SupervisedTask, build_task
 from metasched.tasks.splits import split_indices
 
 NUM_TRAIN, NUM_TEST = 20, 8
@@ -69,7 +69,7 @@ def config(name: Any, root: Path | str | None, **changes: Any) -> TaskConfig:
     return TaskConfig(name=name, root=None if root is None else str(root), **{"batch": 4, **changes})
 
 
-def check_parts(task: Task, *shape: int) -> None:
+def check_parts(task: SupervisedTask, *shape: int) -> None:
     """Train and validation come from the official training part, test from the official test part alone."""
     train, test = pixels(NUM_TRAIN, *shape, seed=0), pixels(NUM_TEST, *shape, seed=1)
     chosen = split_indices(NUM_TRAIN, validation=4, test=0, seed=0)

@@ -147,11 +147,11 @@ def test_the_contract_of_a_device(device: str, autocast: bool) -> None:
 
 def test_a_comparison_trains_under_autocast_and_scores_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     config = experiment("inq")
-    controls = played(config, hand_coded("inq")["inq_linear"], STEPS)
+    controls = played(config.problem, hand_coded("inq")["inq_linear"], STEPS)
     problem = build_problem(config, steps=STEPS).with_seed(3)
     state = loop.train(problem, {name: v.float() for name, v in controls.items()}).state
-    expected = loop.hardened_score(replace(problem, autocast=False), state, problem.task.test)
-    assert cell_score(config, controls, 3, STEPS, "test") == expected
+    expected = loop.hardened_score(replace(problem, autocast=False), state, "test")
+    assert cell_score(config.problem, controls, 3, STEPS, "test") == expected
     without = loop.train(replace(problem, autocast=False), {name: v.float() for name, v in controls.items()}).state
     assert any(not torch.equal(t, without.params[name]) for name, t in state.params.items())
 

@@ -46,7 +46,7 @@ def test_infinities_that_cancel_are_seen() -> None:
 
 
 def controls_of() -> Tensors:
-    return {n: v.float() for n, v in played(EXPERIMENT, hand_coded("joint")["joint_linear"], 5).items()}
+    return {n: v.float() for n, v in played(EXPERIMENT.problem, hand_coded("joint")["joint_linear"], 5).items()}
 
 
 @pytest.mark.parametrize("step", [0, 3])

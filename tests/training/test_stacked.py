@@ -23,8 +23,8 @@ from metasched.runs.cells import cell_score, cell_scores
 from metasched.runs.local import LocalRuns, Run, Segment, reach, reach_mapped
 from metasched.runs.pool import Pool
 from metasched.runs.pooled import PooledRuns, local_runs
-from metasched.tasks.base import Split, Task
 from metasched.tasks.classification import accuracy
+from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training import stacked as mapped
 from metasched.training.loop import train
 from metasched.training.optimizers import recipe
@@ -69,7 +69,7 @@ def problem(
         return nn.Sequential(made, nn.Dropout(0.3)) if dropout else made
 
     train_part, held_out = Split(x[:32], y[:32]), Split(x[32:], y[32:])
-    task = Task("random", train_part, held_out, held_out, build, F.cross_entropy, accuracy, batch_size=16)
+    task = SupervisedTask("random", train_part, held_out, held_out, build, F.cross_entropy, accuracy, batch_size=16)
     rule, hyper = recipe(OPTIMIZERS[optimizer])
     torch.manual_seed(0)
     return InnerProblem(quantize(build(), build_method(method), x[:2]), task, rule, hyper, STEPS, seed=0)
@@ -283,21 +283,23 @@ class Recording(Pool):
 
 @pytest.mark.usefixtures("maps")
 def test_processes_are_given_their_share_and_answer_as_one_run_after_the_other() -> None:
-    local, pool = local_runs(EXPERIMENT), Recording()
+    local, pool = local_runs(EXPERIMENT.problem, EXPERIMENT.meta), Recording()
     controls = controls_of(local.played, 10)
     runs = [Run(own(controls, i), i) for i in range(10)]
     alone = [local.judged([run])[0] for run in runs]
-    assert PooledRuns(EXPERIMENT, pool).judged(runs) == alone
-    assert PooledRuns(EXPERIMENT, pool).judged(runs[:6]) == alone[:6]
+    assert PooledRuns(EXPERIMENT.problem, EXPERIMENT.meta, pool).judged(runs) == alone
+    assert PooledRuns(EXPERIMENT.problem, EXPERIMENT.meta, pool).judged(runs[:6]) == alone[:6]
     assert pool.sizes == [5, 5] + [1] * 6  # three runs are too few to be mapped
     segments = [Segment(run.controls, run.seed, None, 4) for run in runs]
-    assert [r.loss for r in PooledRuns(EXPERIMENT, pool).segments(segments)] == [j.loss for j in alone]
+    assert [r.loss for r in PooledRuns(EXPERIMENT.problem, EXPERIMENT.meta, pool).segments(segments)] == [
+        j.loss for j in alone
+    ]
 
 
 def test_cells_of_a_comparison_are_the_same_one_by_one_and_at_once() -> None:
-    values = own(controls_of(local_runs(EXPERIMENT).played), 0)
-    at_once = cell_scores(EXPERIMENT, values, SEEDS, 4, "test")
-    assert at_once == [cell_score(EXPERIMENT, values, seed, 4, "test") for seed in SEEDS]
+    values = own(controls_of(local_runs(EXPERIMENT.problem, EXPERIMENT.meta).played), 0)
+    at_once = cell_scores(EXPERIMENT.problem, values, SEEDS, 4, "test")
+    assert at_once == [cell_score(EXPERIMENT.problem, values, seed, 4, "test") for seed in SEEDS]
     assert len(set(at_once)) > 1
 
 

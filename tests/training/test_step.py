@@ -15,7 +15,7 @@ from metasched.core.randomness import Draw, derive_seed
 from metasched.methods import build_method
 from metasched.methods.base import Control, Method, State, Values
 from metasched.network.quantize import quantize
-from metasched.tasks.base import Split, Task
+from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.optimizers import recipe
 from metasched.training.step import InnerProblem, TrainingState, inner_step, training_loss
 
@@ -64,7 +64,7 @@ def problem(method: Method, optimizer: str = "sgd", seed: int = 4) -> InnerProbl
     draws = torch.Generator().manual_seed(5)
     y = torch.arange(40) % 3
     part = Split(torch.randn(40, 6, generator=draws) + 2 * F.one_hot(y, 6), y)
-    task = Task("blobs", part, part, part, build, F.cross_entropy, F.cross_entropy, batch_size=16)
+    task = SupervisedTask("blobs", part, part, part, build, F.cross_entropy, F.cross_entropy, batch_size=16)
     update, hyper = recipe(OPTIMIZERS[optimizer])
     return InnerProblem(quantize(build(), method, part.x[:2], last=True), task, update, hyper, STEPS, seed)
 

@@ -1,7 +1,7 @@
-r"""A ternary network in Lightning's Trainer, under a learned schedule; a run that was stopped goes on with it.
+r"""A ternary network in the Trainer of Hugging Face, under a learned schedule; a run that was stopped goes on with it.
 
-    python scripts/examples/lightning_trainer.py --folder run --stop 15
-    python scripts/examples/lightning_trainer.py --folder run --resume
+    python examples/huggingface_trainer.py --folder run --stop 15
+    python examples/huggingface_trainer.py --folder run --resume
 
 Method, levels and noise are those of the schedule file; the network is a small CNN on scikit-learn's digits. It prints
 the first control of each layer at every tenth step, and at the end the accuracy of the hardened network.
@@ -14,20 +14,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pytorch_lightning as lightning
 import torch
+import transformers
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 from metasched import MethodConfig, QuantizedModule, SchedulePlayer, build_method, quantize, read_schedule
 from metasched.config.schema import TaskConfig
 from metasched.exchange.integrations import LayerValues
 from metasched.exchange.integrations.driven import DrivenModule
-from metasched.exchange.integrations.lightning import callback
-from metasched.tasks import build_task
+from metasched.exchange.integrations.huggingface import callback
+from metasched.tasks.digits import digits_task
 
 LEARNED = Path(__file__).parents[2] / "experiments" / "learned" / "digits_ana.json"
-STOPPED = "stopped.ckpt"
 
 
 class Done(NamedTuple):
@@ -37,35 +35,29 @@ class Done(NamedTuple):
     accuracy: float
 
 
-class Classifier(lightning.LightningModule):
-    """An ordinary module; the schedule is the callback's."""
+class WithLoss(nn.Module):
+    """What Trainer calls: a model that gives its loss."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        """The loss of a batch."""
-        x, y = batch
-        return nn.functional.cross_entropy(self.model(x), y)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam."""
-        return torch.optim.Adam(self.model.parameters(), lr=0.02)
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Loss and logits."""
+        logits = self.model(x)
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
 
 
-class StopAt(lightning.Callback):
+class StopAt(transformers.TrainerCallback):
     """Ends training after a step, which leaves a checkpoint."""
 
-    def __init__(self, step: int | None, path: Path) -> None:
+    def __init__(self, step: int) -> None:
         self.step = step
-        self.path = path
 
-    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-        """Called after each batch, once the schedule's callback has settled the weights."""
-        if trainer.global_step == self.step:
-            trainer.save_checkpoint(self.path)
-            trainer.should_stop = True
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Called after each optimizer step."""
+        if state.global_step == self.step:
+            control.should_training_stop = control.should_save = True
 
 
 def main(argv: Sequence[str] | None = None) -> Done:
@@ -73,14 +65,14 @@ def main(argv: Sequence[str] | None = None) -> Done:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--schedule", default=str(LEARNED), metavar="FILE")
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--folder", required=True, type=Path, help="of the checkpoint")
+    parser.add_argument("--folder", required=True, help="of the checkpoints")
     parser.add_argument("--stop", type=int, metavar="STEP", help="stop after this step")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the folder")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the folder")
     arguments = parser.parse_args(argv)
 
     file = read_schedule(arguments.schedule)
     method = build_method(MethodConfig(name=file.method.name, **file.method.parameters))  # pyright: ignore
-    task = build_task(TaskConfig(name="digits", model="convnet", width=8, depth=9))
+    task = digits_task(TaskConfig(model="convnet", width=8, depth=9))
     torch.manual_seed(0)
     network = quantize(task.build(), method, task.train.x[:2])
     first = SchedulePlayer(file, arguments.steps, network.layers).at(0)
@@ -94,23 +86,27 @@ def main(argv: Sequence[str] | None = None) -> Done:
             control = file.controls[0].name
             print(f"step {step:3} {control}:", *(f"{layer} {v[control]:.3f}" for layer, v in values.items()))
 
-    stopped = arguments.folder / STOPPED
-    trainer = lightning.Trainer(
-        max_steps=arguments.steps,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+    trainer = transformers.Trainer(
+        WithLoss(model),
+        transformers.TrainingArguments(
+            output_dir=arguments.folder,
+            max_steps=arguments.steps,
+            per_device_train_batch_size=64,
+            learning_rate=0.02,
+            lr_scheduler_type="cosine",
+            use_cpu=True,
+            report_to=[],
+            disable_tqdm=True,
+        ),
+        train_dataset=[{"x": x, "labels": y} for x, y in zip(*task.train, strict=True)],  # pyright: ignore
         callbacks=[
             callback(file, apply, settle=model.settle, layers=model.layers),
-            StopAt(arguments.stop, stopped),
+            *([StopAt(arguments.stop)] if arguments.stop else []),
         ],
     )
-    loader = DataLoader(TensorDataset(task.train.x[:], task.train.y), batch_size=64)
-    trainer.fit(Classifier(model), loader, ckpt_path=stopped if arguments.resume else None)
+    trainer.train(resume_from_checkpoint=arguments.resume)
     model.eval()
-    accuracy = float(task.score(model(task.test.x[:]), task.test.y))
+    accuracy = float(task.metric(model(task.test.x[:]), task.test.y))
     print(f"accuracy of the hardened network: {accuracy:.4f}")
     return Done(played, accuracy)
 

@@ -1,6 +1,6 @@
 r"""Fine-tuning a small transformer to ternary weights, with the blend of float and ternary driven by a schedule.
 
-    python scripts/examples/bitnet_blend.py --schedule inq_linear inq_input_first schedule.json
+    python examples/bitnet_blend.py --schedule inq_linear inq_input_first schedule.json
 
 Fine-tuning to 1.58 bits goes wrong when all weights become ternary at once. So they are blended, with a lambda that
 rises from 0 to 1 and is swept by hand elsewhere:

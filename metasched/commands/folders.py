@@ -1,0 +1,36 @@
+"""A run folder from its first file to its mark of completion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from metasched.config.load import dump_yaml
+from metasched.config.schema import Experiment
+from metasched.core.errors import MetaschedError
+from metasched.io.atomic import write_atomic
+from metasched.io.environment import environment
+from metasched.io.json_text import json_text
+from metasched.io.run_folder import RunFolder
+
+
+@contextmanager
+def begun(folder: RunFolder, experiment: Experiment, made: Sequence[Path]) -> Iterator[None]:
+    """Within: a new run works in a folder that has what is needed to repeat it.
+
+    Args:
+        folder: a claimed one.
+        experiment: what runs.
+        made: folders that were made for it, innermost first; a mistake that shows before work starts leaves none.
+    """
+    try:
+        write_atomic(folder.config, dump_yaml(experiment).encode())
+        write_atomic(folder.environment, json_text(environment(), indent=2).encode())
+        yield
+        folder.finish()
+    except MetaschedError:
+        folder.discard(made)
+        raise
+    finally:
+        folder.release()
