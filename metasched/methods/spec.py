@@ -60,6 +60,7 @@ class MethodSpec:
         smooth: config -> whether what an inner step computes is smooth in the controls almost everywhere; there
             `metasched check` holds hypergradients against finite differences.
         shown: names of the controls that a dashboard shows; None: all.
+        activation_parameters: the own parameters that count for activations only.
     """
 
     config: type[MethodConfig]
@@ -68,6 +69,7 @@ class MethodSpec:
     schedules: Callable[[], Sequence[Any]] = no_schedules
     smooth: Callable[[Any], bool] = never
     shown: tuple[str, ...] | None = None
+    activation_parameters: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
