@@ -128,7 +128,7 @@ def _gates(experiment: Experiment, console: Console) -> dict[str, ControlGate]:
     learned = learned_controls(experiment, declared)
     smooth = experiment.meta.objective == "relaxed" and METHODS[experiment.method.name].smooth(experiment.method)
     gate: _Gate = _by_differences if smooth else _by_agreement
-    unroll = find_unroll(experiment.meta.estimator, window=problem.steps)  # what is cut off is not what is checked
+    unroll = find_unroll(experiment.meta.estimator)
     points = max(POINTS, num_layers)
     errors: dict[str, list[float]] = {name: [] for name in learned}
     alive = dict.fromkeys(learned, False)

@@ -15,7 +15,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,6 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, to_jsonable_python
 
 from metasched.config.fields import FieldInfo, fields, names_in
+from metasched.config.retired import RETIRED, is_record
 from metasched.config.schema import Experiment, MethodConfig, TaskConfig
 from metasched.core.errors import MetaschedError
 from metasched.core.field_types import REFUSED
@@ -71,7 +72,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
         ours = any(f"{name}.".startswith(f"{field.split('[')[0]}.") for name in overridden)
         return f"--{field}" if ours else f"{path}: {field}"
 
-    return _validated(document, place)
+    return _validated(document, place, overridden if is_record(document) else None)
 
 
 def experiment_of(document: dict[str, Any]) -> Experiment:
@@ -83,8 +84,16 @@ def experiment_of(document: dict[str, Any]) -> Experiment:
     return _validated(to_jsonable_python(document), lambda field: field)
 
 
-def _validated(document: dict[str, Any], place: Callable[[str], str]) -> Experiment:
-    """The experiment that a document describes; ``place`` says where a field was written."""
+def _validated(
+    document: dict[str, Any], place: Callable[[str], str], given: Collection[str] | None = None
+) -> Experiment:
+    """The experiment that a document describes.
+
+    Args:
+        document: as YAML has it.
+        place: where a field was written.
+        given: fields that must not be ignored; None: all.
+    """
     left = 0
     _refuse_beside_factory(document.get("task"), place)
     try:
@@ -94,7 +103,7 @@ def _validated(document: dict[str, Any], place: Callable[[str], str]) -> Experim
         problems = [_explain(e, place) for e in found[:MAX_PROBLEMS]]
         left = len(found) - len(problems)
     else:
-        problems = _contradictions(experiment, place)
+        problems = _contradictions(experiment, place, given)
         if not problems:
             return experiment
     raise problems[0] if len(problems) == 1 else ConfigErrors(problems, left)
@@ -180,7 +189,7 @@ def with_fields(experiment: Experiment, given: Sequence[str], path: str) -> Expe
             document["method"] = {f: v for f, v in document["method"].items() if f in QUANTIZERS and text != CEILING}
     for name, _, text in pairs:
         _override(document, name, text)
-    return _validated(document, lambda field: f"{path}: {field}")
+    return _validated(document, lambda field: f"{path}: {field}", [name for name, _, _ in pairs])
 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:
@@ -269,6 +278,8 @@ def _explain(error: ErrorDetails, place: Callable[[str], str]) -> MetaschedError
     if kind == "dataclass_type":
         known = ", ".join(names_in((*section, name)))
         return MetaschedError(place(dotted), f"must be a section, got {_show(value)}", f"it has the fields {known}")
+    if (retired := f"{dotted}: {value}") in RETIRED:
+        return MetaschedError(place(dotted), f"{value!r} is no longer there", RETIRED[retired])
     if kind == REFUSED:
         return MetaschedError(place(dotted), error["ctx"]["problem"], error["ctx"]["fix"])  # pyright: ignore
     problem = _NOT_OURS.sub("", error["msg"])
@@ -311,22 +322,14 @@ def _show(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-_READ_BY = (  # section, field, and the `name`s of the section that read it
-    ("task", "image_size", ("imagenet",)),
-)
-
-
-def _contradictions(experiment: Experiment, place: Callable[[str], str]) -> list[MetaschedError]:
+def _contradictions(
+    experiment: Experiment, place: Callable[[str], str], given: Collection[str] | None
+) -> list[MetaschedError]:
     """Fields that are well-formed, but not together."""
-    from metasched.training.optimizers.check import contradictions  # its rules are in torch
+    from metasched.config.ignored import ignored  # what reads a field is in torch
+    from metasched.training.optimizers.check import contradictions
 
     problems = list(contradictions(experiment.optimizer, place))
-    defaults = {f.path: f.default for f in fields()}
-    for section, field, names in _READ_BY:
-        part, path = getattr(experiment, section), f"{section}.{field}"
-        if part.name not in names and getattr(part, field) != defaults[path]:
-            problem = f"has no effect, because {section}.name is {part.name}"
-            problems.append(MetaschedError(place(path), problem, f"leave it out; it is for {' and '.join(names)}"))
     for field in ("levels", "activation_levels"):
         name = getattr(experiment.method, field)
         try:
@@ -335,4 +338,5 @@ def _contradictions(experiment: Experiment, place: Callable[[str], str]) -> list
             problems.append(error)
     if not experiment.compare.horizons:
         problems.append(MetaschedError(place("compare.horizons"), "is empty", "give at least one, such as [1]"))
+    problems += ignored(experiment, place, given)
     return problems

@@ -173,19 +173,17 @@ class MetaConfig:
     """inner runs averaged in an outer step; antithetic pairs of them for evolution strategies"""
     lr: Annotated[Float, Field(gt=0)] = 0.1
     """Adam step size of the schedule network: about the change of a log-correction in an outer step"""
-    estimator: Literal["sweep", "higher", "unroll", "truncated", "forward", "es", "pes", "nres", "mixed", "auto"] = (
-        "sweep"
-    )
+    estimator: Literal["sweep", "higher", "unroll", "forward", "es", "pes", "nres", "mixed", "auto"] = "sweep"
     """how hypergradients are computed: exactly by `sweep` (least memory), `higher` or `unroll` (same numbers), or
-    `forward` (a run for each parameter of a `family`); within windows, with a bias, by `truncated`; or by evolution
-    strategies for chaotic inner runs: `es` from whole runs, `pes` and `nres` from windows of them; `mixed` weighs
-    `sweep` and `es` by their variances, and `auto` chooses among the three as it goes"""
+    `forward` (a run for each parameter of a `family`); or by evolution strategies for chaotic inner runs: `es` from
+    whole runs, `pes` and `nres` from windows of them; `mixed` weighs `sweep` and `es` by their variances, and `auto`
+    chooses among the three as it goes"""
     memory: Bytes | None = None
     """sweep, mixed, auto: bytes, or a text such as 2 GiB, that an inner run may take (default: little; more: faster)"""
     sigma: Annotated[Float, Field(gt=0)] = 0.5
     """es, pes, nres, mixed, auto: standard deviation of the perturbations, about that of a log-correction"""
     window: Positive | None = None
-    """truncated, pes, nres: steps of a window (default: a tenth of the run)"""
+    """pes, nres: steps of a window (default: a tenth of the run)"""
     relaxation: NonNegative = 0.3
     """width of the relaxed freeze mask while learning (share of the weights); 0 is the exact partition"""
     objective: Literal["hardened", "relaxed", "trajectory"] = "hardened"

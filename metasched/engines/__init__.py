@@ -15,8 +15,6 @@ UNROLLS: dict[str, str] = {
     "unroll": "metasched.engines.unroll",
 }
 
-TRUNCATED: dict[str, str] = {"truncated": "metasched.engines.truncated"}  # exact within windows only
-
 SWEPT = ("sweep", "mixed", "auto")  # differentiate by the sweep, so they can keep to a memory budget
 
 
@@ -26,26 +24,23 @@ def engine(name: str) -> str:
     >>> engine("higher"), engine("auto")
     ('higher', 'sweep')
     """
-    return name if name in UNROLLS or name in TRUNCATED else "sweep"
+    return name if name in UNROLLS else "sweep"
 
 
-def find_unroll(name: str, memory: int | None = None, window: int | None = None) -> Unroll:
+def find_unroll(name: str, memory: int | None = None) -> Unroll:
     """The ``unroll`` function of an engine's name; ``sweep`` for estimators that have none of their own.
 
     Args:
         name: a key of ESTIMATORS.
         memory: bytes that a run and its way back may take; for the estimators of SWEPT only.
-        window: steps of a window, for those of TRUNCATED; None is a tenth of the run.
 
     Raises:
         MetaschedError: no such estimator, or a budget for one that cannot keep to it.
     """
     if memory is not None and name not in SWEPT:
         raise MetaschedError("meta.memory", f"has no effect on {name}", f"leave it out: it is for {', '.join(SWEPT)}")
-    if name in TRUNCATED:
-        return partial(import_module(TRUNCATED[name]).unroll, window=window)
     unroll = import_module(UNROLLS[engine(name)]).unroll
     return unroll if memory is None else partial(unroll, memory=memory)
 
 
-__all__ = ["SWEPT", "TRUNCATED", "UNROLLS", "engine", "find_unroll"]
+__all__ = ["SWEPT", "UNROLLS", "engine", "find_unroll"]

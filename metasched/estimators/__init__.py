@@ -18,7 +18,6 @@ ESTIMATORS: dict[str, str] = {  # name -> module
     "sweep": "metasched.estimators.reverse",
     "higher": "metasched.estimators.reverse",
     "unroll": "metasched.estimators.reverse",
-    "truncated": "metasched.estimators.reverse",
     "forward": "metasched.estimators.forward",
     "es": "metasched.estimators.es",
     "mixed": "metasched.estimators.mixed",

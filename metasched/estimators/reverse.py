@@ -2,8 +2,8 @@
 
     g_r = (d controls / d theta)^T (d outer loss(run r) / d controls),   one g_r for each run
 
-Exact for the relaxed problem with the noise floor, by any of the engines of UNROLLS (``truncated`` is biased towards
-short horizons). Where the inner run is chaotic the exact derivative is of no use (docs/hypergradients.md).
+Exact for the relaxed problem with the noise floor, by any of the engines of UNROLLS. Where the inner run is
+chaotic the exact derivative is of no use (docs/hypergradients.md).
 """
 
 from __future__ import annotations

@@ -59,14 +59,15 @@ class RunFolder:
             command: the command of the run.
 
         Raises:
-            MetaschedError: the folder already contains a run, finished or not, or cannot be created.
+            MetaschedError: the folder already contains a run, finished or not, or something else, or cannot be created.
         """
         path = Path(path)
         _make(path)
+        _refuse_foreign(path)
         lock = _lock(path)
         folder = cls(path, lock)
         try:
-            for mark in (folder.done, folder.config, folder.checkpoint, folder.metrics):
+            for mark in folder.marks:
                 if mark.exists():
                     raise _holds_a_run(path, f"it has a {mark.name}")
             lock.sign(command)
@@ -106,6 +107,11 @@ class RunFolder:
         """Releases the lock, so that another process can work in the folder."""
         if self.lock is not None:
             self.lock.release()
+
+    @property
+    def marks(self) -> tuple[Path, ...]:
+        """Files of which each shows that a run has been here."""
+        return self.done, self.config, self.checkpoint, self.metrics
 
     @property
     def config(self) -> Path:
@@ -195,6 +201,18 @@ def _lock(folder: Path) -> Lock:
         raise MetaschedError(str(folder), f"is in use by process {holder}", "wait until it ends, or stop it") from None
     except OSError as error:
         raise _no_folder(folder, error) from error
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Refuses a folder in which something lies that no run has left: a run writes, and may overwrite, many names."""
+    folder = RunFolder(path)
+    try:
+        found = sorted(p.name for p in path.iterdir())
+    except OSError as error:
+        raise _no_folder(path, error) from error
+    if found and not {"PID", *(p.name for p in folder.marks)} & {*found}:
+        rest = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        raise MetaschedError(str(path), f"is not empty (it has {found[0]!r}{rest})", "give a new or an empty folder")
 
 
 def _make(path: Path) -> None:

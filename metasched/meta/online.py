@@ -233,5 +233,3 @@ def look_ahead(
     else:  # steps are counted from the beginning of the run
         found = found._replace(faults=tuple(f._replace(step=(f.step or 0) + window.start) for f in found.faults))
     return pull_back(schedule, values, found)
-
-

@@ -52,7 +52,7 @@ class Control:
     direction: Literal["free", "nonincreasing", "nondecreasing"]
     end: float | None
     dwell: float = 0.0
-    granularity: Literal["layer", "channel", "network"] = "layer"
+    granularity: Literal["layer", "network"] = "layer"
     gradient: Literal["path", "surrogate", "none"] = "path"
     scale: Literal["linear", "log"] = "linear"
     none_value: float | None = None

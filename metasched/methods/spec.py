@@ -60,6 +60,7 @@ class MethodSpec:
         smooth: config -> whether an inner step is smooth in the controls almost everywhere; if so, `metasched check`
             compares hypergradients with finite differences.
         shown: names of the controls on the dashboard; None: all.
+        activation_parameters: the own parameters that count for activations only.
     """
 
     config: type[MethodConfig]
@@ -68,6 +69,7 @@ class MethodSpec:
     schedules: Callable[[], Sequence[Any]] = no_schedules
     smooth: Callable[[Any], bool] = never
     shown: tuple[str, ...] | None = None
+    activation_parameters: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:

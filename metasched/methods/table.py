@@ -62,11 +62,13 @@ ROWS = (
         "discrete state transition, without float weights",
         Lazy("metasched.methods.gxnor:build"),
         Lazy("metasched.schedules.cooling:gxnor"),
+        activation_parameters=("noise", "half_width"),
     ),
     MethodSpec(
         MetropolisConfig,
         "Metropolis transitions, without float weights",
         Lazy("metasched.methods.batch_metropolis:build"),
         Lazy("metasched.schedules.cooling:metropolis"),
+        activation_parameters=("noise", "half_width"),
     ),
 )

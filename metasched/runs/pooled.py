@@ -66,7 +66,7 @@ def local_runs(config: ProblemConfig, meta: MetaConfig) -> LocalRuns:
         problem=build_problem(config, relaxation=meta.relaxation),
         played=build_problem(config),
         outer=OuterLoss(meta.objective, meta.surrogate),
-        unroll=find_unroll(meta.estimator, meta.memory, meta.window),
+        unroll=find_unroll(meta.estimator, meta.memory),
         memory=meta.memory,
         sweeps=engine(meta.estimator) == "sweep",
     )

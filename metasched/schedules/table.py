@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from functools import cache, partial
 
-from metasched.core.errors import unknown_name
 from metasched.methods import METHODS, MethodSpec, find_method
 from metasched.schedules.curves import RAMPS, Curve, HandCoded, falling, rising, steps
 from metasched.schedules.published import NO_MEAN, RAMP_CITATIONS, START, STATIC_NOISE, ana, inq
 
-__all__ = ["HandCoded", "find_hand_coded", "hand_coded"]
+__all__ = ["HandCoded", "hand_coded"]
 
 _FREEZE_AT_END: Curve = partial(steps, times=(1.0,), values=(0.0, 1.0))
 
@@ -99,15 +98,3 @@ def hand_coded(family: str) -> dict[str, HandCoded]:
     ['inq_alexnet_5bit', 'inq_resnet18_4bit']
     """
     return dict(_family(find_method(family)))
-
-
-def find_hand_coded(family: str, name: str, path: str) -> HandCoded:
-    """One hand-coded schedule of a method; ``path`` is the field that names it, for the error message.
-
-    Raises:
-        MetaschedError: no such family or name.
-    """
-    schedules = hand_coded(family)
-    if name not in schedules:
-        raise unknown_name(path, name, schedules)
-    return schedules[name]

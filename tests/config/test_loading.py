@@ -59,9 +59,9 @@ def test_file_is_read(write) -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["--meta.steps", "7", "--optimizer.lr", "2e-3", "--compare.horizons", "[2]", "--task.download", "true"],
-        ["--meta.steps=7", "--optimizer.lr=0.002", "--compare.horizons=[2]", "--task.download=true"],
-        ["--meta.steps=99", "--optimizer.lr=0.002", "--compare.horizons=[2]", "--task.download=yes", "--meta.steps=7"],
+        ["--meta.steps", "7", "--optimizer.lr", "2e-3", "--compare.horizons", "[2]", "--schedule.knots", "9"],
+        ["--meta.steps=7", "--optimizer.lr=0.002", "--compare.horizons=[2]", "--schedule.knots=9"],
+        ["--meta.steps=99", "--optimizer.lr=0.002", "--compare.horizons=[2]", "--schedule.knots=9", "--meta.steps=7"],
     ],
 )
 def test_overrides(write, overrides: list[str]) -> None:
@@ -72,7 +72,7 @@ def test_overrides(write, overrides: list[str]) -> None:
         meta=replace(base.meta, steps=7),
         optimizer=replace(base.optimizer, lr=0.002),
         compare=replace(base.compare, horizons=(2,)),
-        task=replace(base.task, download=True),
+        schedule=replace(base.schedule, knots=9),
     )
 
 

@@ -105,7 +105,7 @@ def online() -> Any:
 WORK: dict[str, Callable[[], Any]] = {
     **{f"{m} {n}": lambda m=m, n=n: run_of(m, n) for m, n in (("ste", "mlp"), ("ana", "convnet"), ("inq", "mlp"))},
     "joint convnet": lambda: run_of("joint", "convnet"),
-    **{e: lambda e=e: learned_by(e) for e in ("sweep", "higher", "truncated", "forward", "es", "pes", "nres", "auto")},
+    **{e: lambda e=e: learned_by(e) for e in ("sweep", "higher", "forward", "es", "pes", "nres", "auto")},
     "online": online,
 }
 

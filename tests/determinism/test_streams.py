@@ -15,7 +15,6 @@ import torch
 import metasched
 from metasched.config.schema import Experiment, MethodConfig, TaskConfig
 from metasched.core.randomness import Draw, derive_seed
-from metasched.engines.truncated import windows
 from metasched.estimators.particles import first_windows
 from metasched.estimators.perturbation import direction
 from metasched.evaluation.contenders import fresh_seeds
@@ -64,7 +63,6 @@ STREAMS: dict[str, Callable[[], Any]] = {
     "activation": lambda: drawn("activation"),
     "schedule network": lambda: list(schedule().body.parameters()),
     "direction": lambda: direction(schedule(), 11),
-    "window": lambda: [next(windows(inner().with_seed(s), 10, None)) for s in range(12)],
     "first window": lambda: first_windows(1, 1000, 11),
     "held out": lambda: held_out(inner().task.validation, 8, 11, 2).x,
     "compare": lambda: fresh_seeds(EXPERIMENT.seed, EXPERIMENT.compare.seeds),

@@ -37,9 +37,9 @@ MISTAKES = [  # command, arguments, what the line holds
     ),
     ("train", ["--schedule.learn=[freeze_rate]"], "schedule.learn[0]: inq has no control 'freeze_rate'"),
     ("train", ["--meta.estimator=sweep", "--meta.memory=1KiB"], "meta.memory: is less than the "),
-    ("train", ["--meta.estimator=unroll", "--meta.memory=2GiB"], "meta.memory: has no effect on unroll"),
+    ("train", ["--meta.estimator=unroll", "--meta.memory=2GiB"], "meta.memory: has no effect, because meta.estimator"),
     ("train", ["--meta.memory=2 GB"], "--meta.memory: must be a number of bytes, or a size in KiB, MiB or GiB"),
-    ("train", ["--task.model=resnet20", "--task.depth=9"], "task.depth: resnet20 has a fixed depth"),
+    ("train", ["--task.model=resnet20", "--task.depth=9"], "task.depth: has no effect, because task.model is resnet20"),
     ("train", ["--task.model=convnet", "--task.depth=2"], "task.depth: convnet needs at least 3 layers, got 2"),
     ("train", ["--compare.baselines=[inq_liner]"], "compare.baselines[0]: unknown name 'inq_liner'; did you mean"),
     ("compare", ["--arm", "a"], "--arm: is 'a'; give NAME SCHEDULE"),
@@ -102,10 +102,19 @@ def test_a_folder_that_holds_a_run_stays_as_it_is(
     assert {p: p.stat().st_mtime_ns for p in trained.rglob("*")} == before
 
 
-def test_a_given_folder_keeps_what_else_is_in_it(cli: Cli, config: Path, tmp_path: Path) -> None:
+def test_a_given_folder_with_something_else_in_it_is_refused(
+    cli: Cli, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("notes.txt", "more.txt"):
+        (tmp_path / name).write_text("mine")
+    assert cli("train", config, "--folder", tmp_path) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and f"{tmp_path}: is not empty (it has 'more.txt' and 1 more); give a new" in said
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["more.txt", "notes.txt"]
+
+
+def test_a_mistake_leaves_nothing_of_a_given_folder(cli: Cli, config: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    assert cli("train", config, "--folder", tmp_path, "--schedule.start=nonsense") == 2
-    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
     new = tmp_path / "a" / "b"
     assert cli("train", config, "--folder", new, "--schedule.start=nonsense") == 2
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]

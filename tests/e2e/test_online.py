@@ -17,7 +17,7 @@ import torch
 from metasched import PlayedSchedule, load_experiment, progress_of_steps, read_schedule
 from metasched.meta.online import train_online
 from metasched.runs.cells import cell_score
-from metasched.schedules.table import find_hand_coded
+from metasched.schedules.table import hand_coded
 from metasched.tracking import read_json_lines, unknown_metrics
 
 Cli = Callable[..., int]
@@ -73,7 +73,7 @@ def test_the_file_holds_what_was_played_and_plays_it_again(cli: Cli, ran: Path, 
     torch.set_default_dtype(torch.float32)
     (seed,) = source.seeds
     assert cell_score(experiment.problem, values, seed, 6, "validation") == source.metric.value
-    start = find_hand_coded("inq", "inq_linear", "")
+    start = hand_coded("inq")["inq_linear"]
     again = train_online(experiment, start, seed)
     assert [(s.by, s.inner_steps) for s in source.spent] == [("online", again.inner_steps)]
     assert torch.equal(again.controls["freeze_fraction"], values["freeze_fraction"])

@@ -27,7 +27,12 @@ from metasched.tracking.plots import plot_sensitivity
 
 Cli = Callable[..., int]
 RUNS = 3
-ANA = ["--method.name=ana", "--schedule.start=best", "--compare.baselines=[]", "--run.dtype=float64"]
+ANA = [
+    "--method.name=ana",
+    "--schedule.start=best",
+    "--compare.baselines=[]",
+    "--run.dtype=float64",
+]
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from metasched.config.load import config_hash
 from metasched.exchange.format import Spent
 from metasched.io.environment import version
 from metasched.meta.outer import meta_train
-from metasched.schedules.table import find_hand_coded
+from metasched.schedules.table import hand_coded
 from metasched.tracking import read_json_lines, unknown_metrics
 
 Cli = Callable[..., int]
@@ -125,7 +125,7 @@ def test_what_is_exported_is_what_was_learned(
             for row in expected:
                 values = player.step()
                 assert [values[layer.name]["freeze_fraction"] for layer in played.layers] == row.tolist()
-        base = find_hand_coded("inq", "inq_linear", "")(progress_of_steps(6), played.layers)["freeze_fraction"]
+        base = hand_coded("inq")["inq_linear"](progress_of_steps(6), played.layers)["freeze_fraction"]
         assert not torch.allclose(network(progress_of_steps(6), played.layers)["freeze_fraction"], base, atol=1e-4)
 
 
@@ -135,7 +135,7 @@ def test_controls_that_are_not_learned_stay_as_they_start(cli: Cli, config: Path
     played = PlayedSchedule(read_schedule(tmp_path / "run" / "schedule.json"))
     progress = progress_of_steps(4)  # the knots
     now = played(progress, played.layers)
-    base = find_hand_coded("joint", "joint_linear", "")(progress, played.layers)
+    base = hand_coded("joint")["joint_linear"](progress, played.layers)
     assert torch.equal(now["noise_scale"], base["noise_scale"]) and torch.equal(now["noise_mean"], base["noise_mean"])
     assert not torch.allclose(now["freeze_fraction"], base["freeze_fraction"], atol=1e-3)
 
@@ -151,7 +151,7 @@ def test_start_at_a_schedule_file(cli: Cli, config: Path, trained: Path, tmp_pat
 
 
 def test_start_at_the_best(cli: Cli, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    short = ["--meta.steps=0", "--compare.baselines=[]", "--compare.horizons=[1]"]
+    short = ["--meta.steps=0", "--meta.select_runs=1", "--compare.baselines=[]", "--compare.horizons=[1]"]
     assert cli("train", config, "--folder", tmp_path / "run", "--schedule.start=best", *short, "--json") == 0
     result = json.loads(capsys.readouterr().out)
     tried = [r for r in read_json_lines(tmp_path / "run" / "metrics.jsonl") if "select/name" in r]

@@ -22,7 +22,7 @@ from metasched.exchange.player import PlayedSchedule, SchedulePlayer, check_meth
 from metasched.exchange.schedule_file import loads
 from metasched.methods.base import Control
 from metasched.schedules.base import progress_of_steps
-from metasched.schedules.table import find_hand_coded
+from metasched.schedules.table import hand_coded
 
 HORIZONS = [1, 2, 3, 7, 100]
 
@@ -197,7 +197,7 @@ def test_a_path_plays_as_the_file_in_it(tmp_path: Path, golden: str) -> None:
 
 
 def test_any_schedule_can_be_played_on_given_layers() -> None:
-    linear = find_hand_coded("ana", "ana_linear", "schedule")
+    linear = hand_coded("ana")["ana_linear"]
     player = SchedulePlayer(linear, 5, OTHERS)
     assert [player.step()["stem"]["noise_scale"] for _ in range(5)] == [0.5, 0.375, 0.25, 0.125, 0.0]
     with pytest.raises(MetaschedError, match=r"^layers: none given"):
@@ -207,7 +207,7 @@ def test_any_schedule_can_be_played_on_given_layers() -> None:
 @pytest.mark.parametrize("kind", ["linear", "previous"])
 def test_an_exported_schedule_plays_what_the_inner_loop_saw(kind: Literal["linear", "previous"]) -> None:
     """At the horizon whose steps are the knots: the very bits."""
-    schedule = find_hand_coded("inq", "inq_cosine" if kind == "linear" else "inq_alexnet_5bit", "schedule")
+    schedule = hand_coded("inq")["inq_cosine" if kind == "linear" else "inq_alexnet_5bit"]
     control = Control("freeze_fraction", 0.0, 1.0, "share", "nondecreasing", end=1.0)
     steps = progress_of_steps(101)
     file = export(

@@ -59,7 +59,7 @@ OPTIMIZERS = {  # eps far above rounding: derivatives through Adam else multiply
     "adam": OptimizerConfig(name="adam", lr=0.02, weight_decay=1e-3, eps=1e-2),
     "adamw": OptimizerConfig(name="adamw", lr=0.02, weight_decay=0.1, decay="linear", eps=1e-2),
 }
-ENGINES = ("sweep", "higher", "unroll", "truncated")
+ENGINES = ("sweep", "higher", "unroll")
 DIFFERENTIATED = ("ana", "inq_magnitude", "joint", "gxnor", "metropolis")
 OBJECTIVES = ("relaxed", "trajectory")
 ESTIMATORS = ("sweep", "es", "pes", "nres", "mixed", "auto")  # and forward, which takes a run for each parameter
@@ -98,7 +98,7 @@ def engine(name: str, variant: str, optimizer: str = "adam", objective: Any = "h
     """The derivative of the outer loss in the controls, by one engine."""
     experiment = experiment_of(variant, optimizer)
     problem = build_problem(experiment, relaxation=0.3).with_seed(SEED)
-    unroll = find_unroll(name, window=WINDOW if name == "truncated" else None)
+    unroll = find_unroll(name)
     found = control_gradient(unroll, problem, widened(controls_of(experiment)), OuterLoss(objective))
     return {"loss": torch.tensor(found.loss), "scores": [found.score], **dict(found.wrt)}
 

@@ -29,7 +29,7 @@ STEPS = 6
 BASE: dict[str, dict[str, Any]] = {
     "task": {"model": "mlp", "width": 8, "steps": STEPS, "batch": 16, "train": 64, "validation": 32, "test": 32},
     "optimizer": {"lr": 0.02, "eps": 1e-2},  # eps far above rounding, which derivatives through Adam else multiply
-    "meta": {"steps": 3, "runs": 2, "window": 2, "select_runs": 1},
+    "meta": {"steps": 3, "runs": 2},
     "tracking": {"wandb": "disabled"},
     "run": {"workers": 1, "dtype": "float64"},
 }
@@ -37,7 +37,7 @@ TRAINED: dict[str, dict[str, dict[str, Any]]] = {
     "inq_pes_network": {
         "method": {"name": "inq"},
         "schedule": {"start": "best", "knots": 4, "hidden": 4},
-        "meta": {"estimator": "pes"},
+        "meta": {"estimator": "pes", "window": 2, "select_runs": 1},
         "compare": {"seeds": 2, "baselines": ["inq_linear"]},
     },
     "joint_sweep_family": {

@@ -27,7 +27,7 @@ from metasched.meta.outer import OuterState, OuterStep, meta_train
 from metasched.runs.pool import Pool
 from metasched.runs.pooled import PooledRuns
 from metasched.schedules.learnable import LearnableSchedule, build_learnable
-from metasched.schedules.table import find_hand_coded
+from metasched.schedules.table import hand_coded
 from metasched.training.problem import build_problem
 
 ROOT = Path(__file__).parents[2]
@@ -307,7 +307,7 @@ def experiment_of(estimator: Any) -> Experiment:
 def schedule_of(experiment: Experiment, hidden: int = 2) -> LearnableSchedule:
     network = build_problem(experiment).network
     config = ScheduleConfig(knots=3, hidden=hidden)
-    base = find_hand_coded("inq", "inq_linear", "")
+    base = hand_coded("inq")["inq_linear"]
     return build_learnable(config, network.method.controls, base, ["freeze_fraction"], network.layers, 0)
 
 

@@ -9,7 +9,7 @@ from metasched.config.schema import Experiment, MetaConfig, MethodConfig, Schedu
 from metasched.meta.outer import OuterState, averages, meta_train
 from metasched.runs.pool import Pool
 from metasched.schedules.learnable import build_learnable
-from metasched.schedules.table import find_hand_coded
+from metasched.schedules.table import hand_coded
 from metasched.training.problem import build_problem
 
 
@@ -23,7 +23,7 @@ def test_the_schedule_has_the_mean_of_the_parameters_after_the_steps_of_the_last
     )
     network = build_problem(experiment).network
     declared = network.method.controls
-    base = find_hand_coded("joint", "joint_linear", "")
+    base = hand_coded("joint")["joint_linear"]
     schedule = build_learnable(experiment.schedule, declared, base, [c.name for c in declared], network.layers, 0)
     states: list[OuterState] = []
     with Pool(1) as pool:

@@ -29,7 +29,7 @@ from metasched.meta.outer import OuterState, OuterStep, meta_train
 from metasched.meta.resume import resumable_state
 from metasched.runs.pool import Pool
 from metasched.schedules.learnable import LearnableSchedule, build_learnable
-from metasched.schedules.table import find_hand_coded
+from metasched.schedules.table import hand_coded
 from metasched.training.problem import build_problem
 
 METHODS = ("ana", "inq", "joint")
@@ -67,7 +67,7 @@ def experiment_of(method: str, estimator: Any) -> Experiment:
 def schedule_of(experiment: Experiment) -> LearnableSchedule:
     network = build_problem(experiment).network
     controls = network.method.controls
-    base = find_hand_coded(experiment.method.name, f"{experiment.method.name}_linear", "")
+    base = hand_coded(experiment.method.name)[f"{experiment.method.name}_linear"]
     learn = [c.name for c in controls]
     if experiment.meta.estimator == "forward":  # which takes a run for each parameter
         learn = learn[-1:]

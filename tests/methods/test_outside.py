@@ -30,7 +30,7 @@ TINY = {
     "optimizer": {"eps": 1e-3},
     "method": {"name": "alpha_blending", "stretch": 0.9, "activation_levels": None, "scale": "max"},
     "schedule": {"start": "alpha_linear", "knots": 4, "hidden": 4},
-    "meta": {"steps": 2, "runs": 2, "select_runs": 1, "objective": "relaxed"},
+    "meta": {"steps": 2, "runs": 2, "objective": "relaxed"},
     "tune": {"inner_steps": 200, "runs": 1, "finalists": 2, "final_runs": 1},
     "online": {"every": 5, "window": 1, "held_out": 4},
     "compare": {"seeds": 2, "baselines": ["alpha_linear"]},

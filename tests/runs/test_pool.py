@@ -14,7 +14,7 @@ from metasched.core.errors import MetaschedError
 from metasched.quantizers.levels import level_set
 from metasched.runs.cells import cell_score, played
 from metasched.runs.pool import Pool
-from metasched.schedules.table import find_hand_coded
+from metasched.schedules.table import hand_coded
 
 EXPERIMENT = Experiment(
     task=TaskConfig(name="quadratic", width=6),
@@ -32,7 +32,7 @@ def two() -> Iterator[Pool]:
 
 def test_inner_runs_give_the_same_bits_in_the_same_order(two: Pool) -> None:
     torch.set_default_dtype(torch.float32)  # as the workers have it
-    controls = played(EXPERIMENT.problem, find_hand_coded("joint", "joint_linear", "test"), 10)
+    controls = played(EXPERIMENT.problem, hand_coded("joint")["joint_linear"], 10)
     work = [(EXPERIMENT, controls, seed, 10, "validation") for seed in range(6)]
     with Pool(1) as one:
         alone = list(one.map(cell_score, work))

@@ -16,7 +16,7 @@ from metasched.core.layer import Layer
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.interpolation import interpolate
 from metasched.schedules.published import ana_2019_windows, ana_windows
-from metasched.schedules.table import HandCoded, find_hand_coded, hand_coded
+from metasched.schedules.table import HandCoded, hand_coded
 
 FAMILIES = ("float", "ste", "ana", "inq", "joint", "gxnor", "metropolis")
 SCHEDULES = [schedule for family in FAMILIES for schedule in hand_coded(family).values()]
@@ -266,9 +266,6 @@ def test_schedules_cross_a_process_pool() -> None:
 def test_unknown_names() -> None:
     with pytest.raises(MetaschedError, match=r"method.name: unknown name 'anna'; did you mean 'ana'"):
         hand_coded("anna")
-    with pytest.raises(MetaschedError, match=r"schedule.start: unknown name 'inq_liner'; did you mean 'inq_linear'"):
-        find_hand_coded("inq", "inq_liner", "schedule.start")
-    assert find_hand_coded("inq", "inq_linear", "schedule.start") is hand_coded("inq")["inq_linear"]
 
 
 def test_the_table_cannot_be_changed_through_what_it_returns() -> None:

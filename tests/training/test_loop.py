@@ -13,7 +13,7 @@ from metasched.config.schema import MethodConfig, OptimizerConfig
 from metasched.methods import build_method
 from metasched.network.quantize import quantize
 from metasched.schedules.base import progress_of_steps
-from metasched.schedules.table import find_hand_coded
+from metasched.schedules.table import hand_coded
 from metasched.tasks.classification import accuracy
 from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.loop import InnerRun, hardened_score, train
@@ -39,7 +39,7 @@ def play(inner: InnerProblem) -> InnerRun:
     family = {"freeze_fraction": "joint_linear", "noise_scale": "ana_linear"}
     names = {c.name for c in inner.network.method.controls}
     name = next(family[key] for key in family if key in names)
-    schedule = find_hand_coded(name.split("_")[0], name, "test")
+    schedule = hand_coded(name.split("_")[0])[name]
     return train(inner, schedule(progress_of_steps(inner.steps), inner.network.layers))
 
 

@@ -1,4 +1,4 @@
-"""Settings of an optimizer that contradict each other, or that it would ignore."""
+"""Settings of an optimizer that contradict each other; those that nothing reads are found by config/ignored.py."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from collections.abc import Callable, Iterator
 from metasched.config.schema import OptimizerConfig
 from metasched.core.errors import MetaschedError, unknown_name
 from metasched.training.optimizers import OPTIMIZERS, unknown_parameter
-from metasched.training.optimizers.decays import DECAYS
-
-_DEFAULT = OptimizerConfig()
 
 
 def contradictions(config: OptimizerConfig, place: Callable[[str], str]) -> Iterator[MetaschedError]:
@@ -22,27 +19,15 @@ def contradictions(config: OptimizerConfig, place: Callable[[str], str]) -> Iter
     if config.name not in OPTIMIZERS:
         yield unknown_name(place("optimizer.name"), config.name, OPTIMIZERS)
         return
-    by_rule = {name: spec.fields for name, spec in OPTIMIZERS.items()}
-    by_decay = {name: frozenset(decay.reads) for name, decay in DECAYS.items()}
-    for choice, readers in (("name", by_rule), ("decay", by_decay)):
-        chosen = getattr(config, choice)
-        for field in sorted(frozenset().union(*readers.values()) - readers[chosen]):
-            if getattr(config, field) != getattr(_DEFAULT, field):
-                problem = f"has no effect, because optimizer.{choice} is {chosen}"
-                names = " and ".join(name for name, reads in readers.items() if field in reads)
-                yield MetaschedError(place(f"optimizer.{field}"), problem, f"leave it out; it is for {names}")
     yield from _own_parameters(config, place)
     if config.decay == "one_cycle" and config.warmup:
         problem = "one_cycle has a warm-up of its own"
         yield MetaschedError(place("optimizer.warmup"), problem, "leave it out, and set optimizer.pct_start")
-    if config.nesterov and not config.momentum:
-        problem = "has no effect, because optimizer.momentum is 0"
-        yield MetaschedError(place("optimizer.nesterov"), problem, "leave it out, or set optimizer.momentum")
     if config.clip_norm is not None and config.clip_value is not None:
         problem = "cannot be used together with optimizer.clip_norm"
         yield MetaschedError(place("optimizer.clip_value"), problem, "leave one of them out")
     for i, group in enumerate(config.groups):
-        if group.weight_decay is not None and "weight_decay" not in by_rule[config.name]:
+        if group.weight_decay is not None and "weight_decay" not in OPTIMIZERS[config.name].fields:
             problem = f"has no effect, because {config.name} has no weight decay"
             yield MetaschedError(place(f"optimizer.groups[{i}].weight_decay"), problem, "leave it out")
 

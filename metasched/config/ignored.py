@@ -1,0 +1,187 @@
+"""Settings that an experiment would ignore, because another setting decides that nothing reads them.
+
+A rule says which values of a setting read which other fields:
+
+    meta.estimator: {"sweep": {meta.memory, ...}, "es": {meta.sigma}, ...}
+
+A field that some value reads, and the chosen one does not, is refused where it differs from its default. In a file that
+a run has left, which lists every field, only what the command line overrides is looked at. A rule takes what it knows
+from the table of the part that reads: tasks, models, methods, optimizers, decays. Parameters of other methods never get
+here, because the section ``method`` has only the fields of its own method (methods/config.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from metasched.config.fields import fields
+from metasched.config.schema import Experiment
+from metasched.core.errors import MetaschedError
+from metasched.methods import METHODS, build_method
+from metasched.methods.base import Method
+from metasched.methods.spec import CEILING
+from metasched.tasks.reads import MODEL_READS, TASK_READS
+
+_REVERSE = ("relaxation", "surrogate", "noise_floor")
+ESTIMATOR_READS: dict[str, tuple[str, ...]] = {  # meta.estimator -> fields of MetaConfig
+    "sweep": ("memory", *_REVERSE),
+    "higher": _REVERSE,
+    "unroll": _REVERSE,
+    "forward": _REVERSE,
+    "es": ("sigma",),
+    "pes": ("sigma", "window"),
+    "nres": ("sigma", "window"),
+    "mixed": ("memory", "sigma", *_REVERSE),
+    "auto": ("memory", "sigma", *_REVERSE),
+}
+_SEARCH_READS = {s: ("runs",) for s in ("tpe", "cmaes", "random")} | {"pbt": ("population", "interval")}
+_QUANTIZERS = ("levels", "activation_levels", "scale", "granularity", "activation_scale")
+
+
+class Rule(NamedTuple):
+    """Which fields the values of one setting read.
+
+    Attributes:
+        setting: dotted path.
+        reads: {value of the setting: dotted paths of the fields that it reads}; fields in no entry are not its concern.
+        chosen: the key of ``reads`` that an experiment has.
+        mend: what a message advises; empty: to leave the field out, with the values that read it.
+    """
+
+    setting: str
+    reads: Mapping[str, Collection[str]]
+    chosen: Callable[[Experiment], str]
+    mend: str = ""
+
+    @property
+    def governed(self) -> tuple[str, ...]:
+        """The fields that it concerns, sorted."""
+        return tuple(sorted({field for read in self.reads.values() for field in read}))
+
+    def unread(self, experiment: Experiment) -> tuple[str, ...]:
+        """The fields that it concerns and the experiment does not read, sorted."""
+        read = self.reads.get(self.chosen(experiment), self.governed)  # what has no row may read everything
+        return tuple(field for field in self.governed if field not in read)
+
+    def fix(self, field: str) -> str:
+        """What a message advises about a field that is not read."""
+        names = [value for value, read in self.reads.items() if field in read]
+        listed = " and ".join([part for part in (", ".join(names[:-1]), names[-1]) if part])
+        return self.mend or f"leave it out; it is for {listed}"
+
+
+def rules(method: str) -> Iterator[Rule]:
+    """All rules for experiments with this method; rows from outside the package are among the tables."""
+    from metasched.training.optimizers import OPTIMIZERS
+    from metasched.training.optimizers.decays import DECAYS
+
+    yield _of("task", "name", TASK_READS)
+    yield _of("task", "model", MODEL_READS)
+    yield _of("optimizer", "name", {name: spec.fields for name, spec in OPTIMIZERS.items()})
+    yield _of("optimizer", "decay", {name: decay.reads for name, decay in DECAYS.items()})
+    yield _of("meta", "estimator", ESTIMATOR_READS)
+    yield _of("meta", "objective", {"hardened": ("surrogate",), "relaxed": (), "trajectory": ("surrogate",)})
+    yield _of("schedule", "kind", {"network": ("hidden",), "family": ()})
+    yield _of("tune", "search", _SEARCH_READS)
+    yield _quantization()
+    yield _relaxation()
+    yield _noise_floor()
+    of_activations = METHODS[method].activation_parameters
+    yield _unless("method.activation_levels", None, "activation_scale", *of_activations)
+    yield _unless("method.scale", "unit", "granularity")
+    yield _unless("optimizer.momentum", 0.0, "nesterov")
+    yield _unless("tracking.wandb", "disabled", "project")
+    yield Rule(
+        "schedule.start",
+        {"best": ("meta.select_runs",), "another": ()},
+        lambda e: "best" if e.schedule.start == "best" else "another",
+    )
+
+
+def ignored(
+    experiment: Experiment, place: Callable[[str], str], given: Collection[str] | None = None
+) -> Iterator[MetaschedError]:
+    """Settings that differ from their default and have no effect, one error for each.
+
+    Args:
+        experiment: well-formed, each setting for itself.
+        place: from a dotted path to what the user wrote there.
+        given: the fields that are looked at; None: all.
+    """
+    defaults = {field.path: field for field in fields()}
+    seen: set[str] = set()
+    for rule in rules(experiment.method.name):
+        for path in rule.unread(experiment):
+            value = value_at(experiment, path)
+            if path in seen or (given is not None and path not in given) or value in (_MISSING, defaults[path].default):
+                continue
+            seen.add(path)
+            shown = value_at(experiment, rule.setting)
+            problem = f"has no effect, because {rule.setting} is {'null' if shown is None else shown}"
+            yield MetaschedError(place(path), problem, rule.fix(path))
+
+
+_MISSING = object()  # of a parameter that the method does not have
+
+
+def value_at(experiment: Experiment, path: str) -> Any:
+    """The value of a field by its dotted path."""
+    value: Any = experiment
+    for name in path.split("."):
+        value = getattr(value, name, _MISSING)
+    return value
+
+
+def _of(section: str, name: str, table: Mapping[str, Collection[str]]) -> Rule:
+    """The rule of a setting whose values and fields are of one section."""
+    reads = {value: [f"{section}.{field}" for field in read] for value, read in table.items()}
+    return Rule(f"{section}.{name}", reads, lambda e: getattr(getattr(e, section), name))
+
+
+def _unless(setting: str, value: object, *governed: str) -> Rule:
+    """Fields of its section that every value of a setting reads but one."""
+    fields = [f"{setting.partition('.')[0]}.{name}" for name in governed]
+
+    def chosen(experiment: Experiment) -> str:
+        return "none" if value_at(experiment, setting) == value else "some"
+
+    return Rule(setting, {"some": fields, "none": ()}, chosen, f"leave it out, or set {setting}")
+
+
+def _quantization() -> Rule:
+    """Float networks read nothing of how weights and activations are quantized."""
+    governed = (*(f"method.{name}" for name in _QUANTIZERS), "quantize.first", "quantize.last", "meta.surrogate")
+    reads = {name: () if name == CEILING else governed for name in METHODS}
+    return Rule("method.name", reads, lambda e: e.method.name, "leave it out; it is for methods that quantize")
+
+
+def _relaxation() -> Rule:
+    """Methods whose relaxed form is another one read its width."""
+
+    def chosen(experiment: Experiment) -> str:
+        method = _built(experiment)
+        return "exact" if method is not None and method.relaxed(1.0) == method else "relaxed"
+
+    mend = "leave it out; it is for methods that freeze weights, such as inq and joint"
+    return Rule("method.name", {"relaxed": ("meta.relaxation",), "exact": ()}, chosen, mend)
+
+
+def _noise_floor() -> Rule:
+    """Methods with a control that has a floor while learning read another floor."""
+
+    def chosen(experiment: Experiment) -> str:
+        method = _built(experiment)
+        floors = method is None or any(c.learning_floor is not None for c in method.controls)
+        return "floors" if floors else "none"
+
+    mend = "leave it out; it is for methods with noise, such as ana and joint"
+    return Rule("method.name", {"floors": ("meta.noise_floor",), "none": ()}, chosen, mend)
+
+
+def _built(experiment: Experiment) -> Method | None:
+    """The method; None where its settings do not go together, which others report."""
+    try:
+        return build_method(experiment.method)
+    except MetaschedError:
+        return None
