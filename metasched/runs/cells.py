@@ -37,7 +37,7 @@ def cell_score(experiment: Experiment, controls: Tensors, seed: int, steps: int,
 
 
 def cell_scores(experiment: Experiment, controls: Tensors, seeds: Sequence[int], steps: int, part: Part) -> list[float]:
-    """``cell_score`` for each seed, trained at once where that pays (see training/stacked.py)."""
+    """``cell_score`` for each seed under {control: [T, L]}, trained at once where that pays (see training/stacked.py)."""
     problem = build_problem(experiment, steps=steps)
     like = next(problem.network.module.parameters())
     states = train_each(problem, {name: v.to(like) for name, v in controls.items()}, seeds)
@@ -97,7 +97,7 @@ class CachedPool:
 
 
 def cells_key(experiment: Experiment, controls: Tensors, seeds: Sequence[int], steps: int, part: Part) -> str:
-    """A hash of all that the scores of cells depend on."""
+    """A hash of all that the scores of cells depend on; ``controls`` are {control: [T, L]}."""
     settings = to_dict(experiment)
     what = {section: settings[section] for section in ("task", "optimizer", "method", "quantize")}
     how = {name: settings["run"][name] for name in ("device", "dtype", "autocast")}
@@ -105,7 +105,7 @@ def cells_key(experiment: Experiment, controls: Tensors, seeds: Sequence[int], s
 
 
 def digest(about: Any, tensors: Tensors) -> str:
-    """A hash of something that JSON can hold, and of tensors with their names, types and shapes."""
+    """A hash of something that JSON can hold, and of tensors [...] with their names, dtypes and shapes."""
     described = {name: [str(t.dtype), list(t.shape)] for name, t in tensors.items()}
     found = hashlib.blake2b(json.dumps([about, described], sort_keys=True).encode(), digest_size=16)
     for name in sorted(tensors):
