@@ -205,7 +205,8 @@ def pull_back(schedule: nn.Module, values: Controls, found: ControlGradient) -> 
     """From the controls to the schedule's parameters: one product with the Jacobian of ``values = schedule(...)``.
 
     ``values`` and the derivative ``found.wrt`` are {control: [T, L]}; the gradient has one tensor for
-    each parameter, of its shape. The graph of ``values`` is kept, so that several inner runs under the same values can be pulled back one by one.
+    each parameter, of its shape. The graph of ``values`` is kept, so that several inner runs under the same values can
+    be pulled back one by one.
     """
     parameters = list(schedule.parameters())
     learned = [n for n in values if values[n].requires_grad]
