@@ -16,7 +16,7 @@ from metasched.exchange.pbt import read_policy
 from metasched.exchange.player import SchedulePlayer
 from metasched.exchange.schedule_file import dumps, read_schedule
 from metasched.meta.checkpoint import read_checkpoint
-from metasched.runs.cells import Remembered
+from metasched.runs.cells import CachedPool
 from metasched.runs.pool import Pool
 from metasched.tracking import read_json_lines, unknown_metrics
 
@@ -77,7 +77,7 @@ def checkpoint(path: Path) -> None:
 def cells(path: Path) -> None:
     before = path.read_bytes()
     with Pool(1) as pool:
-        Remembered(pool, path).close()
+        CachedPool(pool, path).close()
     assert path.read_bytes() == before
 
 
