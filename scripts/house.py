@@ -209,13 +209,15 @@ class Classes:
         return found
 
     def members(self, node: ast.ClassDef) -> set[str]:
-        """Names of the public methods and annotated attributes of a class and its bases."""
+        """Names of the public methods and attributes of a class and its bases."""
         found = set()
         for statement in (s for c in self.lineage(node) for s in c.body):
             if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
                 found.add(statement.name)
             elif isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
                 found.add(statement.target.id)
+            elif isinstance(statement, ast.Assign):
+                found |= {target.id for target in statement.targets if isinstance(target, ast.Name)}
         return {name for name in found if not name.startswith("_")}
 
     def docstrings(self, function: Function) -> Iterator[str]:

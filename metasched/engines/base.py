@@ -143,12 +143,22 @@ def judged_steps(problem: InnerProblem, outer: OuterLoss) -> range:
 
 
 def dead_layers(problem: InnerProblem, gradients: Tensors) -> int:
-    """How many quantized layers have a weight gradient that is zero everywhere."""
+    """How many quantized layers have a weight gradient that is zero everywhere; gradients {parameter: [...]}."""
     return sum(not bool(gradients[layer.weight_key].detach().any()) for layer in problem.network.layers)
 
 
 def control_gradient(unroll: Unroll, problem: InnerProblem, controls: Controls, outer: OuterLoss) -> ControlGradient:
-    """One reverse pass: the derivative in every control of every layer at every step, whatever their number."""
+    """One reverse pass: the derivative in every control of every layer at every step, whatever their number.
+
+    Args:
+        unroll: the engine.
+        problem: what is trained, from its seed.
+        controls: {control: [T, L]}; they are cast to the dtype and device of the network's parameters.
+        outer: how the run is judged.
+
+    Raises:
+        MetaschedError: what the engine refuses.
+    """
     start = time.perf_counter()
     like = next(problem.network.module.parameters())
     leaves = {name: v.detach().to(like).requires_grad_() for name, v in controls.items()}
@@ -198,7 +208,9 @@ def norm(tensors: Sequence[torch.Tensor]) -> float:
 def pull_back(schedule: nn.Module, values: Controls, found: ControlGradient) -> Hypergradient:
     """From the controls to the schedule's parameters: one product with the Jacobian of ``values = schedule(...)``.
 
-    The graph of ``values`` is kept, so that several inner runs under the same values can be pulled back one by one.
+    ``values`` and the derivative ``found.wrt`` are {control: [T, L]}; the gradient has one tensor for
+    each parameter, of its shape. The graph of ``values`` is kept, so that several inner runs under the same values can
+    be pulled back one by one.
     """
     parameters = list(schedule.parameters())
     learned = [n for n in values if values[n].requires_grad]

@@ -146,6 +146,7 @@ def differentiable(
 ) -> _Exact:
     """The differentiable form of an optimizer, in the state that it is in.
 
+    Parameters and gradients have any shape [...].
     ``step(loss, params=..., override={"lr": [tensor], "betas": [(tensor, tensor)]})`` gives the next parameters.
     Without ``fmodel`` they must be given at each step, and may be changed between two steps.
 

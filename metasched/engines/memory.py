@@ -99,13 +99,16 @@ def recomputed_steps(plan: Plan, steps: int) -> int:
 
 
 def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
-    """Bytes of the storages under the tensors, each counted once."""
+    """Bytes of the storages under the tensors (any shape [...] and dtype), each counted once."""
     storages = [t.untyped_storage() for t in tensors]
     return sum({s.data_ptr(): s.nbytes() for s in storages}.values())
 
 
 def graph_bytes(make: Callable[[], object], existing: Iterable[torch.Tensor]) -> int:
-    """Bytes that the graph built by ``make()`` holds: each storage once, those of ``existing`` tensors not at all."""
+    """Bytes that the graph built by ``make()`` holds: each storage once.
+
+    Those of ``existing`` tensors (any shape [...]) do not count.
+    """
     held: dict[int, int] = {}
 
     def see(x: torch.Tensor) -> torch.Tensor:

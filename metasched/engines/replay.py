@@ -112,7 +112,7 @@ class Recording:
 def begin(
     problem: InnerProblem, controls: Controls, outer: OuterLoss, strides: tuple[int, ...], steps: Steps
 ) -> tuple[Recording, TrainingState]:
-    """A recording without steps, and the detached initial state."""
+    """A recording without steps, and the detached initial state; ``controls`` are {control: [T, L]} or [T, N, L]."""
     hyper = {("hyper", name): v for name, v in problem.hyper.items() if isinstance(v, torch.Tensor)}
     inputs: Named = {**{("control", name): v for name, v in controls.items()}, **hyper}
     first = _rows(inputs, 0, leaves=True)

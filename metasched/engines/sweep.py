@@ -94,7 +94,16 @@ def estimate(schedule: nn.Module, problem: InnerProblem, outer: OuterLoss) -> Hy
 
 
 def plan_for(problem: InnerProblem, controls: Controls, outer: OuterLoss, memory: int | None) -> Plan:
-    """The plan of ``unroll``: where several steps are judged each has a judgement in its graph, otherwise the last."""
+    """The plan of ``unroll``: where several steps are judged each has a judgement in its graph, otherwise the last.
+
+    Args:
+        problem, outer: what is trained, and how it is judged.
+        controls: {control: [T, L]}.
+        memory: bytes that the sweep may take; None is economical.
+
+    Raises:
+        MetaschedError: less memory than a single step needs.
+    """
     state, graph, judgement = cost(problem, controls, outer)
     if len(judged_steps(problem, outer)) > 1:
         return plan(problem.steps, state, graph + judgement, memory)
@@ -158,7 +167,10 @@ _COSTS: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Cost]] = WeakKeyDi
 
 
 def cost(problem: InnerProblem, controls: Controls, outer: OuterLoss) -> Cost:
-    """Measured at the second step, where all that ever carries a derivative does; once for each shape of a problem."""
+    """Measured at the second step, where all that ever carries a derivative does; once for each shape of a problem.
+
+    ``controls`` are {control: [T, L]}.
+    """
     batches = [tree_leaves(problem.task.batch(problem.seed, 0)), tree_leaves(problem.task.outer_batch())]
     sizes = tuple(t.shape for part in batches for t in part if isinstance(t, torch.Tensor))
     shape = (problem.optimizer, sizes, outer.objective)

@@ -37,7 +37,7 @@ class Estimate(NamedTuple):
 
 
 def check_like(place: str, tensors: State, like: State) -> None:
-    """Refuse tensors that have other names, types or shapes than those that are expected.
+    """Refuse tensors that have other names, dtypes (such as float64) or shapes than those that are expected.
 
     Raises:
         MetaschedError: the first that differs.
@@ -51,7 +51,7 @@ def check_like(place: str, tensors: State, like: State) -> None:
 
 
 def check_range(name: str, value: torch.Tensor, low: int, high: int) -> None:
-    """Refuse a number of a state that is not in low..high.
+    """Refuse a number of a state (0-d) that is not in low..high.
 
     Raises:
         MetaschedError: it is not.
@@ -68,7 +68,10 @@ class Estimator(Protocol):
         ...
 
     def check(self, schedule: nn.Module, runs: Runs, num_runs: int, state: State) -> None:
-        """Refuse what is no state after an estimate from ``num_runs`` seeds: a file may hold anything.
+        """Refuse a state that no estimate from ``num_runs`` seeds leaves, because a file may hold anything.
+
+        Names, shapes and dtypes of its tensors (float64 for measured numbers, int64 for counts) must be those that the
+        estimator writes.
 
         Raises:
             MetaschedError: with the place of what is wrong.
@@ -82,6 +85,6 @@ class Estimator(Protocol):
             schedule: what is differentiated, at its present parameters.
             runs: where inner runs are done.
             seeds: one for each inner run or antithetic pair; all random numbers follow from them.
-            state: what the last call (or ``begin``) gave.
+            state: what the last call (or ``begin``) gave: {name: [...]}.
         """
         ...

@@ -79,6 +79,10 @@ def adjoint_growth(found: Sequence[ControlGradient]) -> Growth:
 def moments(estimates: Sequence[Sequence[torch.Tensor]], scales: Sequence[torch.Tensor]) -> Moments:
     """Mean and error of estimates of the same gradient.
 
+    Args:
+        estimates: each has one tensor for each parameter, of its shape [...].
+        scales: of the parameters, 0-d.
+
     >>> one, two = [torch.tensor([1.0, 0.0])], [torch.tensor([3.0, 0.0])]
     >>> found = moments([one, two], [torch.tensor(10.0)])
     >>> found.mean[0].tolist(), found.square, found.variance, found.signal
@@ -98,7 +102,12 @@ def _square(gradient: Sequence[torch.Tensor], scales: Sequence[torch.Tensor]) ->
 
 
 def cosine(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], scales: Sequence[torch.Tensor]) -> float:
-    """Cosine of two gradients in units of scales; 0 where one of them is zero."""
+    """Cosine of two gradients in units of scales; 0 where one of them is zero.
+
+    Args:
+        a, b: one tensor [...] for each parameter.
+        scales: of the parameters, 0-d.
+    """
     x, y = (torch.cat([(g.double() * s).flatten() for g, s in zip(v, scales, strict=True)]) for v in (a, b))
     return float(torch.cosine_similarity(x, y, dim=0, eps=0).nan_to_num())
 
@@ -109,7 +118,7 @@ def agreement(
     """Cosine over pairs of the slopes that a gradient predicts and those that were measured; 0 where one is zero.
 
     Args:
-        gradient: one tensor for each parameter.
+        gradient: one tensor [...] for each parameter, of its shape.
         deltas: direction of each pair, {parameter: change}, in the same order of parameters.
         rises: measured slope along each direction.
 

@@ -121,7 +121,13 @@ def spread(values: Sequence[float]) -> float:
 
 
 def population_mean(terms: Sequence[Sequence[torch.Tensor]], judged: Sequence[Judged], seconds: float) -> Hypergradient:
-    """One hypergradient from the terms of all pairs; losses and scores are means over the population."""
+    """One hypergradient from the terms of all pairs; losses and scores are means over the population.
+
+    Args:
+        terms: of each pair, one tensor [...] for each parameter of the schedule, of its shape.
+        judged: both runs of each pair.
+        seconds: wall time.
+    """
     gradient = [torch.stack(of_pairs).mean(0) for of_pairs in zip(*terms, strict=True)]
     loss = sum(j.loss for j in judged) / len(judged)
     diagnostics = Diagnostics(

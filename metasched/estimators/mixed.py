@@ -89,7 +89,7 @@ def mix_of(schedule: nn.Module, exact: Sequence[Hypergradient], pairs: Pairs, st
         schedule: has the parameters.
         exact: one for each run; those that are not finite are left out.
         pairs: see there.
-        state: holds the moving averages, ``EXACT`` and ``ES``.
+        state: holds the moving averages, ``EXACT`` and ``ES``, float64 and 0-d.
     """
     units = list(scales(schedule).values())
     finite = [e.gradient for e in exact if e.diagnostics.nonfinite == 0]
@@ -120,14 +120,14 @@ def log_variance(part: Moments | None) -> float:
 
 
 def blend(average: torch.Tensor, now: float) -> torch.Tensor:
-    """The moving average after a measurement; the first one is taken as it is, NaN is none."""
+    """The moving average (float64, 0-d) after a measurement; the first one is taken as it is, NaN is none."""
     if math.isnan(now):
         return average
     return torch.full_like(average, now) if bool(average.isnan()) else KEEP * average + (1 - KEEP) * now
 
 
 def weight_of_exact(exact: float, es: float, averages: State) -> float:
-    """w, from the logarithms of the present variances (NaN: unknown) and their moving averages."""
+    """W in [0, 1], from the logarithms of the present variances (NaN: unknown) and their moving averages (0-d)."""
     if math.isnan(exact) or math.isnan(es):
         return 0.0 if math.isnan(exact) else 1.0
     a, b = max(exact, float(averages[EXACT])), max(es, float(averages[ES]))

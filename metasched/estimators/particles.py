@@ -126,7 +126,7 @@ class WindowPlayed(NamedTuple):
 def estimate_by_particles(
     estimator: ParticleES, schedule: nn.Module, runs: Runs, seeds: Sequence[int], state: State
 ) -> Estimate:
-    """One window of each particle, one particle for each seed; see Estimator.
+    """One window of each particle, one particle for each seed; ``state`` is {name: [...]}; see Estimator.
 
     Loss and score are those of the last whole run of each particle; before any has ended, those of the runs so far.
     """
@@ -242,13 +242,19 @@ def save(particles: Sequence[Particle]) -> State:
 
 
 def load(state: State) -> list[Particle]:
-    """The particles that were saved, in their order."""
+    """The particles that were saved, in their order, from {name: [...]}."""
     saved = _branches(state)
     return [_load_particle(_branches(saved[f"particle{i}"])) for i in range(len(saved))]
 
 
 def check_particles(schedule: nn.Module, runs: Runs, num_particles: int, state: State) -> None:
-    """Refuse what ``save`` did not make of so many particles of this problem; see Estimator."""
+    """Refuse a state that ``save`` does not make of ``num_particles`` particles of this problem.
+
+    Names, shapes [...] and dtypes must be the same, and seeds and steps (int64, 0-d) in their ranges.
+
+    Raises:
+        MetaschedError: they are not; with the place of what is wrong.
+    """
     zeros = {name: torch.zeros_like(p) for name, p in schedule.named_parameters()}
     start = runs.problem.initial(rows(controls_at(schedule, runs.problem, zeros, 0.0), 0))
     like = []

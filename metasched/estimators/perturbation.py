@@ -42,6 +42,9 @@ def controls_at(schedule: nn.Module, problem: InnerProblem, delta: Tensors, size
 
 
 def score_function(schedule: nn.Module, delta: Tensors) -> list[torch.Tensor]:
-    """s^-2 delta = e / s, in the order of the parameters: times a slope along delta, an estimate of the gradient."""
+    """s^-2 delta = e / s, in the order of the parameters, each [...] of its parameter's shape.
+
+    Times a slope along delta it is an estimate of the gradient.
+    """
     s = scales(schedule)
     return [delta[name] / s[name] ** 2 for name, _ in schedule.named_parameters()]

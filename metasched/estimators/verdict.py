@@ -102,7 +102,10 @@ def unexamined() -> State:
 
 
 def examine(schedule: nn.Module, exact: Differentiated, pairs: Pairs, state: State) -> Examined:
-    """Measure everything that a verdict needs, from exact runs and pairs of the same seeds."""
+    """Measure everything that a verdict needs, from exact runs and pairs of the same seeds.
+
+    ``state`` holds the moving averages of ``unexamined``, float64 and 0-d.
+    """
     mix = mix_of(schedule, exact.found, pairs, state)
     known = mix.exact is not None and not math.isnan(log_variance(mix.exact)) and mix.exact.square > 0
     log_signal = blend(state["log_signal"], math.log(mix.exact.signal) if known and mix.exact else math.nan)

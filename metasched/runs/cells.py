@@ -37,7 +37,7 @@ def cell_score(config: ProblemConfig, controls: Tensors, seed: int, steps: int, 
 
 
 def cell_scores(config: ProblemConfig, controls: Tensors, seeds: Sequence[int], steps: int, part: Part) -> list[float]:
-    """``cell_score`` for each seed, trained at once where that pays (see training/stacked.py)."""
+    """``cell_score`` for each seed under {control: [T, L]}, trained at once where that pays (see training/stacked.py)."""
     problem = build_problem(config, steps=steps)
     like = next(problem.network.module.parameters())
     states = train_each(problem, {name: v.to(like) for name, v in controls.items()}, seeds)
@@ -99,7 +99,7 @@ class CachedPool:
 
 
 def cells_key(config: ProblemConfig, controls: Tensors, seeds: Sequence[int], steps: int, part: Part) -> str:
-    """A hash of all that the scores of cells depend on, the task's fingerprint included."""
+    """A hash of all that scores depend on, the task's fingerprint included; ``controls`` are {control: [T, L]}."""
     about = [build_problem(config, steps=steps).fingerprint, _settings(config), list(seeds), steps, part]
     return digest(about, controls)
 
@@ -123,7 +123,7 @@ def _settings(config: ProblemConfig) -> list[dict[str, Any]]:
 
 
 def digest(about: Any, tensors: Tensors) -> str:
-    """A hash of something that JSON can hold, and of tensors with their names, types and shapes."""
+    """A hash of something that JSON can hold, and of tensors [...] with their names, dtypes and shapes."""
     described = {name: [str(t.dtype), list(t.shape)] for name, t in tensors.items()}
     found = hashlib.blake2b(json.dumps([about, described], sort_keys=True).encode(), digest_size=16)
     for name in sorted(tensors):

@@ -58,7 +58,7 @@ def take_steps(
 
     Args:
         problem, state, differentiable, seeds: see ``inner_step``.
-        controls: of these steps, {control: [len(steps), L]}; of N stacked runs {control: [len(steps), N, L]}.
+        controls: of these S steps, {control: [S, L]}; of N stacked runs {control: [S, N, L]}.
         steps: which they are.
     """
     for i, step in enumerate(steps):

@@ -74,7 +74,10 @@ class InnerProblem:
         return now
 
     def initial(self, first: ControlRow) -> TrainingState:
-        """The state before the first step; the initial weights are a function of the seed and of the first controls.
+        """The state before the first step; the initial weights are a function of the seed and of ``first``.
+
+        Args:
+            first: the controls of the first step, {control: [L]}.
 
         Raises:
             MetaschedError: controls that have not one value for each layer.
@@ -141,7 +144,9 @@ def training_loss(
     step: int,
     call: Call | None = None,
 ) -> tuple[torch.Tensor, Tensors]:
-    """The loss that the optimizer sees at this step (penalty included), and the method state prepared for it.
+    """The loss, 0-d, that the optimizer sees at this step (penalty included), and the method state prepared for it.
+
+    ``controls`` are those of the step, {control: [L]}.
 
     ``call(params, ...)`` runs the module; default: torch.func.functional_call with the state's buffers, which batch
     normalization updates in place.
@@ -219,7 +224,12 @@ def evaluate(
     differentiable: bool = False,
     seeds: torch.Tensor | None = None,
 ) -> Evaluated:
-    """The first half of ``inner_step``: prepare -> loss -> gradient; all parameters of the state require gradients."""
+    """The first half of ``inner_step``: prepare -> loss -> gradient.
+
+    Args:
+        problem, row, step, differentiable, seeds: see ``inner_step``; ``row`` is {control: [L]} or {control: [N, L]}.
+        state: before the step; all of its parameters require gradients.
+    """
     params = state.params
     state = state._replace(buffers={name: b.clone() for name, b in state.buffers.items()})  # updated in place
     with torch.enable_grad():
@@ -279,7 +289,7 @@ def advance(
 
 
 def health_after(state: TrainingState, numbers: Iterable[torch.Tensor], seeds: torch.Tensor | None = None) -> Tensors:
-    """The health after a step that read and made these numbers: of one run (``seeds`` is None), or of each of N."""
+    """The health after a step that read and made these numbers: {FINITE: bool, 0-d}, or [N] of stacked runs."""
     finite = all_finite(numbers) if seeds is None else each_finite(numbers)
     return {FINITE: state.health[FINITE] & finite}
 

@@ -33,7 +33,7 @@ class Optimizer(Protocol):
         ...
 
     def init(self, params: Mapping[str, torch.Tensor]) -> OptState:
-        """State before the first step.
+        """State before the first step, from the parameters (any shape [...], floating point).
 
         What belongs to a parameter has the key "<quantity>.<parameter>", with a quantity without a dot; all else is
         shared by the parameters, and is 0-d.
@@ -47,7 +47,7 @@ class Optimizer(Protocol):
         state: OptState,
         hyper: Hyper,
     ) -> tuple[dict[str, torch.Tensor], OptState]:
-        """Parameters and state after a step.
+        """Parameters and state after a step: new tensors [...] of the shapes, dtypes and devices of the old ones.
 
         A parameter whose gradient is None or missing stays as it is, with its part of the state.
         """

@@ -36,7 +36,7 @@ def clip_norm(grads: Gradients, threshold: float | torch.Tensor) -> dict[str, to
 
 
 def clip_value(grads: Gradients, threshold: float | torch.Tensor) -> dict[str, torch.Tensor | None]:
-    """Each element of the gradients limited to [-c, c], as torch.nn.utils.clip_grad_value_.
+    """Each element of the gradients [...] limited to [-c, c], as torch.nn.utils.clip_grad_value_; c is 0-d or a number.
 
     >>> clip_value({"a": torch.tensor([3.0, -0.5])}, 1.0)["a"].tolist()
     [1.0, -0.5]
@@ -70,11 +70,11 @@ class Clipped:
         return (*self.rule.hyperparameters, self.by)
 
     def init(self, params: Mapping[str, torch.Tensor]) -> OptState:
-        """The state of the rule."""
+        """The state of the rule for parameters [...]."""
         return self.rule.init(params)
 
     def update(
         self, params: Mapping[str, torch.Tensor], grads: Gradients, state: OptState, hyper: Hyper
     ) -> tuple[dict[str, torch.Tensor], OptState]:
-        """One step; see Optimizer.update."""
+        """One step, on gradients [...] that are clipped; see Optimizer.update."""
         return self.rule.update(params, CLIPPINGS[self.by](grads, hyper[self.by]), state, hyper)

@@ -46,7 +46,7 @@ class Group:
     weight_decay: float | None = None
 
     def hyper(self, hyper: Hyper) -> Hyper:
-        """The hyper-parameters of this group."""
+        """The hyper-parameters of this group: numbers or 0-d tensors."""
         own = dict(hyper)
         if self.lr_factor != 1:
             own["lr"] = hyper["lr"] * self.lr_factor
