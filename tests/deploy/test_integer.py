@@ -162,7 +162,7 @@ def test_what_has_no_integer_form_is_one_line(model: nn.Module, says: str) -> No
 
 def test_float_activations_are_named() -> None:
     config = MethodConfig(name="ste", activation_levels=None)
-    assert refused(nn.Sequential(nn.Flatten(), *ROW), IMAGE, config).startswith("model.2: is an activation that stays")
+    assert refused(nn.Sequential(nn.Flatten(), *ROW), IMAGE, config).startswith("model.2: is an activation that is not")
 
 
 def test_a_first_layer_in_float_is_named() -> None:

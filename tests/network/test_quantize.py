@@ -186,7 +186,7 @@ class Shared(nn.Module):
 
 @pytest.mark.parametrize("shared", ["first", "act"])
 def test_modules_that_run_twice_are_refused_with_their_path(shared: str) -> None:
-    with pytest.raises(MetaschedError, match=rf"^model\.{shared}: runs more than once .*; give each use a module"):
+    with pytest.raises(MetaschedError, match=rf"^model\.{shared}: runs more than once .*; use a separate module"):
         quantize(Shared(shared=shared), ANA, torch.zeros(2, 4))
     quantize(Shared(shared="none"), ANA, torch.zeros(2, 4))
 
