@@ -144,10 +144,10 @@ def meta_train(
     if save:
         save(state)
     while state.step < experiment.meta.steps:
-        state = _advance(experiment, schedule, runs, estimator, state)
+        state = _advance(experiment.seed, schedule, runs, estimator, state)
         log(state.history[-1])
         if state.bad_steps == MOST_BAD_STEPS:
-            raise _stopped(experiment, state)
+            raise _stopped(experiment.task.label, state)
         if save:
             save(state)
     put(schedule, averages(state))
@@ -173,20 +173,20 @@ def _begin(schedule: LearnableSchedule, estimator: Estimator, runs: PooledRuns) 
 
 
 def _advance(
-    experiment: Experiment, schedule: LearnableSchedule, runs: PooledRuns, estimator: Estimator, state: OuterState
+    seed: int, schedule: LearnableSchedule, runs: PooledRuns, estimator: Estimator, state: OuterState
 ) -> OuterState:
     """One outer step; the schedule is where it is computed, whatever its parameters were."""
     start = time.perf_counter()
-    meta, step = experiment.meta, state.step
+    meta, step = runs.meta, state.step
     put(schedule, state.parameters)
-    seeds = [derive_seed(experiment.seed, "inner run", step, run) for run in range(meta.runs)]
+    seeds = [derive_seed(seed, "inner run", step, run) for run in range(meta.runs)]
     found, carried, inner_steps, notes, line = estimator.estimate(schedule, runs, seeds, state.estimator)
     finite = keep(found)
     faults = [fault for e in found for fault in e.diagnostics.faults]
     clipped = [clip(e.gradient, meta.clip) for e in finite]
     optimizer, moved = state.optimizer, bool(finite)
     if finite:
-        optimizer, fault = _update(schedule, state.optimizer, [g for g, _ in clipped], experiment, runs.problem)
+        optimizer, fault = _update(schedule, state.optimizer, [g for g, _ in clipped], meta.lr, runs.problem)
         if fault:
             faults, moved = [*faults, fault], False
     parameters = _parameters(schedule)
@@ -223,7 +223,7 @@ def _update(
     schedule: LearnableSchedule,
     state: Tensors,
     gradients: Sequence[list[torch.Tensor]],
-    experiment: Experiment,
+    lr: float,
     problem: InnerProblem,
 ) -> tuple[Tensors, Fault | None]:
     """Move the schedule by one Adam step along the mean of the gradients; Adam's state after it.
@@ -231,7 +231,7 @@ def _update(
     Where that would make anything that is not finite, nothing changes, and what it was is given back too.
     """
     named = dict(schedule.named_parameters())
-    optimizer = torch.optim.Adam(named.values(), lr=experiment.meta.lr)
+    optimizer = torch.optim.Adam(named.values(), lr=lr)
     if state:
         for name, p in named.items():
             optimizer.state[p] = {q: state[f"{q}.{name}"].clone() for q in ADAM}
@@ -245,10 +245,10 @@ def _parameters(schedule: LearnableSchedule) -> Tensors:
     return {name: p.detach().clone() for name, p in schedule.named_parameters()}
 
 
-def _stopped(experiment: Experiment, state: OuterState) -> RunStopped:
+def _stopped(task: str, state: OuterState) -> RunStopped:
     return RunStopped(
         f"outer step {state.step}",
-        f"no update on {experiment.task.label} in {state.bad_steps} steps in a row, because numbers are not finite "
+        f"no update on {task} in {state.bad_steps} steps in a row, because numbers are not finite "
         f"({state.history[-1].fault or 'hypergradient'})",
         "raise meta.noise_floor, lower meta.lr or optimizer.lr, shorten task.steps or set meta.estimator to es",
     )

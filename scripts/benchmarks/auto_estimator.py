@@ -137,7 +137,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         compare=replace(EXPERIMENT.compare, seeds=arguments.seeds),
     )
     plain = replace(experiment, meta=replace(experiment.meta, estimator="sweep", steps=arguments.contrast))
-    start, steps, seeds = time.perf_counter(), experiment.task.steps, fresh_seeds(experiment)
+    start, steps, seeds = (
+        time.perf_counter(),
+        experiment.task.steps,
+        fresh_seeds(experiment.seed, experiment.compare.seeds),
+    )
     with Pool(experiment.run.workers) as pool:
         learned, exploded = learn(experiment, pool), learn(plain, pool)
         arms = {"learned": learned.schedule, "start": hand_coded(experiment.method.name)[START]}

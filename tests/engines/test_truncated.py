@@ -284,7 +284,8 @@ def test_it_is_configured_by_name_and_window():
     task = TaskConfig(model="mlp", width=4, train=64, validation=32, steps=20)
     meta: dict[str, Any] = {"estimator": "truncated"}
     for window, expected in ((None, 2), (7, 7)):
-        runs = local_runs(Experiment(task=task, meta=MetaConfig(**meta, window=window)))
+        own = Experiment(task=task, meta=MetaConfig(**meta, window=window))
+        runs = local_runs(own.problem, own.meta)
         controls = controls_of(runs.problem)
         found = control_gradient(runs.unroll, runs.problem, controls, runs.outer).wrt
         direct = control_gradient(partial(unroll, window=expected), runs.problem, controls, runs.outer).wrt
