@@ -39,7 +39,7 @@ from metasched.tracking.console import open_console
 from metasched.training.problem import build_problem
 
 if TYPE_CHECKING:
-    import pandas
+    import pandas  # pyright: ignore[reportMissingImports]: an extra
 
 TaskSource = Task | Callable[..., Task] | str
 ArmSource = str | Path | Schedule | tuple[str, Sequence[str]]
@@ -95,7 +95,7 @@ class Result:
             MetaschedError: pandas is not installed.
         """
         try:
-            import pandas
+            import pandas  # pyright: ignore[reportMissingImports]: an extra
         except ImportError:
             raise MetaschedError(
                 "to_dataframe", "needs pandas, which is not installed", "pip install 'metasched[dataframe]'"

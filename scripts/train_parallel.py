@@ -38,7 +38,7 @@ def play(experiment: Experiment, exchange: Exchange, output: Path | None) -> str
         MetaschedError: no such schedule, batches that cannot be split, or a run that diverged.
     """
     problem = build_problem(experiment).with_seed(derive_seed(experiment.seed, "parallel"))
-    named = given_start(experiment)
+    named = given_start(experiment.problem, experiment.schedule.start)
     if named is None:
         raise MetaschedError("--schedule", "best is no schedule", "name one, or give a file")
     like = next(problem.network.module.parameters())

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from metasched.config.schema import Experiment
+from metasched.config.schema import Experiment, MetaConfig, ProblemConfig
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import generator
 from metasched.engines import engine, find_unroll
@@ -75,11 +75,12 @@ def check(experiment: Experiment, console: Console) -> dict[str, Any]:
     """
     start = time.perf_counter()
     experiment = small(experiment)
-    gates = _gates(experiment, console)
-    _show(experiment, gates, console)
+    setting = _Setting(experiment.problem, experiment.meta, experiment.seed)
+    gates = _gates(setting, experiment.schedule.learn, console)
+    _show(setting, gates, console)
     for name, result in gates.items():
         if not result.passed:
-            raise _failed(experiment, name, result)
+            raise _failed(setting, name, result)
     return {
         "method": experiment.method.name,
         "controls": {name: result._asdict() for name, result in gates.items()},
@@ -110,6 +111,18 @@ def random_controls(controls: Sequence[Control], steps: int, num_layers: int, se
     return values
 
 
+class _Setting(NamedTuple):
+    """The problem that is checked, how it is learned, and the seed of random points."""
+
+    problem: ProblemConfig
+    meta: MetaConfig
+    seed: int
+
+    @property
+    def outer(self) -> OuterLoss:
+        return OuterLoss(self.meta.objective, self.meta.surrogate)
+
+
 class _Point(NamedTuple):
     """Random controls, the problem from a fresh seed, and the hypergradient there."""
 
@@ -119,16 +132,17 @@ class _Point(NamedTuple):
     slope: Tensors
 
 
-_Gate = Callable[[Experiment, _Point], Callable[[str, int], float | None]]  # -> (control, turn) -> error
+_Gate = Callable[[_Setting, _Point], Callable[[str, int], float | None]]  # -> (control, turn) -> error
 
 
-def _gates(experiment: Experiment, console: Console) -> dict[str, ControlGate]:
-    problem = build_problem(experiment, relaxation=experiment.meta.relaxation)
+def _gates(setting: _Setting, learn: Sequence[str] | None, console: Console) -> dict[str, ControlGate]:
+    config, meta, seed = setting
+    problem = build_problem(config, relaxation=meta.relaxation)
     declared, num_layers = problem.network.method.controls, len(problem.network.layers)
-    learned = learned_controls(experiment, declared)
-    smooth = experiment.meta.objective == "relaxed" and METHODS[experiment.method.name].smooth(experiment.method)
+    learned = learned_controls(config.method.name, learn, declared)
+    smooth = meta.objective == "relaxed" and METHODS[config.method.name].smooth(config.method)
     gate: _Gate = _by_differences if smooth else _by_agreement
-    unroll = find_unroll(experiment.meta.estimator)
+    unroll = find_unroll(meta.estimator)
     points = max(POINTS, num_layers)
     errors: dict[str, list[float]] = {name: [] for name in learned}
     alive = dict.fromkeys(learned, False)
@@ -137,11 +151,11 @@ def _gates(experiment: Experiment, console: Console) -> dict[str, ControlGate]:
         missing = [name for name in learned if len(errors[name]) < points]
         if not missing:
             break
-        controls = random_controls(declared, problem.steps, num_layers, experiment.seed, index)
+        controls = random_controls(declared, problem.steps, num_layers, seed, index)
         here = problem.with_seed(index)
-        slope = control_gradient(unroll, here, controls, _outer(experiment)).wrt
+        slope = control_gradient(unroll, here, controls, setting.outer).wrt
         point = _Point(index, here, controls, slope)
-        error_of = gate(experiment, point)
+        error_of = gate(setting, point)
         for name in missing:
             alive[name] |= bool(slope[name].any())
             error = error_of(name, len(errors[name]))
@@ -150,7 +164,7 @@ def _gates(experiment: Experiment, console: Console) -> dict[str, ControlGate]:
         if (index + 1) % _REPORTED == 0:
             console.note(f"check: {min(map(len, errors.values()))} of {points} points")
         if not smooth and len(errors[missing[0]]) == points:
-            cosines = {c.name: _trust(experiment, c, point) for c in declared if c.name in learned}
+            cosines = {c.name: _trust(setting, c, point) for c in declared if c.name in learned}
     label, largest = ("finite differences", TOLERANCE) if smooth else ("agreement", AGREEMENT)
     return {
         name: ControlGate(
@@ -164,13 +178,13 @@ def _gates(experiment: Experiment, console: Console) -> dict[str, ControlGate]:
     }
 
 
-def _by_differences(experiment: Experiment, point: _Point) -> Callable[[str, int], float | None]:
+def _by_differences(setting: _Setting, point: _Point) -> Callable[[str, int], float | None]:
     """Along a random direction over the steps of one layer, the layers in turn."""
-    outer = _outer(experiment)
+    outer = setting.outer
 
     def error(name: str, turn: int) -> float | None:
         values, slope = point.controls[name], point.slope[name]
-        direction = uphill(slope, turn % slope.shape[1], experiment.seed, point.index)
+        direction = uphill(slope, turn % slope.shape[1], setting.seed, point.index)
 
         def along(h: float) -> float:
             return outer_loss(point.problem, {**point.controls, name: values + h * direction}, outer)
@@ -180,12 +194,12 @@ def _by_differences(experiment: Experiment, point: _Point) -> Callable[[str, int
     return error
 
 
-def _by_agreement(experiment: Experiment, point: _Point) -> Callable[[str, int], float | None]:
+def _by_agreement(setting: _Setting, point: _Point) -> Callable[[str, int], float | None]:
     """The largest distance to the exact estimators, relative to the longer of the two."""
     others = [
-        control_gradient(find_unroll(name), point.problem, point.controls, _outer(experiment)).wrt
+        control_gradient(find_unroll(name), point.problem, point.controls, setting.outer).wrt
         for name in EXACT
-        if name != experiment.meta.estimator
+        if name != setting.meta.estimator
     ]
 
     return lambda name, turn: max(relative_distance(point.slope[name], other[name]) for other in others)
@@ -199,43 +213,39 @@ def relative_distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return distance if math.isfinite(distance) else math.inf
 
 
-def _trust(experiment: Experiment, control: Control, point: _Point) -> float:
+def _trust(setting: _Setting, control: Control, point: _Point) -> float:
     """Cosine of a hypergradient to the smoothed gradient of the hardened loss, under the unrelaxed method."""
-    problem = build_problem(experiment).with_seed(point.problem.seed)
+    problem = build_problem(setting.problem).with_seed(point.problem.seed)
 
     def hardened(values: torch.Tensor) -> float:
         legal = values.clamp(control.low, control.high)
         return outer_loss(problem, {**point.controls, control.name: legal}, OuterLoss())
 
     sigma = _SMOOTHING * (control.high - control.low)
-    reference = smoothed_gradient(hardened, point.controls[control.name], sigma, _PAIRS, experiment.seed)
+    reference = smoothed_gradient(hardened, point.controls[control.name], sigma, _PAIRS, setting.seed)
     slope = point.slope[control.name].to(reference)
     return float(torch.cosine_similarity(slope.flatten(), reference.flatten(), dim=0))
 
 
-def _outer(experiment: Experiment) -> OuterLoss:
-    return OuterLoss(experiment.meta.objective, experiment.meta.surrogate)
-
-
-def _show(experiment: Experiment, gates: Mapping[str, ControlGate], console: Console) -> None:
+def _show(setting: _Setting, gates: Mapping[str, ControlGate], console: Console) -> None:
     columns = ["control", "held against", "largest error", "points", "cosine to smoothed", "gate"]
     lines = [
         [name, g.gate, g.error, g.points, "" if g.cosine is None else g.cosine, "passed" if g.passed else "FAILED"]
         for name, g in gates.items()
     ]
-    console.table(f"hypergradient of {experiment.method.name} by {engine(experiment.meta.estimator)}", columns, lines)
+    console.table(f"hypergradient of {setting.problem.method.name} by {engine(setting.meta.estimator)}", columns, lines)
     if any(g.gate == "agreement" for g in gates.values()):
         console.note("The path to the outer loss is hard: not finite differences, but the exact estimators must agree.")
         console.note("The cosine is to a smoothed gradient of the hardened loss: one noisy sample, for information.")
 
 
-def _failed(experiment: Experiment, name: str, result: ControlGate) -> MetaschedError:
+def _failed(setting: _Setting, name: str, result: ControlGate) -> MetaschedError:
     path = f"check: {name}"
     if result.error == 0:
         fix = "leave it out of schedule.learn"
-        method = build_method(experiment.method)
+        method = build_method(setting.problem.method)
         surrogate = any(c.name == name and c.gradient == "surrogate" for c in method.controls)
-        if surrogate and experiment.meta.relaxation == 0 and method.relaxed(1.0) != method:
+        if surrogate and setting.meta.relaxation == 0 and method.relaxed(1.0) != method:
             fix = f"set meta.relaxation above 0, or {fix}"
         return MetaschedError(path, "its hypergradient is zero at every point", fix)
     if result.error <= TOLERANCE or math.isnan(result.error):

@@ -57,7 +57,7 @@ def run(experiment: Experiment, folder: RunFolder, console: Console, *, compared
         MetaschedError: what the online mode cannot do; see ``check``.
     """
     problem = build_problem(experiment).with_seed(derive_seed(experiment.seed, "online"))
-    learned_controls(experiment, problem.network.method.controls)
+    learned_controls(experiment.method.name, experiment.schedule.learn, problem.network.method.controls)
     name, start = _start(experiment)
     check(experiment, problem)
     tracker = open_tracker(experiment, folder, "online")
@@ -167,7 +167,7 @@ def online_cell(experiment: Experiment, imports: tuple[str, ...], seed: int) -> 
 
 
 def _start(experiment: Experiment) -> tuple[str, Schedule]:
-    given = given_start(experiment)
+    given = given_start(experiment.problem, experiment.schedule.start)
     if given is None:
         what = "best would train under every hand-coded schedule first, and online trains once"
         raise MetaschedError("schedule.start", what, f"name one, such as {experiment.method.name}_linear, or a file")

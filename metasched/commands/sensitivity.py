@@ -86,7 +86,7 @@ def sensitivity(
     experiment = replace(experiment, meta=replace(experiment.meta, estimator="sweep"))
     network = build_problem(experiment).network
     controls, layers = network.method.controls, network.layers
-    learn = learned_controls(experiment, controls)
+    learn = learned_controls(experiment.method.name, experiment.schedule.learn, controls)
     name, base = _given(experiment, schedule)
     learnable = build_learnable(
         experiment.schedule, controls, base, learn, layers, derive_seed(experiment.seed, "schedule network")
@@ -156,7 +156,7 @@ def _given(experiment: Experiment, schedule: str | None) -> tuple[str, Schedule]
     named = experiment.schedule.start if schedule is None else schedule
     start = f"{experiment.method.name}_linear" if named == "best" else named
     try:
-        given = given_start(replace(experiment, schedule=replace(experiment.schedule, start=start)))
+        given = given_start(experiment.problem, start)
     except MetaschedError as error:
         if schedule is None or error.path != "schedule.start":
             raise

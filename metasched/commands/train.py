@@ -64,9 +64,9 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
     problem = build_problem(experiment)
     keep_fingerprint(folder, problem.fingerprint)
     layers, controls = problem.network.layers, problem.network.method.controls
-    learn = learned_controls(experiment, controls)
+    learn = learned_controls(experiment.method.name, experiment.schedule.learn, controls)
     others = joined(*given_arms(experiment))
-    given = given_start(experiment)
+    given = given_start(experiment.problem, experiment.schedule.start)
     check_estimator(experiment)
     checkpoint = last_checkpoint(experiment, folder, problem.fingerprint)
     cut_back(folder.metrics, checkpoint.position if checkpoint else 0)
@@ -78,7 +78,7 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
                 console.note(f"  {line}")
             if checkpoint:
                 console.note(f"goes on after outer step {checkpoint.state.step}/{experiment.meta.steps}")
-                start = start_of(checkpoint, given, experiment)
+                start = start_of(checkpoint, given, experiment.method.name)
             else:
                 start = Start(*given, 0) if given else best_start(experiment, cells, tracker, console)
             base = digest([], played(experiment.problem, start.schedule, experiment.task.steps))

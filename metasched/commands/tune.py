@@ -47,11 +47,11 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
     problem = build_problem(experiment)
     network, settings = problem.network, experiment.tune
     keep_fingerprint(folder, problem.fingerprint)
-    learn = learned_controls(experiment, network.method.controls)
+    learn = learned_controls(experiment.method.name, experiment.schedule.learn, network.method.controls)
     trials_within(experiment)
     if settings.search in SEARCHERS:
         SEARCHERS[settings.search]([0.0], 0)  # is its library there?
-    given = given_start(experiment)
+    given = given_start(experiment.problem, experiment.schedule.start)
     others = joined(*given_arms(experiment))
     cut_back(folder.metrics, 0)
     tracker = open_tracker(experiment, folder, "tune")

@@ -159,7 +159,10 @@ def train_online(
     relaxed = build_problem(experiment, relaxation=meta.relaxation).with_seed(seed)
     layers, controls = problem.network.layers, problem.network.method.controls
     like = next(problem.network.module.parameters())
-    learn, own_seed = learned_controls(experiment, controls), derive_seed(experiment.seed, "schedule network")
+    learn, own_seed = (
+        learned_controls(experiment.method.name, experiment.schedule.learn, controls),
+        derive_seed(experiment.seed, "schedule network"),
+    )
     schedule = build_learnable(experiment.schedule, controls, start, learn, layers, own_seed)
     optimizer = torch.optim.Adam(schedule.parameters(), lr=online.lr)
     outer, size = OuterLoss(meta.objective, meta.surrogate), held_out_size(online, problem.task)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import torch
 
-from metasched.config.schema import Experiment
+from metasched.config.schema import Experiment, MetaConfig
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import derive_seed
 from metasched.engines import find_unroll
@@ -148,10 +148,10 @@ def meta_train(
         put(schedule, state.parameters)  # the schedule is where it is computed, whatever its parameters were
         seeds = [derive_seed(experiment.seed, "inner run", state.step, run) for run in range(experiment.meta.runs)]
         estimate = estimator.estimate(schedule, runs, seeds, state.estimator)
-        state = _after(experiment, schedule, estimate, runs.problem, state, began)
+        state = _after(experiment.meta, schedule, estimate, runs.problem, state, began)
         log(state.history[-1])
         if state.bad_steps == MOST_BAD_STEPS:
-            raise _stopped(experiment, state)
+            raise _stopped(experiment.task.label, state)
         if save:
             save(state)
     put(schedule, averages(state))
@@ -177,7 +177,7 @@ def _begin(schedule: LearnableSchedule, estimator: Estimator, runs: PooledRuns) 
 
 
 def _after(
-    experiment: Experiment,
+    meta: MetaConfig,
     schedule: LearnableSchedule,
     estimate: Estimate,
     problem: InnerProblem,
@@ -187,20 +187,20 @@ def _after(
     """The state after an outer step, from the one before it and the estimate taken there.
 
     Args:
-        experiment, problem: what is learned, and on what.
+        meta, problem: how it is learned, and on what.
         schedule: at the parameters of ``state``; moved.
         estimate: hypergradients at these parameters.
         state: before the step.
         began: ``time.perf_counter()`` at its begin.
     """
-    meta, step = experiment.meta, state.step
+    step = state.step
     found = estimate.found
     finite = keep(found)
     faults = [fault for e in found for fault in e.diagnostics.faults]
     clipped = [clip(e.gradient, meta.clip) for e in finite]
     optimizer, moved = state.optimizer, bool(finite)
     if finite:
-        optimizer, fault = _update(schedule, state.optimizer, [g for g, _ in clipped], experiment, problem)
+        optimizer, fault = _update(schedule, state.optimizer, [g for g, _ in clipped], meta.lr, problem)
         if fault:
             faults, moved = [*faults, fault], False
     parameters = _parameters(schedule)
@@ -237,7 +237,7 @@ def _update(
     schedule: LearnableSchedule,
     state: Tensors,
     gradients: Sequence[list[torch.Tensor]],
-    experiment: Experiment,
+    lr: float,
     problem: InnerProblem,
 ) -> tuple[Tensors, Fault | None]:
     """Move the schedule by one Adam step along the mean of the gradients; Adam's state after it.
@@ -245,7 +245,7 @@ def _update(
     Where that would make anything that is not finite, nothing changes, and what it was is given back too.
     """
     named = dict(schedule.named_parameters())
-    optimizer = torch.optim.Adam(named.values(), lr=experiment.meta.lr)
+    optimizer = torch.optim.Adam(named.values(), lr=lr)
     if state:
         for name, p in named.items():
             optimizer.state[p] = {q: state[f"{q}.{name}"].clone() for q in ADAM}
@@ -259,10 +259,10 @@ def _parameters(schedule: LearnableSchedule) -> Tensors:
     return {name: p.detach().clone() for name, p in schedule.named_parameters()}
 
 
-def _stopped(experiment: Experiment, state: OuterState) -> RunStopped:
+def _stopped(task: str, state: OuterState) -> RunStopped:
     return RunStopped(
         f"outer step {state.step}",
-        f"no update on {experiment.task.label} in {state.bad_steps} steps in a row, because numbers are not finite "
+        f"no update on {task} in {state.bad_steps} steps in a row, because numbers are not finite "
         f"({state.history[-1].fault or 'hypergradient'})",
         "raise meta.noise_floor, lower meta.lr or optimizer.lr, shorten task.steps or set meta.estimator to es",
     )

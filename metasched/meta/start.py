@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from metasched.config.schema import Experiment
+from metasched.config.schema import Experiment, ProblemConfig
 from metasched.core.errors import MetaschedError, unknown_name
 from metasched.core.randomness import derive_seed
 from metasched.evaluation.contenders import name_of, named_schedule
@@ -38,43 +38,41 @@ class Start(NamedTuple):
         return (*before, *(entry for entry in own if entry.inner_steps))
 
 
-def learned_controls(experiment: Experiment, controls: Sequence[Control]) -> list[str]:
-    """The controls that the schedule network learns.
+def learned_controls(method: str, asked: Sequence[str] | None, controls: Sequence[Control]) -> list[str]:
+    """The controls that the schedule network learns: those that are asked for, or (None) all with a derivative.
 
     Raises:
         MetaschedError: a name that the method does not declare, or a control without a derivative.
     """
     known = {c.name: c for c in controls}
-    asked = experiment.schedule.learn
     for i, name in enumerate(asked or ()):
         if name not in known:
-            problem = f"{experiment.method.name} has no control {name!r}"
+            problem = f"{method} has no control {name!r}"
             raise MetaschedError(f"schedule.learn[{i}]", problem, f"its controls are {', '.join(known) or 'none'}")
         if known[name].gradient == "none":
             raise MetaschedError(f"schedule.learn[{i}]", f"{name} has no derivative", "leave it out of schedule.learn")
     return list(asked) if asked is not None else [c.name for c in controls if c.gradient != "none"]
 
 
-def given_start(experiment: Experiment) -> tuple[str, Schedule] | None:
+def given_start(config: ProblemConfig, start: str) -> tuple[str, Schedule] | None:
     """Name and schedule that learning starts at, where the configuration gives them; None for ``best``.
 
     Raises:
         MetaschedError: neither the name of a hand-coded schedule nor a schedule file that fits.
     """
-    start = experiment.schedule.start
     if start == "best":
         return None
-    schedule = named_schedule(experiment.problem, start, "schedule.start")
+    schedule = named_schedule(config, start, "schedule.start")
     return (start if isinstance(schedule, HandCoded) else name_of(Path(start))), schedule
 
 
-def start_of(checkpoint: Checkpoint, given: tuple[str, Schedule] | None, experiment: Experiment) -> Start:
+def start_of(checkpoint: Checkpoint, given: tuple[str, Schedule] | None, method: str) -> Start:
     """The start that a checkpoint names.
 
     Raises:
         MetaschedError: there is no such schedule.
     """
-    known = dict([given]) if given else hand_coded(experiment.method.name)
+    known = dict([given]) if given else hand_coded(method)
     if checkpoint.start not in known:
         raise unknown_name("the checkpoint's start", checkpoint.start, known)
     return Start(checkpoint.start, known[checkpoint.start], checkpoint.selecting)

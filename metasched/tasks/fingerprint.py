@@ -158,7 +158,7 @@ def _codes(one: Any) -> list[types.CodeType]:
 def _reached(one: Any) -> list[tuple[str, Any]]:
     """Names that a function or class reads, with what they stand for, where that is of its own package or plain."""
     if isinstance(one, type):
-        found: list[tuple[str, Any]] = [(base.__qualname__, base) for base in one.__bases__ if not _library(base)]
+        found: list[tuple[str, Any]] = [(b.__qualname__, b) for b in one.__bases__ if not _library(b)]
         values = vars(sys.modules.get(one.__module__, types.ModuleType("none")))
     else:
         found = []

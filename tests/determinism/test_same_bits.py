@@ -89,7 +89,11 @@ def learned_by(estimator: str, workers: int = 1) -> Any:
     """A schedule after two outer steps, and what was logged, without the times."""
     experiment = tiny(estimator=estimator, workers=workers)
     network, start = build_problem(experiment).network, hand_coded("joint")["joint_linear"]
-    learn = ["noise_scale"] if estimator == "forward" else learned_controls(experiment, network.method.controls)
+    learn = (
+        ["noise_scale"]
+        if estimator == "forward"
+        else learned_controls(experiment.method.name, experiment.schedule.learn, network.method.controls)
+    )
     seed = derive_seed(experiment.seed, "schedule network")
     schedule = build_learnable(experiment.schedule, network.method.controls, start, learn, network.layers, seed)
     with Pool(workers) as pool:

@@ -140,5 +140,5 @@ def test_another_seed_of_the_experiment_leaves_the_data_alone() -> None:
     one, two = (build_problem(replace(EXPERIMENT, seed=s)) for s in (0, 1))
     assert torch.equal(one.task.train.x, two.task.train.x) and torch.equal(one.task.test.x, two.task.test.x)
     assert not set(fresh_seeds(EXPERIMENT.seed, EXPERIMENT.compare.seeds)) & set(
-        fresh_seeds(replace(EXPERIMENT, seed=1))
+        fresh_seeds(1, EXPERIMENT.compare.seeds)
     )

@@ -435,7 +435,8 @@ def schedule_network(hidden: int = 4) -> ScheduleNetwork:
 
 @pytest.mark.parametrize("name", ["pes", "nres"])
 def test_state_saved_in_mid_episode_goes_on_with_the_same_bits(name):
-    schedule, runs = schedule_network(), PooledRuns(tiny(name), Pool(1))
+    own = tiny(name)
+    schedule, runs = schedule_network(), PooledRuns(own.problem, own.meta, Pool(1))
     estimator = build_estimator(runs.experiment.meta)
     state = estimator.begin(schedule, runs)
     assert state == {}

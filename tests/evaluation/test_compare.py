@@ -89,7 +89,7 @@ def test_what_finding_a_schedule_took_is_in_the_table(tmp_path: Path) -> None:
     file = exported()["inq_linear"]
     spent = (Spent(by="tpe", inner_steps=600), Spent(by="es", inner_steps=1200))
     write_schedule(tmp_path / "tuned.json", replace(file, provenance=replace(file.provenance, spent=spent)))
-    tuned = file_arm(EXPERIMENT, tmp_path / "tuned.json")
+    tuned = file_arm(EXPERIMENT.problem, tmp_path / "tuned.json")
     arms = joined(("tuned", tuned), *hand_coded_arms(EXPERIMENT.problem, EXPERIMENT.compare.baselines))
     with Pool(1) as pool:
         found = compare(EXPERIMENT, arms, ["tuned"], pool, Memory(), Silent())
@@ -172,9 +172,9 @@ def test_arms_may_be_of_any_method(tmp_path: Path) -> None:
     assert (name, own.method.name, own.method.cooling, own.optimizer.lr) == ("mine", "metropolis", "adaptive", 0.5)
     assert own.task == EXPERIMENT.task and arm.schedule.name == "metropolis_geometric"
     write_schedule(tmp_path / "cold.json", exported()["metropolis_cold"])
-    assert file_arm(EXPERIMENT, tmp_path / "cold.json").experiment.method == MethodConfig(name="metropolis")
+    assert file_arm(EXPERIMENT.problem, tmp_path / "cold.json").problem.method == MethodConfig(name="metropolis")
     named = replace(EXPERIMENT, compare=CompareConfig(baselines=("inq_linear", "gxnor_cosine")))
-    assert [(n, c.experiment.method.name) for n, c in hand_coded_arms(named)] == [
+    assert [(n, c.problem.method.name) for n, c in hand_coded_arms(named.problem, named.compare.baselines)] == [
         ("inq_linear", "inq"),
         ("gxnor_cosine", "gxnor"),
     ]

@@ -206,7 +206,7 @@ def tiny(estimator: str, width: int = 2) -> Experiment:
 def learner(experiment: Experiment) -> LearnableSchedule:
     network = build_problem(experiment).network
     controls, start = network.method.controls, hand_coded("ana")["ana_linear"]
-    learn = learned_controls(experiment, controls)
+    learn = learned_controls(experiment.method.name, experiment.schedule.learn, controls)
     return build_learnable(experiment.schedule, controls, start, learn, network.layers, 0)
 
 

@@ -363,7 +363,7 @@ def test_adam_counts_in_the_default_dtype_of_the_process_that_wrote(
 def test_the_state_of_another_estimator_does_not_fit(estimator: str) -> None:
     experiment, schedule, state = learned(estimator)
     check = build_estimator(experiment.meta).check
-    runs = PooledRuns(experiment, Pool(1))
+    runs = PooledRuns(experiment.problem, experiment.meta, Pool(1))
     check(schedule, runs, 2, state.estimator)
     for name, tensors in damaged(state.estimator):
         with pytest.raises(MetaschedError) as caught:
@@ -388,7 +388,12 @@ def test_the_numbers_of_a_state_are_in_their_ranges(estimator: str, name: str, v
     experiment, schedule, state = learned(estimator)
     check = build_estimator(experiment.meta).check
     with pytest.raises(MetaschedError) as caught:
-        check(schedule, PooledRuns(experiment, Pool(1)), 2, {**state.estimator, name: torch.tensor(value)})
+        check(
+            schedule,
+            PooledRuns(experiment.problem, experiment.meta, Pool(1)),
+            2,
+            {**state.estimator, name: torch.tensor(value)},
+        )
     assert str(caught.value).startswith(f"state.estimator.{name}: {expected}")
 
 

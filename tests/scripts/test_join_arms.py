@@ -38,7 +38,8 @@ def files(tmp_path: Path) -> tuple[Path, Path, dict[str, Any]]:
     torch.set_default_dtype(torch.float32)
     config = tmp_path / "tiny.yaml"
     config.write_text(yaml.safe_dump(TINY))
-    seeds = fresh_seeds(load_experiment(config))
+    own = load_experiment(config)
+    seeds = fresh_seeds(own.seed, own.compare.seeds)
     arm = {"name": "learned", "horizon": 8, "scores": [0.25, 0.5, 0.125], "inner_steps": 24}
     old = {"seeds": seeds, "learned": ["learned"], "arms": [arm], "command": "old", "versions": {}, "hardware": "it"}
     (tmp_path / "old.json").write_text(json.dumps(old))
