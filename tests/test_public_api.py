@@ -26,8 +26,8 @@ PUBLIC = """
 """.split()
 
 LAYERS = """
-    core io quantizers methods config models tasks network schedules training config.load engines tracking exchange runs
-    estimators evaluation search meta deploy commands contrib cli __main__
+    core io quantizers methods config models tasks network schedules training config.ignored config.load engines tracking
+    exchange runs estimators evaluation search meta deploy commands contrib cli __main__
 """.split()  # each imports from those before it only
 
 IMPORTED_IN = {  # libraries with one door
