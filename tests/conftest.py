@@ -1,10 +1,16 @@
-"""For the whole suite: float64, one thread, seeded global generators, and the profiles of hypothesis."""
+"""For the whole suite: float64, one thread, seeded generators, profiles of hypothesis, and pairwise combinations.
+
+Of the product of stacked parametrize marks, ``@pytest.mark.pairwise`` keeps a part in which each pair of values of two
+of them occurs: most faults need one value or two to show (Kuhn, Wallace, Gallo 2004, IEEE TSE 30(6)). The choice is a
+function of the cases in their order. ``--all-combinations`` keeps the product.
+"""
 
 from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -29,3 +35,58 @@ def _reproducible() -> Iterator[None]:
     random.seed(0)
     yield
     torch.set_default_dtype(torch.float64)
+
+
+# --- pairwise combinations ---
+
+
+def _pairwise(rows: Sequence[Sequence[Hashable]]) -> list[int]:
+    """Indices, ascending, of rows in which all pairs of values of two columns occur that occur in the rows at all.
+
+    Greedy: the row with most pairs that are new comes next, the first one of equals.
+    """
+    pairs = [{(i, j, row[i], row[j]) for i, j in combinations(range(len(row)), 2)} for row in rows]
+    wanted: set[object] = set().union(*pairs)
+    chosen = []
+    while wanted:
+        best = max(range(len(rows)), key=lambda r: len(pairs[r] & wanted))
+        chosen.append(best)
+        wanted -= pairs[best]
+    return sorted(chosen)
+
+
+@pytest.fixture(scope="session")
+def pairwise() -> Callable[[Sequence[Sequence[Hashable]]], list[int]]:
+    return _pairwise
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-combinations", action="store_true", help="keep all cases of tests marked pairwise")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "pairwise: of the product of the parametrize marks, enough for all pairs")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out the cases that are not needed, before anything else selects."""
+    if config.getoption("--all-combinations", default=False):
+        return
+    families: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("pairwise"):
+            families.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    dropped: set[pytest.Item] = set()
+    for cases in families.values():
+        dropped |= {*cases} - {cases[i] for i in _pairwise([_values(case) for case in cases])}
+    if dropped:
+        config.hook.pytest_deselected(items=[item for item in items if item in dropped])
+        items[:] = [item for item in items if item not in dropped]
+
+
+def _values(item: pytest.Item) -> list[Hashable]:
+    """What each parametrize mark gives to a case, by the identity of the value of its first argument."""
+    params = item.callspec.params  # type: ignore[attr-defined]
+    names = [mark.args[0] for mark in item.iter_markers("parametrize")]
+    return [id(params[name.split(",")[0].strip() if isinstance(name, str) else name[0]]) for name in names]

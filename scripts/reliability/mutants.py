@@ -1,4 +1,4 @@
-"""Mutation testing: small faults, one at a time, in schedules, export, checkpoint and statistics; who notices?
+"""Mutation testing: small faults, one at a time, in what the numbers come from; which test notices?
 
     pip install "mutmut==3.8.1"
     python scripts/reliability/mutants.py --folder /tmp/mutants --json experiments/results/reliability_mutants.json
@@ -8,7 +8,8 @@ a fork of one process. It switches to a mutant when all is imported, and so does
 types of fields, and the functions that make the table of schedules. Changes of these are made here, and each is
 imported anew in a fork of a process that has imported torch.
 
-A run that was stopped goes on in the same folder. With ``--again`` the survivors are tried again, after tests were
+``--module metasched/training/step.py --sample 0.2`` tries a fifth of the mutants of one module; give it a folder of its
+own. A run that was stopped goes on in the same folder. With ``--again`` the survivors are tried again, after tests were
 added. ``reason`` in the result is written by hand, and kept where the change is the same.
 """
 
@@ -27,12 +28,15 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+_ESTIMATORS = """
+    auto diagnosis es forward mixed nres particles perturbation pes reverse smoothed verdict
+""".split()
 MODULES = {  # -> the tests of what runs on import
     "metasched/schedules/base.py": [],
     "metasched/schedules/cooling.py": ["tests/schedules/test_cooling.py", "tests/schedules/test_published.py"],
@@ -46,15 +50,33 @@ MODULES = {  # -> the tests of what runs on import
     "metasched/exchange/export.py": ["tests/exchange/test_rejects.py", "tests/exchange/test_schedule_file.py"],
     "metasched/meta/checkpoint.py": ["tests/meta/test_checkpoint.py", "tests/formats/test_formats.py"],
     "metasched/evaluation/statistics.py": ["tests/evaluation/test_statistics.py"],
+    "metasched/training/step.py": [],
+    "metasched/network/quantize.py": [],
+    "metasched/meta/outer.py": [],
+    **{f"metasched/estimators/{name}.py": [] for name in _ESTIMATORS},
 }
 ON_IMPORT = {
     *("ana", "inq", "_ana_2022", "_ana", "_equal_shares", "_portions", "_same_ramp", "_with_other"),
     *("gxnor", "metropolis", "_ramps", "_cooled"),
 }
-TESTS = [
-    *("tests/schedules", "tests/exchange", "tests/evaluation/test_statistics.py", "tests/meta/test_checkpoint.py"),
-    "tests/formats",
-]
+TESTS = {  # folder or module -> the tests that mutmut chooses from
+    "metasched/schedules/": ["tests/schedules", "tests/exchange"],
+    "metasched/exchange/": ["tests/exchange", "tests/formats"],
+    "metasched/evaluation/": ["tests/evaluation/test_statistics.py"],
+    "metasched/meta/checkpoint.py": ["tests/meta/test_checkpoint.py", "tests/formats"],
+    "metasched/meta/outer.py": [
+        *("tests/estimators/test_contract.py", "tests/meta/test_guards.py", "tests/meta/test_resume.py"),
+        "tests/meta/test_bad_numbers.py",
+    ],
+    "metasched/training/": [
+        "tests/training",
+        "tests/methods/test_contract.py",
+        "tests/methods/test_frozen.py",
+        "tests/golden",
+    ],
+    "metasched/network/": ["tests/network", "tests/methods", "tests/training/test_step.py", "tests/golden"],
+    "metasched/estimators/": ["tests/estimators", "tests/meta/test_bad_numbers.py", "tests/golden"],
+}
 PRELOADED = ("torch", "scipy.stats", "pydantic", "pytest", "yaml", "matplotlib", "sklearn")
 OPTIONS = ["--import-mode=importlib", "--strict-markers", "-m=not slow"]
 SECONDS = 300  # the time limit of a mutant of what runs on import
@@ -62,7 +84,13 @@ SWAPPED = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.M
 OUTCOMES = {1: "killed", 3: "killed", 33: "no tests", 0: "survived", None: "not tried"}  # mutmut's exit codes
 
 
-def copied(folder: Path) -> None:
+def tests_of(modules: Sequence[str]) -> list[str]:
+    """The tests that are near to some modules."""
+    near = [tests for place, tests in TESTS.items() if any(module.startswith(place) for module in modules)]
+    return list(dict.fromkeys(test for tests in near for test in tests))
+
+
+def copied(folder: Path, modules: Sequence[str]) -> None:
     """A copy of the working tree, whose tests run in one process."""
     names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
     for name in names.stdout.splitlines():
@@ -75,10 +103,10 @@ def copied(folder: Path) -> None:
         f"""{text}
 [tool.mutmut]
 source_paths = ["metasched"]
-only_mutate = {json.dumps(list(MODULES))}
+only_mutate = {json.dumps([*modules])}
 also_copy = ["experiments", "docs", "scripts", "README.md", "CHANGELOG.md"]
 pytest_add_cli_args = ["-p", "no:xdist", "-p", "no:cacheprovider"]
-pytest_add_cli_args_test_selection = {json.dumps(TESTS)}
+pytest_add_cli_args_test_selection = {json.dumps(tests_of(modules))}
 """,
         "utf-8",
     )
@@ -87,10 +115,10 @@ pytest_add_cli_args_test_selection = {json.dumps(TESTS)}
 # --- what runs when it is called: mutmut ---
 
 
-def found_by_mutmut(folder: Path) -> dict[str, dict[str, str]]:
+def found_by_mutmut(folder: Path, modules: Sequence[str]) -> dict[str, dict[str, str]]:
     """{module: {name of a mutant: outcome}}, without those that run on import."""
     found = {}
-    for module in MODULES:
+    for module in modules:
         codes = json.loads((folder / "mutants" / f"{module}.meta").read_text("utf-8"))["exit_code_by_key"]
         called = {
             n: code for n, code in codes.items() if n.partition("__mutmut_")[0].rpartition(".x_")[2] not in ON_IMPORT
@@ -99,14 +127,15 @@ def found_by_mutmut(folder: Path) -> dict[str, dict[str, str]]:
     return found
 
 
-def named(folder: Path, share: float) -> list[str]:
-    """Names of the mutants that are to be tried and have not been; of schedules, a sample by a fixed seed."""
+def named(folder: Path, share: float, modules: Sequence[str]) -> list[str]:
+    """Names of the mutants that are to be tried and have not been, a sample by a fixed seed of those of each module."""
     if not (folder / "mutants").exists():
-        mutmut(folder, "run", "--max-children", "1", "metasched.schedules.base.*")  # makes the others too
+        first = modules[0].removesuffix(".py").replace("/", ".")
+        mutmut(folder, "run", "--max-children", "1", f"{first}.*")  # makes the others too
     chosen = []
-    for module, outcomes in found_by_mutmut(folder).items():
+    for module, outcomes in found_by_mutmut(folder, modules).items():
         names = sorted(outcomes)
-        if "/schedules/" in module:
+        if share < 1:
             names = random.Random(f"0 {module}").sample(names, math.ceil(share * len(names)))
         chosen += [name for name in names if outcomes[name] == "not tried"]
     return chosen
@@ -247,17 +276,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="of the copy; outside of the repository")
     parser.add_argument("--json", type=Path, required=True, help="the result")
-    parser.add_argument("--sample", type=float, default=1.0, help="share of the mutants in metasched/schedules to try")
+    parser.add_argument("--sample", type=float, default=1.0, help="share of each module's mutants to try")
+    parser.add_argument("--module", action="append", choices=[*MODULES], metavar="FILE", help="only this one (repeat)")
     parser.add_argument("--again", action="store_true", help="try the survivors in the result once more")
     args = parser.parse_args()
     old = json.loads(args.json.read_text("utf-8")) if args.json.is_file() else {"survivors": []}
     reasons = {(s["module"], s["change"]): s.get("reason", "") for s in old["survivors"]}
-    copied(args.folder)
+    modules: list[str] = args.module or [*MODULES]
+    copied(args.folder, modules)
 
     import_anew()
     state = args.folder / "on_import.json"  # what mutmut has in its own files
     on_import: dict[str, dict[str, str]] = json.loads(state.read_text("utf-8")) if state.is_file() else {}
-    for module, change, text in ((m, *mutant) for m, tests in MODULES.items() if tests for mutant in import_mutants(m)):
+    for module, change, text in ((m, *mutant) for m in modules if MODULES[m] for mutant in import_mutants(m)):
         if module not in on_import and outcome(args.folder, module, (ROOT / module).read_text("utf-8")) != "survived":
             sys.exit(f"{module}: its tests fail without a change")
         here = on_import.setdefault(module, {})
@@ -266,17 +297,19 @@ def main() -> None:
             state.write_text(json.dumps(on_import), "utf-8")
             print(f"{here[change]}: {module} {change}", file=sys.stderr, flush=True)
 
-    chosen = [s["name"] for s in old["survivors"] if "name" in s] if args.again else named(args.folder, args.sample)
+    chosen = (
+        [s["name"] for s in old["survivors"] if "name" in s] if args.again else named(args.folder, args.sample, modules)
+    )
     if chosen:
         mutmut(args.folder, "run", "--max-children", "1", *chosen)
 
-    modules: dict[str, Any] = {}
+    counts: dict[str, Any] = {}
     survivors: list[dict[str, str]] = []
-    called = found_by_mutmut(args.folder)
-    for module in MODULES:
+    called = found_by_mutmut(args.folder, modules)
+    for module in modules:
         here = on_import.get(module, {})
         tried = {name: found for name, found in called[module].items() if found != "not tried"}
-        modules[module] = {
+        counts[module] = {
             "called": counted([*tried.values()], len(called[module])),
             "on import": counted([*here.values()], len(here)),
         }
@@ -293,11 +326,11 @@ def main() -> None:
         "versions": {name: importlib.metadata.version(name) for name in ("mutmut", "torch", "pytest", "hypothesis")},
         "sample": args.sample,
         "total": counted([found for found in total if found != "not tried"], len(total)),
-        "modules": modules,
+        "modules": counts,
         "survivors": survivors,
     }
     args.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-    print(json.dumps(result["total"]), *(f"{m}: {counts}" for m, counts in modules.items()), sep="\n")
+    print(json.dumps(result["total"]), *(f"{m}: {row}" for m, row in counts.items()), sep="\n")
 
 
 if __name__ == "__main__":

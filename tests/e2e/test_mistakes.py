@@ -37,7 +37,11 @@ MISTAKES = [  # command, arguments, what the line holds
     ),
     ("train", ["--schedule.learn=[freeze_rate]"], "schedule.learn[0]: inq has no control 'freeze_rate'"),
     ("train", ["--meta.estimator=sweep", "--meta.memory=1KiB"], "meta.memory: is less than the "),
-    ("train", ["--meta.estimator=unroll", "--meta.memory=2GiB"], "meta.memory: has no effect, because meta.estimator"),
+    (
+        "train",
+        ["--meta.estimator=unroll", "--meta.memory=2GiB"],
+        "meta.memory: has no effect, because meta.estimator is unroll",
+    ),
     ("train", ["--meta.memory=2 GB"], "--meta.memory: must be a number of bytes, or a size in KiB, MiB or GiB"),
     ("train", ["--task.model=resnet20", "--task.depth=9"], "task.depth: has no effect, because task.model is resnet20"),
     ("train", ["--task.model=convnet", "--task.depth=2"], "task.depth: convnet needs at least 3 layers, got 2"),

@@ -20,10 +20,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_terminated_and_resumed(cli: Cli, config: Path, tmp_path: Path) -> None:
-    folder, steps = tmp_path / "run", "--meta.steps=12"
+    folder, steps = tmp_path / "run", ["--meta.steps=6", "--compare.baselines=[]", "--compare.horizons=[1]"]
     command = [sys.executable, "-m", "metasched", "train", str(config), "--folder", str(folder)]
     process = subprocess.Popen(
-        [*command, steps, "--run.workers=2"],
+        [*command, *steps, "--run.workers=2"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -40,8 +40,8 @@ def test_terminated_and_resumed(cli: Cli, config: Path, tmp_path: Path) -> None:
     assert read_checkpoint(folder / "checkpoint.pt").state.step >= 1 and not (folder / "DONE").exists()
     _wait_for_end_of_group(process.pid)
     one = ["--run.workers=1", "--allow", "run.workers"]
-    assert cli("train", config, "--resume", folder, steps, *one) == 0
-    assert cli("train", config, "--folder", tmp_path / "whole", steps) == 0
+    assert cli("train", config, "--resume", folder, *steps, *one) == 0
+    assert cli("train", config, "--folder", tmp_path / "whole", *steps) == 0
     for name in ("schedule.json", "comparison.json"):
         assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 

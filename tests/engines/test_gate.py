@@ -43,6 +43,7 @@ OPTIMIZERS = {
 
 # method -> its configurations with a smooth forward, taken in turn; a new method needs a row
 SOFT: dict[str, list[MethodConfig]] = {
+    "float": [],
     "ste": [],
     "ana": [MethodConfig(name="ana", noise=noise, forward="expectation") for noise in NOISE_FAMILIES],  # type: ignore[arg-type]
     "inq": [

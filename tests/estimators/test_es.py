@@ -27,7 +27,7 @@ from metasched.runs.local import Judged, Reached, Run, Segment
 from metasched.runs.pool import Pool
 from metasched.runs.pooled import PooledRuns, local_runs
 from metasched.schedules.base import progress_of_steps
-from metasched.schedules.network import ScheduleNetwork
+from metasched.schedules.network import ScheduleNetwork, _features
 from metasched.schedules.table import hand_coded
 from metasched.tracking.metrics import unknown_metrics
 from metasched.training.problem import build_problem
@@ -232,18 +232,18 @@ def test_controls_at_leave_the_schedule_as_it_is():
 def test_the_scales_of_a_schedule_network_move_its_correction_by_about_one(hidden):
     """Whatever the width; of the body only once the output weights are not zero any more."""
     schedule = schedule_network(hidden)
-    layers, u = build_problem(tiny()).network.layers, progress_of_steps(9)
+    u, features = progress_of_steps(9), [_features(layer) for layer in build_problem(tiny()).network.layers]
     with torch.no_grad():
         for name, p in schedule.named_parameters():
             if name == "heads.weight":
                 p += direction(schedule, 0)[name]
-        start = schedule._correction(u, layers)
+        start = schedule._correction(u, features)
         for name, p in schedule.named_parameters():
             moves = []
             for seed in range(1, 9):
                 delta = direction(schedule, seed)[name]
                 p += delta
-                moves.append((schedule._correction(u, layers) - start).square().mean())
+                moves.append((schedule._correction(u, features) - start).square().mean())
                 p -= delta
             assert 0.1 < float(torch.stack(moves).mean().sqrt()) < 2, name
 

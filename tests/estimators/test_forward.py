@@ -123,6 +123,7 @@ def test_a_slope_is_the_product_of_the_derivative_with_the_direction(model, sett
     assert found.loss == pytest.approx(expected.loss, rel=1e-12) and found.score == expected.score
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("noise", NOISE_FAMILIES)
 @pytest.mark.parametrize("forward", ["expectation", "mode", "random"])
 @pytest.mark.parametrize("backward_scale", [None, 0.4])

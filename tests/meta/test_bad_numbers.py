@@ -23,7 +23,8 @@ from metasched.config.schema import (
     ScheduleConfig,
     TaskConfig,
 )
-from metasched.estimators import ESTIMATORS, higher_unroll
+from metasched.engines import higher_unroll
+from metasched.estimators import ESTIMATORS
 from metasched.evaluation.comparison import Arm, Comparison
 from metasched.evaluation.statistics import counted
 from metasched.meta import outer
@@ -40,7 +41,7 @@ from metasched.schedules.table import hand_coded
 from metasched.tasks import TASKS
 from metasched.tasks.digits import digits_task
 from metasched.tasks.supervised import Split
-from metasched.training import mapped, step
+from metasched.training import stacked, step
 from metasched.training.optimizers import Adam
 from metasched.training.problem import build_problem, forget
 from metasched.training.stacked import mapping_pays
@@ -75,7 +76,7 @@ def in_inner_loss(plant: Plant, bad: float) -> None:
         loss, method = found
         return (loss + bad if at == BAD_STEP else loss), method
 
-    plant.wrap((step, mapped, higher_unroll), "training_loss", change)
+    plant.wrap((step, stacked, higher_unroll), "training_loss", change)
 
 
 def in_inner_gradient(plant: Plant, bad: float) -> None:
@@ -87,7 +88,7 @@ def in_inner_gradient(plant: Plant, bad: float) -> None:
         zero = total * 0 if math.isnan(bad) else total - total.detach()
         return (loss + zero.sqrt() if at == BAD_STEP else loss), method
 
-    plant.wrap((step, mapped, higher_unroll), "training_loss", change)
+    plant.wrap((step, stacked, higher_unroll), "training_loss", change)
 
 
 def in_inner_update(plant: Plant, bad: float) -> None:
@@ -260,7 +261,7 @@ def test_a_bad_number_changes_nothing_is_counted_and_named_and_the_third_stops_t
 @pytest.mark.parametrize("place", ["inner loss", "inner gradient", "inner update", "control"])
 @pytest.mark.parametrize("bad", [NAN, INF])
 def test_runs_that_are_mapped_are_looked_at_too(plant, place, bad, monkeypatch):
-    monkeypatch.setattr(mapped, "products_keep_bits", lambda: True)  # on any processor
+    monkeypatch.setattr(stacked, "products_keep_bits", lambda: True)  # on any processor
     put, named = PLACES[place]
     put(plant, bad)
     experiment = tiny("es", width=8)

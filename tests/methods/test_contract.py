@@ -117,6 +117,7 @@ def test_hooks_are_pure(name: str, shape: tuple[int, ...]) -> None:
         assert bits(arguments) == before, hook
 
 
+@pytest.mark.pairwise
 @cases
 @shapes
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
@@ -130,6 +131,7 @@ def test_the_whole_range_of_the_controls_is_accepted(name: str, shape: tuple[int
     assert all(bool(t.isfinite().all()) for t in (*seen, *gradients))
 
 
+@pytest.mark.pairwise
 @cases
 @shapes
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -172,6 +174,7 @@ def test_hardened_values_are_exactly_on_the_levels(name: str, shape: tuple[int, 
     assert set(quanta.tolist()) == set(level_set(config.activation_levels).levels)
 
 
+@pytest.mark.pairwise
 @cases
 @shapes
 @pytest.mark.parametrize("relaxation", [0.0, 0.2])

@@ -36,6 +36,7 @@ def controls(problem: InnerProblem, fraction: torch.Tensor) -> dict[str, torch.T
     return {c.name: known[c.name] for c in problem.network.method.controls}
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("partition", ["magnitude", "random", "relaxation"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("method", ["inq", "joint"])

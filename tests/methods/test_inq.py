@@ -51,6 +51,7 @@ def count(fraction: float, n: int) -> int:
     return int(np.floor(fraction * n + 0.5 + 1e-9))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("portions", PORTIONS.values(), ids=PORTIONS)
 @pytest.mark.parametrize("partition", ["magnitude", "random", "relaxation"])
 @pytest.mark.parametrize("n", [1, 7, 40, 1000])

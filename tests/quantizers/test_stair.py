@@ -72,6 +72,7 @@ def away_from_kinks(levels: LevelSet, mean: float, scale: float, num: int) -> to
     return x[good][:num]
 
 
+@pytest.mark.pairwise
 @noises
 @level_sets
 @families
@@ -83,6 +84,7 @@ def test_expectation_is_the_mean_of_the_quantized_noisy_input(
     np.testing.assert_allclose(apply(x, levels, mean, scale, family), p @ levels.levels, rtol=1e-13, atol=1e-14)
 
 
+@pytest.mark.pairwise
 @noises
 @level_sets
 @families
@@ -96,6 +98,7 @@ def test_mode_is_the_most_probable_level(family: str, levels: LevelSet, mean: fl
     np.testing.assert_array_equal(found[clear], np.array(levels.levels)[p.argmax(1)][clear])
 
 
+@pytest.mark.pairwise
 @noises
 @level_sets
 @families
@@ -124,6 +127,7 @@ def test_random_levels_have_their_probabilities(family: str) -> None:
     assert stats.chisquare(counts[possible], n * p[possible]).pvalue > 0.01
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("forward", FORWARDS)
 @noises
 @level_sets
@@ -143,6 +147,7 @@ def test_all_forwards_have_the_derivatives_of_the_expectation(
     np.testing.assert_allclose(of_scale, -(c @ stretch), rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.pairwise
 @noises
 @level_sets
 @families
@@ -184,6 +189,7 @@ def test_autograd_and_torch_func_agree() -> None:
     assert torch.func.grad(torch.func.grad(function))(s.detach()).item() == pytest.approx(second.item(), rel=1e-14)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("forward", FORWARDS)
 @pytest.mark.parametrize("scale", [0.0, 1e-300, 1e-20, 1e-16])
 @families
@@ -304,6 +310,7 @@ def test_straight_through_is_hard_with_the_density_of_uniform_noise(levels: Leve
     np.testing.assert_allclose(slope, density(x.detach().numpy(), levels, 0.0, half_width, "uniform")[0], atol=1e-13)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("forward", FORWARDS)
 @pytest.mark.parametrize("scale", [0.0, 0.4])
 @families
@@ -339,6 +346,7 @@ def test_hard_is_a_search_among_the_thresholds(levels: LevelSet) -> None:
     assert hard(torch.tensor([torch.nan]), levels).isnan().all()
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("shared", ["nothing", "x", "mean", "scale", "uniform"])
 @pytest.mark.parametrize("forward", FORWARDS)
 @families

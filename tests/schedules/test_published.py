@@ -70,6 +70,7 @@ def test_windows_of_the_paper(interval: str, power: str) -> None:
         assert [w.power for w in windows] == [powers[column] for powers in POWERS[power]]
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("mean", ["static", "dynamic"])
 @pytest.mark.parametrize("power", POWERS)
 @pytest.mark.parametrize("interval", INTERVALS)

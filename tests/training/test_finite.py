@@ -49,6 +49,7 @@ def controls_of() -> Tensors:
     return {n: v.float() for n, v in played(EXPERIMENT.problem, hand_coded("joint")["joint_linear"], 5).items()}
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("step", [0, 3])
 @pytest.mark.parametrize("name", ["noise_scale", "noise_mean", "freeze_fraction"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

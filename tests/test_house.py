@@ -1,0 +1,101 @@
+"""Tests mirror the tree: each module with functions has a test file of its name, or is listed here with its tests."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test one contract, or one command
+    "attacks/test_attacks.py": "io/reading io/strict_json",
+    "cli/test_cli.py": """
+        cli/compare cli/dashboard cli/entry cli/experiment cli/export cli/import_ cli/online cli/output cli/parser
+        cli/show cli/train cli/tune
+    """,
+    "commands/test_check.py": "cli/check",
+    "config/test_ignored.py": "config/retired",
+    "config/test_load.py": "config/fields config/schema core/field_types methods/config methods/parameters",
+    "contrib/kernels/test_transition.py": "contrib/kernels/coefficients contrib/packing",
+    "contrib/kernels/test_triton.py": "contrib/kernels/gated_xnor_triton contrib/kernels/transition_triton",
+    "deploy/test_deploy.py": "cli/deploy commands/deploy deploy/files",
+    "deploy/test_deployed_reading.py": "contrib/deployed_reading contrib/deployed_shapes",
+    "deploy/test_integer.py": "deploy/agreement deploy/folding deploy/simulator deploy/stages",
+    "deploy/test_onnx.py": "deploy/onnx_export",
+    "e2e/test_mistakes.py": "cli/run_folders",
+    "e2e/test_resume_others.py": "commands/compare commands/tune",
+    "e2e/test_sensitivity.py": "cli/sensitivity commands/sensitivity",
+    "e2e/test_signals.py": "cli/signals",
+    "e2e/test_torchrun.py": "runs/ranks",
+    "engines/test_gate.py": "engines/finite_differences",
+    "engines/test_quadratic.py": "engines/base engines/higher_unroll engines/unroll",
+    "engines/test_sweep.py": "engines/replay",
+    "estimators/test_auto.py": "estimators/verdict",
+    "estimators/test_contract.py": "estimators/base estimators/reverse meta/outer",
+    "estimators/test_es.py": "estimators/perturbation estimators/smoothed",
+    "estimators/test_forward.py": "engines/tangent",
+    "estimators/test_pes.py": "estimators/nres estimators/particles",
+    "evaluation/test_compare.py": "evaluation/comparison evaluation/contenders runs/cells",
+    "exchange/test_quantlab.py": """
+        exchange/quantlab/controllers exchange/quantlab/exporting exchange/quantlab/importing
+    """,
+    "exchange/test_schedule_file.py": "exchange/export exchange/format exchange/summary",
+    "integrations/test_brevitas.py": "exchange/integrations/brevitas exchange/integrations/parts",
+    "integrations/test_function.py": "exchange/integrations/driven exchange/integrations/function",
+    "integrations/test_huggingface.py": "exchange/integrations/huggingface",
+    "integrations/test_lightning.py": "exchange/integrations/lightning",
+    "integrations/test_torchao.py": "exchange/integrations/torchao",
+    "io/test_files.py": "io/atomic io/environment io/json_lines io/json_text io/lock io/run_folder",
+    "meta/test_online.py": "commands/online",
+    "commands/test_train.py": "meta/start",
+    "methods/test_contract.py": "methods/base methods/joint methods/ste",
+    "methods/test_discrete.py": "methods/gxnor methods/metropolis",
+    "methods/test_outside.py": "methods/spec methods/table",
+    "methods/test_trainable.py": "methods/tensors",
+    "models/test_models.py": """
+        models/convnet models/cutie models/lenet models/mlp models/resnet models/vgg7 models/vgg8
+    """,
+    "network/test_quantize.py": "core/layer",
+    "quantizers/test_stair.py": "quantizers/constants quantizers/noise",
+    "runs/test_pool.py": "runs/pooled",
+    "schedules/test_family.py": "schedules/learnable schedules/space",
+    "schedules/test_published.py": "schedules/base schedules/table",
+    "search/test_tuning.py": "search/population search/searchers",
+    "tasks/test_digits.py": "tasks/classification",
+    "tasks/test_batches.py": "tasks/base",
+    "tracking/test_trackers.py": "tracking/metrics tracking/tracker",
+    "tracking/test_wandb.py": "tracking/wandb_tracker",
+    "training/optimizers/test_groups.py": "training/optimizers/clipping",
+    "training/optimizers/test_outside.py": "training/optimizers/base training/optimizers/check",
+    "training/optimizers/test_rules.py": """
+        training/optimizers/adam training/optimizers/adamw training/optimizers/sgd
+    """,
+    "training/test_finite.py": "training/faults",
+    "training/test_stacked.py": "runs/local training/stacked_norm",
+}
+
+
+def has_functions(path: Path) -> bool:
+    """Whether there is anything in a file to test."""
+    return any(isinstance(node, ast.FunctionDef) for node in ast.walk(ast.parse(path.read_text("utf-8"))))
+
+
+def without_a_test_file() -> set[str]:
+    package = ROOT / "metasched"
+    paths = [p for p in package.rglob("*.py") if p.name not in ("__init__.py", "__main__.py") and has_functions(p)]
+    modules = [p.relative_to(package).with_suffix("") for p in paths]
+    return {m.as_posix() for m in modules if not (ROOT / "tests" / m.parent / f"test_{m.name}.py").is_file()}
+
+
+def test_each_module_has_a_test_file_of_its_name_or_is_listed_with_its_tests() -> None:
+    listed = [module for modules in TESTED_IN.values() for module in modules.split()]
+    assert len(listed) == len({*listed})
+    assert without_a_test_file() - {*listed} == set(), "give it tests/<its folder>/test_<its name>.py"
+    assert {*listed} - without_a_test_file() == set(), "is gone, or has a test file: take it out of the list"
+
+
+@pytest.mark.parametrize("path", TESTED_IN)
+def test_the_listed_tests_are_there(path: str) -> None:
+    assert "def test_" in (ROOT / "tests" / path).read_text("utf-8")
