@@ -18,7 +18,6 @@ from metasched.core.randomness import Draw, derive_seed
 from metasched.estimators.particles import first_windows
 from metasched.estimators.perturbation import direction
 from metasched.evaluation.contenders import fresh_seeds
-from metasched.meta.online import held_out
 from metasched.methods import build_method
 from metasched.schedules.network import ScheduleNetwork
 from metasched.schedules.table import hand_coded
@@ -64,7 +63,7 @@ STREAMS: dict[str, Callable[[], Any]] = {
     "schedule network": lambda: list(schedule().body.parameters()),
     "direction": lambda: direction(schedule(), 11),
     "first window": lambda: first_windows(1, 1000, 11),
-    "held out": lambda: held_out(inner().task.validation, 8, 11, 2).x,
+    "held out": lambda: inner().task.judged_on(8, 11, 2).outer_batch()[0],
     "compare": lambda: fresh_seeds(EXPERIMENT.seed, EXPERIMENT.compare.seeds),
 }
 SEEDS = {"inner run", "select", "online", "sensitivity", "forward"}  # seeds of whole inner runs, and of dropout
