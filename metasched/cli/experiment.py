@@ -32,7 +32,7 @@ def imports_of(argv: Sequence[str]) -> list[str]:
     >>> imports_of(["train", "a.yaml", "--import", "mine", "--import=other"])
     ['mine', 'other']
     """
-    pairs = zip(argv, [*argv[1:], ""], strict=True)
+    pairs = zip(argv, [*argv, ""][1:], strict=True)
     given = ((word, after) if word == "--import" else word.partition("=")[::2] for word, after in pairs)
     return [package for option, package in given if option == "--import" and package]
 

@@ -168,7 +168,7 @@ def test_arms_may_be_of_any_method(tmp_path: Path) -> None:
     name, arm = described_arm(
         EXPERIMENT, ["mine", "metropolis_geometric", "method.cooling=adaptive", "optimizer.lr=0.5"]
     )
-    own = arm.experiment
+    own = arm.problem
     assert (name, own.method.name, own.method.cooling, own.optimizer.lr) == ("mine", "metropolis", "adaptive", 0.5)
     assert own.task == EXPERIMENT.task and arm.schedule.name == "metropolis_geometric"
     write_schedule(tmp_path / "cold.json", exported()["metropolis_cold"])
