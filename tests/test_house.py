@@ -33,13 +33,13 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "engines/test_quadratic.py": "engines/base engines/higher_unroll engines/unroll",
     "engines/test_sweep.py": "engines/replay",
     "estimators/test_auto.py": "estimators/verdict",
-    "estimators/test_contract.py": "estimators/base estimators/reverse meta/outer",
+    "estimators/test_contract.py": "estimators/base estimators/reverse",
     "estimators/test_es.py": "estimators/perturbation estimators/smoothed",
     "estimators/test_forward.py": "engines/tangent",
     "estimators/test_pes.py": "estimators/nres estimators/particles",
     "evaluation/test_compare.py": "evaluation/comparison evaluation/contenders runs/cells",
     "exchange/test_quantlab.py": """
-        exchange/quantlab/controllers exchange/quantlab/exporting exchange/quantlab/importing
+        commands/export exchange/quantlab/controllers exchange/quantlab/exporting exchange/quantlab/importing
     """,
     "exchange/test_schedule_file.py": "exchange/export exchange/format exchange/summary",
     "integrations/test_brevitas.py": "exchange/integrations/brevitas exchange/integrations/parts",
@@ -64,7 +64,8 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "schedules/test_published.py": "schedules/base schedules/table",
     "search/test_tuning.py": "search/population search/searchers",
     "tasks/test_digits.py": "tasks/classification",
-    "tasks/test_batches.py": "tasks/base",
+    "tasks/test_batches.py": "tasks/base tasks/supervised",
+    "tasks/test_own_task.py": "api commands/folders core/imports tasks/check tasks/data tasks/fingerprint tasks/live",
     "tracking/test_trackers.py": "tracking/metrics tracking/tracker",
     "tracking/test_wandb.py": "tracking/wandb_tracker",
     "training/optimizers/test_groups.py": "training/optimizers/clipping",

@@ -19,7 +19,9 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Writes a run's learned schedule, as a schedule file or in the form of QuantLab."""
     if (arguments.to == "quantlab") != (arguments.epochs is not None):
-        raise MetaschedError("--epochs", "is for --to quantlab, which needs it", "give both or neither")
+        raise MetaschedError(
+            "--epochs", "is required with --to quantlab and has no effect without it", "give both or neither"
+        )
     from metasched.commands.export import schedule_of, write_quantlab
 
     schedule = schedule_of(arguments.run)

@@ -60,7 +60,7 @@ def groups_of(e: Experiment) -> Any:
 
 
 def runs_of(e: Experiment) -> Any:
-    runs = local_runs(e)
+    runs = local_runs(e.problem, e.meta)
     return repr((runs.outer, runs.unroll, runs.memory, runs.problem.network.method))
 
 
@@ -74,6 +74,10 @@ def schedule_of(e: Experiment) -> Any:
     learn = e.schedule.learn or tuple(c.name for c in network.method.controls)
     built = build_learnable(e.schedule, network.method.controls, start, learn, network.layers, 0)
     return type(built).__name__, built.knots.tolist(), [tuple(p.shape) for p in built.parameters()]
+
+
+def seeds_of(e: Experiment) -> Any:
+    return fresh_seeds(e.seed, e.compare.seeds)
 
 
 def digest(tensors: list[Any]) -> str:
@@ -138,8 +142,8 @@ BUILT = {  # field -> (what it changes, another value, settings under which it c
     "meta.objective": (runs_of, "relaxed", []),
     "meta.surrogate": (runs_of, "0.7", []),
     "meta.noise_floor": (estimator_of, "0.1", []),
-    "compare.seeds": (fresh_seeds, "3", []),
-    "seed": (fresh_seeds, "1", []),
+    "compare.seeds": (seeds_of, "3", []),
+    "seed": (seeds_of, "1", []),
     "tune.inner_steps": (trials_within, "30000", []),
     "tune.runs": (trials_within, "3", []),
     "tune.finalists": (trials_within, "200", []),
@@ -150,6 +154,7 @@ BUILT = {  # field -> (what it changes, another value, settings under which it c
 ELSEWHERE = {  # field -> the test that shows what it changes
     **dict.fromkeys(("task.root", "task.download"), "tests/tasks/test_vision.py"),
     "task.image_size": "tests/tasks/test_imagenet.py",
+    **dict.fromkeys(("task.factory", "task.args"), "tests/tasks/test_own_task.py"),
     "optimizer.parameters": "tests/training/optimizers/test_outside.py",
     "schedule.start": "tests/e2e/test_train.py",
     **dict.fromkeys(("meta.steps", "meta.runs", "meta.clip"), "tests/estimators/test_contract.py"),
@@ -238,7 +243,7 @@ REFUSED = [  # settings, the field that they leave without effect, what the line
     (["method.scale=unit"], "method.granularity=channel", "method.scale is unit; leave it out, or set method.scale"),
     (["method.name=float"], "method.levels=binary", "method.name is float; leave it out; it is for methods that quant"),
     (["method.name=float"], "quantize.first=false", "method.name is float"),
-    (["method.name=inq"], "method.noise=uniform", "method.name is inq; leave it out; it is for "),
+    (["method.name=inq"], "method.noise=uniform", "method.name is inq; leave it out; it is a parameter of ana"),
     (["optimizer.name=adam"], "optimizer.momentum=0.5", "optimizer.name is adam; leave it out; it is for sgd"),
     (["optimizer.name=sgd"], "optimizer.eps=1", "optimizer.name is sgd; leave it out; it is for adam and adamw"),
     (["optimizer.name=sgd", "optimizer.momentum=0"], "optimizer.nesterov=true", "or set optimizer.momentum"),

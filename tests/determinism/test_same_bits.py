@@ -40,7 +40,7 @@ from metasched.runs.pool import Pool
 from metasched.schedules.learnable import build_learnable
 from metasched.schedules.table import hand_coded
 from metasched.training.loop import train
-from metasched.training.problem import build_problem
+from metasched.training.problem import build_problem, forget
 
 RANDOM = ("forward", "partition")  # parameters of some methods that can be ``random``
 
@@ -174,7 +174,7 @@ def global_state() -> dict[str, Any]:
 @pytest.mark.parametrize("name", random.Random(1).sample(list(WORK), len(WORK)))
 def test_the_same_bits_in_any_order_and_nothing_global_changes(expected: dict[str, str], name: str) -> None:
     """Whatever the global generators say; in pools, which take one thread, with two threads around them."""
-    build_problem.cache_clear()
+    forget()
     torch.set_default_dtype(torch.float32)
     torch.set_num_threads(2 if name in POOLED else 1)
     torch.manual_seed(99)

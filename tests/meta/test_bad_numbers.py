@@ -76,7 +76,7 @@ def in_inner_loss(plant: Plant, bad: float) -> None:
         loss, method = found
         return (loss + bad if at == BAD_STEP else loss), method
 
-    plant.wrap((step, stacked, higher_unroll), "training_loss", change)
+    plant.wrap((step, higher_unroll), "training_loss", change)
 
 
 def in_inner_gradient(plant: Plant, bad: float) -> None:
@@ -88,7 +88,7 @@ def in_inner_gradient(plant: Plant, bad: float) -> None:
         zero = total * 0 if math.isnan(bad) else total - total.detach()
         return (loss + zero.sqrt() if at == BAD_STEP else loss), method
 
-    plant.wrap((step, stacked, higher_unroll), "training_loss", change)
+    plant.wrap((step, higher_unroll), "training_loss", change)
 
 
 def in_inner_update(plant: Plant, bad: float) -> None:

@@ -324,7 +324,7 @@ def test_a_start_that_has_changed_is_refused(
     start.write_bytes((whole / "schedule.json").read_bytes())
     stop_at(monkeypatch, "write_checkpoint", 2)
     folder = tmp_path / "run"
-    assert run("train", config, "--folder", folder, f"--schedule.start={start}") == 130
+    assert run("train", config, "--folder", folder, f"--schedule.start={start}", "--meta.select_runs=4") == 130
     monkeypatch.undo()
     start.write_text(json.dumps(_moved(json.loads(start.read_text()))))
     capsys.readouterr()

@@ -186,7 +186,8 @@ class Shared(nn.Module):
 
 @pytest.mark.parametrize("shared", ["first", "act"])
 def test_modules_that_run_twice_are_refused_with_their_path(shared: str) -> None:
-    with pytest.raises(MetaschedError, match=rf"^model\.{shared}: runs more than once .*; use a separate module"):
+    said = rf"^model\.{shared}: runs more than once .*; give each use a module of its own"
+    with pytest.raises(MetaschedError, match=said):
         quantize(Shared(shared=shared), ANA, torch.zeros(2, 4))
     quantize(Shared(shared="none"), ANA, torch.zeros(2, 4))
 
@@ -268,7 +269,8 @@ def test_every_hook_draws_by_the_seed_the_step_and_the_place_of_its_layer() -> N
     network = quantize(model, Noting(**vars(method)), x := torch.randn(7, 4), last=True)
     params, state = network.initialize(dict(network.module.named_parameters()), {}, seed=3)
     state = network.prepare(params, state, {}, seed=3, step=5)
-    network.forward(network.call({}), params, state, {}, x, seed=3, step=5)
+    run, _ = network.model(network.call({}), params, state, {}, seed=3, step=5)
+    run(x)
     network.update(params, params, state, {}, seed=3, step=5)
     assert [draw for hook, draw in drawn if hook == "initialize"] == [Draw(3, 0, 0), Draw(3, 0, 1)]
     for hook in ("prepare", "weight", "update"):
