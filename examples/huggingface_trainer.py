@@ -25,7 +25,7 @@ from metasched.exchange.integrations.driven import DrivenModule
 from metasched.exchange.integrations.huggingface import callback
 from metasched.tasks.digits import digits_task
 
-LEARNED = Path(__file__).parents[2] / "experiments" / "learned" / "digits_ana.json"
+LEARNED = Path(__file__).parents[1] / "experiments" / "learned" / "digits_ana.json"
 
 
 class Done(NamedTuple):

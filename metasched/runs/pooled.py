@@ -18,6 +18,9 @@ from metasched.training.problem import build_problem
 from metasched.training.step import InnerProblem
 
 
+_Work = tuple[ProblemConfig, MetaConfig, str, Sequence[Any]]  # the arguments of ``answer``
+
+
 @dataclass(frozen=True)
 class PooledRuns:
     """The runs of LocalRuns, spread over the processes of a pool, or of torchrun."""
@@ -50,7 +53,7 @@ class PooledRuns:
         work = self._parts("segments", segments, self._at_once(len(segments), mapping_pays))
         return list(chain.from_iterable(self.pool.map(answer, work)))
 
-    def _parts(self, question: str, items: Sequence[Any], size: int) -> list[tuple[ProblemConfig, MetaConfig, str, Sequence[Any]]]:
+    def _parts(self, question: str, items: Sequence[Any], size: int) -> list[_Work]:
         """The arguments of ``answer``, for ``size`` items at once."""
         return [(self.config, self.meta, question, items[i : i + size]) for i in range(0, len(items), size)]
 

@@ -191,7 +191,7 @@ class Planted:
         self, function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]
     ) -> Iterator[list[ControlGradient]]:
         self.step += 1
-        for run, (_, question, runs) in enumerate(arguments):
+        for run, (_, _, question, runs) in enumerate(arguments):
             assert question == "gradients" and len(runs) == 1
             self.seen += runs
             wrt = self.plan(self.step, run)

@@ -328,7 +328,7 @@ class Double(nn.Module):
 def test_an_operation_without_a_forward_derivative_is_refused_in_a_line():
     task = quadratic_task(torch.tensor([0.7]), torch.tensor([0.4]))
     network = quantize(nn.Sequential(nn.Linear(1, 1, bias=False), Double()), Gain(), task.train.x[:2], last=True)
-    own = replace(task, build=lambda: nn.Sequential(nn.Linear(1, 1, bias=False), Double()))
+    own = replace(task, model=lambda: nn.Sequential(nn.Linear(1, 1, bias=False), Double()))
     hyper = {"lr": 0.3, "momentum": 0.0, "weight_decay": 0.0}
     here = InnerProblem(network, own, OPTIMIZERS["sgd"].rule(), hyper, 2, seed=0)
     gains = {"gain": torch.ones(2, 1)}

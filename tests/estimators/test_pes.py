@@ -437,7 +437,7 @@ def schedule_network(hidden: int = 4) -> ScheduleNetwork:
 def test_state_saved_in_mid_episode_goes_on_with_the_same_bits(name):
     own = tiny(name)
     schedule, runs = schedule_network(), PooledRuns(own.problem, own.meta, Pool(1))
-    estimator = build_estimator(runs.experiment.meta)
+    estimator = build_estimator(runs.meta)
     state = estimator.begin(schedule, runs)
     assert state == {}
     for call in range(2):
