@@ -97,7 +97,7 @@ def test_the_last_checkpoint_stays_when_saving_fails_later(
 
     def failing(descriptor: int) -> None:
         calls.append(descriptor)
-        if len(calls) > 12:
+        if len(calls) > 14:
             raise OSError(5, "Input/output error")
         fsync(descriptor)
 
