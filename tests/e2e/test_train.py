@@ -47,6 +47,7 @@ def test_what_a_run_leaves(trained: Path) -> None:
         *(f"plots/schedule_{i:02d}.png" for i in range(3)),
         "report.html",
         "schedule.json",
+        "task.json",
     }
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in (trained / "plots").iterdir())
     assert json.loads((trained / "environment.json").read_text())["torch"] == version("torch")
@@ -215,7 +216,7 @@ def test_many_schedules_leave_a_table_that_fits_a_terminal(
     assert cli("compare", config, "--folder", tmp_path / "run", "--schedule", *files) == 0
     said = capsys.readouterr().out
     assert "b - this" in said and "a - this" not in said and "c - this" not in said
-    assert "differences to b, the first one given; the report has those to the others" in said
+    assert "differences to b, the first one given; those to the others are in the report" in said
     report = (tmp_path / "run" / "report.html").read_text()
     assert all(f"{name} - this" in report for name in names)
 
