@@ -19,10 +19,10 @@ import transformers
 from torch import nn
 
 from metasched import MethodConfig, QuantizedModule, SchedulePlayer, build_method, quantize, read_schedule
-from metasched.config.schema import TaskConfig
 from metasched.exchange.integrations import LayerValues
 from metasched.exchange.integrations.driven import DrivenModule
 from metasched.exchange.integrations.huggingface import callback
+from metasched.tasks.config import TaskConfig
 from metasched.tasks.digits import digits_task
 
 LEARNED = Path(__file__).parents[1] / "experiments" / "learned" / "digits_ana.json"

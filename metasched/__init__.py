@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from metasched.api import tune as tune
     from metasched.config.load import load_experiment as load_experiment
     from metasched.config.schema import Experiment as Experiment
-    from metasched.config.schema import MethodConfig as MethodConfig
     from metasched.core.errors import MetaschedError as MetaschedError
     from metasched.core.layer import Layer as Layer
     from metasched.engines import find_unroll as find_unroll
@@ -25,8 +24,13 @@ if TYPE_CHECKING:
     from metasched.exchange.schedule_file import write_schedule as write_schedule
     from metasched.meta.outer import meta_train as meta_train
     from metasched.methods import METHODS as METHODS
+    from metasched.methods import MethodSpec as MethodSpec
     from metasched.methods import build_method as build_method
+    from metasched.methods import register_method as register_method
     from metasched.methods.base import Control as Control
+    from metasched.methods.config import MethodConfig as MethodConfig
+    from metasched.models import ModelSpec as ModelSpec
+    from metasched.models import register_model as register_model
     from metasched.network.module import QuantizedModule as QuantizedModule
     from metasched.network.quantize import QuantizedNetwork as QuantizedNetwork
     from metasched.network.quantize import quantize as quantize
@@ -34,20 +38,32 @@ if TYPE_CHECKING:
     from metasched.schedules.curves import HandCoded as HandCoded
     from metasched.schedules.network import ScheduleNetwork as ScheduleNetwork
     from metasched.schedules.table import hand_coded as hand_coded
+    from metasched.tasks import TaskSpec as TaskSpec
+    from metasched.tasks import register_task as register_task
     from metasched.tasks.base import Task as Task
     from metasched.tasks.data import DataTask as DataTask
     from metasched.training.loop import hardened_score as hardened_score
     from metasched.training.loop import train as train
+    from metasched.training.optimizers import OptimizerSpec as OptimizerSpec
+    from metasched.training.optimizers import register_optimizer as register_optimizer
     from metasched.training.problem import build_problem as build_problem
 
 MODULES: dict[str, str] = {  # public name -> module
     "Experiment": "metasched.config.schema",
-    "MethodConfig": "metasched.config.schema",
+    "MethodConfig": "metasched.methods.config",
     "load_experiment": "metasched.config.load",
     "MetaschedError": "metasched.core.errors",
     "Layer": "metasched.core.layer",
     "Control": "metasched.methods.base",
     "METHODS": "metasched.methods",
+    "MethodSpec": "metasched.methods",
+    "ModelSpec": "metasched.models",
+    "OptimizerSpec": "metasched.training.optimizers",
+    "TaskSpec": "metasched.tasks",
+    "register_method": "metasched.methods",
+    "register_model": "metasched.models",
+    "register_optimizer": "metasched.training.optimizers",
+    "register_task": "metasched.tasks",
     "build_method": "metasched.methods",
     "quantize": "metasched.network.quantize",
     "QuantizedNetwork": "metasched.network.quantize",

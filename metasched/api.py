@@ -22,7 +22,7 @@ from metasched.commands.folders import begun
 from metasched.commands.train import train
 from metasched.commands.tune import tune as tune_family
 from metasched.config.load import differing, experiment_of, load_experiment, require_learnable, to_dict
-from metasched.config.schema import Experiment, MethodConfig
+from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
 from metasched.core.imports import allow
 from metasched.evaluation.comparison import Comparison, comparison_of
@@ -31,6 +31,7 @@ from metasched.exchange.player import PlayedSchedule
 from metasched.exchange.schedule_file import read_schedule
 from metasched.io.run_folder import RunFolder
 from metasched.meta.resume import keep_fingerprint
+from metasched.methods.config import MethodConfig
 from metasched.runs.ranks import launched
 from metasched.schedules.base import Schedule
 from metasched.tasks.base import Task

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import torch
 
-from metasched.config.schema import MethodConfig
 from metasched.exchange.export import export
 from metasched.exchange.format import Provenance, ScheduleFile
 from metasched.exchange.player import PlayedSchedule
 from metasched.exchange.schedule_file import read_schedule, write_schedule
 from metasched.methods import build_method
 from metasched.methods.base import Control
+from metasched.methods.config import MethodConfig
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.family import ScheduleFamily
 

@@ -24,7 +24,8 @@ import torch
 from metasched import load_experiment
 from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
-from metasched.engines import SWEPT, UNROLLS
+from metasched.engines import UNROLLS
+from metasched.estimators import ESTIMATORS
 from metasched.io.atomic import write_atomic
 from metasched.io.environment import cpu_model, environment
 from metasched.io.json_text import json_text
@@ -82,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         experiment = load_experiment(arguments.experiment, overrides)
     except MetaschedError as error:
         parser.error(str(error))
-    if experiment.meta.estimator not in (*SWEPT, *UNROLLS):
+    reads = ESTIMATORS[experiment.meta.estimator].reads
+    if "memory" not in reads and experiment.meta.estimator not in UNROLLS:
         parser.error(f"meta.estimator {experiment.meta.estimator} does not go back through training")
     found = ratios(experiment, arguments.repeats)
     ratio = found["ratio"]

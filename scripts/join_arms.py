@@ -32,8 +32,8 @@ from metasched.io.environment import cpu_model, environment
 from metasched.io.json_text import json_text
 from metasched.runs.cells import CachedPool
 from metasched.runs.pool import Pool
-from metasched.tracking import Memory
 from metasched.tracking.console import open_console
+from metasched.tracking.tracker import Memory
 
 
 def at_its_own(experiment: Experiment, comparison: Comparison) -> Experiment:

@@ -17,9 +17,12 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     """,
     "commands/test_check.py": "cli/check",
     "config/test_ignored.py": "config/retired",
-    "config/test_load.py": "config/fields config/schema core/field_types methods/config methods/parameters",
+    "config/test_load.py": """
+        config/fields config/schema core/field_types methods/config methods/parameters tasks/config
+    """,
     "contrib/kernels/test_transition.py": "contrib/kernels/coefficients contrib/packing",
     "contrib/kernels/test_triton.py": "contrib/kernels/gated_xnor_triton contrib/kernels/transition_triton",
+    "core/test_rows.py": "core/lazy estimators/table models/table search/table tasks/table training/optimizers/table",
     "deploy/test_deploy.py": "cli/deploy commands/deploy deploy/files",
     "deploy/test_deployed_reading.py": "contrib/deployed_reading contrib/deployed_shapes",
     "deploy/test_integer.py": "deploy/agreement deploy/folding deploy/simulator deploy/stages",
@@ -63,15 +66,17 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "schedules/test_family.py": "schedules/learnable schedules/space",
     "schedules/test_published.py": "schedules/base schedules/table",
     "search/test_tuning.py": "search/population search/searchers",
-    "tasks/test_digits.py": "tasks/classification",
+    "tasks/test_digits.py": "tasks/build tasks/classification",
     "tasks/test_batches.py": "tasks/base tasks/supervised",
     "tasks/test_own_task.py": "api commands/folders core/imports tasks/check tasks/data tasks/fingerprint tasks/live",
-    "tracking/test_trackers.py": "tracking/metrics tracking/tracker",
+    "tracking/test_trackers.py": "tracking/metrics tracking/opening tracking/tracker",
     "tracking/test_wandb.py": "tracking/wandb_tracker",
     "training/optimizers/test_groups.py": "training/optimizers/clipping",
-    "training/optimizers/test_outside.py": "training/optimizers/base training/optimizers/check",
+    "training/optimizers/test_outside.py": """
+        training/optimizers/base training/optimizers/check training/optimizers/config
+    """,
     "training/optimizers/test_rules.py": """
-        training/optimizers/adam training/optimizers/adamw training/optimizers/sgd
+        training/optimizers/adam training/optimizers/adamw training/optimizers/recipe training/optimizers/sgd
     """,
     "training/test_finite.py": "training/faults",
     "training/test_stacked.py": "runs/local training/stacked_norm",

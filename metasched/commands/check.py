@@ -21,13 +21,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from metasched.config.schema import Experiment, MetaConfig, ProblemConfig
+from metasched.config.schema import Experiment, ProblemConfig
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import generator
 from metasched.engines import engine, find_unroll
 from metasched.engines.base import OuterLoss, control_gradient
 from metasched.engines.finite_differences import TOLERANCE, error_against_differences, outer_loss, uphill
 from metasched.estimators.smoothed import smoothed_gradient
+from metasched.meta.config import MetaConfig
 from metasched.meta.start import learned_controls
 from metasched.methods import METHODS, build_method
 from metasched.methods.base import Control

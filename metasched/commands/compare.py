@@ -25,14 +25,15 @@ from metasched.evaluation.contenders import (
 from metasched.exchange.schedule_file import read_schedule, write_schedule
 from metasched.io.atomic import write_atomic
 from metasched.io.environment import environment
+from metasched.io.json_lines import cut_back
 from metasched.io.json_text import json_text
 from metasched.io.run_folder import RunFolder
 from metasched.io.strict_yaml import read_mapping
 from metasched.meta.resume import keep_fingerprint
 from metasched.runs.cells import CachedPool
 from metasched.runs.ranks import open_pool
-from metasched.tracking import cut_back, open_tracker
 from metasched.tracking.console import Console
+from metasched.tracking.opening import open_tracker
 from metasched.training.problem import build_problem
 
 _SAME_BITS = ("metasched", "torch", "cpu", "cpu_capability", "inner_threads", "device")  # of environment.json

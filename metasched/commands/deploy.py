@@ -23,7 +23,8 @@ from metasched.deploy.packing import LayerSize, account, compression
 from metasched.deploy.stages import Array, IntegerNetwork
 from metasched.evaluation.contenders import named_schedule
 from metasched.runs.cells import played
-from metasched.tasks import Split, Stored, SupervisedTask, Task
+from metasched.tasks.base import Task
+from metasched.tasks.supervised import Split, Stored, SupervisedTask
 from metasched.tracking.console import Console
 from metasched.training.faults import broken
 from metasched.training.loop import harden, hardened_score, train

@@ -29,9 +29,10 @@ from metasched.runs.ranks import open_pool
 from metasched.schedules.base import Schedule, progress_of_steps
 from metasched.tasks.base import examples
 from metasched.tasks.supervised import SupervisedTask
-from metasched.tracking import Tracker, open_tracker
 from metasched.tracking.console import Console
+from metasched.tracking.opening import open_tracker
 from metasched.tracking.plots import plot_schedule
+from metasched.tracking.tracker import Tracker
 from metasched.training.faults import broken
 from metasched.training.loop import hardened_score
 from metasched.training.problem import build_problem

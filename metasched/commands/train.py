@@ -27,6 +27,7 @@ from metasched.exchange.player import PlayedSchedule
 from metasched.exchange.schedule_file import read_schedule, write_schedule
 from metasched.io.atomic import settled_size
 from metasched.io.environment import version
+from metasched.io.json_lines import cut_back
 from metasched.io.run_folder import RunFolder
 from metasched.meta.checkpoint import Checkpoint, write_checkpoint
 from metasched.meta.outer import MetaTraining, OuterState, OuterStep, check_estimator, meta_train
@@ -35,9 +36,10 @@ from metasched.meta.start import Start, best_start, given_start, learned_control
 from metasched.runs.cells import CachedPool, digest, played
 from metasched.runs.ranks import open_pool
 from metasched.schedules.learnable import build_learnable
-from metasched.tracking import Tracker, cut_back, open_tracker
 from metasched.tracking.console import Console
+from metasched.tracking.opening import open_tracker
 from metasched.tracking.plots import plot_schedule
+from metasched.tracking.tracker import Tracker
 from metasched.training.problem import build_problem
 from metasched.training.step import InnerProblem
 

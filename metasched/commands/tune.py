@@ -13,6 +13,7 @@ from metasched.exchange.export import export
 from metasched.exchange.format import Metric, Provenance
 from metasched.exchange.player import PlayedSchedule
 from metasched.exchange.schedule_file import read_schedule, write_schedule
+from metasched.io.json_lines import cut_back
 from metasched.io.run_folder import RunFolder
 from metasched.meta.resume import keep_fingerprint
 from metasched.meta.start import Start, best_start, given_start, learned_controls
@@ -21,10 +22,10 @@ from metasched.runs.pooled import PooledRuns
 from metasched.runs.ranks import open_pool
 from metasched.schedules.family import ScheduleFamily
 from metasched.search.population import population_search
-from metasched.search.searchers import SEARCHERS
+from metasched.search.table import SEARCHES
 from metasched.search.tuning import Box, Candidate, best_of, search, trials_within
-from metasched.tracking import cut_back, open_tracker
 from metasched.tracking.console import Console
+from metasched.tracking.opening import open_tracker
 from metasched.training.problem import build_problem
 
 TUNED = "tuned"
@@ -49,8 +50,9 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
     keep_fingerprint(folder, problem.fingerprint)
     learn = learned_controls(experiment.method.name, experiment.schedule.learn, network.method.controls)
     trials_within(experiment)
-    if settings.search in SEARCHERS:
-        SEARCHERS[settings.search]([0.0], 0)  # is its library there?
+    searcher = SEARCHES[settings.search].builder
+    if searcher is not None:
+        searcher([0.0], 0)  # is its library there?
     given = given_start(experiment.problem, experiment.schedule.start)
     others = joined(*given_arms(experiment))
     cut_back(folder.metrics, 0)
@@ -68,7 +70,7 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
                 network.method.controls, start.schedule, learn, knots=experiment.schedule.knots, layers=network.layers
             )
             box = Box(family, network.layers)
-            if settings.search == "pbt":
+            if searcher is None:
                 runs = PooledRuns(experiment.problem, experiment.meta, pool)
                 tried = population_search(experiment, box, family.learned, runs, log)
             else:

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from dataclasses import is_dataclass
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
-from metasched.config.schema import Experiment, MethodConfig
+from metasched.config.schema import Experiment
+from metasched.core.field_types import RowOf
 from metasched.methods import METHODS
+from metasched.methods.config import MethodConfig
 
 
 class FieldInfo(NamedTuple):
@@ -40,7 +42,16 @@ def fields(section: type = Experiment, prefix: str = "") -> Iterator[FieldInfo]:
         elif is_dataclass(info.annotation):
             yield from fields(info.annotation, f"{path}.")  # type: ignore[arg-type]
         else:
-            yield FieldInfo(path, _type_name(info.annotation), info.default, _description(section, name))
+            yield _field(path, info, _description(section, name))
+
+
+def _field(path: str, info: Any, description: str) -> FieldInfo:
+    """A field that is no section; the rows of a table that it names a row of are its type and in its description."""
+    table = next((mark.table for mark in info.metadata if isinstance(mark, RowOf)), None)
+    if table is None:
+        return FieldInfo(path, _type_name(info.annotation), info.default, description)
+    about = "; ".join(f"{row.name}: {row.summary}" for row in table.values())
+    return FieldInfo(path, "|".join(table), info.default, f"{description}. {about}")
 
 
 def _description(section: type, name: str) -> str:

@@ -18,24 +18,16 @@ from typing import Any, NamedTuple
 from metasched.config.fields import fields
 from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
+from metasched.estimators.table import ESTIMATORS
 from metasched.methods import METHODS, build_method
 from metasched.methods.base import Method
 from metasched.methods.spec import CEILING
-from metasched.tasks.reads import MODEL_READS, TASK_READS
+from metasched.models import MODELS
+from metasched.search.table import SEARCHES
+from metasched.tasks.table import TASKS
+from metasched.training.optimizers.decays import DECAYS
+from metasched.training.optimizers.table import OPTIMIZERS
 
-_REVERSE = ("relaxation", "surrogate", "noise_floor")
-ESTIMATOR_READS: dict[str, tuple[str, ...]] = {  # meta.estimator -> fields of MetaConfig
-    "sweep": ("memory", *_REVERSE),
-    "higher": _REVERSE,
-    "unroll": _REVERSE,
-    "forward": _REVERSE,
-    "es": ("sigma",),
-    "pes": ("sigma", "window"),
-    "nres": ("sigma", "window"),
-    "mixed": ("memory", "sigma", *_REVERSE),
-    "auto": ("memory", "sigma", *_REVERSE),
-}
-_SEARCH_READS = {s: ("runs",) for s in ("tpe", "cmaes", "random")} | {"pbt": ("population", "interval")}
 _QUANTIZERS = ("levels", "activation_levels", "scale", "granularity", "activation_scale")
 
 
@@ -73,17 +65,14 @@ class Rule(NamedTuple):
 
 def rules(method: str) -> Iterator[Rule]:
     """All rules for experiments with this method; rows from outside the package are among the tables."""
-    from metasched.training.optimizers import OPTIMIZERS
-    from metasched.training.optimizers.decays import DECAYS
-
-    yield _of("task", "name", TASK_READS)
-    yield _of("task", "model", MODEL_READS)
-    yield _of("optimizer", "name", {name: spec.fields for name, spec in OPTIMIZERS.items()})
-    yield _of("optimizer", "decay", {name: decay.reads for name, decay in DECAYS.items()})
-    yield _of("meta", "estimator", ESTIMATOR_READS)
+    yield _of("task", "name", _reads(TASKS))
+    yield _of("task", "model", _reads(MODELS))
+    yield _of("optimizer", "name", _reads(OPTIMIZERS))
+    yield _of("optimizer", "decay", _reads(DECAYS))
+    yield _of("meta", "estimator", _reads(ESTIMATORS))
     yield _of("meta", "objective", {"hardened": ("surrogate",), "relaxed": (), "trajectory": ("surrogate",)})
     yield _of("schedule", "kind", {"network": ("hidden",), "family": ()})
-    yield _of("tune", "search", _SEARCH_READS)
+    yield _of("tune", "search", _reads(SEARCHES))
     yield _quantization()
     yield _relaxation()
     yield _noise_floor()
@@ -131,6 +120,11 @@ def value_at(experiment: Experiment, path: str) -> Any:
     for name in path.split("."):
         value = getattr(value, name, _MISSING)
     return value
+
+
+def _reads(table: Mapping[str, Any]) -> dict[str, Collection[str]]:
+    """{name: fields that it reads} of a table whose rows say so."""
+    return {name: row.reads for name, row in table.items()}
 
 
 def _of(section: str, name: str, table: Mapping[str, Collection[str]]) -> Rule:

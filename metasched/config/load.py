@@ -25,14 +25,15 @@ from pydantic_core import ErrorDetails, to_jsonable_python
 
 from metasched.config.fields import FieldInfo, fields, names_in
 from metasched.config.retired import RETIRED, is_record
-from metasched.config.schema import Experiment, MethodConfig, TaskConfig
+from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
 from metasched.core.field_types import REFUSED
 from metasched.io.strict_yaml import parse, read_mapping
 from metasched.methods import build_method
-from metasched.methods.config import DEFAULT
+from metasched.methods.config import DEFAULT, MethodConfig
 from metasched.methods.spec import CEILING, find_method
 from metasched.quantizers.levels import level_set
+from metasched.tasks.config import TaskConfig
 
 MAX_PROBLEMS = 20
 OWN_TASK = ("factory", "args", "steps")  # what the section task has for a task of the user's own

@@ -21,7 +21,10 @@ from metasched.core.randomness import derive_seed
 from metasched.methods.gxnor import GXNOR
 from metasched.network.quantize import ControlRow, rows
 from metasched.training.loop import InnerRun
-from metasched.training.optimizers import SGD, Adam, AdamW, Optimizer
+from metasched.training.optimizers.adam import Adam
+from metasched.training.optimizers.adamw import AdamW
+from metasched.training.optimizers.base import Optimizer
+from metasched.training.optimizers.sgd import SGD
 from metasched.training.step import InnerProblem, TrainingState, evaluate, health_after, with_leaves
 
 # optimizer -> its row in COEFFICIENTS, and the names of its moments

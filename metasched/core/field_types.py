@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, NamedTuple
+from collections.abc import Mapping
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
+
+from metasched.core.errors import unknown_name
+from metasched.core.rows import Row
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
@@ -48,6 +53,25 @@ Bytes = Annotated[int, BeforeValidator(_bytes), Field(gt=0, le=2**63 - 1)]
 NonNegative = Annotated[Float, Field(ge=0)]
 
 REFUSED = "refused"  # the type of pydantic errors that carry our own message
+
+
+class RowOf:
+    """Marks a field, as ``Annotated[Word, RowOf(TABLE)]``, whose value is the name of a row of a table.
+
+    The table is read when a value is validated, so rows from outside the package are accepted.
+    """
+
+    def __init__(self, table: Mapping[str, Row]) -> None:
+        self.table = table
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_after_validator_function(self._checked, handler(source))
+
+    def _checked(self, name: str) -> str:
+        if name not in self.table:
+            error = unknown_name("", name, self.table)
+            raise PydanticCustomError(REFUSED, "{problem}; {fix}", {"problem": error.problem, "fix": error.fix})
+        return name
 
 
 class Refused(NamedTuple):

@@ -7,6 +7,7 @@ from importlib import import_module
 
 from metasched.core.errors import MetaschedError
 from metasched.engines.base import Unroll
+from metasched.estimators.table import ESTIMATORS
 
 # the exact engines: name -> module, imported late, because `higher` need not load where it is not used
 UNROLLS: dict[str, str] = {
@@ -14,8 +15,6 @@ UNROLLS: dict[str, str] = {
     "higher": "metasched.engines.higher_unroll",
     "unroll": "metasched.engines.unroll",
 }
-
-SWEPT = ("sweep", "mixed", "auto")  # differentiate by the sweep, so they can keep to a memory budget
 
 
 def engine(name: str) -> str:
@@ -32,15 +31,16 @@ def find_unroll(name: str, memory: int | None = None) -> Unroll:
 
     Args:
         name: a key of ESTIMATORS.
-        memory: bytes that a run and its way back may take; for the estimators of SWEPT only.
+        memory: bytes that a run and its way back may take; for the estimators that read ``meta.memory``.
 
     Raises:
         MetaschedError: no such estimator, or a budget for one that cannot keep to it.
     """
-    if memory is not None and name not in SWEPT:
-        raise MetaschedError("meta.memory", f"has no effect on {name}", f"leave it out: it is for {', '.join(SWEPT)}")
+    swept = [spec.name for spec in ESTIMATORS.values() if "memory" in spec.reads]
+    if memory is not None and name not in swept:
+        raise MetaschedError("meta.memory", f"has no effect on {name}", f"leave it out: it is for {', '.join(swept)}")
     unroll = import_module(UNROLLS[engine(name)]).unroll
     return unroll if memory is None else partial(unroll, memory=memory)
 
 
-__all__ = ["SWEPT", "UNROLLS", "engine", "find_unroll"]
+__all__ = ["UNROLLS", "engine", "find_unroll"]

@@ -19,7 +19,10 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from metasched.core.errors import MetaschedError, unknown_name
-from metasched.training.optimizers import SGD, Adam, AdamW, Optimizer, OptState
+from metasched.training.optimizers.adam import Adam
+from metasched.training.optimizers.adamw import AdamW
+from metasched.training.optimizers.base import Optimizer, OptState
+from metasched.training.optimizers.sgd import SGD
 
 with warnings.catch_warnings():
     # Two slips in the released source, seen when Python first compiles it; an error where warnings are errors.

@@ -1,30 +1,15 @@
-"""The table of estimators: where an outer step gets its direction from.
-
-To add one, write its file, add its row here, and in the contract test.
-"""
+"""Where an outer step gets its direction from: one file an estimator, and one row of the table."""
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-from metasched.config.schema import MetaConfig
 from metasched.core.errors import unknown_name
+from metasched.estimators.table import ESTIMATORS, EstimatorSpec, register_estimator
 
 if TYPE_CHECKING:
     from metasched.estimators.base import Estimator
-
-ESTIMATORS: dict[str, str] = {  # name -> module
-    "sweep": "metasched.estimators.reverse",
-    "higher": "metasched.estimators.reverse",
-    "unroll": "metasched.estimators.reverse",
-    "forward": "metasched.estimators.forward",
-    "es": "metasched.estimators.es",
-    "mixed": "metasched.estimators.mixed",
-    "auto": "metasched.estimators.auto",
-    "pes": "metasched.estimators.pes",
-    "nres": "metasched.estimators.nres",
-}
+    from metasched.meta.config import MetaConfig
 
 
 def build_estimator(meta: MetaConfig) -> Estimator:
@@ -35,7 +20,7 @@ def build_estimator(meta: MetaConfig) -> Estimator:
     """
     if meta.estimator not in ESTIMATORS:
         raise unknown_name("meta.estimator", meta.estimator, ESTIMATORS)
-    return import_module(ESTIMATORS[meta.estimator]).build(meta)
+    return ESTIMATORS[meta.estimator].builder(meta)
 
 
-__all__ = ["ESTIMATORS", "build_estimator"]
+__all__ = ["ESTIMATORS", "EstimatorSpec", "build_estimator", "register_estimator"]

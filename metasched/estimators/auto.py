@@ -16,7 +16,6 @@ from typing import get_args
 import torch
 from torch import nn
 
-from metasched.config.schema import MetaConfig
 from metasched.engines.base import Hypergradient
 from metasched.estimators.base import PLACE, Estimate, State, check_like, check_range
 from metasched.estimators.diagnosis import adjoint_growth
@@ -32,6 +31,7 @@ from metasched.estimators.verdict import (
     unexamined,
     verdict,
 )
+from metasched.meta.config import MetaConfig
 from metasched.runs.local import Runs
 
 MODES: tuple[Mode, ...] = get_args(Mode)  # the state holds indices into it

@@ -22,10 +22,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from metasched.config.schema import MetaConfig
 from metasched.engines.base import Diagnostics, Hypergradient, norm
 from metasched.estimators.base import PLACE, Estimate, State, check_like
 from metasched.estimators.perturbation import controls_at, direction, score_function
+from metasched.meta.config import MetaConfig
 from metasched.network.quantize import Tensors
 from metasched.runs.local import Judged, Run, Runs
 from metasched.training.faults import Fault

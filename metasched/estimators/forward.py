@@ -20,11 +20,11 @@ from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
 
-from metasched.config.schema import MetaConfig
 from metasched.engines.base import Diagnostics, Hypergradient, norm
 from metasched.engines.tangent import Slope, tangents
 from metasched.estimators.base import PLACE, Estimate, State, check_like
 from metasched.estimators.reverse import Floored
+from metasched.meta.config import MetaConfig
 from metasched.network.quantize import Tensors
 from metasched.runs.local import Along, Runs
 from metasched.schedules.base import progress_of_steps

@@ -25,7 +25,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from metasched.config.schema import MetaConfig
 from metasched.core.errors import MetaschedError
 from metasched.engines.base import Diagnostics, Hypergradient, norm
 from metasched.estimators.base import PLACE, Estimate, State, check_like
@@ -33,6 +32,7 @@ from metasched.estimators.diagnosis import Moments, cosine, moments
 from metasched.estimators.es import Pairs, antithetic_pairs
 from metasched.estimators.perturbation import scales
 from metasched.estimators.reverse import differentiate
+from metasched.meta.config import MetaConfig
 from metasched.runs.local import Runs
 
 KEEP = 0.7  # of a moving average at each measurement: about the last three of them count

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from torch import nn
 
-from metasched.config.schema import MetaConfig
 from metasched.estimators.particles import Particle, ParticleES, Perturbed
 from metasched.estimators.perturbation import direction
+from metasched.meta.config import MetaConfig
 
 
 class NoiseReuseES(ParticleES):

@@ -15,10 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from metasched.config.schema import MetaConfig
 from metasched.core.layer import Layer
 from metasched.engines.base import ControlGradient, Hypergradient, pull_back
 from metasched.estimators.base import PLACE, Estimate, State, check_like
+from metasched.meta.config import MetaConfig
 from metasched.methods.base import Control
 from metasched.runs.local import Run, Runs
 from metasched.schedules.base import progress_of_steps

@@ -24,10 +24,10 @@ from metasched.io.json_text import json_text
 from metasched.io.run_folder import RunFolder
 from metasched.runs.cells import cell_scores, played
 from metasched.runs.pool import Mapper
-from metasched.tracking import Tracker
 from metasched.tracking.console import Console
 from metasched.tracking.metrics import SCORES_PICTURE
 from metasched.tracking.plots import plot_comparison
+from metasched.tracking.tracker import Tracker
 from metasched.training.problem import build_problem
 from metasched.training.stacked import mapping_pays
 

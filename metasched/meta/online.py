@@ -31,7 +31,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from metasched.config.schema import Experiment, OnlineConfig
+from metasched.config.schema import Experiment
 from metasched.core.layer import Layer
 from metasched.core.randomness import derive_seed
 from metasched.engines.base import (
@@ -42,6 +42,7 @@ from metasched.engines.base import (
 )
 from metasched.engines.unroll import unroll
 from metasched.estimators.reverse import Floored
+from metasched.meta.config import OnlineConfig
 from metasched.meta.guards import MOST_BAD_STEPS, RunStopped, clip, keep, listed, update
 from metasched.meta.start import learned_controls
 from metasched.methods.base import Control

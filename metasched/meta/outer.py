@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import torch
 
-from metasched.config.schema import Experiment, MetaConfig
+from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import derive_seed
 from metasched.engines import find_unroll
@@ -26,6 +26,7 @@ from metasched.engines.base import OuterLoss
 from metasched.engines.sweep import plan_for
 from metasched.estimators import build_estimator
 from metasched.estimators.base import Estimate, Estimator
+from metasched.meta.config import MetaConfig
 from metasched.meta.guards import MOST_BAD_STEPS, RunStopped, clip, keep, listed, update
 from metasched.network.quantize import Tensors
 from metasched.runs.pool import Mapper

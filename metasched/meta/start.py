@@ -19,8 +19,8 @@ from metasched.runs.cells import cell_scores, played
 from metasched.runs.pool import Mapper
 from metasched.schedules.base import Schedule
 from metasched.schedules.table import HandCoded, hand_coded
-from metasched.tracking import Tracker
 from metasched.tracking.console import Console
+from metasched.tracking.tracker import Tracker
 from metasched.training.problem import build_problem
 
 

@@ -5,36 +5,17 @@ This file does not import torch, so that the command line can list the methods a
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from metasched.core.errors import MetaschedError, unknown_name
+from metasched.core.lazy import origin
+from metasched.core.rows import check_row
 
 if TYPE_CHECKING:
     from metasched.methods.base import Method
     from metasched.methods.config import MethodConfig
-
-
-@dataclass(frozen=True)
-class Lazy:
-    """A function that is imported at its first call.
-
-    Attributes:
-        place: ``package.module:function``.
-
-    >>> Lazy("math:sqrt")(4)
-    2.0
-    """
-
-    place: str
-
-    def __call__(self, *arguments: Any) -> Any:
-        """Imports the function and calls it."""
-        module, _, name = self.place.partition(":")
-        return getattr(import_module(module), name)(*arguments)
 
 
 def no_schedules() -> Sequence[Any]:
@@ -77,6 +58,11 @@ class MethodSpec:
         return self.config.__dataclass_fields__["name"].default
 
     @property
+    def origin(self) -> str:
+        """Where its configuration is defined."""
+        return origin(self.config)
+
+    @property
     def parameters(self) -> dict[str, Any]:
         """The method's own parameters, without those that all methods share: {name: default}."""
         shared = self.config.__mro__[-2].__dataclass_fields__
@@ -97,15 +83,7 @@ def register_method(spec: MethodSpec) -> MethodSpec:
             default.
 
     """
-    if not re.fullmatch(r"[a-z][a-z0-9_]{0,63}", spec.name):
-        raise MetaschedError(
-            "method.name", f"{spec.name!r} is not a valid name", "use a to z, 0 to 9 and _, starting with a letter"
-        )
-    taken = METHODS.get(spec.name)
-    if taken is not None and _place(taken) != _place(spec):
-        raise MetaschedError(
-            "method.name", f"{spec.name!r} is already used by {'.'.join(_place(taken))}", "choose another name"
-        )
+    check_row(METHODS, "method.name", spec)
     for name, default in spec.parameters.items():
         for other, theirs in declared(name).items():
             if other != spec.name and theirs != default:
@@ -129,7 +107,3 @@ def find_method(name: object) -> MethodSpec:
 def declared(parameter: str) -> dict[str, Any]:
     """{method: default} for the methods that have an own parameter with this name."""
     return {spec.name: spec.parameters[parameter] for spec in METHODS.values() if parameter in spec.parameters}
-
-
-def _place(spec: MethodSpec) -> tuple[str, str]:
-    return spec.config.__module__, spec.config.__qualname__

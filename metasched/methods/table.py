@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from metasched.core.lazy import Lazy
 from metasched.methods.parameters import (
     ANAConfig,
     FloatConfig,
@@ -11,7 +12,7 @@ from metasched.methods.parameters import (
     MetropolisConfig,
     STEConfig,
 )
-from metasched.methods.spec import Lazy, MethodSpec
+from metasched.methods.spec import MethodSpec
 
 
 def _soft_noise(config: ANAConfig) -> bool:

@@ -6,6 +6,8 @@ from collections import OrderedDict
 
 from torch import nn
 
+from metasched.models.table import Shape
+
 STRIDE_2_FROM = 16  # pixels; below, the first convolution keeps the resolution
 
 
@@ -46,3 +48,8 @@ class ConvNet(nn.Sequential):
         modules["flatten"] = nn.Flatten()
         modules["linear"] = nn.Linear(channels * height * breadth, num_classes)
         super().__init__(modules)
+
+
+def build(shape: Shape, num_classes: int, width: int, depth: int) -> ConvNet:
+    """The builder of the row in the table of models; see ModelSpec."""
+    return ConvNet(shape[0], shape[1:], num_classes, width, depth)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from metasched.models.convnet import STRIDE_2_FROM
+from metasched.models.table import Shape
 
 CONVOLUTIONS = 7  # with the linear layer, the 8 layers that the accelerator runs in one pass
 LARGEST_KERNEL = 3  # also of the last feature map: the linear layer is a convolution over all of it
@@ -81,3 +82,8 @@ class CutieNet(nn.Sequential):
         modules["flatten"] = nn.Flatten()
         modules[f"linear{CONVOLUTIONS + 1}"] = nn.Linear(width * size[0] * size[1], num_classes)
         super().__init__(modules)
+
+
+def build(shape: Shape, num_classes: int, width: int, _depth: int) -> CutieNet:
+    """The builder of the row in the table of models; see ModelSpec."""
+    return CutieNet(shape[0], shape[1:], num_classes, width)

@@ -6,6 +6,8 @@ from collections import OrderedDict
 
 from torch import nn
 
+from metasched.models.table import Shape
+
 
 class LeNet(nn.Sequential):
     """conv w | pool | conv 2w | pool | linear 16w - linear to classes.
@@ -41,3 +43,8 @@ class LeNet(nn.Sequential):
         modules["act3"] = nn.ReLU()
         modules["linear4"] = nn.Linear(16 * width, num_classes)
         super().__init__(modules)
+
+
+def build(shape: Shape, num_classes: int, width: int, _depth: int) -> LeNet:
+    """The builder of the row in the table of models; see ModelSpec."""
+    return LeNet(shape[0], shape[1:], num_classes, width)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 
 from torch import nn
+
+from metasched.models.table import Shape
 
 
 class MLP(nn.Sequential):
@@ -31,3 +34,8 @@ class MLP(nn.Sequential):
             modules[f"act{i}"] = nn.ReLU()
         modules[f"linear{num_hidden + 1}"] = nn.Linear(width, num_classes)
         super().__init__(modules)
+
+
+def build(shape: Shape, num_classes: int, width: int, depth: int) -> MLP:
+    """The builder of the row in the table of models; see ModelSpec."""
+    return MLP(math.prod(shape), num_classes, width, depth)

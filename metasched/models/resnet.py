@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from metasched.models.table import Shape
+
 
 class ResNet20(nn.Module):
     """3x3 convolution, nine residual blocks of two 3x3 convolutions, global average pool, linear: 20 layers.
@@ -73,3 +75,8 @@ class Block(nn.Module):
     def shortcut(self, x: torch.Tensor) -> torch.Tensor:
         """Option A: every ``stride``-th pixel of [N, in_channels, H, W], and zeros in the additional channels."""
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.new_channels))
+
+
+def build(shape: Shape, num_classes: int, width: int, _depth: int) -> ResNet20:
+    """The builder of the row in the table of models; see ModelSpec."""
+    return ResNet20(shape[0], num_classes, width)

@@ -6,6 +6,8 @@ from collections import OrderedDict
 
 from torch import nn
 
+from metasched.models.table import Shape
+
 
 class VGG7(nn.Sequential):
     """Twice conv w | pool | twice conv 2w | pool | twice conv 4w | pool | linear 8w - linear to classes.
@@ -40,3 +42,8 @@ class VGG7(nn.Sequential):
         modules["act7"] = nn.ReLU()
         modules["linear8"] = nn.Linear(8 * w, num_classes)
         super().__init__(modules)
+
+
+def build(shape: Shape, num_classes: int, width: int, _depth: int) -> VGG7:
+    """The builder of the row in the table of models; see ModelSpec."""
+    return VGG7(shape[0], num_classes, width)

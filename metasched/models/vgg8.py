@@ -6,6 +6,8 @@ from collections import OrderedDict
 
 from torch import nn
 
+from metasched.models.table import Shape
+
 
 class VGG8(nn.Sequential):
     """conv w | pool | conv 2w - conv 2w | pool | conv 4w - conv 4w | pool | linear 8w - linear 8w - linear to classes.
@@ -42,3 +44,8 @@ class VGG8(nn.Sequential):
             add_block(i, nn.Linear(fan_in, 8 * w, bias=False), nn.BatchNorm1d(8 * w))
         modules["linear8"] = nn.Linear(8 * w, num_classes)
         super().__init__(modules)
+
+
+def build(shape: Shape, num_classes: int, width: int, _depth: int) -> VGG8:
+    """The builder of the row in the table of models; see ModelSpec."""
+    return VGG8(shape[0], num_classes, width)

@@ -21,7 +21,7 @@ class QuantizedModule(nn.Module):
     Trainable tensors of the method, such as learned scales, are parameters of this module: an optimizer of
     ``module.parameters()`` trains them, and ``state_dict`` contains them.
 
-    >>> from metasched.config.schema import MethodConfig
+    >>> from metasched.methods.config import MethodConfig
     >>> from metasched.methods import build_method
     >>> from metasched.network.quantize import quantize
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))

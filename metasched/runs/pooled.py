@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from metasched.config.schema import MetaConfig, ProblemConfig
+from metasched.config.schema import ProblemConfig
+from metasched.meta.config import MetaConfig
 from metasched.engines import engine, find_unroll
 from metasched.engines.base import ControlGradient, OuterLoss
 from metasched.runs.local import Along, Judged, LocalRuns, Reached, Run, Segment

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from metasched.config.schema import ScheduleConfig
 from metasched.core.layer import Layer
 from metasched.methods.base import Control
 from metasched.schedules.base import Schedule
+from metasched.schedules.config import ScheduleConfig
 from metasched.schedules.family import ScheduleFamily
 from metasched.schedules.network import ScheduleNetwork
 

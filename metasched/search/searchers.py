@@ -68,12 +68,23 @@ class _Cma:
             self._asked, self._scores = [], []
 
 
-SEARCHERS: dict[str, Callable[[Sequence[float], int], Searcher]] = {
-    "tpe": lambda first, seed: _Optuna(lambda samplers: samplers.TPESampler(seed=seed % 2**32), first),
-    "random": lambda first, seed: _Optuna(lambda samplers: samplers.RandomSampler(seed=seed % 2**32), first),
-    "cmaes": _Cma,
-}
-"""Name -> searcher; its arguments are the first point, in [-1, 1]^n, and a seed."""
+def tpe(first: Sequence[float], seed: int) -> Searcher:
+    """Optuna's tree-structured Parzen estimator, from a first point in [-1, 1]^n.
+
+    Raises:
+        MetaschedError: the library is not installed, as for the others.
+    """
+    return _Optuna(lambda samplers: samplers.TPESampler(seed=seed % 2**32), first)
+
+
+def random(first: Sequence[float], seed: int) -> Searcher:
+    """The first point in [-1, 1]^n, then uniform ones."""
+    return _Optuna(lambda samplers: samplers.RandomSampler(seed=seed % 2**32), first)
+
+
+def cmaes(first: Sequence[float], seed: int) -> Searcher:
+    """CMA-ES within [-1, 1]^n, whose initial mean is the first point."""
+    return _Cma(first, seed)
 
 
 def _library(name: str, shown: str) -> Any:

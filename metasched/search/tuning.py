@@ -25,7 +25,7 @@ from metasched.runs.pool import Mapper
 from metasched.schedules.base import Schedule
 from metasched.schedules.family import ScheduleFamily
 from metasched.schedules.interpolation import Interpolation, interpolate
-from metasched.search.searchers import SEARCHERS
+from metasched.search.table import SEARCHES
 from metasched.training.problem import build_problem
 
 # Half-widths of the searched box around 0. It covers 2 to 98 % of a control's range and of the run, slopes over depth
@@ -104,7 +104,9 @@ def search(
     The first candidate is the schedule that the family was fitted to: search and learning start at the same schedule.
     """
     tune, steps = experiment.tune, experiment.task.steps
-    searcher = SEARCHERS[tune.search](box.first, derive_seed(experiment.seed, "tune"))
+    builder = SEARCHES[tune.search].builder
+    assert builder is not None, "a population is searched by population.py"
+    searcher = builder(box.first, derive_seed(experiment.seed, "tune"))
     candidates, seen = [], list[float]()
     config = experiment.problem
     for trial in range(trials_within(experiment)):

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from metasched.config.schema import OptimizerConfig
 from metasched.core.errors import MetaschedError
 from metasched.tasks.fingerprint import fingerprint_of
+from metasched.training.optimizers.config import OptimizerConfig
 
 Part = Literal["validation", "test"]
 Model = Callable[..., Any]  # the network as it runs now: model(*args, **kwargs)

@@ -7,9 +7,9 @@ from functools import partial
 import torch
 from torch.nn import functional as F
 
-from metasched.config.schema import TaskConfig
 from metasched.core.errors import MetaschedError
 from metasched.models import build_model, check_model
+from metasched.tasks.config import TaskConfig
 from metasched.tasks.splits import Indices, split_indices
 from metasched.tasks.supervised import Split, SupervisedTask
 

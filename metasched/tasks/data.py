@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset, default_collate
 
-from metasched.config.schema import OptimizerConfig
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import generator, permutation
 from metasched.tasks.base import CALIBRATION_BATCHES, Model, Part, Task, examples
+from metasched.training.optimizers.config import OptimizerConfig
 
 _SCORED = 256  # examples of a batch of the score
 

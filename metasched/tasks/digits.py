@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from metasched.config.schema import TaskConfig
 from metasched.tasks.classification import classification_task
+from metasched.tasks.config import TaskConfig
 from metasched.tasks.supervised import Split, SupervisedTask
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from metasched.config.schema import TaskConfig
 from metasched.core.errors import MetaschedError
 from metasched.models import build_model, check_model
 from metasched.tasks.classification import accuracy, choose
+from metasched.tasks.config import TaskConfig
 from metasched.tasks.supervised import Split, Stored, SupervisedTask
 from metasched.tasks.vision import data_root
 

@@ -8,9 +8,9 @@ from functools import partial
 import torch
 from torch import nn
 
-from metasched.config.schema import TaskConfig
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import generator
+from metasched.tasks.config import TaskConfig
 from metasched.tasks.supervised import Split, SupervisedTask
 
 

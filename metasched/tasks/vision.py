@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from metasched.config.schema import TaskConfig
 from metasched.core.errors import MetaschedError
 from metasched.tasks.classification import NUM_CLASSES, classification_task
+from metasched.tasks.config import TaskConfig
 from metasched.tasks.supervised import Split, SupervisedTask
 
 NPZ = "cifar10_10k_2k.npz"

@@ -8,17 +8,19 @@ from typing import NamedTuple
 
 import torch
 
-from metasched.config.schema import Experiment, OptimizerConfig, ProblemConfig, TaskConfig
+from metasched.config.schema import Experiment, ProblemConfig
 from metasched.core.errors import MetaschedError
 from metasched.core.imports import allow
 from metasched.methods import build_method
 from metasched.methods.spec import CEILING
 from metasched.network.quantize import quantize
-from metasched.tasks import made, task_builder
 from metasched.tasks.base import Task, start
+from metasched.tasks.build import made, task_builder
 from metasched.tasks.check import check_task
+from metasched.tasks.config import TaskConfig
 from metasched.tasks.fingerprint import code_fingerprint
-from metasched.training.optimizers import learning_rates, recipe
+from metasched.training.optimizers.config import OptimizerConfig
+from metasched.training.optimizers.recipe import learning_rates, recipe
 from metasched.training.step import InnerProblem
 
 

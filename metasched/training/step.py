@@ -20,7 +20,7 @@ from metasched.core.randomness import derive_seed
 from metasched.network.quantize import Call, ControlRow, QuantizedNetwork, Tensors
 from metasched.tasks.base import Task, start
 from metasched.training.finite import FINITE, all_finite, each_finite
-from metasched.training.optimizers import Hyper, Optimizer, update_stacked
+from metasched.training.optimizers.base import Hyper, Optimizer, update_stacked
 
 
 class TrainingState(NamedTuple):

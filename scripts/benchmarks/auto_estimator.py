@@ -22,29 +22,27 @@ from typing import Any, NamedTuple
 
 import torch
 
-from metasched.config.schema import (
-    CompareConfig,
-    Experiment,
-    MetaConfig,
-    MethodConfig,
-    OptimizerConfig,
-    RunConfig,
-    ScheduleConfig,
-    TaskConfig,
-)
+from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import derive_seed
 from metasched.estimators.auto import summary
+from metasched.evaluation.config import CompareConfig
 from metasched.evaluation.contenders import fresh_seeds
 from metasched.evaluation.statistics import paired_difference, summarize
 from metasched.io.atomic import write_atomic
 from metasched.io.environment import cpu_model, environment
 from metasched.io.json_text import json_text
+from metasched.meta.config import MetaConfig
 from metasched.meta.outer import OuterStep, meta_train
+from metasched.methods.config import MethodConfig
 from metasched.runs.cells import cell_score, played
+from metasched.runs.config import RunConfig
 from metasched.runs.pool import Pool
+from metasched.schedules.config import ScheduleConfig
 from metasched.schedules.learnable import LearnableSchedule, build_learnable
 from metasched.schedules.table import hand_coded
+from metasched.tasks.config import TaskConfig
+from metasched.training.optimizers.config import OptimizerConfig
 from metasched.training.problem import build_problem
 
 START = "ana_linear"

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 from torch.nn import functional as F
 
-from metasched.config.schema import MethodConfig, OptimizerConfig
 from metasched.core.randomness import generator
 from metasched.engines import find_unroll
 from metasched.engines.base import OuterLoss, Unroll, control_gradient
@@ -20,11 +19,13 @@ from metasched.engines.sweep import cost
 from metasched.engines.sweep import unroll as sweep
 from metasched.io.environment import version
 from metasched.methods import build_method
+from metasched.methods.config import MethodConfig
 from metasched.models import build_model
 from metasched.network.quantize import Tensors, quantize
-from metasched.tasks import Split, SupervisedTask
+from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.loop import train
-from metasched.training.optimizers import recipe
+from metasched.training.optimizers.config import OptimizerConfig
+from metasched.training.optimizers.recipe import recipe
 from metasched.training.step import InnerProblem
 
 OUTER = OuterLoss()

@@ -21,16 +21,19 @@ from typing import Any
 
 import torch
 
-from metasched.config.schema import Experiment, MethodConfig, RunConfig, TaskConfig
+from metasched.config.schema import Experiment
 from metasched.core.randomness import generator
 from metasched.engines.base import ControlGradient
 from metasched.io.atomic import write_atomic
 from metasched.io.environment import cpu_model, environment
 from metasched.io.json_text import json_text
+from metasched.methods.config import MethodConfig
 from metasched.network.quantize import Tensors
+from metasched.runs.config import RunConfig
 from metasched.runs.local import Run
 from metasched.runs.pool import Pool
 from metasched.runs.pooled import PooledRuns, local_runs
+from metasched.tasks.config import TaskConfig
 from metasched.training.loop import train
 from metasched.training.problem import build_problem
 from metasched.training.stacked import mapping_pays, of_run, train_mapped

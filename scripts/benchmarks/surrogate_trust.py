@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from metasched.config.schema import Experiment, MethodConfig, TaskConfig
+from metasched.config.schema import Experiment
 from metasched.core.randomness import derive_seed, generator
 from metasched.engines.base import OuterLoss, control_gradient
 from metasched.engines.finite_differences import outer_loss
@@ -33,8 +33,10 @@ from metasched.estimators.smoothed import smoothed_gradient
 from metasched.io.atomic import write_atomic
 from metasched.io.environment import cpu_model, environment
 from metasched.io.json_text import json_text
+from metasched.methods.config import MethodConfig
 from metasched.network.quantize import Tensors
 from metasched.schedules.base import progress_of_steps
+from metasched.tasks.config import TaskConfig
 from metasched.training.problem import build_problem
 
 KNOTS = 4

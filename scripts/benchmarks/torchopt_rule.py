@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from metasched.training.optimizers import Hyper, Optimizer, OptState
+from metasched.training.optimizers.base import Hyper, Optimizer, OptState
 
 _EPS_ROOT = 1e-24  # any positive number: without it Adam's derivative is NaN wherever a gradient is exactly 0
 

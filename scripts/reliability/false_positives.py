@@ -28,14 +28,18 @@ from typing import Any
 import numpy as np
 
 from metasched.config.load import to_dict
-from metasched.config.schema import CompareConfig, Experiment, MethodConfig, RunConfig, TaskConfig
+from metasched.config.schema import Experiment
+from metasched.evaluation.config import CompareConfig
 from metasched.evaluation.contenders import fresh_seeds
 from metasched.evaluation.statistics import counted, paired_difference
 from metasched.io.environment import environment
 from metasched.io.json_text import json_text
+from metasched.methods.config import MethodConfig
 from metasched.runs.cells import cell_score, played
+from metasched.runs.config import RunConfig
 from metasched.runs.pool import Pool
 from metasched.schedules.table import hand_coded
+from metasched.tasks.config import TaskConfig
 
 PAIRS = (5, 10, 16)
 ALPHA, EFFECT = 0.05, 2.0

@@ -12,11 +12,16 @@ import pytest
 import torch
 
 from metasched.commands import check as gate
-from metasched.config.schema import Experiment, MetaConfig, MethodConfig, OptimizerConfig, ScheduleConfig, TaskConfig
+from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
 from metasched.engines import UNROLLS
 from metasched.engines.base import ControlGradient, control_gradient
+from metasched.meta.config import MetaConfig
+from metasched.methods.config import MethodConfig
+from metasched.schedules.config import ScheduleConfig
+from metasched.tasks.config import TaskConfig
 from metasched.tracking.console import open_console
+from metasched.training.optimizers.config import OptimizerConfig
 
 
 @pytest.fixture(autouse=True)

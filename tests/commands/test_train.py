@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +11,23 @@ import torch
 
 import metasched.commands.train
 from metasched.commands.train import train
-from metasched.config.schema import (
-    CompareConfig,
-    Experiment,
-    MetaConfig,
-    MethodConfig,
-    RunConfig,
-    ScheduleConfig,
-    TaskConfig,
-    TrackingConfig,
-)
+from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
 from metasched.evaluation.compare import compare
 from metasched.evaluation.comparison import Comparison
+from metasched.evaluation.config import CompareConfig
 from metasched.io.run_folder import RunFolder
+from metasched.meta.config import MetaConfig
 from metasched.meta.start import learned_controls
 from metasched.methods import build_method
-from metasched.tasks import TASKS, SupervisedTask
+from metasched.methods.config import MethodConfig
+from metasched.runs.config import RunConfig
+from metasched.schedules.config import ScheduleConfig
+from metasched.tasks import TASKS
+from metasched.tasks.config import TaskConfig
 from metasched.tasks.digits import digits_task
+from metasched.tasks.supervised import SupervisedTask
+from metasched.tracking.config import TrackingConfig
 from metasched.tracking.console import open_console
 from metasched.training import problem
 
@@ -51,7 +51,7 @@ def test_the_test_split_is_read_by_the_comparison_only(tmp_path: Path, monkeypat
         return compare(*arguments)
 
     monkeypatch.setattr(Sealed, "broken", False)
-    monkeypatch.setitem(TASKS, "digits", lambda config: Sealed(**vars(digits_task(config))))
+    monkeypatch.setitem(TASKS, "digits", replace(TASKS["digits"], builder=lambda c: Sealed(**vars(digits_task(c)))))
     monkeypatch.setattr(metasched.commands.train, "compare", opened)
     problem.forget()
     experiment = Experiment(

@@ -11,22 +11,24 @@ import pytest
 import yaml
 
 from metasched.config.fields import fields
-from metasched.config.ignored import ESTIMATOR_READS, Rule, ignored, rules, value_at
+from metasched.config.ignored import Rule, ignored, rules, value_at
 from metasched.config.load import dump_yaml, load_experiment, with_fields
-from metasched.config.schema import Experiment, MethodConfig
+from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
-from metasched.engines import SWEPT
 from metasched.estimators import ESTIMATORS, build_estimator
 from metasched.evaluation.contenders import fresh_seeds
 from metasched.methods import METHODS, build_method
-from metasched.models import MODELS, SMALLEST_DEPTH
+from metasched.methods.config import MethodConfig
+from metasched.models import MODELS
 from metasched.runs.pooled import local_runs
 from metasched.schedules.learnable import build_learnable
 from metasched.schedules.table import hand_coded
+from metasched.search.table import SEARCHES
 from metasched.search.tuning import trials_within
 from metasched.tasks import TASKS
-from metasched.tasks.reads import MODEL_READS, TASK_READS
-from metasched.training.optimizers import learning_rates, recipe
+from metasched.training.optimizers.decays import DECAYS
+from metasched.training.optimizers.recipe import learning_rates, recipe
+from metasched.training.optimizers.table import OPTIMIZERS
 from metasched.training.problem import build_problem
 
 ROOT = Path(__file__).parents[2]
@@ -281,12 +283,20 @@ def test_a_field_at_its_default_is_accepted_and_reported_once() -> None:
     assert [error.path for error in ignored(float_network, str)] == ["method.levels"]
 
 
-def test_rows_are_those_of_the_tables() -> None:
-    assert ESTIMATOR_READS.keys() == ESTIMATORS.keys()
-    assert {name for name, read in ESTIMATOR_READS.items() if "memory" in read} == set(SWEPT)
-    own = {name for name, read in MODEL_READS.items() if "depth" in read}
-    assert MODEL_READS.keys() == MODELS.keys() and own == SMALLEST_DEPTH.keys()
-    assert TASK_READS.keys() == TASKS.keys()
+TABLES: dict[str, list[Any]] = {
+    "task": [TASKS, MODELS],
+    "optimizer": [OPTIMIZERS, DECAYS],
+    "meta": [ESTIMATORS],
+    "tune": [SEARCHES],
+}
+
+
+@pytest.mark.parametrize("section", TABLES)
+def test_rows_read_fields_that_there_are(section: str) -> None:
+    known = {f.path.removeprefix(f"{section}.") for f in fields() if f.path.startswith(f"{section}.")}
+    for table in TABLES[section]:
+        for row in table.values():
+            assert {*row.reads} <= known, row.name
 
 
 def test_what_a_run_left_is_read_though_it_ignores_fields(write) -> None:

@@ -12,9 +12,14 @@ from hypothesis import strategies as st
 
 from metasched.config.fields import fields, names_in
 from metasched.config.load import ConfigErrors, config_hash, dump_yaml, load_experiment, require_learnable, to_dict
-from metasched.config.schema import Experiment, MetaConfig, MethodConfig, OptimizerConfig, ScheduleConfig, TaskConfig
+from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
+from metasched.meta.config import MetaConfig
 from metasched.methods import METHODS
+from metasched.methods.config import MethodConfig
+from metasched.schedules.config import ScheduleConfig
+from metasched.tasks.config import TaskConfig
+from metasched.training.optimizers.config import OptimizerConfig
 
 VALID = """\
 name: first

@@ -17,14 +17,15 @@ import yaml
 from torch import nn
 from torch.nn import functional as F
 
-from metasched.config.schema import MethodConfig, OptimizerConfig
 from metasched.contrib.data_parallel import Alone, PartOfTask, averaged, digest, step_in_parts, train_in_parts
 from metasched.core.errors import MetaschedError
 from metasched.methods import build_method
+from metasched.methods.config import MethodConfig
 from metasched.network.quantize import Tensors, quantize, rows
 from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.loop import train
-from metasched.training.optimizers import recipe
+from metasched.training.optimizers.config import OptimizerConfig
+from metasched.training.optimizers.recipe import recipe
 from metasched.training.step import InnerProblem, inner_step
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from metasched.config.schema import MethodConfig, OptimizerConfig
 from metasched.contrib.fused import fused_step, train_fused
 from metasched.contrib.kernels.gated_xnor import bit_planes, gated_off, gated_product, ternary_linear
 from metasched.contrib.kernels.philox import uniform
@@ -16,13 +15,15 @@ from metasched.contrib.packed import bytes_kept, pack_state
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import derive_seed
 from metasched.methods import build_method
+from metasched.methods.config import MethodConfig
 from metasched.models import build_model
 from metasched.network.quantize import quantize, rows
 from metasched.quantizers.transitions import discrete_transition
 from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.finite import FINITE
 from metasched.training.loop import InnerRun
-from metasched.training.optimizers import recipe
+from metasched.training.optimizers.config import OptimizerConfig
+from metasched.training.optimizers.recipe import recipe
 from metasched.training.step import InnerProblem, training_loss
 
 OPTIMIZERS = [

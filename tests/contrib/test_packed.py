@@ -10,16 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from metasched.config.schema import MethodConfig, OptimizerConfig
 from metasched.contrib.packed import bytes_kept, pack_state, train_packed, unpack_state
 from metasched.contrib.packing import bits_of, pack, unpack
 from metasched.methods import build_method
+from metasched.methods.config import MethodConfig
 from metasched.models import build_model
 from metasched.network.quantize import quantize
 from metasched.quantizers.levels import level_set
 from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.loop import train
-from metasched.training.optimizers import recipe
+from metasched.training.optimizers.config import OptimizerConfig
+from metasched.training.optimizers.recipe import recipe
 from metasched.training.step import InnerProblem
 
 

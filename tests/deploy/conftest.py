@@ -11,10 +11,10 @@ import torch
 from hypothesis import strategies as st
 from torch import nn
 
-from metasched.config.schema import MethodConfig
 from metasched.deploy.integer import integer_network
 from metasched.deploy.stages import IntegerNetwork
 from metasched.methods import build_method
+from metasched.methods.config import MethodConfig
 from metasched.models.cutie import Thermometer
 from metasched.network.quantize import QuantizedNetwork, Tensors, quantize
 

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from metasched.config.schema import MethodConfig
 from metasched.deploy.cutie import cutie_files
+from metasched.methods.config import MethodConfig
 from metasched.models import build_model
 
 RNG = np.random.default_rng(0)

@@ -12,12 +12,15 @@ import torch
 
 from metasched.cli import main
 from metasched.commands.deploy import deploy
-from metasched.config.schema import Experiment, MethodConfig, QuantizeConfig, TaskConfig
+from metasched.config.schema import Experiment
 from metasched.contrib.deployed_reading import read_network
 from metasched.core.errors import MetaschedError
 from metasched.deploy import simulator
 from metasched.deploy.files import write_folder
 from metasched.deploy.packing import unpack_bits, unpack_trits
+from metasched.methods.config import MethodConfig
+from metasched.network.config import QuantizeConfig
+from metasched.tasks.config import TaskConfig
 from metasched.tracking.console import open_console
 
 ROOT = Path(__file__).parents[2]

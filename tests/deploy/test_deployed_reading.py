@@ -14,11 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metasched.config.schema import MethodConfig
 from metasched.contrib.deployed_reading import read_network
 from metasched.core.errors import MetaschedError
 from metasched.deploy import simulator
 from metasched.deploy.files import network_files
+from metasched.methods.config import MethodConfig
 from metasched.models import build_model
 
 RNG = np.random.default_rng(0)

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from metasched.config.schema import MethodConfig
 from metasched.core.errors import MetaschedError
 from metasched.deploy import simulator
 from metasched.deploy.agreement import Agreement, agreement, float_twin
 from metasched.deploy.integer import input_step, integer_network
 from metasched.deploy.stages import Convolution, Flip, IntegerNetwork, Linear, Logits, MaxPool, SumPool, Thresholds
 from metasched.methods import build_method
+from metasched.methods.config import MethodConfig
 from metasched.models import build_model
 from metasched.models.cutie import Thermometer
 from metasched.network.quantize import quantize

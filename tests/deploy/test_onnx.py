@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from metasched.config.schema import MethodConfig
 from metasched.core.errors import MetaschedError
 from metasched.deploy import simulator
 from metasched.deploy.onnx_export import onnx_model, run_onnx, run_qonnx, session, write_onnx
 from metasched.deploy.packing import account
 from metasched.deploy.stages import IntegerNetwork
+from metasched.methods.config import MethodConfig
 from metasched.models import build_model
 
 onnx = pytest.importorskip("onnx", reason="optional: deploy")

@@ -21,24 +21,21 @@ import numpy as np
 import pytest
 import torch
 
-from metasched.config.schema import (
-    Experiment,
-    MetaConfig,
-    MethodConfig,
-    OnlineConfig,
-    RunConfig,
-    ScheduleConfig,
-    TaskConfig,
-)
+from metasched.config.schema import Experiment
 from metasched.core.randomness import derive_seed
+from metasched.meta.config import MetaConfig, OnlineConfig
 from metasched.meta.online import train_online
 from metasched.meta.outer import meta_train
 from metasched.meta.start import learned_controls
 from metasched.methods import METHODS
+from metasched.methods.config import MethodConfig
 from metasched.runs.cells import cell_scores, played
+from metasched.runs.config import RunConfig
 from metasched.runs.pool import Pool
+from metasched.schedules.config import ScheduleConfig
 from metasched.schedules.learnable import build_learnable
 from metasched.schedules.table import hand_coded
+from metasched.tasks.config import TaskConfig
 from metasched.training.loop import train
 from metasched.training.problem import build_problem, forget
 

@@ -13,15 +13,17 @@ import pytest
 import torch
 
 import metasched
-from metasched.config.schema import Experiment, MethodConfig, TaskConfig
+from metasched.config.schema import Experiment
 from metasched.core.randomness import Draw, derive_seed
 from metasched.estimators.particles import first_windows
 from metasched.estimators.perturbation import direction
 from metasched.evaluation.contenders import fresh_seeds
 from metasched.methods import build_method
+from metasched.methods.config import MethodConfig
 from metasched.schedules.network import ScheduleNetwork
 from metasched.schedules.table import hand_coded
-from metasched.tasks import build_task
+from metasched.tasks.build import build_task
+from metasched.tasks.config import TaskConfig
 from metasched.training.problem import build_problem, forget
 from metasched.training.step import InnerProblem
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from metasched.tracking import read_json_lines, unknown_metrics
+from metasched.io.json_lines import read_json_lines
+from metasched.tracking.metrics import unknown_metrics
 
 Cli = Callable[..., int]
 AUTO = ["--meta.estimator=auto", "--compare.horizons=[1]", "--compare.baselines=[]"]

@@ -15,10 +15,11 @@ import pytest
 import torch
 
 from metasched import PlayedSchedule, load_experiment, progress_of_steps, read_schedule
+from metasched.io.json_lines import read_json_lines
 from metasched.meta.online import train_online
 from metasched.runs.cells import cell_score
 from metasched.schedules.table import hand_coded
-from metasched.tracking import read_json_lines, unknown_metrics
+from metasched.tracking.metrics import unknown_metrics
 
 Cli = Callable[..., int]
 ROOT = Path(__file__).parents[2]

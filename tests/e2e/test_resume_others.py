@@ -12,8 +12,8 @@ import pytest
 
 from metasched.exchange.format import Spent
 from metasched.exchange.schedule_file import read_schedule
+from metasched.io.json_lines import read_json_lines
 from metasched.runs import cells
-from metasched.tracking import read_json_lines
 
 Cli = Callable[..., int]
 

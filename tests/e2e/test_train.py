@@ -18,9 +18,10 @@ from metasched import PlayedSchedule, SchedulePlayer, load_experiment, progress_
 from metasched.config.load import config_hash
 from metasched.exchange.format import Spent
 from metasched.io.environment import version
+from metasched.io.json_lines import read_json_lines
 from metasched.meta.outer import meta_train
 from metasched.schedules.table import hand_coded
-from metasched.tracking import read_json_lines, unknown_metrics
+from metasched.tracking.metrics import unknown_metrics
 
 Cli = Callable[..., int]
 

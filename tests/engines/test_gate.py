@@ -11,7 +11,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from metasched.commands.check import random_controls, relative_distance
-from metasched.config.schema import MethodConfig, OptimizerConfig
 from metasched.core.randomness import generator
 from metasched.engines import UNROLLS, find_unroll
 from metasched.engines.base import OuterLoss, control_gradient
@@ -22,11 +21,13 @@ from metasched.engines.finite_differences import (
     uphill,
 )
 from metasched.methods import METHODS, build_method
+from metasched.methods.config import MethodConfig
 from metasched.network.quantize import quantize
 from metasched.quantizers.noise import NOISE_FAMILIES
 from metasched.tasks.quadratic import quadratic_task
 from metasched.tasks.supervised import Split, SupervisedTask
-from metasched.training.optimizers import recipe
+from metasched.training.optimizers.config import OptimizerConfig
+from metasched.training.optimizers.recipe import recipe
 from metasched.training.step import InnerProblem
 
 RELAXATION = 0.3

@@ -13,14 +13,18 @@ import pytest
 import torch
 
 from metasched.commands.check import random_controls
-from metasched.config.schema import Experiment, GroupConfig, MethodConfig, OptimizerConfig, RunConfig, TaskConfig
+from metasched.config.schema import Experiment
 from metasched.contrib.data_parallel import Alone, train_in_parts
 from metasched.engines import UNROLLS, find_unroll
 from metasched.engines.base import OuterLoss, control_gradient
 from metasched.engines.finite_differences import TOLERANCE, error_against_differences, outer_loss, uphill
 from metasched.engines.tangent import slope_along
+from metasched.methods.config import MethodConfig
 from metasched.network.quantize import Tensors
+from metasched.runs.config import RunConfig
+from metasched.tasks.config import TaskConfig
 from metasched.training.loop import train
+from metasched.training.optimizers.config import GroupConfig, OptimizerConfig
 from metasched.training.problem import build_problem
 from metasched.training.stacked import of_run, train_mapped
 from metasched.training.step import InnerProblem

@@ -11,12 +11,17 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from metasched.config.schema import Experiment, MetaConfig, MethodConfig, RunConfig, ScheduleConfig, TaskConfig
+from metasched.config.schema import Experiment
+from metasched.meta.config import MetaConfig
 from metasched.meta.outer import OuterStep, meta_train
 from metasched.methods import build_method
+from metasched.methods.config import MethodConfig
+from metasched.runs.config import RunConfig
 from metasched.runs.pool import Pool
+from metasched.schedules.config import ScheduleConfig
 from metasched.schedules.network import ScheduleNetwork
 from metasched.schedules.table import hand_coded
+from metasched.tasks.config import TaskConfig
 
 
 class Held(NamedTuple):

@@ -13,18 +13,19 @@ from torch import nn
 from torch.nn import functional as F
 
 from metasched.commands.check import random_controls
-from metasched.config.schema import MethodConfig, OptimizerConfig
 from metasched.engines import find_unroll
 from metasched.engines.base import Controls, Objective, OuterLoss, control_gradient
 from metasched.engines.stacked import control_gradients_mapped
 from metasched.methods import build_method
+from metasched.methods.config import MethodConfig
 from metasched.models import build_model
 from metasched.network.quantize import quantize
 from metasched.runs import local as questions
 from metasched.runs.local import LocalRuns, Run
 from metasched.tasks.classification import accuracy
 from metasched.tasks.supervised import Split, SupervisedTask
-from metasched.training.optimizers import recipe
+from metasched.training.optimizers.config import OptimizerConfig
+from metasched.training.optimizers.recipe import recipe
 from metasched.training.step import InnerProblem
 
 SEEDS = [3, 2**63 - 1, 8]

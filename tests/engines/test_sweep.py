@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from metasched.commands.check import random_controls
-from metasched.config.schema import Experiment, MetaConfig, MethodConfig, OptimizerConfig, TaskConfig
+from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import Draw, generator
 from metasched.engines import find_unroll, replay
@@ -21,14 +21,18 @@ from metasched.engines.base import ControlGradient, OuterLoss, control_gradient
 from metasched.engines.memory import Plan, plan, predicted_bytes, recomputed_steps, stored_states
 from metasched.engines.sweep import unroll as sweep
 from metasched.engines.unroll import unroll
+from metasched.meta.config import MetaConfig
 from metasched.methods import build_method
 from metasched.methods.ana import ANA
 from metasched.methods.base import State, Values
+from metasched.methods.config import MethodConfig
 from metasched.network.quantize import Tensors, quantize
 from metasched.runs.local import Run
 from metasched.runs.pooled import local_runs
+from metasched.tasks.config import TaskConfig
 from metasched.tasks.supervised import Split, SupervisedTask
-from metasched.training.optimizers import recipe
+from metasched.training.optimizers.config import OptimizerConfig
+from metasched.training.optimizers.recipe import recipe
 from metasched.training.problem import build_problem
 from metasched.training.step import InnerProblem, TrainingState, inner_step
 

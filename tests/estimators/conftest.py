@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from metasched.config.schema import Experiment, MethodConfig, TaskConfig
+from metasched.config.schema import Experiment
 from metasched.engines.base import ControlGradient
+from metasched.methods.config import MethodConfig
 from metasched.runs.local import Judged, Run
+from metasched.tasks.config import TaskConfig
 from metasched.training.problem import build_problem
 
 STEPS = 12

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from metasched.config.schema import Experiment, MetaConfig, MethodConfig, RunConfig, TaskConfig
+from metasched.config.schema import Experiment
 from metasched.core.randomness import derive_seed, generator
 from metasched.estimators.auto import CHECK, MODES, Auto, summary
 from metasched.estimators.base import Estimate
@@ -19,11 +19,15 @@ from metasched.estimators.diagnosis import Growth
 from metasched.estimators.es import EvolutionStrategies
 from metasched.estimators.mixed import Mixed
 from metasched.estimators.verdict import CLEAR, EXPLODING, ONE_SIDED, Measured, verdict
+from metasched.meta.config import MetaConfig
 from metasched.meta.outer import OuterStep, meta_train
 from metasched.methods import build_method
+from metasched.methods.config import MethodConfig
+from metasched.runs.config import RunConfig
 from metasched.runs.pool import Pool
 from metasched.schedules.network import ScheduleNetwork
 from metasched.schedules.table import hand_coded
+from metasched.tasks.config import TaskConfig
 from metasched.tracking.metrics import unknown_metrics
 
 STEPS, RUNS, SIGMA = 12, 4, 0.5

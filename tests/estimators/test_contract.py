@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from metasched.commands.check import random_controls, small
-from metasched.config.schema import Experiment, MetaConfig, MethodConfig, TaskConfig
+from metasched.config.schema import Experiment
 from metasched.engines import UNROLLS, find_unroll
 from metasched.engines.base import (
     ControlGradient,
@@ -25,14 +25,17 @@ from metasched.engines.base import (
     pull_back,
 )
 from metasched.estimators.reverse import Floored
+from metasched.meta.config import MetaConfig
 from metasched.meta.guards import RunStopped, clip, keep
 from metasched.meta.outer import MetaTraining, OuterStep, meta_train
 from metasched.methods import METHODS, build_method
+from metasched.methods.config import MethodConfig
 from metasched.network.quantize import Tensors
 from metasched.runs.local import Run
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.network import ScheduleNetwork
 from metasched.schedules.table import hand_coded
+from metasched.tasks.config import TaskConfig
 from metasched.training.problem import build_problem
 from metasched.training.step import InnerProblem
 

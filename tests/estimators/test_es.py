@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from metasched.config.schema import Experiment, MetaConfig, MethodConfig, RunConfig, TaskConfig
+from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
 from metasched.engines import find_unroll
 from metasched.engines.base import Controls, OuterLoss
@@ -21,14 +21,18 @@ from metasched.estimators import ESTIMATORS, build_estimator
 from metasched.estimators.es import EvolutionStrategies, bad_losses, finite_pairs
 from metasched.estimators.perturbation import controls_at, direction, scales, score_function
 from metasched.estimators.smoothed import smoothed_gradient
+from metasched.meta.config import MetaConfig
 from metasched.meta.outer import OuterStep, check_estimator, meta_train
 from metasched.methods import build_method
+from metasched.methods.config import MethodConfig
+from metasched.runs.config import RunConfig
 from metasched.runs.local import Judged, Reached, Run, Segment
 from metasched.runs.pool import Pool
 from metasched.runs.pooled import PooledRuns, local_runs
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.network import ScheduleNetwork, _features
 from metasched.schedules.table import hand_coded
+from metasched.tasks.config import TaskConfig
 from metasched.tracking.metrics import unknown_metrics
 from metasched.training.problem import build_problem
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from metasched.commands.check import random_controls, small
-from metasched.config.schema import Experiment, MetaConfig, MethodConfig, OptimizerConfig, ScheduleConfig, TaskConfig
+from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
 from metasched.core.layer import Quantizes
 from metasched.core.randomness import Draw, generator
@@ -24,8 +24,10 @@ from metasched.estimators import build_estimator
 from metasched.estimators.base import Estimate
 from metasched.estimators.forward import Forward, directions
 from metasched.estimators.reverse import Floored, Reverse
+from metasched.meta.config import MetaConfig
 from metasched.meta.outer import check_estimator
 from metasched.methods.base import Control, Method, State, Values
+from metasched.methods.config import MethodConfig
 from metasched.network.quantize import Tensors, quantize
 from metasched.quantizers.levels import level_set
 from metasched.quantizers.noise import NOISE_FAMILIES
@@ -33,10 +35,13 @@ from metasched.quantizers.stair import stair
 from metasched.runs.local import Along, LocalRuns
 from metasched.runs.pooled import local_runs
 from metasched.schedules.base import progress_of_steps
+from metasched.schedules.config import ScheduleConfig
 from metasched.schedules.family import ScheduleFamily
 from metasched.schedules.table import hand_coded
+from metasched.tasks.config import TaskConfig
 from metasched.tasks.quadratic import quadratic_task
 from metasched.training.optimizers import OPTIMIZERS
+from metasched.training.optimizers.config import OptimizerConfig
 from metasched.training.problem import build_problem
 from metasched.training.step import InnerProblem
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import nn
 
-from metasched.config.schema import MetaConfig
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import derive_seed, generator
 from metasched.estimators import build_estimator
 from metasched.estimators.es import EvolutionStrategies
 from metasched.estimators.mixed import ES, EXACT, KEEP, Mixed
 from metasched.estimators.perturbation import direction
+from metasched.meta.config import MetaConfig
 
 STEPS = 12
 SIGMA = 0.5

@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import nn
 
-from metasched.config.schema import Experiment, MetaConfig, MethodConfig, RunConfig, TaskConfig
+from metasched.config.schema import Experiment
 from metasched.core.layer import Quantizes
 from metasched.core.randomness import Draw, derive_seed
 from metasched.engines import find_unroll
@@ -31,15 +31,19 @@ from metasched.estimators.nres import NoiseReuseES
 from metasched.estimators.perturbation import direction
 from metasched.estimators.pes import PersistentES
 from metasched.estimators.reverse import Reverse
+from metasched.meta.config import MetaConfig
 from metasched.methods import build_method
 from metasched.methods.base import Control, Method, Values
+from metasched.methods.config import MethodConfig
 from metasched.network.quantize import quantize
+from metasched.runs.config import RunConfig
 from metasched.runs.local import Judged, LocalRuns, Reached, Run, Segment
 from metasched.runs.pool import Pool
 from metasched.runs.pooled import PooledRuns
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.network import ScheduleNetwork
 from metasched.schedules.table import hand_coded
+from metasched.tasks.config import TaskConfig
 from metasched.tasks.quadratic import quadratic_task
 from metasched.training.optimizers import OPTIMIZERS
 from metasched.training.step import InnerProblem, TrainingState

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from metasched.config.schema import TaskConfig
+from metasched.tasks.config import TaskConfig
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,11 +12,12 @@ from scipy import stats
 from torch import nn
 from torch.func import functional_call
 
-from metasched.config.schema import CompareConfig, Experiment, MethodConfig, RunConfig, TaskConfig
+from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import derive_seed
 from metasched.evaluation.compare import compare
 from metasched.evaluation.comparison import Arm, Comparison
+from metasched.evaluation.config import CompareConfig
 from metasched.evaluation.contenders import (
     Contender,
     described_arm,
@@ -30,9 +31,12 @@ from metasched.exchange.baselines import baselines as exported
 from metasched.exchange.format import Spent
 from metasched.exchange.player import PlayedSchedule
 from metasched.exchange.schedule_file import write_schedule
+from metasched.methods.config import MethodConfig
 from metasched.runs.cells import cell_score, played
+from metasched.runs.config import RunConfig
 from metasched.runs.pool import Pool
-from metasched.tracking import Memory
+from metasched.tasks.config import TaskConfig
+from metasched.tracking.tracker import Memory
 from metasched.training.problem import build_problem
 
 EXPERIMENT = Experiment(

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from metasched.config.schema import Experiment, MethodConfig, TaskConfig
+from metasched.config.schema import Experiment
 from metasched.evaluation.comparison import Arm, Comparison
 from metasched.evaluation.contenders import Contender
 from metasched.evaluation.report import write_report
 from metasched.io.run_folder import RunFolder
+from metasched.methods.config import MethodConfig
 from metasched.schedules.table import hand_coded
+from metasched.tasks.config import TaskConfig
 from metasched.tracking.plots import plot_comparison
 
 HOSTILE = '<script>alert(1)</script>$x$&"'

@@ -15,10 +15,11 @@ from metasched.evaluation.comparison import Arm, Comparison
 from metasched.exchange.pbt import read_policy
 from metasched.exchange.player import SchedulePlayer
 from metasched.exchange.schedule_file import dumps, read_schedule
+from metasched.io.json_lines import read_json_lines
 from metasched.meta.checkpoint import read_checkpoint
 from metasched.runs.cells import CachedPool
 from metasched.runs.pool import Pool
-from metasched.tracking import read_json_lines, unknown_metrics
+from metasched.tracking.metrics import unknown_metrics
 
 FOLDER = Path(__file__).parent
 

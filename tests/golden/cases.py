@@ -25,16 +25,20 @@ from metasched import (
     progress_of_steps,
     train,
 )
-from metasched.config.schema import MetaConfig, OptimizerConfig, RunConfig, ScheduleConfig, TaskConfig
 from metasched.core.randomness import generator
 from metasched.engines.base import OuterLoss, control_gradient
 from metasched.engines.tangent import slope_along
 from metasched.estimators import build_estimator
 from metasched.exchange.format import Provenance
 from metasched.exchange.schedule_file import dumps
+from metasched.meta.config import MetaConfig
+from metasched.runs.config import RunConfig
 from metasched.runs.pool import Pool
 from metasched.runs.pooled import PooledRuns
+from metasched.schedules.config import ScheduleConfig
 from metasched.schedules.learnable import LearnableSchedule, build_learnable
+from metasched.tasks.config import TaskConfig
+from metasched.training.optimizers.config import OptimizerConfig
 
 Entry = torch.Tensor | Mapping[str, torch.Tensor] | list[float] | str
 Entries = dict[str, Entry]

@@ -14,35 +14,33 @@ import torch
 import yaml
 
 from metasched.cli import main
-from metasched.config.schema import (
-    CompareConfig,
-    Experiment,
-    MetaConfig,
-    MethodConfig,
-    RunConfig,
-    ScheduleConfig,
-    TaskConfig,
-)
+from metasched.config.schema import Experiment
 from metasched.engines import higher_unroll
 from metasched.estimators import ESTIMATORS
 from metasched.evaluation.comparison import Arm, Comparison
+from metasched.evaluation.config import CompareConfig
 from metasched.evaluation.statistics import counted
 from metasched.meta import outer
+from metasched.meta.config import MetaConfig
 from metasched.meta.guards import RunStopped
 from metasched.meta.online import train_online
 from metasched.meta.outer import OuterState, OuterStep, meta_train
 from metasched.meta.start import learned_controls
+from metasched.methods.config import MethodConfig
 from metasched.runs.cells import cell_scores, played
+from metasched.runs.config import RunConfig
 from metasched.runs.pool import Pool
+from metasched.schedules.config import ScheduleConfig
 from metasched.schedules.family import ScheduleFamily
 from metasched.schedules.learnable import LearnableSchedule, build_learnable
 from metasched.schedules.network import ScheduleNetwork
 from metasched.schedules.table import hand_coded
 from metasched.tasks import TASKS
+from metasched.tasks.config import TaskConfig
 from metasched.tasks.digits import digits_task
 from metasched.tasks.supervised import Split
 from metasched.training import stacked, step
-from metasched.training.optimizers import Adam
+from metasched.training.optimizers.adam import Adam
 from metasched.training.problem import build_problem, forget
 from metasched.training.stacked import mapping_pays
 
@@ -141,7 +139,7 @@ def in_outer_loss(plant: Plant, bad: float) -> None:
 
         return Planted(**vars(task))
 
-    plant.set_item(TASKS, "digits", build_task)
+    plant.set_item(TASKS, "digits", replace(TASKS["digits"], builder=build_task))
 
 
 def in_gradient(plant: Plant, bad: float) -> None:

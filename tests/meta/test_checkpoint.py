@@ -18,16 +18,21 @@ import torch
 
 import metasched.meta.checkpoint
 from metasched.config.load import to_dict
-from metasched.config.schema import Experiment, MetaConfig, MethodConfig, RunConfig, ScheduleConfig, TaskConfig
+from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
 from metasched.estimators import build_estimator
 from metasched.estimators.base import MEND
 from metasched.meta.checkpoint import Checkpoint, check_fit, read_checkpoint, write_checkpoint
+from metasched.meta.config import MetaConfig
 from metasched.meta.outer import OuterState, OuterStep, meta_train
+from metasched.methods.config import MethodConfig
+from metasched.runs.config import RunConfig
 from metasched.runs.pool import Pool
 from metasched.runs.pooled import PooledRuns
+from metasched.schedules.config import ScheduleConfig
 from metasched.schedules.learnable import LearnableSchedule, build_learnable
 from metasched.schedules.table import hand_coded
+from metasched.tasks.config import TaskConfig
 from metasched.training.problem import build_problem
 
 ROOT = Path(__file__).parents[2]

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from metasched.config.schema import MethodConfig
 from metasched.core.layer import Layer
 from metasched.engines.base import Diagnostics, Hypergradient
 from metasched.estimators.reverse import Floored
 from metasched.meta.guards import clip, first_fault, keep, listed, update
 from metasched.methods import build_method
+from metasched.methods.config import MethodConfig
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.network import ScheduleNetwork
 from metasched.schedules.table import hand_coded

@@ -13,40 +13,37 @@ from hypothesis import strategies as st
 from torch import nn
 
 from metasched.commands.online import check
-from metasched.config.schema import (
-    CompareConfig,
-    Experiment,
-    MetaConfig,
-    MethodConfig,
-    OnlineConfig,
-    OptimizerConfig,
-    RunConfig,
-    ScheduleConfig,
-    TaskConfig,
-)
+from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
 from metasched.core.layer import Layer
 from metasched.core.randomness import derive_seed
 from metasched.engines import find_unroll
 from metasched.engines.base import OuterLoss
 from metasched.estimators import build_estimator
+from metasched.evaluation.config import CompareConfig
 from metasched.exchange.export import export
 from metasched.exchange.format import Provenance
 from metasched.exchange.player import PlayedSchedule
 from metasched.exchange.schedule_file import dumps, loads
 from metasched.meta import online
+from metasched.meta.config import MetaConfig, OnlineConfig
 from metasched.meta.guards import clip
 from metasched.meta.online import Adaptation, Onward, expected_cost, held_out_size, train_online
 from metasched.methods import build_method
+from metasched.methods.config import MethodConfig
 from metasched.network.quantize import rows
 from metasched.runs.cells import cell_score
+from metasched.runs.config import RunConfig
 from metasched.runs.local import LocalRuns
 from metasched.schedules.base import Schedule, progress_of_steps
+from metasched.schedules.config import ScheduleConfig
 from metasched.schedules.network import ScheduleNetwork
 from metasched.schedules.table import hand_coded
+from metasched.tasks.config import TaskConfig
 from metasched.tasks.supervised import Split
 from metasched.training import loop
 from metasched.training.loop import hardened_score, train
+from metasched.training.optimizers.config import OptimizerConfig
 from metasched.training.problem import build_problem
 from metasched.training.step import TrainingState
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from metasched.config.schema import Experiment, MetaConfig, MethodConfig, ScheduleConfig, TaskConfig
+from metasched.config.schema import Experiment
+from metasched.meta.config import MetaConfig
 from metasched.meta.outer import OuterState, averages, meta_train
+from metasched.methods.config import MethodConfig
 from metasched.runs.pool import Pool
+from metasched.schedules.config import ScheduleConfig
 from metasched.schedules.learnable import build_learnable
 from metasched.schedules.table import hand_coded
+from metasched.tasks.config import TaskConfig
 from metasched.training.problem import build_problem
 
 

@@ -20,16 +20,21 @@ import metasched.commands.train
 import metasched.meta.resume
 from metasched.cli import main
 from metasched.config.load import to_dict
-from metasched.config.schema import Experiment, MetaConfig, MethodConfig, RunConfig, ScheduleConfig, TaskConfig
+from metasched.config.schema import Experiment
 from metasched.core.randomness import derive_seed
 from metasched.estimators import ESTIMATORS
 from metasched.io.run_folder import RunFolder
 from metasched.meta.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from metasched.meta.config import MetaConfig
 from metasched.meta.outer import OuterState, OuterStep, meta_train
 from metasched.meta.resume import resumable_state
+from metasched.methods.config import MethodConfig
+from metasched.runs.config import RunConfig
 from metasched.runs.pool import Pool
+from metasched.schedules.config import ScheduleConfig
 from metasched.schedules.learnable import LearnableSchedule, build_learnable
 from metasched.schedules.table import hand_coded
+from metasched.tasks.config import TaskConfig
 from metasched.training.problem import build_problem
 
 METHODS = ("ana", "inq", "joint")

@@ -12,17 +12,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from metasched.config.schema import MethodConfig, OptimizerConfig
 from metasched.core.randomness import Draw
 from metasched.engines import find_unroll
 from metasched.engines.base import OuterLoss, control_gradient
 from metasched.methods import build_method
 from metasched.methods.adaptive_cooling import GAIN, adapted
+from metasched.methods.config import MethodConfig
 from metasched.methods.metropolis import Metropolis
 from metasched.network.quantize import quantize, rows
 from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.loop import train
-from metasched.training.optimizers import recipe
+from metasched.training.optimizers.config import OptimizerConfig
+from metasched.training.optimizers.recipe import recipe
 from metasched.training.step import InnerProblem, TrainingState, inner_step
 
 CONFIG = MethodConfig(name="metropolis", cooling="adaptive", levels="states3")

@@ -9,10 +9,10 @@ import pytest
 import torch
 from scipy import stats
 
-from metasched.config.schema import MethodConfig
 from metasched.core.randomness import Draw
 from metasched.methods import build_method
 from metasched.methods.base import Method, State
+from metasched.methods.config import MethodConfig
 from metasched.quantizers.levels import level_set
 from metasched.quantizers.noise import NOISE_FAMILIES
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from metasched.config.load import load_experiment
-from metasched.config.schema import Experiment, MethodConfig, OptimizerConfig
+from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import Draw
 from metasched.engines import find_unroll
@@ -21,13 +21,15 @@ from metasched.engines.base import OuterLoss, control_gradient
 from metasched.methods import build_method
 from metasched.methods.base import Evaluating
 from metasched.methods.batch_metropolis import BatchMetropolis
+from metasched.methods.config import MethodConfig
 from metasched.network.module import QuantizedModule
 from metasched.network.quantize import Tensors, quantize, rows
 from metasched.quantizers.transitions import acceptance
 from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training import step as step_module
 from metasched.training.loop import train
-from metasched.training.optimizers import recipe
+from metasched.training.optimizers.config import OptimizerConfig
+from metasched.training.optimizers.recipe import recipe
 from metasched.training.stacked import mapping_pays
 from metasched.training.step import InnerProblem, inner_step
 

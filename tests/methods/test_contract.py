@@ -15,14 +15,14 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from metasched.config.schema import MethodConfig
 from metasched.core.randomness import Draw
 from metasched.methods import METHODS, build_method
 from metasched.methods.base import Method, State, Values
+from metasched.methods.config import MethodConfig
 from metasched.network.quantize import quantize
 from metasched.quantizers.levels import level_set
 from metasched.tasks.supervised import Split, SupervisedTask
-from metasched.training.optimizers import SGD
+from metasched.training.optimizers.sgd import SGD
 from metasched.training.step import InnerProblem, inner_step
 
 CASES: dict[str, MethodConfig] = {

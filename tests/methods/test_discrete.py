@@ -12,18 +12,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from metasched.config.schema import MethodConfig, OptimizerConfig
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import Draw
 from metasched.engines import find_unroll
 from metasched.engines.base import OuterLoss, control_gradient
 from metasched.methods import build_method
+from metasched.methods.config import MethodConfig
 from metasched.network.module import QuantizedModule
 from metasched.network.quantize import quantize, rows
 from metasched.quantizers.levels import level_set
 from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.loop import train
-from metasched.training.optimizers import recipe
+from metasched.training.optimizers.config import OptimizerConfig
+from metasched.training.optimizers.recipe import recipe
 from metasched.training.step import InnerProblem, TrainingState, inner_step
 
 STEPS = 12

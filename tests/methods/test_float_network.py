@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from metasched.config.schema import MethodConfig
 from metasched.methods import build_method
+from metasched.methods.config import MethodConfig
 from metasched.network.module import QuantizedModule
 from metasched.network.quantize import quantize
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from metasched.config.schema import Experiment, MethodConfig, OptimizerConfig, RunConfig, TaskConfig
+from metasched.config.schema import Experiment
+from metasched.methods.config import MethodConfig
 from metasched.network.quantize import rows
+from metasched.runs.config import RunConfig
 from metasched.schedules.base import progress_of_steps
+from metasched.tasks.config import TaskConfig
+from metasched.training.optimizers.config import OptimizerConfig
 from metasched.training.problem import build_problem
 from metasched.training.step import InnerProblem, inner_step
 

@@ -10,10 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metasched.config.schema import MethodConfig
 from metasched.core.randomness import Draw
 from metasched.methods import build_method
 from metasched.methods.base import State
+from metasched.methods.config import MethodConfig
 from metasched.methods.inq import INQ
 from metasched.schedules.table import hand_coded
 

@@ -18,10 +18,11 @@ import yaml
 from metasched.cli import main
 from metasched.config.fields import fields
 from metasched.config.load import dump_yaml, load_experiment, to_dict
-from metasched.config.schema import Experiment, MethodConfig
+from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
 from metasched.exchange.schedule_file import read_schedule
 from metasched.methods import METHODS, MethodSpec, build_method, register_method
+from metasched.methods.config import MethodConfig
 from metasched.schedules.table import hand_coded
 
 TINY = {

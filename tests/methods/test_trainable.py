@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from metasched.config.schema import Experiment, OnlineConfig, ScheduleConfig
+from metasched.config.schema import Experiment
 from metasched.contrib.data_parallel import Alone, train_in_parts
 from metasched.core.layer import Layer
 from metasched.core.randomness import Draw
@@ -22,6 +22,7 @@ from metasched.engines.stacked import control_gradients_mapped
 from metasched.engines.tangent import slope_along
 from metasched.engines.unroll import unroll
 from metasched.meta import online
+from metasched.meta.config import OnlineConfig
 from metasched.meta.online import train_online
 from metasched.methods.base import Control, Method, State, Values
 from metasched.methods.tensors import LayerQuantizer
@@ -31,9 +32,12 @@ from metasched.quantizers.levels import ternary
 from metasched.quantizers.noise import NOISE_FAMILIES
 from metasched.quantizers.stair import stair, straight_through
 from metasched.runs.local import Reached, Segment, reach, reach_mapped
+from metasched.schedules.config import ScheduleConfig
 from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.loop import train
-from metasched.training.optimizers import SGD, Adam, Optimizer
+from metasched.training.optimizers.adam import Adam
+from metasched.training.optimizers.base import Optimizer
+from metasched.training.optimizers.sgd import SGD
 from metasched.training.stacked import of_run, train_mapped
 from metasched.training.step import InnerProblem, TrainingState, inner_step
 

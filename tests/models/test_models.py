@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import typing
-
 import pytest
 import torch
 from torch import nn
 
-from metasched.config.schema import TaskConfig
 from metasched.core.errors import MetaschedError
-from metasched.models import MODELS, SMALLEST_IMAGE, build_model
+from metasched.models import MODELS, build_model
 from metasched.models.cutie import CutieNet, Thermometer
 from metasched.models.lenet import LeNet
 from metasched.models.mlp import MLP
@@ -19,7 +16,7 @@ from metasched.models.vgg7 import VGG7
 from metasched.models.vgg8 import VGG8
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32)]
-FITTING = [(name, shape) for name in MODELS for shape in SHAPES if shape[1] >= SMALLEST_IMAGE[name]]
+FITTING = [(name, shape) for name in MODELS for shape in SHAPES if shape[1] >= MODELS[name].smallest_image]
 fitting = pytest.mark.parametrize(("name", "shape"), FITTING)
 
 
@@ -31,11 +28,6 @@ def hidden_layers(model: nn.Module) -> list[str]:
     """Kinds of the layers, in the order of registration, without pools, flattening and containers."""
     kinds = {nn.Conv2d: "layer", nn.Linear: "layer", nn.BatchNorm1d: "norm", nn.BatchNorm2d: "norm", nn.ReLU: "act"}
     return [kinds[type(module)] for module in model.modules() if type(module) in kinds]
-
-
-def test_the_tables_hold_what_a_config_can_name():
-    named = set(typing.get_args(typing.get_type_hints(TaskConfig)["model"]))
-    assert set(MODELS) == set(SMALLEST_IMAGE) == named
 
 
 @fitting
@@ -176,9 +168,9 @@ def test_shortcut_subsamples_and_pads_with_zero_channels(size: int):
     assert torch.equal(out[:, 2:], torch.zeros_like(out[:, 2:]))
 
 
-@pytest.mark.parametrize("name", [name for name, size in SMALLEST_IMAGE.items() if size > 1])
+@pytest.mark.parametrize("name", [spec.name for spec in MODELS.values() if spec.smallest_image > 1])
 def test_the_smallest_image_works_and_a_smaller_one_says_so(name: str):
-    size = SMALLEST_IMAGE[name]
+    size = MODELS[name].smallest_image
     assert build_model(name, (1, size, size), 10, 2)(torch.randn(2, 1, size, size)).shape == (2, 10)
     with pytest.raises(MetaschedError, match=rf"^task\.model: {name} needs .* at least {size}x{size}.*use one of mlp"):
         build_model(name, (1, size, size - 1), 10, 2)

@@ -10,12 +10,17 @@ import torch
 from torch import nn
 
 from metasched import MetaschedError, QuantizedModule, SchedulePlayer, build_problem, train
-from metasched.config.schema import CompareConfig, Experiment, MethodConfig, OptimizerConfig, RunConfig, TaskConfig
+from metasched.config.schema import Experiment
 from metasched.core.randomness import derive_seed
+from metasched.evaluation.config import CompareConfig
+from metasched.methods.config import MethodConfig
 from metasched.network.quantize import quantize
+from metasched.runs.config import RunConfig
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.table import hand_coded
+from metasched.tasks.config import TaskConfig
 from metasched.training.loop import InnerRun
+from metasched.training.optimizers.config import OptimizerConfig
 from metasched.training.step import InnerProblem
 
 STEPS, SEED = 6, 5

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from metasched.config.schema import MethodConfig
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import Draw
 from metasched.methods import build_method
 from metasched.methods.base import Method, State, Values
+from metasched.methods.config import MethodConfig
 from metasched.methods.ste import STE
 from metasched.models import build_model
 from metasched.network.quantize import ActivationSite, QuantizedNetwork, activations, quantize, rows

@@ -9,7 +9,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from metasched.config.schema import Experiment, MethodConfig, OptimizerConfig, TaskConfig
+from metasched.config.schema import Experiment
+from metasched.methods.config import MethodConfig
+from metasched.tasks.config import TaskConfig
+from metasched.training.optimizers.config import OptimizerConfig
 from metasched.core.errors import MetaschedError
 from metasched.quantizers.levels import level_set
 from metasched.runs.cells import cell_score, played

@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from metasched.config.schema import MethodConfig, ScheduleConfig
 from metasched.core.layer import Layer
 from metasched.exchange.export import export
 from metasched.exchange.format import Provenance
@@ -23,7 +22,9 @@ from metasched.exchange.player import PlayedSchedule
 from metasched.exchange.schedule_file import read_schedule, write_schedule
 from metasched.methods import METHODS, build_method
 from metasched.methods.base import Control
+from metasched.methods.config import MethodConfig
 from metasched.schedules.base import Schedule, progress_of_steps
+from metasched.schedules.config import ScheduleConfig
 from metasched.schedules.family import ScheduleFamily
 from metasched.schedules.learnable import build_learnable
 from metasched.schedules.network import ScheduleNetwork

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from metasched.config.schema import MethodConfig
 from metasched.core.layer import Layer
 from metasched.methods import METHODS, build_method
 from metasched.methods.base import Control
+from metasched.methods.config import MethodConfig
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.network import EVEN_SHARE, ScheduleNetwork
 from metasched.schedules.table import HandCoded, hand_coded

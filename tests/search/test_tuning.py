@@ -10,23 +10,37 @@ from typing import Any
 import pytest
 import torch
 
-from metasched.config.schema import Experiment, MethodConfig, ScheduleConfig, TaskConfig, TuneConfig
+from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
 from metasched.core.layer import Layer
 from metasched.methods.base import Control
+from metasched.methods.config import MethodConfig
 from metasched.runs.local import Reached, Segment
 from metasched.schedules.base import progress_of_steps
+from metasched.schedules.config import ScheduleConfig
 from metasched.schedules.family import ScheduleFamily
 from metasched.schedules.table import hand_coded
+from metasched.search.config import TuneConfig
 from metasched.search.population import evolve, population_search
-from metasched.search.searchers import SEARCHERS
+from metasched.search.searchers import Searcher
+from metasched.search.table import SEARCHES
 from metasched.search.tuning import Box, best_of, search, trials_within
+from metasched.tasks.config import TaskConfig
 from metasched.training.faults import Fault
 from metasched.training.problem import build_problem
 from metasched.training.step import TrainingState
 
 pytest.importorskip("optuna", reason="optional: tuning")
 pytest.importorskip("cma", reason="optional: tuning")
+
+SEARCHERS = [spec.name for spec in SEARCHES.values() if spec.builder is not None]
+
+
+def searcher_of(name: str) -> Callable[[Sequence[float], int], Searcher]:
+    builder = SEARCHES[name].builder
+    assert builder is not None
+    return builder
+
 
 EXPERIMENT = Experiment(
     task=TaskConfig(model="mlp", width=4, train=100, batch=10, steps=10),
@@ -67,7 +81,7 @@ def family() -> tuple[ScheduleFamily, tuple[Any, ...]]:
 @pytest.mark.parametrize("name", SEARCHERS)
 def test_a_searcher_starts_at_the_point_given_and_repeats_itself(name: str) -> None:
     def points() -> list[list[float]]:
-        searcher, asked = SEARCHERS[name]([0.25, -0.5], 7), []
+        searcher, asked = searcher_of(name)([0.25, -0.5], 7), []
         for _ in range(15):
             asked.append(searcher.ask())
             searcher.tell(-sum(x * x for x in asked[-1]))
@@ -83,7 +97,7 @@ def test_a_searcher_starts_at_the_point_given_and_repeats_itself(name: str) -> N
 @pytest.mark.parametrize("name", ["tpe", "cmaes"])
 def test_a_searcher_that_learns_comes_nearer_than_random(name: str) -> None:
     def best(name: str, seed: int) -> float:
-        searcher, scores = SEARCHERS[name]([0.9, 0.9, 0.9], seed), []
+        searcher, scores = searcher_of(name)([0.9, 0.9, 0.9], seed), []
         for _ in range(60):
             scores.append(-sum((x + 0.3) ** 2 for x in searcher.ask()))
             searcher.tell(scores[-1])
@@ -95,7 +109,7 @@ def test_a_searcher_that_learns_comes_nearer_than_random(name: str) -> None:
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cma", None)
     with pytest.raises(MetaschedError, match=r"tune\.search: CMA-ES is not installed"):
-        SEARCHERS["cmaes"]([0.0], 0)
+        searcher_of("cmaes")([0.0], 0)
 
 
 @pytest.mark.parametrize("name", SEARCHERS)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from metasched.tasks import Split, SupervisedTask
+from metasched.tasks.supervised import Split, SupervisedTask
 
 seeds = st.integers(0, 2**32)
 

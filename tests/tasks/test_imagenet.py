@@ -13,12 +13,15 @@ from PIL import Image
 from torchvision import transforms
 
 from metasched.commands.deploy import deploy
-from metasched.config.schema import Experiment, MethodConfig, TaskConfig
+from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
+from metasched.methods.config import MethodConfig
 from metasched.runs.cells import cell_score, played
 from metasched.schedules.table import hand_coded
-from metasched.tasks import Stored, SupervisedTask, build_task
+from metasched.tasks.build import build_task
+from metasched.tasks.config import TaskConfig
 from metasched.tasks.imagenet import ImageFiles, read_image
+from metasched.tasks.supervised import Stored, SupervisedTask
 from metasched.training.loop import hardened_score, train
 from metasched.training.problem import build_problem
 

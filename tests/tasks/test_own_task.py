@@ -15,18 +15,22 @@ from torch.nn import functional as F
 from torch.utils.data import Subset, TensorDataset
 
 from metasched.config.load import config_hash, dump_yaml, load_experiment
-from metasched.config.schema import Experiment, MethodConfig, RunConfig, TaskConfig
+from metasched.config.schema import Experiment
 from metasched.core import imports
 from metasched.core.errors import MetaschedError
+from metasched.methods.config import MethodConfig
 from metasched.network.quantize import quantize
 from metasched.runs.cells import cell_scores, cells_key, former_key, played
+from metasched.runs.config import RunConfig
 from metasched.schedules.table import hand_coded
-from metasched.tasks import TASKS, SupervisedTask
+from metasched.tasks import TASKS
 from metasched.tasks.base import Task, place
 from metasched.tasks.check import check_disjoint, check_task
+from metasched.tasks.config import TaskConfig
 from metasched.tasks.data import DataTask
 from metasched.tasks.digits import digits_task
 from metasched.tasks.live import register_live
+from metasched.tasks.supervised import SupervisedTask
 from metasched.training.loop import hardened_score, train
 from metasched.training.problem import build_problem, forget
 
@@ -251,7 +255,7 @@ TINY = TaskConfig(model="mlp", width=4, steps=STEPS, batch=16, train=32, validat
 def test_the_cache_does_not_return_the_first_model(monkeypatch: pytest.MonkeyPatch) -> None:
     config = Experiment(task=TINY, method=MethodConfig(name="ana"))
     first = build_problem(config)
-    monkeypatch.setitem(TASKS, "digits", wider)
+    monkeypatch.setitem(TASKS, "digits", replace(TASKS["digits"], builder=wider))
     second = build_problem(config)
     assert len(first.network.layers) != len(second.network.layers) and first.fingerprint != second.fingerprint
 
@@ -260,7 +264,7 @@ def test_scores_of_another_model_are_not_reused(monkeypatch: pytest.MonkeyPatch)
     config = Experiment(task=TINY, method=MethodConfig(name="ana")).problem
     key, old = cells_key(config, {}, [1], STEPS, "test"), former_key(config, {}, [1], STEPS, "test")
     assert old is not None and old != key
-    monkeypatch.setitem(TASKS, "digits", wider)
+    monkeypatch.setitem(TASKS, "digits", replace(TASKS["digits"], builder=wider))
     assert cells_key(config, {}, [1], STEPS, "test") != key
     assert former_key(config, {}, [1], STEPS, "test") is None
 

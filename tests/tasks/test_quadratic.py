@@ -10,9 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metasched.config.schema import TaskConfig
 from metasched.core.errors import MetaschedError
-from metasched.tasks import SupervisedTask, build_task, quadratic_task
+from metasched.tasks.build import build_task
+from metasched.tasks.config import TaskConfig
+from metasched.tasks.quadratic import quadratic_task
+from metasched.tasks.supervised import SupervisedTask
 
 CURVATURE = torch.tensor([0.3, 1.0, 2.5], dtype=torch.float64)
 TARGET = torch.tensor([0.7, -0.2, 1.5], dtype=torch.float64)

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metasched.config.schema import TaskConfig
-from metasched.tasks import build_task, vision
+from metasched.tasks import vision
+from metasched.tasks.build import build_task
 from metasched.tasks.classification import channel_moments
+from metasched.tasks.config import TaskConfig
 
 pytestmark = pytest.mark.data
 

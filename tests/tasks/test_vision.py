@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from metasched.config.schema import TaskConfig
 from metasched.core.errors import MetaschedError
-from metasched.tasks import SupervisedTask, build_task
+from metasched.tasks.build import build_task
+from metasched.tasks.config import TaskConfig
 from metasched.tasks.splits import split_indices
+from metasched.tasks.supervised import SupervisedTask
 
 NUM_TRAIN, NUM_TEST = 20, 8
 FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}

@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
-from metasched.config.schema import CompareConfig, Experiment, TaskConfig, TrackingConfig
+from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
+from metasched.evaluation.config import CompareConfig
+from metasched.tasks.config import TaskConfig
+from metasched.tracking.config import TrackingConfig
 from metasched.tracking.dashboard import build, publish
 from metasched.tracking.metrics import AXES, METRICS, SCORES_PICTURE, unknown_metrics
 

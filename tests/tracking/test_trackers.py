@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 
-from metasched.config.schema import Experiment, TrackingConfig
+from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
+from metasched.io.json_lines import JsonLines, read_json_lines
 from metasched.io.run_folder import RunFolder
-from metasched.tracking import METRICS, JsonLines, Memory, Several, open_tracker, read_json_lines, unknown_metrics
-from metasched.tracking.metrics import AXES
+from metasched.tracking.config import TrackingConfig
+from metasched.tracking.metrics import AXES, METRICS, unknown_metrics
+from metasched.tracking.opening import open_tracker
+from metasched.tracking.tracker import Memory, Several
 
 
 class Failing(Memory):

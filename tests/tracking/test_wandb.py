@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
-from metasched.config.schema import Experiment, MetaConfig, TrackingConfig
+from metasched.config.schema import Experiment
 from metasched.io.run_folder import RunFolder
-from metasched.tracking import open_tracker
+from metasched.meta.config import MetaConfig
+from metasched.tracking.config import TrackingConfig
 from metasched.tracking.metrics import AXES
+from metasched.tracking.opening import open_tracker
 from metasched.tracking.plots import plot_comparison
 
 pytest.importorskip("wandb")

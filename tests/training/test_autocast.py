@@ -9,15 +9,19 @@ import pytest
 import torch
 
 from metasched.commands.check import small
-from metasched.config.schema import Experiment, MethodConfig, OptimizerConfig, RunConfig, TaskConfig
+from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
 from metasched.engines import find_unroll
 from metasched.engines.base import OuterLoss, control_gradient
+from metasched.methods.config import MethodConfig
 from metasched.network.quantize import Tensors, rows
 from metasched.runs.cells import cell_score, played
+from metasched.runs.config import RunConfig
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.table import hand_coded
+from metasched.tasks.config import TaskConfig
 from metasched.training import loop
+from metasched.training.optimizers.config import OptimizerConfig
 from metasched.training.problem import build_problem
 from metasched.training.step import InnerProblem, TrainingState, inner_step, training_loss
 

@@ -10,10 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metasched.config.schema import Experiment, MethodConfig, TaskConfig
+from metasched.config.schema import Experiment
+from metasched.methods.config import MethodConfig
 from metasched.network.quantize import Tensors
 from metasched.runs.cells import played
 from metasched.schedules.table import hand_coded
+from metasched.tasks.config import TaskConfig
 from metasched.training.faults import Fault, broken, locate
 from metasched.training.finite import all_finite, each_finite
 from metasched.training.loop import train

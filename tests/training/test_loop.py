@@ -9,15 +9,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from metasched.config.schema import MethodConfig, OptimizerConfig
 from metasched.methods import build_method
+from metasched.methods.config import MethodConfig
 from metasched.network.quantize import quantize
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.table import hand_coded
 from metasched.tasks.classification import accuracy
 from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.loop import InnerRun, hardened_score, train
-from metasched.training.optimizers import recipe
+from metasched.training.optimizers.config import OptimizerConfig
+from metasched.training.optimizers.recipe import recipe
 from metasched.training.step import InnerProblem
 
 

@@ -7,11 +7,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from metasched.config.schema import Experiment, MethodConfig, OptimizerConfig, QuantizeConfig, RunConfig, TaskConfig
+from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
+from metasched.methods.config import MethodConfig
 from metasched.methods.inq import INQ
 from metasched.methods.joint import Joint
+from metasched.network.config import QuantizeConfig
+from metasched.runs.config import RunConfig
+from metasched.tasks.config import TaskConfig
 from metasched.training.loop import train
+from metasched.training.optimizers.config import OptimizerConfig
 from metasched.training.problem import build_problem
 
 EXPERIMENT = Experiment(

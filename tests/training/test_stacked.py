@@ -13,21 +13,26 @@ from torch import nn
 from torch.nn import functional as F
 
 from metasched.commands.check import random_controls
-from metasched.config.schema import Experiment, MetaConfig, MethodConfig, OptimizerConfig, RunConfig, TaskConfig
+from metasched.config.schema import Experiment
 from metasched.engines.base import Objective, OuterLoss
+from metasched.meta.config import MetaConfig
 from metasched.methods import build_method
+from metasched.methods.config import MethodConfig
 from metasched.models import build_model
 from metasched.network.quantize import Tensors, quantize
 from metasched.runs import local as questions
 from metasched.runs.cells import cell_score, cell_scores
+from metasched.runs.config import RunConfig
 from metasched.runs.local import LocalRuns, Run, Segment, reach, reach_mapped
 from metasched.runs.pool import Pool
 from metasched.runs.pooled import PooledRuns, local_runs
 from metasched.tasks.classification import accuracy
+from metasched.tasks.config import TaskConfig
 from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training import stacked as mapped
 from metasched.training.loop import train
-from metasched.training.optimizers import recipe
+from metasched.training.optimizers.config import OptimizerConfig
+from metasched.training.optimizers.recipe import recipe
 from metasched.training.stacked import mapping_pays, of_run, stacked, train_each, train_mapped
 from metasched.training.stacked_norm import with_mapped_norms
 from metasched.training.step import InnerProblem, TrainingState, inner_step

@@ -9,14 +9,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from metasched.config.schema import MethodConfig, OptimizerConfig
 from metasched.core.layer import Quantizes
 from metasched.core.randomness import Draw, derive_seed
 from metasched.methods import build_method
 from metasched.methods.base import Control, Method, State, Values
+from metasched.methods.config import MethodConfig
 from metasched.network.quantize import quantize
 from metasched.tasks.supervised import Split, SupervisedTask
-from metasched.training.optimizers import recipe
+from metasched.training.optimizers.config import OptimizerConfig
+from metasched.training.optimizers.recipe import recipe
 from metasched.training.step import InnerProblem, TrainingState, inner_step, training_loss
 
 STEPS = 20

@@ -1,11 +1,9 @@
-"""The contract of an inner optimizer, the row that describes it, and how it steps many stacked runs at once."""
+"""The contract of an inner optimizer, and how it steps many stacked runs at once."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 
@@ -52,46 +50,6 @@ class Optimizer(Protocol):
         A parameter whose gradient is None or missing stays as it is, with its part of the state.
         """
         ...
-
-
-class Parameter(NamedTuple):
-    """A hyper-parameter that one optimizer has for itself: ``optimizer.parameters.<name>``.
-
-    Attributes:
-        default: its value when left out.
-        low, high: the range, ends included.
-    """
-
-    default: float
-    low: float = -math.inf
-    high: float = math.inf
-
-
-@dataclass(frozen=True)
-class OptimizerSpec:
-    """The row of an optimizer in the table OPTIMIZERS.
-
-    Attributes:
-        rule: its class. Its ``hyperparameters`` are found in OptimizerConfig (``lr``, ``weight_decay``, ``momentum``,
-            ``eps``, and ``beta1`` and ``beta2`` in ``betas``) or in ``parameters``.
-        options: fields of OptimizerConfig that are given to the constructor, by name.
-        parameters: the hyper-parameters that OptimizerConfig has no field for.
-    """
-
-    rule: Callable[..., Optimizer]
-    options: tuple[str, ...] = ()
-    parameters: Mapping[str, Parameter] = field(default_factory=dict)
-
-    @property
-    def fields(self) -> frozenset[str]:
-        """The fields of OptimizerConfig that this optimizer reads, ``parameters`` aside.
-
-        >>> from metasched.training.optimizers import OPTIMIZERS
-        >>> sorted(OPTIMIZERS["adam"].fields)
-        ['betas', 'eps', 'lr', 'weight_decay']
-        """
-        own = [name for name in self.rule().hyperparameters if name not in self.parameters]
-        return frozenset(["betas" if name in ("beta1", "beta2") else name for name in own] + [*self.options])
 
 
 def update_stacked(

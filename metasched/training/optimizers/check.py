@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from metasched.config.schema import OptimizerConfig
 from metasched.core.errors import MetaschedError, unknown_name
-from metasched.training.optimizers import OPTIMIZERS, unknown_parameter
+from metasched.training.optimizers import OPTIMIZERS
+from metasched.training.optimizers.config import OptimizerConfig
+from metasched.training.optimizers.recipe import unknown_parameter
 
 
 def contradictions(config: OptimizerConfig, place: Callable[[str], str]) -> Iterator[MetaschedError]:
@@ -27,7 +28,7 @@ def contradictions(config: OptimizerConfig, place: Callable[[str], str]) -> Iter
         problem = "cannot be used together with optimizer.clip_norm"
         yield MetaschedError(place("optimizer.clip_value"), problem, "leave one of them out")
     for i, group in enumerate(config.groups):
-        if group.weight_decay is not None and "weight_decay" not in OPTIMIZERS[config.name].fields:
+        if group.weight_decay is not None and "weight_decay" not in OPTIMIZERS[config.name].reads:
             problem = f"has no effect, because {config.name} has no weight decay"
             yield MetaschedError(place(f"optimizer.groups[{i}].weight_decay"), problem, "leave it out")
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from metasched.config.schema import OptimizerConfig
+from metasched.core.lazy import origin
+
+if TYPE_CHECKING:
+    from metasched.training.optimizers.config import OptimizerConfig
 
 
 def constant(step: int, steps: int) -> float:
@@ -61,18 +64,35 @@ def one_cycle(step: int, steps: int, *, pct_start: float, div_factor: float, fin
 
 
 class Decay(NamedTuple):
-    """A curve, and the fields of OptimizerConfig that it takes as keywords."""
+    """One row of the table of learning-rate curves.
 
+    Attributes:
+        name: ``optimizer.decay``.
+        summary: the formula, or torch's scheduler.
+        curve: (step, steps, fields as keywords) -> factor.
+        reads: the fields of OptimizerConfig that the curve takes.
+    """
+
+    name: str
+    summary: str
     curve: Callable[..., float]
     reads: tuple[str, ...] = ()
 
+    @property
+    def origin(self) -> str:
+        """Where the curve is defined."""
+        return origin(self.curve)
+
 
 DECAYS: dict[str, Decay] = {
-    "constant": Decay(constant),
-    "cosine": Decay(cosine),
-    "linear": Decay(linear),
-    "step": Decay(step, ("step_every", "step_gamma")),
-    "one_cycle": Decay(one_cycle, ("pct_start", "div_factor", "final_div_factor")),
+    row.name: row
+    for row in (
+        Decay("constant", "1", constant),
+        Decay("cosine", "(1 + cos(pi u)) / 2", cosine),
+        Decay("linear", "1 - u", linear),
+        Decay("step", "StepLR of torch", step, ("step_every", "step_gamma")),
+        Decay("one_cycle", "OneCycleLR of torch", one_cycle, ("pct_start", "div_factor", "final_div_factor")),
+    )
 }
 
 
@@ -92,6 +112,7 @@ def lr_factor(config: OptimizerConfig, step: int, steps: int) -> float:
 
     As SequentialLR of LinearLR (start_factor 1 / (W + 1), total_iters W) and the curve's scheduler, at milestone W.
 
+    >>> from metasched.training.optimizers.config import OptimizerConfig
     >>> [round(lr_factor(OptimizerConfig(warmup=0.4, decay="linear"), t, 5), 4) for t in range(5)]
     [0.3333, 0.6667, 1.0, 0.5, 0.0]
     """

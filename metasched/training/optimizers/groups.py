@@ -12,9 +12,9 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from metasched.config.schema import GroupConfig
 from metasched.core.errors import MetaschedError
 from metasched.training.optimizers.base import Hyper, Optimizer, OptState
+from metasched.training.optimizers.config import GroupConfig
 
 _NORMS = (
     nn.modules.batchnorm._NormBase,  # batch and instance normalization

@@ -17,10 +17,10 @@ from torch.optim.lr_scheduler import (
     StepLR,
 )
 
-from metasched.config.schema import OptimizerConfig
 from metasched.schedules.base import progress_of_steps
-from metasched.training.optimizers import DECAYS, learning_rates
-from metasched.training.optimizers.decays import lr_factor, warmup_steps
+from metasched.training.optimizers.config import OptimizerConfig
+from metasched.training.optimizers.decays import DECAYS, lr_factor, warmup_steps
+from metasched.training.optimizers.recipe import learning_rates
 
 
 def scheduler_of(config: OptimizerConfig, optimizer: torch.optim.Optimizer, steps: int) -> LRScheduler:

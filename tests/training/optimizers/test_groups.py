@@ -9,11 +9,14 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from metasched.config.schema import GroupConfig, OptimizerConfig
 from metasched.core.errors import MetaschedError
-from metasched.training.optimizers import SGD, Adam, Clipped, Grouped, learning_rates, recipe, update_stacked
-from metasched.training.optimizers.clipping import clip_norm, clip_value
-from metasched.training.optimizers.groups import Group, resolve
+from metasched.training.optimizers.adam import Adam
+from metasched.training.optimizers.base import update_stacked
+from metasched.training.optimizers.clipping import Clipped, clip_norm, clip_value
+from metasched.training.optimizers.config import GroupConfig, OptimizerConfig
+from metasched.training.optimizers.groups import Group, Grouped, resolve
+from metasched.training.optimizers.recipe import learning_rates, recipe
+from metasched.training.optimizers.sgd import SGD
 
 STEPS = 30
 TORCH = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}

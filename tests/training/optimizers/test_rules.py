@@ -9,8 +9,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
-from metasched.config.schema import OptimizerConfig
-from metasched.training.optimizers import OPTIMIZERS, SGD, Adam, AdamW, recipe
+from metasched.training.optimizers import OPTIMIZERS
+from metasched.training.optimizers.adam import Adam
+from metasched.training.optimizers.adamw import AdamW
+from metasched.training.optimizers.config import OptimizerConfig
+from metasched.training.optimizers.recipe import recipe
+from metasched.training.optimizers.sgd import SGD
 
 TORCH = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 CASES = [
@@ -219,5 +223,5 @@ def test_recipe_is_the_rule_and_just_its_hyperparameters(name):
     config = OptimizerConfig(name=name, lr=0.3, momentum=0.5, betas=(0.8, 0.95), eps=1e-4, weight_decay=0.01)
     rule, hyper = recipe(config)
     known = dict(lr=0.3, momentum=0.5, beta1=0.8, beta2=0.95, eps=1e-4, weight_decay=0.01)
-    assert type(rule) is OPTIMIZERS[name].rule
+    assert type(rule) is type(OPTIMIZERS[name].rule())
     assert hyper == {k: known[k] for k in rule.hyperparameters}

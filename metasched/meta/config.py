@@ -1,0 +1,57 @@
+"""The sections ``meta`` and ``online`` of an experiment."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from metasched.core.field_types import STRICT, Bytes, Float, Int, NonNegative, Positive, Repeats, RowOf, Word
+from metasched.estimators.table import ESTIMATORS
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class MetaConfig:
+    """The outer loop."""
+
+    steps: Annotated[Int, Field(ge=0, le=10**9)] = 40
+    """outer updates"""
+    runs: Repeats = 4
+    """inner runs averaged in an outer step; antithetic pairs of them for evolution strategies"""
+    lr: Annotated[Float, Field(gt=0)] = 0.1
+    """Adam step size of the schedule network: about the change of a log-correction in an outer step"""
+    estimator: Annotated[Word, RowOf(ESTIMATORS)] = "sweep"
+    """how hypergradients are computed"""
+    memory: Bytes | None = None
+    """sweep, mixed, auto: bytes, or a text such as 2 GiB, that an inner run may take (default: little; more: faster)"""
+    sigma: Annotated[Float, Field(gt=0)] = 0.5
+    """es, pes, nres, mixed, auto: standard deviation of the perturbations, about that of a log-correction"""
+    window: Positive | None = None
+    """pes, nres: steps of a window (default: a tenth of the run)"""
+    relaxation: NonNegative = 0.3
+    """width of the relaxed freeze mask while learning (share of the weights); 0 is the exact partition"""
+    objective: Literal["hardened", "relaxed", "trajectory"] = "hardened"
+    """validation loss of the hardened network, of the network as trained, or the hardened mean over the last fifth"""
+    surrogate: Annotated[Float, Field(gt=0)] = 0.5
+    """half-width of the surrogate derivative of the hardened network, in quanta"""
+    clip: Annotated[Float, Field(gt=0)] = 1.0
+    """largest norm of one inner run's hypergradient"""
+    noise_floor: NonNegative | None = None
+    """lowest noise while learning, in quanta (default: as the method's control declares, 0.35); 0 switches it off"""
+    select_runs: Repeats = 4
+    """paired inner runs for each hand-coded schedule when `schedule.start` is best"""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class OnlineConfig:
+    """Learning while training once: `metasched online`."""
+
+    every: Positive = 10
+    """steps that are played from one look-ahead to the next"""
+    window: Positive = 5
+    """steps that a look-ahead trains ahead and differentiates"""
+    lr: Annotated[Float, Field(gt=0)] = 0.1
+    """Adam step size of the schedule network"""
+    held_out: Positive | None = None
+    """examples of the meta-validation part that judge a look-ahead (default: as many as task.batch)"""

@@ -1,0 +1,26 @@
+"""The section ``schedule`` of an experiment."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from metasched.core.field_types import STRICT, Int, PathText, Units, Word
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ScheduleConfig:
+    """What is learned and where it starts."""
+
+    kind: Literal["network", "family"] = "network"
+    """a network, or a family of hand-coded schedules: a window with a decay, of five to seven parameters a control"""
+    start: PathText = "best"
+    """name of a hand-coded schedule, path of a schedule file, or `best`: the best hand-coded one on meta-validation"""
+    learn: tuple[Word, ...] | None = None
+    """controls that are learned (default: all differentiable ones of the method); the others stay as they start"""
+    knots: Annotated[Int, Field(ge=2, le=512)] = 25
+    """points in progress that the schedule is linear between"""
+    hidden: Units = 32
+    """network only: units of each of the two hidden layers"""

@@ -1,0 +1,62 @@
+"""The section ``task`` of an experiment."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
+from pydantic.dataclasses import dataclass
+
+from metasched.core.field_types import STRICT, Boolean, Int, PathText, Positive, RowOf, Units, Word
+from metasched.models import MODELS
+from metasched.tasks.table import TASKS
+
+
+class Arguments(dict[str, Any]):
+    """Plain YAML values by name; hashable, because configurations are keys of caches. Not to be changed."""
+
+    def __hash__(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return hash(json.dumps(self, sort_keys=True, default=str))
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class TaskConfig:
+    """Data, model and length of an inner run."""
+
+    factory: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", max_length=300)] | None = None
+    """function of a task of one's own, as package.module:function; needs `--import package`, see docs/own_task.md"""
+    args: Annotated[dict[Word, Any], Field(max_length=256), AfterValidator(Arguments)] = Arguments()
+    """with factory: its keyword arguments"""
+    name: Annotated[Word, RowOf(TASKS)] = "digits"
+    """data set; most are read under `root`"""
+    root: PathText | None = None
+    """folder of the data set, as torchvision lays it out (cifar10_npz: the folder of the npz file; imagenet: that of
+    the folders train and val, with a folder for each class)"""
+    download: Boolean = False
+    """let torchvision fetch the data set into `root`"""
+    train: Positive | None = None
+    """training examples (default: all that the split leaves)"""
+    validation: Positive | None = None
+    """meta-validation examples, taken from the training part (default: a fifth of it; imagenet: 512, in memory)"""
+    test: Positive | None = None
+    """test examples (default: all)"""
+    image_size: Annotated[Int, Field(ge=1, le=2048)] = 224
+    """imagenet only: pixels a side, after resizing and a crop of the centre"""
+    data_seed: Annotated[Int, Field(ge=0)] = 0
+    """seed of the split"""
+    model: Annotated[Word, RowOf(MODELS)] = "convnet"
+    """the float network"""
+    width: Units = 8
+    """channels of the first block (units of the hidden layers for the MLP)"""
+    depth: Annotated[Int, Field(ge=1, le=1024)] | None = None
+    """convolutions of the convnet, hidden layers of the MLP (default: 3); the other models have their own"""
+    steps: Annotated[Int, Field(ge=1, le=10**7)] = 100
+    """T, the training steps of an inner run"""
+    batch: Positive = 64
+    """examples of a step"""
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return self.factory or self.name

@@ -1,0 +1,74 @@
+"""The table of tasks: one row, a ``TaskSpec``, per ``task.name``. It does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from metasched.core.lazy import Lazy, origin
+from metasched.core.rows import check_row
+
+if TYPE_CHECKING:
+    from metasched.tasks.base import Task
+    from metasched.tasks.config import TaskConfig
+
+SIZES = ("train", "validation", "test", "batch")  # fields that say how many examples there are
+IMAGES = (*SIZES, "model", "depth")  # what classification_task reads
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """One row of the table of tasks.
+
+    Attributes:
+        name: ``task.name``.
+        summary: description in a few words.
+        builder: TaskConfig -> Task, its tensors in float32 on the CPU.
+        reads: the fields of TaskConfig that the builder reads, beside ``data_seed``, ``width`` and ``steps``; others
+            are refused, as they would be ignored.
+    """
+
+    name: str
+    summary: str
+    builder: Callable[[TaskConfig], Task]
+    reads: tuple[str, ...] = ()
+
+    @property
+    def origin(self) -> str:
+        """Where its builder is defined."""
+        return origin(self.builder)
+
+
+TASKS: dict[str, TaskSpec] = {}
+
+
+def register_task(spec: TaskSpec) -> TaskSpec:
+    """Add a task to the table of this process; ``task.name`` can then be its name.
+
+    Call it at the top level of the task's module: worker processes import the module and then know the task too.
+
+    Raises:
+        MetaschedError: an invalid name, or a name that is in use.
+    """
+    check_row(TASKS, "task.name", spec)
+    TASKS[spec.name] = spec
+    return spec
+
+
+_TORCHVISION = Lazy("metasched.tasks.vision:torchvision_task")
+
+for _row in (
+    TaskSpec("digits", "8x8, comes with scikit-learn", Lazy("metasched.tasks.digits:digits_task"), IMAGES),
+    TaskSpec("mnist", "28x28", _TORCHVISION, ("root", "download", *IMAGES)),
+    TaskSpec("fashion_mnist", "28x28", _TORCHVISION, ("root", "download", *IMAGES)),
+    TaskSpec("cifar10", "32x32, RGB", _TORCHVISION, ("root", "download", *IMAGES)),
+    TaskSpec(
+        "cifar10_npz", "12,000 images of it in a numpy file", Lazy("metasched.tasks.vision:npz_task"), ("root", *IMAGES)
+    ),
+    TaskSpec(
+        "imagenet", "from image files", Lazy("metasched.tasks.imagenet:imagenet_task"), ("root", "image_size", *IMAGES)
+    ),
+    TaskSpec("quadratic", "least squares in closed form", Lazy("metasched.tasks.quadratic:default_quadratic")),
+):
+    register_task(_row)

@@ -1,0 +1,40 @@
+"""Opens the trackers that an experiment asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from metasched.config.load import to_dict
+from metasched.config.schema import Experiment
+from metasched.io.json_lines import JsonLines
+from metasched.io.run_folder import RunFolder
+from metasched.tracking.tracker import Several, Tracker, warn_dropped
+from metasched.tracking.wandb_tracker import Wandb
+
+
+def open_tracker(experiment: Experiment, folder: RunFolder, job_type: str) -> Several:
+    """Opens the JSON lines of the run folder and, unless it is disabled or cannot start, wandb.
+
+    Args:
+        experiment: its section ``tracking`` configures wandb; its name is the group in wandb.
+        folder: the run folder.
+        job_type: ``outer``, ``online`` or ``compare``.
+    """
+    trackers: list[Tracker] = [JsonLines(folder.metrics)]
+    mode = experiment.tracking.wandb
+    if mode != "disabled":
+        try:
+            trackers.append(
+                Wandb(
+                    folder.path,
+                    to_dict(experiment),
+                    mode=mode,
+                    project=experiment.tracking.project,
+                    group=experiment.name,
+                    job_type=job_type,
+                    name=f"{experiment.method.name}-{Path(experiment.schedule.start).stem}-s{experiment.seed}",
+                )
+            )
+        except Exception as error:  # not installed, no login or no network: the run goes on without wandb
+            warn_dropped("Wandb", error)
+    return Several(trackers)
