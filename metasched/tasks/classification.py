@@ -13,10 +13,12 @@ from metasched.tasks.config import TaskConfig
 from metasched.tasks.splits import Indices, split_indices
 from metasched.tasks.supervised import Split, SupervisedTask
 
-NUM_CLASSES = 10  # of every data set here
+NUM_CLASSES = 10  # of every data set of the package but imagenet
 
 
-def classification_task(config: TaskConfig, pool: Split, official_test: Split | None) -> SupervisedTask:
+def classification_task(
+    config: TaskConfig, pool: Split, official_test: Split | None, num_classes: int = NUM_CLASSES
+) -> SupervisedTask:
     """A task from images, x uint8 [N, C, H, W] and y int64 [N], with disjoint parts.
 
     Training and validation examples come from one permutation of the pool, the test examples from the official test
@@ -38,7 +40,7 @@ def classification_task(config: TaskConfig, pool: Split, official_test: Split | 
         train=_standardize(train, mean, std),
         validation=_standardize(_take(pool, chosen.validation), mean, std),
         test=_standardize(test, mean, std),
-        model=partial(build_model, config.model, (channels, height, width), NUM_CLASSES, config.width, config.depth),
+        model=partial(build_model, config.model, (channels, height, width), num_classes, config.width, config.depth),
         criterion=F.cross_entropy,
         metric=accuracy,
         batch_size=config.batch,

@@ -1,4 +1,4 @@
-"""A method that is not in the package: one file and one call, and it goes wherever a method goes."""
+"""A method that is not in the package: its parameters and names; tests/outside puts it through the commands."""
 
 from __future__ import annotations
 
@@ -12,38 +12,27 @@ from typing import Any
 
 import pydantic.dataclasses
 import pytest
-import torch
 import yaml
 
-from metasched.cli import main
 from metasched.config.fields import fields
 from metasched.config.load import dump_yaml, load_experiment, to_dict
 from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
-from metasched.exchange.schedule_file import read_schedule
 from metasched.methods import METHODS, MethodSpec, build_method, register_method
 from metasched.methods.config import MethodConfig
 from metasched.schedules.table import hand_coded
 
 TINY = {
-    "name": "tiny",
-    "task": {"model": "mlp", "width": 3, "steps": 6, "batch": 16, "train": 64, "validation": 32, "test": 32},
-    "optimizer": {"eps": 1e-3},
+    "task": {"model": "mlp", "steps": 6},
     "method": {"name": "alpha_blending", "stretch": 0.9, "activation_levels": None, "scale": "max"},
-    "schedule": {"start": "alpha_linear", "knots": 4, "hidden": 4},
-    "meta": {"steps": 2, "runs": 2, "objective": "relaxed"},
-    "tune": {"inner_steps": 200, "runs": 1, "finalists": 2, "final_runs": 1},
-    "online": {"every": 5, "window": 1, "held_out": 4},
-    "compare": {"seeds": 2, "baselines": ["alpha_linear"]},
-    "tracking": {"wandb": "disabled"},
-    "run": {"workers": 1},
+    "schedule": {"start": "alpha_linear"},
 }
 
 
 @pytest.fixture
 def alpha(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The module, newly imported, and with it the method in the table."""
-    monkeypatch.syspath_prepend(Path(__file__).parent)
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "outside")
     monkeypatch.delitem(sys.modules, "alpha_blending", raising=False)
     yield import_module("alpha_blending")
     METHODS.pop("alpha_blending")
@@ -54,14 +43,6 @@ def config(alpha: ModuleType, tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
     path.write_text(yaml.safe_dump(TINY))
     return path
-
-
-@pytest.fixture(autouse=True)
-def single_precision() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    yield
-    torch.set_default_dtype(before)
 
 
 def test_its_parameters_are_fields_of_an_experiment(config: Path, alpha: ModuleType, tmp_path: Path) -> None:
@@ -124,21 +105,3 @@ def test_a_file_that_lists_the_parameters_of_every_method_is_read(config: Path) 
         config.write_text(yaml.safe_dump({"method": {**everything, "name": name}}))
         assert load_experiment(config).method == MethodConfig(name=name)
         assert set(to_dict(Experiment(method=MethodConfig(name=name)))["method"]) <= set(everything)
-
-
-def test_it_goes_through_every_command(config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    run = tmp_path / "run"
-    commands = {
-        "check": [config],
-        "train": [config, "--folder", run],
-        "online": [config, "--schedule.start=alpha_linear", "--folder", tmp_path / "online"],
-        "tune": [config, "--folder", tmp_path / "tuned"],
-        "sensitivity": [config],
-    }
-    for command, arguments in commands.items():
-        assert main([command, *map(str, arguments)]) == 0, command
-    learned = read_schedule(run / "schedule.json")
-    assert (learned.method.name, learned.method.parameters["stretch"]) == ("alpha_blending", 0.9)
-    assert "noise" not in learned.method.parameters
-    assert main(["compare", str(config), "--schedule", str(run / "schedule.json")]) == 0

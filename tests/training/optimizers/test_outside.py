@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,41 +19,17 @@ from metasched.engines import find_unroll
 from metasched.engines.base import OuterLoss, control_gradient
 from metasched.methods.config import MethodConfig
 from metasched.tasks.config import TaskConfig
-from metasched.training.optimizers import OPTIMIZERS, OptimizerSpec, Parameter, register_optimizer
-from metasched.training.optimizers.base import Hyper, OptState
+from metasched.training.optimizers import OPTIMIZERS
 from metasched.training.optimizers.config import OptimizerConfig
 from metasched.training.optimizers.recipe import recipe
 from metasched.training.problem import build_problem
 
 
-class SmoothLion:
-    """Sign descent with a sign that has a derivative: p <- p - lr tanh(sharpness m), m <- beta3 m + (1 - beta3) g."""
-
-    hyperparameters = ("lr", "beta3", "sharpness")
-    elementwise = True
-
-    def init(self, params: Mapping[str, torch.Tensor]) -> OptState:
-        return {f"m.{name}": torch.zeros_like(p) for name, p in params.items()}
-
-    def update(
-        self,
-        params: Mapping[str, torch.Tensor],
-        grads: Mapping[str, torch.Tensor | None],
-        state: OptState,
-        hyper: Hyper,
-    ) -> tuple[dict[str, torch.Tensor], OptState]:
-        new, moved = dict(params), dict(state)
-        for name, p in params.items():
-            if (g := grads.get(name)) is not None:
-                m = hyper["beta3"] * state[f"m.{name}"] + (1 - hyper["beta3"]) * g
-                new[name], moved[f"m.{name}"] = p - hyper["lr"] * torch.tanh(hyper["sharpness"] * m), m
-        return new, moved
-
-
 @pytest.fixture
-def lion() -> Iterator[None]:
-    parameters = {"beta3": Parameter(0.9, 0.0, 1.0), "sharpness": Parameter(10.0, low=0.0)}
-    register_optimizer(OptimizerSpec("lion", "sign descent", SmoothLion, parameters=parameters))
+def lion(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "outside")
+    monkeypatch.delitem(sys.modules, "lion", raising=False)
+    import_module("lion")
     yield
     OPTIMIZERS.pop("lion")
 
