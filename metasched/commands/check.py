@@ -34,6 +34,7 @@ from metasched.methods import METHODS, build_method
 from metasched.methods.base import Control
 from metasched.network.quantize import Tensors
 from metasched.schedules.space import at_shares
+from metasched.tasks.table import TASKS
 from metasched.tracking.console import Console
 from metasched.training.problem import build_problem
 from metasched.training.step import InnerProblem
@@ -93,7 +94,7 @@ def check(experiment: Experiment, console: Console) -> dict[str, Any]:
 def small(experiment: Experiment) -> Experiment:
     """The experiment with three inner steps on a few examples, in float64."""
     task = replace(experiment.task, steps=_STEPS)
-    if task.factory is None and task.name != "quadratic":  # whose size is the model's
+    if task.factory is None and "train" in TASKS[task.name].reads:
         train = min(task.train or _TRAIN, _TRAIN)
         validation = min(task.validation or _VALIDATION, _VALIDATION)
         task = replace(task, train=train, validation=validation, batch=min(task.batch, _BATCH, train))

@@ -215,10 +215,11 @@ def dump_yaml(experiment: Experiment) -> str:
 def config_hash(experiment: Experiment, fingerprint: str = "") -> str:
     """SHA-256, in hexadecimal, of the experiment's canonical JSON (sorted keys, no spaces, shortest exact floats).
 
-    A task of the user's own joins it by its fingerprint: the name of a factory does not say what that makes.
+    A task from outside the package joins it by its fingerprint: the name of a factory or a row does not say what that
+    makes.
     """
     document = to_dict(experiment)
-    if experiment.task.factory is not None:
+    if experiment.task.outside:
         document["task"]["fingerprint"] = fingerprint
     text = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

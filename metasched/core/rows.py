@@ -28,6 +28,11 @@ class Row(Protocol):
         ...
 
 
+def from_outside(row: Row) -> bool:
+    """Whether its code is not in this package, so that its name does not say what it is."""
+    return not row.origin.startswith("metasched.")
+
+
 def check_row(table: Mapping[str, Row], path: str, row: Row) -> None:
     """Refuses a row that cannot join a table. The same row again is accepted: a module may be imported twice.
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from metasched.config.schema import ProblemConfig
 from metasched.core.errors import MetaschedError
-from metasched.core.lazy import origin
 from metasched.config.load import section_dict
 from metasched.network.quantize import Tensors
 from metasched.schedules.base import Schedule, progress_of_steps
@@ -23,7 +22,6 @@ from metasched.training.faults import broken
 from metasched.training.loop import hardened_score
 from metasched.training.stacked import train_each
 from metasched.runs.pool import Mapper
-from metasched.tasks.build import task_builder
 from metasched.tasks.base import Part
 from metasched.training.problem import build_problem
 
@@ -108,9 +106,9 @@ def cells_key(config: ProblemConfig, controls: Tensors, seeds: Sequence[int], st
 def former_key(config: ProblemConfig, controls: Tensors, seeds: Sequence[int], steps: int, part: Part) -> str | None:
     """The key of files from before fingerprints, which do not say what data lay under ``task.root``.
 
-    None for a task of the user's own, and for a name of the table that stands for something else than it did.
+    None for a task from outside the package, and for a name of the table that stands for something else than it did.
     """
-    if config.task.factory is not None or not origin(task_builder(config.task)).startswith("metasched.tasks."):
+    if config.task.outside:
         return None
     what, how = _settings(config)
     return digest([what, how, list(seeds), steps, part], controls)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from metasched.core.errors import MetaschedError, unknown_name
 from metasched.core.imports import find_function
+from metasched.core.rows import from_outside
 from metasched.tasks.base import Task
 from metasched.tasks.config import TaskConfig
 from metasched.tasks.live import LIVE, find_live
@@ -37,24 +38,36 @@ def task_builder(config: TaskConfig) -> Callable[..., object]:
     return find_function(config.factory, "task.factory")
 
 
+def outside_code(config: TaskConfig) -> tuple[Callable[..., object], ...]:
+    """The functions from outside the package that make a task, which its fingerprint must see.
+
+    Raises:
+        MetaschedError: see ``task_builder``.
+    """
+    if config.factory is not None:
+        return (task_builder(config),)
+    return tuple(row.builder for row in config.rows if from_outside(row))
+
+
 def made(builder: Callable[..., object], config: TaskConfig) -> Task:
     """What a builder makes for a config.
 
     Raises:
         MetaschedError: see ``build_task``.
     """
-    if config.factory is None:
-        task = builder(config)
-    else:
-        try:
-            task = builder(**config.args)
-        except MetaschedError:
+    place = "task.name" if config.factory is None else "task.factory"
+    try:
+        task = builder(config) if config.factory is None else builder(**config.args)
+    except MetaschedError:
+        raise
+    except Exception as error:  # whatever the user's code raises
+        if not config.outside:
             raise
-        except Exception as error:  # whatever the user's code raises
-            said = f"{config.factory} raised {type(error).__name__}: {error}"
-            raise MetaschedError("task.factory", said, "mend it, or correct task.args") from error
+        said = f"{config.label} raised {type(error).__name__}: {error}"
+        fix = "mend it" if config.factory is None else "mend it, or correct task.args"
+        raise MetaschedError(place, said, fix) from error
     if not isinstance(task, Task):
         kind = type(task).__name__
         problem = f"{config.label} returned {'a class' if isinstance(task, type) else f'a {kind}'}, not a Task"
-        raise MetaschedError("task.factory", problem, "return a metasched.Task, such as metasched.DataTask(...)")
+        raise MetaschedError(place, problem, "return a metasched.Task, such as metasched.DataTask(...)")
     return task

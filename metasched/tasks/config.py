@@ -9,8 +9,9 @@ from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
 from metasched.core.field_types import STRICT, Boolean, Int, PathText, Positive, RowOf, Units, Word
-from metasched.models import MODELS
-from metasched.tasks.table import TASKS
+from metasched.core.rows import from_outside
+from metasched.models import MODELS, ModelSpec
+from metasched.tasks.table import TASKS, TaskSpec
 
 
 class Arguments(dict[str, Any]):
@@ -55,6 +56,19 @@ class TaskConfig:
     """T, the training steps of an inner run"""
     batch: Positive = 64
     """examples of a step"""
+
+    @property
+    def outside(self) -> bool:
+        """Whether code from outside the package makes it: a factory, or a row of a table."""
+        return self.factory is not None or any(from_outside(row) for row in self.rows)
+
+    @property
+    def rows(self) -> tuple[TaskSpec | ModelSpec, ...]:
+        """The rows of the tables that make it; none for a factory."""
+        if self.factory is not None:
+            return ()
+        task = TASKS[self.name]
+        return (task, MODELS[self.model]) if "model" in task.reads else (task,)
 
     @property
     def label(self) -> str:

@@ -15,7 +15,7 @@ from metasched.methods import build_method
 from metasched.methods.spec import CEILING
 from metasched.network.quantize import quantize
 from metasched.tasks.base import Task, start
-from metasched.tasks.build import made, task_builder
+from metasched.tasks.build import made, outside_code, task_builder
 from metasched.tasks.check import check_task
 from metasched.tasks.config import TaskConfig
 from metasched.tasks.fingerprint import code_fingerprint
@@ -29,7 +29,7 @@ def build_problem(
 ) -> InnerProblem:
     """The inner problem of an experiment, from seed 0.
 
-    It is remembered, with the function that makes its task: where that is another one, the task is made anew.
+    It is remembered, with the functions that make its task: where one is another, the task is made anew.
 
     Args:
         config: what it depends on, or the whole experiment.
@@ -45,7 +45,7 @@ def build_problem(
     allow(config.imports)
     _check_device(config.device)
     _check_autocast(config)
-    found = _built(task_builder(config.task), config.task)
+    found = _built(task_builder(config.task), outside_code(config.task), config.task)
     return _build(config, found, steps or config.task.steps, relaxation)
 
 
@@ -66,12 +66,12 @@ class _Found(NamedTuple):
 
 
 @lru_cache(maxsize=4)
-def _built(builder: Callable[..., object], config: TaskConfig) -> _Found:
+def _built(builder: Callable[..., object], outside: tuple[Callable[..., object], ...], config: TaskConfig) -> _Found:
     task = made(builder, config)
-    if config.factory is None:
+    if not outside:
         return _Found(task, task.fingerprint())
     check_task(task)
-    return _Found(task, code_fingerprint(builder)[:16] + task.fingerprint()[:16])
+    return _Found(task, code_fingerprint(*outside)[:16] + task.fingerprint()[:16])
 
 
 @lru_cache(maxsize=8)  # a worker builds each problem once; problems are immutable

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ import yaml
 
 from metasched.cli import main
 from metasched.config.fields import fields
-from metasched.config.load import load_experiment
+from metasched.config.load import config_hash, load_experiment
 from metasched.core.errors import MetaschedError
 from metasched.exchange.schedule_file import read_schedule
+from metasched.models import MODELS
+from metasched.runs.cells import former_key
+from metasched.tasks import TASKS
 from metasched.training.problem import build_problem
 
 MODULES = ("alpha_blending", "stripes", "residual", "lion")
@@ -80,9 +84,44 @@ def test_they_are_trained_and_what_is_exported_says_so(trained: Path, tmp_path: 
     learned = read_schedule(file)
     assert (learned.method.name, learned.method.parameters["stretch"]) == ("alpha_blending", 0.9)
     assert [layer.name for layer in learned.layers] == ["1", "3.linear", "4.linear"]
+    assert "noise" not in learned.method.parameters  # of other methods
     assert learned.provenance.tasks == ("stripes",)
     verdict = json.loads((trained / "comparison.json").read_text())
     assert {"learned", "alpha_linear", "ste", "float"} <= {arm["name"] for arm in verdict["arms"]}
+
+
+def test_the_code_of_task_and_model_is_in_the_fingerprint(config: Path, trained: Path) -> None:
+    experiment = load_experiment(config)
+
+    def found() -> tuple[str, str, str | None]:
+        problem = build_problem(experiment)
+        key = former_key(experiment.problem, {}, [1], 5, "test")
+        return problem.fingerprint, config_hash(experiment, problem.fingerprint), key
+
+    first = found()
+    for table, name in ((TASKS, "stripes"), (MODELS, "residual")):
+        row: Any = table[name]  # type: ignore[index]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(table, name, replace(row, builder=lambda *given, row=row: row.builder(*given)))  # type: ignore[arg-type]
+            assert not {*found()[:2]} & {*first}
+    assert found() == first and first[2] is None
+
+
+def test_a_task_or_model_that_fails_is_one_line(config: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = load_experiment(config)
+
+    def fail(*given: Any) -> Any:
+        raise KeyError("gone")
+
+    for table, name, said in (
+        (MODELS, "residual", r"task\.name: stripes raised KeyError|task\.build: raised KeyError: 'gone'; mend it"),
+        (TASKS, "stripes", "task.name: stripes raised KeyError: 'gone'; mend it"),
+        (TASKS, "stripes", "task.name: stripes returned a int, not a Task"),
+    ):
+        builder = (lambda config: 3) if "int" in said else fail
+        with monkeypatch.context() as patch, pytest.raises(MetaschedError, match=said):
+            patch.setitem(table, name, replace(table[name], builder=builder))  # type: ignore[index, type-var]
+            build_problem(experiment)
 
 
 @pytest.mark.parametrize("command", ["check", "sensitivity"])
