@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from metasched.core.errors import MetaschedError
+from metasched.core.errors import MetaschedError, unknown_name
 
 
 class Row(Protocol):
@@ -28,9 +28,28 @@ class Row(Protocol):
         ...
 
 
+R = TypeVar("R")
+
+
 def from_outside(row: Row) -> bool:
     """Whether its code is not in this package, so that its name does not say what it is."""
     return not row.origin.startswith("metasched.")
+
+
+def find_row(table: Mapping[str, R], path: str, name: object) -> R:
+    """The row of this name.
+
+    Args:
+        table: by name.
+        path: the setting that chooses from the table.
+        name: what was chosen.
+
+    Raises:
+        MetaschedError: there is none.
+    """
+    if not isinstance(name, str) or name not in table:
+        raise unknown_name(path, str(name), table)
+    return table[name]
 
 
 def check_row(table: Mapping[str, Row], path: str, row: Row) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from metasched.core.errors import unknown_name
+from metasched.core.rows import find_row
 from metasched.estimators.table import ESTIMATORS, EstimatorSpec, register_estimator
 
 if TYPE_CHECKING:
@@ -18,9 +18,7 @@ def build_estimator(meta: MetaConfig) -> Estimator:
     Raises:
         MetaschedError: no such estimator.
     """
-    if meta.estimator not in ESTIMATORS:
-        raise unknown_name("meta.estimator", meta.estimator, ESTIMATORS)
-    return ESTIMATORS[meta.estimator].builder(meta)
+    return find_row(ESTIMATORS, "meta.estimator", meta.estimator).builder(meta)
 
 
 __all__ = ["ESTIMATORS", "EstimatorSpec", "build_estimator", "register_estimator"]

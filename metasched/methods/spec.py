@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from metasched.core.errors import MetaschedError, unknown_name
+from metasched.core.errors import MetaschedError
 from metasched.core.lazy import origin
-from metasched.core.rows import check_row
+from metasched.core.rows import check_row, find_row
 
 if TYPE_CHECKING:
     from metasched.methods.base import Method
@@ -99,9 +99,7 @@ def find_method(name: object) -> MethodSpec:
     Raises:
         MetaschedError: no such method.
     """
-    if not isinstance(name, str) or name not in METHODS:
-        raise unknown_name("method.name", str(name), METHODS)
-    return METHODS[name]
+    return find_row(METHODS, "method.name", name)
 
 
 def declared(parameter: str) -> dict[str, Any]:

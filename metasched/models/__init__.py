@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from metasched.core.errors import MetaschedError, unknown_name
+from metasched.core.errors import MetaschedError
+from metasched.core.rows import find_row
 from metasched.models.table import MODELS, ModelSpec, Shape, register_model
 
 if TYPE_CHECKING:
@@ -37,9 +38,7 @@ def build_model(name: str, input_shape: Shape, num_classes: int, width: int, dep
 
 def check_model(name: str, input_shape: Shape, depth: int | None = None) -> None:
     """Raises MetaschedError if the table has no such network, or if it does not support the image size or the depth."""
-    if name not in MODELS:
-        raise unknown_name("task.model", name, MODELS)
-    spec, side = MODELS[name], min(input_shape[1:])
+    spec, side = find_row(MODELS, "task.model", name), min(input_shape[1:])
     if side < spec.smallest_image:
         fitting = ", ".join(other.name for other in MODELS.values() if other.smallest_image <= side)
         smallest, (_, height, width) = spec.smallest_image, input_shape

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from metasched.core.errors import MetaschedError, unknown_name
+from metasched.core.errors import MetaschedError
 from metasched.core.imports import find_function
-from metasched.core.rows import from_outside
+from metasched.core.rows import find_row, from_outside
 from metasched.tasks.base import Task
 from metasched.tasks.config import TaskConfig
 from metasched.tasks.live import LIVE, find_live
@@ -30,9 +30,7 @@ def task_builder(config: TaskConfig) -> Callable[..., object]:
         MetaschedError: there is none of that name, or it may not be imported.
     """
     if config.factory is None:
-        if config.name not in TASKS:
-            raise unknown_name("task.name", config.name, TASKS)
-        return TASKS[config.name].builder
+        return find_row(TASKS, "task.name", config.name).builder
     if config.factory.startswith(f"{LIVE}:"):
         return find_live(config.factory)
     return find_function(config.factory, "task.factory")

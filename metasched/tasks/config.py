@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
 
 from metasched.core.field_types import STRICT, Boolean, Int, PathText, Positive, RowOf, Units, Word
-from metasched.core.rows import from_outside
+from metasched.core.rows import find_row, from_outside
 from metasched.models import MODELS, ModelSpec
 from metasched.tasks.table import TASKS, TaskSpec
 
@@ -64,11 +64,15 @@ class TaskConfig:
 
     @property
     def rows(self) -> tuple[TaskSpec | ModelSpec, ...]:
-        """The rows of the tables that make it; none for a factory."""
+        """The rows of the tables that make it; none for a factory.
+
+        Raises:
+            MetaschedError: this process does not have them.
+        """
         if self.factory is not None:
             return ()
-        task = TASKS[self.name]
-        return (task, MODELS[self.model]) if "model" in task.reads else (task,)
+        task = find_row(TASKS, "task.name", self.name)
+        return (task, find_row(MODELS, "task.model", self.model)) if "model" in task.reads else (task,)
 
     @property
     def label(self) -> str:

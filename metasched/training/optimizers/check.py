@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from metasched.core.errors import MetaschedError, unknown_name
+from metasched.core.errors import MetaschedError
 from metasched.training.optimizers import OPTIMIZERS
 from metasched.training.optimizers.config import OptimizerConfig
 from metasched.training.optimizers.recipe import unknown_parameter
@@ -17,9 +17,6 @@ def contradictions(config: OptimizerConfig, place: Callable[[str], str]) -> Iter
         config: the section ``optimizer``.
         place: from a dotted path to what the user wrote there.
     """
-    if config.name not in OPTIMIZERS:
-        yield unknown_name(place("optimizer.name"), config.name, OPTIMIZERS)
-        return
     yield from _own_parameters(config, place)
     if config.decay == "one_cycle" and config.warmup:
         problem = "one_cycle has a warm-up of its own"

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from torch import nn
 
 from metasched.core.errors import MetaschedError, unknown_name
+from metasched.core.rows import find_row
 from metasched.training.optimizers.base import Optimizer
 from metasched.training.optimizers.clipping import CLIPPINGS, Clipped
 from metasched.training.optimizers.config import OptimizerConfig
@@ -38,9 +39,7 @@ def recipe(config: OptimizerConfig, module: nn.Module | None = None, names: Iter
         MetaschedError: a name that is not in OPTIMIZERS, a parameter that the optimizer does not have, or a group
             without a member.
     """
-    if config.name not in OPTIMIZERS:
-        raise unknown_name("optimizer.name", config.name, OPTIMIZERS)
-    spec = OPTIMIZERS[config.name]
+    spec = find_row(OPTIMIZERS, "optimizer.name", config.name)
     if other := set(config.parameters) - set(spec.parameters):
         raise unknown_parameter("optimizer.parameters", min(other), config.name)
     optimizer = spec.rule(**{option: getattr(config, option) for option in spec.options})
