@@ -13,7 +13,6 @@ import pytest
 import torch
 
 import metasched.commands.train
-import metasched.tracking
 from metasched import PlayedSchedule, SchedulePlayer, load_experiment, progress_of_steps, read_schedule
 from metasched.config.load import config_hash
 from metasched.exchange.format import Spent
@@ -21,7 +20,9 @@ from metasched.io.environment import version
 from metasched.io.json_lines import read_json_lines
 from metasched.meta.outer import meta_train
 from metasched.schedules.table import hand_coded
+from metasched.tracking import opening
 from metasched.tracking.metrics import unknown_metrics
+from metasched.tracking.tracker import Memory
 
 Cli = Callable[..., int]
 
@@ -181,7 +182,7 @@ def test_wandb_that_fails_in_the_middle_costs_one_warning(
 ) -> None:
     logged = []
 
-    class Failing(metasched.tracking.Memory):
+    class Failing(Memory):
         def __init__(self, *_: object, **__: object) -> None:
             super().__init__()
 
@@ -190,7 +191,7 @@ def test_wandb_that_fails_in_the_middle_costs_one_warning(
             if len(logged) == 2:
                 raise ConnectionError("gone")
 
-    monkeypatch.setattr(metasched.tracking, "Wandb", Failing)
+    monkeypatch.setattr(opening, "Wandb", Failing)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         assert cli("train", config, "--folder", tmp_path / "run", "--tracking.wandb=offline") == 0

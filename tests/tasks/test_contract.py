@@ -10,9 +10,7 @@ from metasched.tasks.build import build_task
 from metasched.tasks.check import check_task
 from metasched.tasks.config import TaskConfig
 
-HERE = [
-    spec.name for spec in TASKS.values() if "root" not in spec.reads
-]  # others: test_vision, test_imagenet
+HERE = [spec.name for spec in TASKS.values() if "root" not in spec.reads]  # others: test_vision, test_imagenet
 each = pytest.mark.parametrize("name", HERE)
 
 
