@@ -22,7 +22,8 @@ from metasched.methods.gxnor import GXNOR
 from metasched.network.quantize import ControlRow, rows
 from metasched.training.loop import InnerRun
 from metasched.training.optimizers import SGD, Adam, AdamW, Optimizer
-from metasched.training.step import InnerProblem, TrainingState, evaluate, health_after, with_leaves
+from metasched.training.state import InnerProblem, TrainingState
+from metasched.training.step import evaluate, health_after, with_leaves
 
 # optimizer -> its row in COEFFICIENTS, and the names of its moments
 _OPTIMIZERS: dict[Optimizer, tuple[str, tuple[str, ...]]] = {

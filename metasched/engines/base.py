@@ -16,7 +16,8 @@ from metasched.network.quantize import Call, Model, Tensors
 from metasched.schedules.base import progress_of_steps
 from metasched.training.faults import Fault
 from metasched.training.finite import FINITE
-from metasched.training.step import InnerProblem, TrainingState, own_draws, precise
+from metasched.training.loss import own_draws, precise
+from metasched.training.state import InnerProblem, TrainingState
 
 Controls = Mapping[str, torch.Tensor]  # control -> [T, L]
 Objective = Literal["hardened", "relaxed", "trajectory"]

@@ -45,7 +45,7 @@ from metasched.engines.replay import (
     named,
     take,
 )
-from metasched.training.step import InnerProblem
+from metasched.training.state import InnerProblem
 
 
 def unroll(

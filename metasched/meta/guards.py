@@ -37,7 +37,7 @@ def keep(estimates: Sequence[Hypergradient]) -> list[Hypergradient]:
 
 
 def clip(gradient: list[torch.Tensor], largest: float) -> tuple[list[torch.Tensor], bool]:
-    """The gradient scaled to norm ``largest`` at most, and whether it was."""
+    """The gradient, of [...] tensors, scaled to norm ``largest`` at most, and whether it was."""
     size = norm(gradient)
     if size <= largest:
         return gradient, False
@@ -48,7 +48,7 @@ def clip(gradient: list[torch.Tensor], largest: float) -> tuple[list[torch.Tenso
 
 
 def first_fault(parts: Mapping[str, Mapping[str, torch.Tensor]]) -> Fault | None:
-    """The first tensor that is not finite, of {what it is: {its name: tensor}}."""
+    """The first tensor [...] that is not finite, of {what it is: {its name: tensor}}."""
     for what, tensors in parts.items():
         for name, t in tensors.items():
             if not _all([t]):
@@ -69,7 +69,9 @@ def update(
     steps: int,
     layers: Sequence[Layer],
 ) -> Fault | None:
-    """One step of the optimizer along a gradient of the schedule's parameters, if all that it makes is finite.
+    """One step of the optimizer along a gradient, if all that it makes is finite.
+
+    The gradient has a tensor [...] for each parameter of the schedule, in their order.
 
     It is tried on a copy: where the gradient, a parameter, the optimizer's state or a value of the schedule at one of
     ``steps`` steps is not finite, nothing changes, and what it was is given back.

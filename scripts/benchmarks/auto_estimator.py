@@ -43,6 +43,7 @@ from metasched.io.json_text import json_text
 from metasched.meta.outer import OuterStep, meta_train
 from metasched.runs.cells import cell_score, played
 from metasched.runs.pool import Pool
+from metasched.runs.pooled import PooledRuns
 from metasched.schedules.learnable import LearnableSchedule, build_learnable
 from metasched.schedules.table import hand_coded
 from metasched.training.problem import build_problem
@@ -71,7 +72,7 @@ class Learned(NamedTuple):
 
 def learn(experiment: Experiment, pool: Pool) -> Learned:
     """Meta-train from the start, with a line for each outer step."""
-    network = build_problem(experiment).network
+    network = build_problem(experiment.problem).network
     schedule = build_learnable(
         experiment.schedule,
         network.method.controls,
@@ -91,7 +92,8 @@ def learn(experiment: Experiment, pool: Pool) -> Learned:
         )
 
     try:
-        meta_train(experiment, schedule, pool, log)  # moves the schedule in place
+        runs = PooledRuns(experiment.problem, experiment.meta, pool)
+        meta_train(runs, experiment.seed, schedule, log)  # moves the schedule in place
     except MetaschedError as error:
         return Learned(schedule, history, str(error))
     return Learned(schedule, history, None)

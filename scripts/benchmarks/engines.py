@@ -25,7 +25,7 @@ from metasched.network.quantize import Tensors, quantize
 from metasched.tasks import Split, SupervisedTask
 from metasched.training.loop import train
 from metasched.training.optimizers import recipe
-from metasched.training.step import InnerProblem
+from metasched.training.state import InnerProblem
 
 OUTER = OuterLoss()
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from learning import learn
 
 from metasched.config.schema import Experiment, MetaConfig, MethodConfig, ScheduleConfig, TaskConfig
-from metasched.meta.outer import meta_train
 from metasched.runs.pool import Mapper, Pool
 from metasched.runs.ranks import launched, open_pool, serves
 from metasched.schedules.learnable import build_learnable
@@ -74,10 +74,10 @@ def learned(pool: Mapper) -> list[torch.Tensor]:
         schedule=ScheduleConfig(knots=3, hidden=2),
         meta=MetaConfig(steps=2, runs=3),
     )
-    network, start = build_problem(experiment).network, hand_coded("gxnor")["gxnor_linear"]
+    network, start = build_problem(experiment.problem).network, hand_coded("gxnor")["gxnor_linear"]
     controls, layers = network.method.controls, network.layers
     schedule = build_learnable(experiment.schedule, controls, start, ["temperature"], layers, 0)
-    meta_train(experiment, schedule, pool, lambda record: None)
+    learn(experiment, schedule, pool, lambda record: None)
     return [p.detach() for p in schedule.parameters()]
 
 

@@ -27,7 +27,7 @@ from metasched.quantizers.noise import NOISE_FAMILIES
 from metasched.tasks.quadratic import quadratic_task
 from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.optimizers import recipe
-from metasched.training.step import InnerProblem
+from metasched.training.state import InnerProblem
 
 RELAXATION = 0.3
 NUM_STEPS = 3

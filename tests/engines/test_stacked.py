@@ -25,7 +25,7 @@ from metasched.runs.local import LocalRuns, Run
 from metasched.tasks.classification import accuracy
 from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.optimizers import recipe
-from metasched.training.step import InnerProblem
+from metasched.training.state import InnerProblem
 
 SEEDS = [3, 2**63 - 1, 8]
 STEPS = 5

@@ -22,7 +22,7 @@ from metasched.engines.stacked import control_gradients_mapped
 from metasched.engines.tangent import slope_along
 from metasched.engines.unroll import unroll
 from metasched.meta import online
-from metasched.meta.online import train_online
+from metasched.meta.online import setting_of, train_online
 from metasched.methods.base import Control, Method, State, Values
 from metasched.methods.tensors import LayerQuantizer
 from metasched.network.module import QuantizedModule
@@ -35,7 +35,8 @@ from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.loop import train
 from metasched.training.optimizers import SGD, Adam, Optimizer
 from metasched.training.stacked import of_run, train_mapped
-from metasched.training.step import InnerProblem, TrainingState, inner_step
+from metasched.training.state import InnerProblem, TrainingState
+from metasched.training.step import inner_step
 
 STEPS, DECAY = 4, 0.3
 WIDTH = Control("width", 0.0, 1.0, "quantum", "nonincreasing", end=0.0)
@@ -245,7 +246,7 @@ def test_online_learning_trains_the_same_under_what_it_played(monkeypatch: pytes
     def start(progress: torch.Tensor, layers: Sequence[Layer]) -> Tensors:
         return {"width": 0.6 * (1 - progress)[:, None].expand(-1, len(layers))}
 
-    found = train_online(config, start, here.seed)
+    found = train_online(setting_of(config), start, here.seed)
     expected = train(here, found.controls).state
     assert found.state.params.keys() == expected.params.keys()
     assert all(torch.equal(found.state.params[name], p) for name, p in expected.params.items())

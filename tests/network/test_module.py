@@ -16,7 +16,7 @@ from metasched.network.quantize import quantize
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.table import hand_coded
 from metasched.training.loop import InnerRun
-from metasched.training.step import InnerProblem
+from metasched.training.state import InnerProblem
 
 STEPS, SEED = 6, 5
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -41,7 +41,7 @@ def problem_of(method: str, optimizer: str = "sgd", partition: str = "magnitude"
         compare=CompareConfig(),
         run=RunConfig(dtype="float64"),
     )
-    return build_problem(experiment).with_seed(SEED)
+    return build_problem(experiment.problem).with_seed(SEED)
 
 
 def module_of(problem: InnerProblem, schedule: str) -> tuple[QuantizedModule, SchedulePlayer]:

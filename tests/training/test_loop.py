@@ -18,7 +18,7 @@ from metasched.tasks.classification import accuracy
 from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.loop import InnerRun, hardened_score, train
 from metasched.training.optimizers import recipe
-from metasched.training.step import InnerProblem
+from metasched.training.state import InnerProblem
 
 
 def build() -> nn.Module:
