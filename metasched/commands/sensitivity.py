@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from scipy import stats
+from scipy.special import stdtrit
 
 from metasched.config.schema import Experiment, ProblemConfig
 from metasched.core.errors import MetaschedError
@@ -139,7 +139,7 @@ def cells(of_runs: torch.Tensor, layers: Sequence[str]) -> list[Cell]:
     """A row for each layer and third of the run, from the derivatives [runs, T, L] of one control."""
     summed = torch.stack([part.sum(1) for part in of_runs.tensor_split(len(PARTS), dim=1)], 1)
     mean, t = slopes(summed)  # [3, L]
-    clear = float(stats.t.ppf(0.975, len(of_runs) - 1)) if len(of_runs) > 1 else math.inf
+    clear = float(stdtrit(len(of_runs) - 1, 0.975)) if len(of_runs) > 1 else math.inf
     return [
         Cell(layer, part, float(mean[p, i]), float(t[p, i]), _advice(float(t[p, i]), clear))
         for i, layer in enumerate(layers)

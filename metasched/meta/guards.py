@@ -18,6 +18,7 @@ import torch
 from metasched.core.errors import MetaschedError
 from metasched.core.layer import Layer
 from metasched.engines.base import Hypergradient, norm
+from metasched.meta.adam import Adam
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.learnable import LearnableSchedule
 from metasched.training.faults import Fault
@@ -64,7 +65,7 @@ def values_of(schedule: LearnableSchedule, steps: int, layers: Sequence[Layer]) 
 
 def update(
     schedule: LearnableSchedule,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Adam,
     gradient: Sequence[torch.Tensor],
     steps: int,
     layers: Sequence[Layer],
@@ -104,7 +105,7 @@ def listed(faults: Sequence[Fault], most: int = 3) -> str:
     return ", ".join(texts[:most]) + more
 
 
-def _step(schedule: LearnableSchedule, optimizer: torch.optim.Optimizer, gradient: Sequence[torch.Tensor]) -> None:
+def _step(schedule: LearnableSchedule, optimizer: Adam, gradient: Sequence[torch.Tensor]) -> None:
     for p, g in zip(schedule.parameters(), gradient, strict=True):
         p.grad = g
     optimizer.step()

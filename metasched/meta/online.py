@@ -42,6 +42,7 @@ from metasched.engines.base import (
 )
 from metasched.engines.unroll import unroll
 from metasched.estimators.reverse import Floored
+from metasched.meta.adam import Adam
 from metasched.meta.guards import MOST_BAD_STEPS, RunStopped, clip, keep, listed, update
 from metasched.meta.start import learned_controls
 from metasched.methods.base import Control
@@ -185,7 +186,7 @@ def train_online(
     like = next(problem.network.module.parameters())
     learn = learned_controls(config.method.name, settings.learn, controls)
     schedule = build_learnable(settings, controls, start, learn, layers, derive_seed(own_seed, "schedule network"))
-    optimizer = torch.optim.Adam(schedule.parameters(), lr=online.lr)
+    optimizer = Adam(schedule.parameters(), lr=online.lr)
     outer, size = OuterLoss(meta.objective, meta.surrogate), held_out_size(online, problem.task)
     progress, clock = progress_of_steps(problem.steps), time.process_time if like.is_cpu else time.perf_counter
     state: TrainingState | None = None

@@ -26,6 +26,7 @@ from metasched.engines.base import OuterLoss
 from metasched.engines.sweep import plan_for
 from metasched.estimators import build_estimator
 from metasched.estimators.base import Estimate, Estimator
+from metasched.meta.adam import QUANTITIES, Adam
 from metasched.meta.guards import MOST_BAD_STEPS, RunStopped, clip, keep, listed, update
 from metasched.network.quantize import Tensors
 from metasched.runs.pooled import PooledRuns
@@ -33,8 +34,6 @@ from metasched.schedules.learnable import LearnableSchedule
 from metasched.training.faults import Fault
 from metasched.training.problem import build_problem
 from metasched.training.state import InnerProblem
-
-ADAM = ("step", "exp_avg", "exp_avg_sq")  # quantities that torch.optim.Adam keeps for each parameter
 
 
 class OuterStep(NamedTuple):
@@ -250,14 +249,14 @@ def _update(
     Where that would make anything that is not finite, nothing changes, and what it was is given back too.
     """
     named = dict(schedule.named_parameters())
-    optimizer = torch.optim.Adam(named.values(), lr=lr)
+    optimizer = Adam(named.values(), lr=lr)
     if state:
         for name, p in named.items():
-            optimizer.state[p] = {q: state[f"{q}.{name}"].clone() for q in ADAM}
+            optimizer.state[p] = {q: state[f"{q}.{name}"].clone() for q in QUANTITIES}
     mean = [torch.stack(of_runs).mean(0) for of_runs in zip(*gradients, strict=True)]
     if fault := update(schedule, optimizer, mean, problem.steps, problem.network.layers):
         return state, fault
-    return {f"{q}.{name}": optimizer.state[p][q] for name, p in named.items() for q in ADAM}, None
+    return {f"{q}.{name}": optimizer.state[p][q] for name, p in named.items() for q in QUANTITIES}, None
 
 
 def _parameters(schedule: LearnableSchedule) -> Tensors:

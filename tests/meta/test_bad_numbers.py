@@ -166,18 +166,18 @@ def in_gradient(plant: Plant, bad: float) -> None:
 
 
 def in_outer_update(plant: Plant, bad: float) -> None:
-    def change(found: Any, optimizer: torch.optim.Optimizer) -> None:
+    def change(found: Any, optimizer: Adam) -> None:
         with torch.no_grad():
-            optimizer.param_groups[0]["params"][-1].view(-1)[0] = bad
+            optimizer.parameters[-1].view(-1)[0] = bad
 
-    plant.wrap((torch.optim.Adam,), "step", change)
+    plant.wrap((outer.Adam,), "step", change)
 
 
 def in_outer_moment(plant: Plant, bad: float) -> None:
-    def change(found: Any, optimizer: torch.optim.Optimizer) -> None:
-        optimizer.state[optimizer.param_groups[0]["params"][0]]["exp_avg_sq"].view(-1)[0] = bad
+    def change(found: Any, optimizer: Adam) -> None:
+        optimizer.state[optimizer.parameters[0]]["exp_avg_sq"].view(-1)[0] = bad
 
-    plant.wrap((torch.optim.Adam,), "step", change)
+    plant.wrap((outer.Adam,), "step", change)
 
 
 PLACES: Mapping[str, tuple[Callable[[Plant, float], None], str]] = {
