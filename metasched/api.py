@@ -26,7 +26,7 @@ from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
 from metasched.core.imports import allow
 from metasched.evaluation.comparison import Comparison, comparison_of
-from metasched.evaluation.contenders import Contender, described_arm, schedule_arm
+from metasched.evaluation.contenders import described_arm, schedule_arm
 from metasched.exchange.player import PlayedSchedule
 from metasched.exchange.schedule_file import read_schedule
 from metasched.io.run_folder import RunFolder
@@ -140,7 +140,7 @@ def learn(
         MetaschedError: whatever does not fit.
     """
     experiment = _experiment(task, recipe, steps, args, sections)
-    require_learnable(experiment)
+    require_learnable(experiment.method, experiment.schedule.learn)
     with _working("train", experiment, folder) as (run, done):
         if not done:
             train(experiment, run, open_console(sys.stdout))
@@ -158,7 +158,7 @@ def tune(
 ) -> Result:
     """Tunes a hand-coded family by search, as ``metasched tune``; arguments as for ``learn``."""
     experiment = _experiment(task, recipe, steps, args, sections)
-    require_learnable(experiment)
+    require_learnable(experiment.method, experiment.schedule.learn)
     with _working("tune", experiment, folder) as (run, done):
         if not done:
             tune_family(experiment, run, open_console(sys.stdout))
@@ -185,17 +185,18 @@ def compare(
     experiment = _experiment(task, recipe, steps, args, sections)
     with _working("compare", experiment, folder) as (run, done):
         if not done:
-            named = [(name, _arm(experiment, name, arm)) for name, arm in arms.items()]
+            named = [
+                described_arm(experiment, [name, *_words(arm)])
+                if isinstance(arm, str | Path | tuple)
+                else (name, schedule_arm(experiment.problem, arm))
+                for name, arm in arms.items()
+            ]
             compare_arms(experiment, named, list(arms), run, open_console(sys.stdout))
     return Result(run.path, experiment)
 
 
-def _arm(experiment: Experiment, name: str, arm: ArmSource) -> Contender:
-    if isinstance(arm, str | Path):
-        return described_arm(experiment, [name, str(arm)])[1]
-    if isinstance(arm, tuple):
-        return described_arm(experiment, [name, str(arm[0]), *arm[1]])[1]
-    return schedule_arm(experiment.problem, arm)
+def _words(arm: str | Path | tuple[str, Sequence[str]]) -> list[str]:
+    return [str(arm[0]), *arm[1]] if isinstance(arm, tuple) else [str(arm)]
 
 
 def _experiment(
@@ -264,27 +265,30 @@ def _importable(function: Callable[..., Task]) -> str | None:
 @contextmanager
 def _working(command: str, experiment: Experiment, path: str | Path | None) -> Iterator[tuple[RunFolder, bool]]:
     """A run folder to work in, and whether what is asked for is done in it already."""
-    build_problem(experiment)  # what is wrong with the task shows before there is a folder
+    build_problem(experiment.problem)  # what is wrong with the task shows before there is a folder
     if path is None:
         run, made = RunFolder.claim(tempfile.mkdtemp(prefix="metasched-"), command), []
     elif RunFolder(Path(path)).config.exists():
-        with _resumed(command, experiment, RunFolder(Path(path))) as found:
+        task = build_problem(experiment.problem).fingerprint
+        with _resumed(command, to_dict(experiment), task, RunFolder(Path(path))) as found:
             yield found
         return
     else:
         made = [p for p in (Path(path), *Path(path).parents) if not p.exists()]
         run = RunFolder.claim(path, command)
-    with begun(run, experiment, made):
+    with begun(run, to_dict(experiment), made):
         yield run, False
 
 
 @contextmanager
-def _resumed(command: str, experiment: Experiment, run: RunFolder) -> Iterator[tuple[RunFolder, bool]]:
-    differ = differing(to_dict(experiment), to_dict(load_experiment(run.config)))
+def _resumed(
+    command: str, config: Mapping[str, Any], fingerprint: str, run: RunFolder
+) -> Iterator[tuple[RunFolder, bool]]:
+    differ = differing(config, to_dict(load_experiment(run.config)))
     if differ:
         problem = f"holds a run with another {', '.join(differ[:3])}"
         raise MetaschedError(str(run.path), problem, "give another folder, or the settings of that run")
-    keep_fingerprint(run, build_problem(experiment).fingerprint)
+    keep_fingerprint(run, fingerprint)
     if run.done.exists():
         yield run, True
         return

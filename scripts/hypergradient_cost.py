@@ -40,7 +40,7 @@ from metasched.training.problem import build_problem
 
 def ratios(experiment: Experiment, repeats: int) -> dict[str, Any]:
     """Seconds of plain runs and of hypergradients, and their ratios."""
-    problem, runs = build_problem(experiment), local_runs(experiment.problem, experiment.meta)
+    problem, runs = build_problem(experiment.problem), local_runs(experiment.problem, experiment.meta)
     given = given_start(experiment.problem, experiment.schedule.start)
     start = given[1] if given else next(iter(hand_coded(experiment.method.name).values()))
     controls = played(experiment.problem, start, experiment.task.steps)

@@ -23,7 +23,7 @@ from pathlib import Path
 from metasched.config.load import load_experiment
 from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
-from metasched.evaluation.compare import compare
+from metasched.evaluation.compare import compare, plan_of
 from metasched.evaluation.comparison import Comparison, comparison_of
 from metasched.evaluation.contenders import fresh_seeds, hand_coded_arms, joined, reference_arms
 from metasched.evaluation.verdict import verdicts
@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
         missing = {name: arm for name, arm in arms.items() if all(name not in old.at(h) for h in old.horizons)}
         cells = arguments.result.with_suffix(".cells.jsonl")
         with Pool(experiment.run.workers) as pool, closing(CachedPool(pool, cells)) as remembered:
-            new = compare(experiment, missing, [], remembered, Memory(), console)
+            new = compare(plan_of(experiment), missing, [], remembered, Memory(), console)
     except MetaschedError as error:
         print(error)
         return error.exit_code

@@ -37,7 +37,7 @@ def play(experiment: Experiment, exchange: Exchange, output: Path | None) -> str
     Raises:
         MetaschedError: no such schedule, batches that cannot be split, or a run that diverged.
     """
-    problem = build_problem(experiment).with_seed(derive_seed(experiment.seed, "parallel"))
+    problem = build_problem(experiment.problem).with_seed(derive_seed(experiment.seed, "parallel"))
     named = given_start(experiment.problem, experiment.schedule.start)
     if named is None:
         raise MetaschedError("--schedule", "best is no schedule", "name one, or give a file")

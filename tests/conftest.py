@@ -17,6 +17,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+# Tests start many processes, and each would compile what it imports, which takes longer than most of them.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 torch.set_default_dtype(torch.float64)  # here too, for the tensors that test modules make when they are imported
 torch.set_num_threads(1)
 

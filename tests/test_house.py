@@ -52,7 +52,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "integrations/test_torchao.py": "exchange/integrations/torchao",
     "io/test_files.py": "io/atomic io/environment io/json_lines io/json_text io/lock io/run_folder",
     "meta/test_online.py": "commands/online",
-    "commands/test_train.py": "meta/start",
+    "commands/test_train.py": "commands/exporting meta/start",
     "methods/test_contract.py": "methods/base methods/joint methods/ste",
     "methods/test_discrete.py": "methods/gxnor methods/metropolis",
     "methods/test_outside.py": "methods/spec methods/table",
@@ -60,7 +60,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "models/test_models.py": """
         models/convnet models/cutie models/lenet models/mlp models/resnet models/vgg7 models/vgg8
     """,
-    "network/test_quantize.py": "core/layer",
+    "network/test_quantize.py": "core/layer network/sites",
     "quantizers/test_stair.py": "quantizers/constants quantizers/noise",
     "runs/test_pool.py": "runs/pooled",
     "schedules/test_family.py": "schedules/learnable schedules/space",
@@ -79,6 +79,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
         training/optimizers/adam training/optimizers/adamw training/optimizers/recipe training/optimizers/sgd
     """,
     "training/test_finite.py": "training/faults",
+    "training/test_step.py": "training/loss training/state",
     "training/test_stacked.py": "runs/local training/stacked_norm",
 }
 

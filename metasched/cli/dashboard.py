@@ -18,6 +18,6 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Creates the wandb workspace of the project of an experiment."""
     experiment = load(arguments)
-    from metasched.tracking.dashboard import publish
+    from metasched.tracking.dashboard import build, publish
 
-    print_result({"workspace": publish(experiment, arguments.entity)}, arguments.json)
+    print_result({"workspace": publish(build(experiment, arguments.entity))}, arguments.json)

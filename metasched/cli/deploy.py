@@ -52,7 +52,14 @@ def run(arguments: argparse.Namespace) -> None:
     from metasched.commands.deploy import deploy
 
     with console_of(arguments) as console:
-        result = deploy(experiment, schedule, Path(arguments.output), console, horizon=arguments.horizon)
+        result = deploy(
+            experiment.problem,
+            experiment.seed,
+            schedule,
+            Path(arguments.output),
+            console,
+            horizon=arguments.horizon,
+        )
     learned = {"run": str(folder.path)} if arguments.learn and folder else {}
     print_result({"folder": arguments.output, **learned, **result}, arguments.json)
 
@@ -68,7 +75,7 @@ def _learned(arguments: argparse.Namespace) -> RunFolder:
         from metasched.commands.deploy import check
         from metasched.commands.train import train
 
-        check(experiment, Path(arguments.output))
+        check(experiment.problem, Path(arguments.output))
         train(experiment, folder, console)
     arguments.go_on = None
     return folder

@@ -60,7 +60,7 @@ def load(arguments: argparse.Namespace, *, learns: bool = False) -> Experiment:
 
     experiment = load_experiment(arguments.config, arguments.overrides)
     if learns:
-        require_learnable(experiment)
+        require_learnable(experiment.method, experiment.schedule.learn)
     return experiment
 
 

@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
     from metasched.exchange.quantlab.importing import import_quantlab
     from metasched.training.problem import build_problem
 
-    network = build_problem(experiment).network
+    network = build_problem(experiment.problem).network
     schedule = {"ray": import_policy, "quantlab": import_quantlab}[arguments.source](
         arguments.policy,
         total=arguments.total,

@@ -71,7 +71,7 @@ def resumable_folder(
         config = Path(arguments.config) if arguments.config else None
         experiment = resumed_experiment(folder, config, arguments.overrides, arguments.allow)
         if learns:
-            require_learnable(experiment)
+            require_learnable(experiment.method, experiment.schedule.learn)
         yield experiment, folder
         folder.finish()
     finally:
@@ -82,13 +82,14 @@ def resumable_folder(
 def run_folder(command: str, experiment: Experiment, arguments: argparse.Namespace) -> Iterator[RunFolder]:
     """A run folder with what is needed to repeat the run; a mistake that shows before work starts leaves no folder."""
     from metasched.commands.folders import begun
+    from metasched.config.load import to_dict
     from metasched.io.run_folder import RunFolder
 
     path = arguments.folder
     place = Path(path or experiment.run.folder)
     made = [p for p in (place, *place.parents) if not os.path.exists(p)]  # Path.exists raises if the name is too long
     folder = RunFolder.claim(path, command) if path else RunFolder.create(place, experiment.name, command)
-    with begun(folder, experiment, made if path else [folder.path, *made]):
+    with begun(folder, to_dict(experiment), made if path else [folder.path, *made]):
         if "resume" in arguments:
             arguments.go_on = _go_on(command, folder)
         yield folder

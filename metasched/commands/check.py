@@ -37,7 +37,7 @@ from metasched.schedules.space import at_shares
 from metasched.tasks.table import TASKS
 from metasched.tracking.console import Console
 from metasched.training.problem import build_problem
-from metasched.training.step import InnerProblem
+from metasched.training.state import InnerProblem
 
 POINTS = 20  # and at least one for each layer
 AGREEMENT = 1e-10
@@ -76,8 +76,7 @@ def check(experiment: Experiment, console: Console) -> dict[str, Any]:
         MetaschedError: a control whose hypergradient fails its gate.
     """
     start = time.perf_counter()
-    experiment = small(experiment)
-    setting = _Setting(experiment.problem, experiment.meta, experiment.seed)
+    setting = _Setting(small(experiment.problem), experiment.meta, experiment.seed)
     gates = _gates(setting, experiment.schedule.learn, console)
     _show(setting, gates, console)
     for name, result in gates.items():
@@ -91,14 +90,14 @@ def check(experiment: Experiment, console: Console) -> dict[str, Any]:
     }
 
 
-def small(experiment: Experiment) -> Experiment:
-    """The experiment with three inner steps on a few examples, in float64."""
-    task = replace(experiment.task, steps=_STEPS)
+def small(config: ProblemConfig) -> ProblemConfig:
+    """The problem with three inner steps on a few examples, in float64."""
+    task = replace(config.task, steps=_STEPS)
     if task.factory is None and "train" in TASKS[task.name].reads:
         train = min(task.train or _TRAIN, _TRAIN)
         validation = min(task.validation or _VALIDATION, _VALIDATION)
         task = replace(task, train=train, validation=validation, batch=min(task.batch, _BATCH, train))
-    return replace(experiment, task=task, run=replace(experiment.run, dtype="float64", autocast=False))
+    return config._replace(task=task, dtype="float64", autocast=False)
 
 
 def random_controls(controls: Sequence[Control], steps: int, num_layers: int, seed: int, index: int) -> Tensors:
@@ -208,7 +207,7 @@ def _by_agreement(setting: _Setting, point: _Point) -> Callable[[str, int], floa
 
 
 def relative_distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    """|a - b| / max(|a|, |b|); 0 for two zeros, infinity where something is not finite."""
+    """|a - b| / max(|a|, |b|) of two [...] tensors; 0 if they are equal, infinity where something is not finite."""
     if bool((a == b).all()):
         return 0.0
     distance = float((a - b).norm() / torch.maximum(a.norm(), b.norm()))

@@ -11,9 +11,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from metasched.config.load import to_dict
 from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
-from metasched.evaluation.compare import compare, publish
+from metasched.evaluation.compare import compare, plan_of, publish
 from metasched.evaluation.contenders import (
     Contender,
     described_arm,
@@ -61,12 +62,13 @@ def run(
         MetaschedError: a file that is no schedule, an arm that does not fit, two of one name, a folder without cells.
     """
     others = [_cells_of(path) for path in reuse]
-    keep_fingerprint(folder, build_problem(experiment).fingerprint)
+    keep_fingerprint(folder, build_problem(experiment.problem).fingerprint)
     if folder.resumes.exists():
         paths, described = _of_the_run(folder, paths, described)
     files = [(name_of(path), file_arm(experiment.problem, path)) for path in paths]
     more = [described_arm(experiment, words) for words in described]
-    joined(*files, *more, *given_arms(experiment))  # two of one name show before anything is kept
+    given = given_arms(experiment.problem, experiment.compare.baselines)
+    joined(*files, *more, *given)  # two of one name show before anything is kept
     if not folder.schedules.exists():
         _keep(paths, described, folder)
     learned = [name for name, _ in files] or [name for name, _ in more]
@@ -94,13 +96,13 @@ def compare_arms(
     Raises:
         MetaschedError: two arms of one name.
     """
-    by_name = joined(*arms, *given_arms(experiment))
+    by_name = joined(*arms, *given_arms(experiment.problem, experiment.compare.baselines))
     cut_back(folder.metrics, 0)
     tracker = open_tracker(experiment, folder, "compare")
     try:
         with open_pool(experiment.run.workers) as pool, closing(CachedPool(pool, folder.cells, reuse)) as cells:
-            comparison = compare(experiment, by_name, learned, cells, tracker, console)
-        return publish(experiment, comparison, by_name, folder, tracker, console)
+            comparison = compare(plan_of(experiment), by_name, learned, cells, tracker, console)
+        return publish(to_dict(experiment), comparison, by_name, folder, tracker, console)
     finally:
         tracker.close()
 

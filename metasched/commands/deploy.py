@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from metasched.config.schema import Experiment
+from metasched.config.schema import ProblemConfig
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import derive_seed
 from metasched.deploy import simulator
@@ -29,7 +29,7 @@ from metasched.tracking.console import Console
 from metasched.training.faults import broken
 from metasched.training.loop import harden, hardened_score, train
 from metasched.training.problem import build_problem
-from metasched.training.step import InnerProblem
+from metasched.training.state import InnerProblem
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -39,23 +39,24 @@ _QONNX_BATCH = 1000  # its executor takes its time for each node, however many i
 _GOLDEN = 4  # images
 
 
-def check(experiment: Experiment, folder: Path) -> None:
+def check(config: ProblemConfig, folder: Path) -> None:
     """What shows before any training.
 
     Raises:
         MetaschedError: the folder is there, or the network has no integer form.
     """
     check_new(folder)
-    _require_integers(build_problem(experiment))
+    _require_integers(build_problem(config))
 
 
 def deploy(
-    experiment: Experiment, schedule: str, folder: Path, console: Console, *, horizon: int = 1
+    config: ProblemConfig, seed: int, schedule: str, folder: Path, console: Console, *, horizon: int = 1
 ) -> dict[str, Any]:
     """Train under a schedule, harden, fold, compare on the whole test set, and write the files.
 
     Args:
-        experiment: task and method; the network is trained from one fresh seed.
+        config: task and method.
+        seed: of the experiment; the network is trained from a fresh one that follows from it.
         schedule: name of a hand-coded schedule, or a schedule file; played over all of the training.
         folder: is made; nothing is left of it if anything fails.
         console: where the account is shown.
@@ -68,12 +69,12 @@ def deploy(
         MetaschedError: as ``check``; and training went to numbers that are not finite, or a runtime does not agree.
     """
     check_new(folder)
-    steps = horizon * experiment.task.steps
-    problem = build_problem(experiment, steps=steps).with_seed(derive_seed(experiment.seed, "deploy"))
+    steps = horizon * config.task.steps
+    problem = build_problem(config, steps=steps).with_seed(derive_seed(seed, "deploy"))
     _require_integers(problem)
     network, (examples, test) = problem.network, _in_memory(problem.task)
     like = next(network.module.parameters())
-    controls = played(experiment.problem, named_schedule(experiment.problem, schedule, "--schedule"), steps)
+    controls = played(config, named_schedule(config, schedule, "--schedule"), steps)
     state = train(problem, {name: v.to(like) for name, v in controls.items()}).state
     if broken(state):
         raise MetaschedError("deploy", "training went to numbers that are not finite", "try another schedule or seed")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from metasched.config.load import dump_yaml
-from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
 from metasched.io.atomic import write_atomic
 from metasched.io.environment import environment
@@ -16,16 +16,16 @@ from metasched.io.run_folder import RunFolder
 
 
 @contextmanager
-def begun(folder: RunFolder, experiment: Experiment, made: Sequence[Path]) -> Iterator[None]:
+def begun(folder: RunFolder, config: Mapping[str, Any], made: Sequence[Path]) -> Iterator[None]:
     """Within: a new run works in a folder that has what is needed to repeat it.
 
     Args:
         folder: a claimed one.
-        experiment: what runs.
+        config: the experiment that runs, as ``to_dict`` has it.
         made: folders that were made for it, innermost first; a mistake that shows before work starts leaves none.
     """
     try:
-        write_atomic(folder.config, dump_yaml(experiment).encode())
+        write_atomic(folder.config, dump_yaml(config).encode())
         write_atomic(folder.environment, json_text(environment(), indent=2).encode())
         yield
         folder.finish()

@@ -16,9 +16,9 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from scipy import stats
+from scipy.special import stdtrit
 
-from metasched.config.schema import Experiment
+from metasched.config.schema import Experiment, ProblemConfig
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import derive_seed
 from metasched.estimators.es import antithetic_pairs
@@ -84,10 +84,10 @@ def sensitivity(
     if num_runs < 2:
         raise MetaschedError("--runs", f"must be at least 2, got {num_runs}", "from one run no spread can be told")
     experiment = replace(experiment, meta=replace(experiment.meta, estimator="sweep"))
-    network = build_problem(experiment).network
+    network = build_problem(experiment.problem).network
     controls, layers = network.method.controls, network.layers
     learn = learned_controls(experiment.method.name, experiment.schedule.learn, controls)
-    name, base = _given(experiment, schedule)
+    name, base = _given(experiment.problem, experiment.schedule.start, schedule)
     learnable = build_learnable(
         experiment.schedule, controls, base, learn, layers, derive_seed(experiment.seed, "schedule network")
     )
@@ -123,7 +123,7 @@ def sensitivity(
 
 
 def slopes(of_runs: torch.Tensor) -> Slopes:
-    """Mean and t over the first dimension; t is 0 where all runs say 0.
+    """Mean and t over n runs [n, ...], each [...]; t is 0 where all runs say 0.
 
     >>> slopes(torch.tensor([[1.0, 0.0], [3.0, 0.0]]))
     Slopes(mean=tensor([2., 0.]), t=tensor([2., 0.]))
@@ -139,7 +139,7 @@ def cells(of_runs: torch.Tensor, layers: Sequence[str]) -> list[Cell]:
     """A row for each layer and third of the run, from the derivatives [runs, T, L] of one control."""
     summed = torch.stack([part.sum(1) for part in of_runs.tensor_split(len(PARTS), dim=1)], 1)
     mean, t = slopes(summed)  # [3, L]
-    clear = float(stats.t.ppf(0.975, len(of_runs) - 1)) if len(of_runs) > 1 else math.inf
+    clear = float(stdtrit(len(of_runs) - 1, 0.975)) if len(of_runs) > 1 else math.inf
     return [
         Cell(layer, part, float(mean[p, i]), float(t[p, i]), _advice(float(t[p, i]), clear))
         for i, layer in enumerate(layers)
@@ -151,12 +151,12 @@ def _advice(t: float, clear: float) -> str:
     return "less" if t > clear else "more" if t < -clear else "unclear"
 
 
-def _given(experiment: Experiment, schedule: str | None) -> tuple[str, Schedule]:
+def _given(config: ProblemConfig, start: str, schedule: str | None) -> tuple[str, Schedule]:
     """The schedule that is looked at; the linear one where nothing names another."""
-    named = experiment.schedule.start if schedule is None else schedule
-    start = f"{experiment.method.name}_linear" if named == "best" else named
+    named = start if schedule is None else schedule
+    start = f"{config.method.name}_linear" if named == "best" else named
     try:
-        given = given_start(experiment.problem, start)
+        given = given_start(config, start)
     except MetaschedError as error:
         if schedule is None or error.path != "schedule.start":
             raise

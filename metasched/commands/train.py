@@ -3,47 +3,45 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
 import torch
 
-from metasched.config.load import config_hash, to_dict
+from metasched.commands.exporting import Found, show, versions, write_found
+from metasched.config.load import to_dict
 from metasched.config.schema import Experiment
-from metasched.core.layer import Layer
 from metasched.core.randomness import derive_seed
 from metasched.estimators.auto import summary
-from metasched.evaluation.compare import compare, publish
+from metasched.evaluation.compare import compare, plan_of, publish
 from metasched.evaluation.comparison import Comparison
 from metasched.evaluation.contenders import (
     Contender,
     given_arms,
     joined,
 )
-from metasched.exchange.export import export
-from metasched.exchange.format import Metric, Provenance
 from metasched.exchange.player import PlayedSchedule
-from metasched.exchange.schedule_file import read_schedule, write_schedule
+from metasched.exchange.schedule_file import read_schedule
 from metasched.io.atomic import settled_size
-from metasched.io.environment import version
 from metasched.io.json_lines import cut_back
 from metasched.io.run_folder import RunFolder
 from metasched.meta.checkpoint import Checkpoint, write_checkpoint
+from metasched.meta.config import MetaConfig
 from metasched.meta.outer import MetaTraining, OuterState, OuterStep, check_estimator, meta_train
 from metasched.meta.resume import keep_fingerprint, last_checkpoint, resumable_state, write_config
 from metasched.meta.start import Start, best_start, given_start, learned_controls, start_of
 from metasched.runs.cells import CachedPool, digest, played
+from metasched.runs.pooled import PooledRuns
 from metasched.runs.ranks import open_pool
 from metasched.schedules.learnable import build_learnable
 from metasched.tracking.console import Console
 from metasched.tracking.opening import open_tracker
-from metasched.tracking.plots import plot_schedule
 from metasched.tracking.tracker import Tracker
 from metasched.training.problem import build_problem
-from metasched.training.step import InnerProblem
 
 LEARNED = "learned"
+_DRAWN = 101  # points of the curves that are drawn and logged
 
 
 def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[str, Any]:
@@ -63,14 +61,15 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
         MetaschedError: names, files or a memory budget that do not fit, outer steps that give no finite gradient, or a
             folder that cannot be resumed or written.
     """
-    problem = build_problem(experiment)
+    problem = build_problem(experiment.problem)
     keep_fingerprint(folder, problem.fingerprint)
     layers, controls = problem.network.layers, problem.network.method.controls
     learn = learned_controls(experiment.method.name, experiment.schedule.learn, controls)
-    others = joined(*given_arms(experiment))
+    others = joined(*given_arms(experiment.problem, experiment.compare.baselines))
     given = given_start(experiment.problem, experiment.schedule.start)
-    check_estimator(experiment)
-    checkpoint = last_checkpoint(experiment, folder, problem.fingerprint)
+    check_estimator(experiment.problem, experiment.meta, experiment.schedule.kind)
+    config = to_dict(experiment)
+    checkpoint = last_checkpoint(config, folder, problem.fingerprint)
     cut_back(folder.metrics, checkpoint.position if checkpoint else 0)
     tracker = open_tracker(experiment, folder, "outer")
     try:
@@ -82,7 +81,8 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
                 console.note(f"goes on after outer step {checkpoint.state.step}/{experiment.meta.steps}")
                 start = start_of(checkpoint, given, experiment.method.name)
             else:
-                start = Start(*given, 0) if given else best_start(experiment, cells, tracker, console)
+                select = (experiment.meta.select_runs, experiment.seed)
+                start = Start(*given, 0) if given else best_start(experiment.problem, *select, cells, tracker, console)
             base = digest([], played(experiment.problem, start.schedule, experiment.task.steps))
             seed = derive_seed(experiment.seed, "schedule network")
             schedule = build_learnable(experiment.schedule, controls, start.schedule, learn, layers, seed)
@@ -90,8 +90,8 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
             def save(state: OuterState) -> None:
                 done = settled_size(folder.metrics)
                 now = Checkpoint(
-                    to_dict(experiment),
-                    _versions(),
+                    config,
+                    versions(),
                     start.name,
                     base,
                     start.selecting,
@@ -101,29 +101,27 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
                 )
                 write_checkpoint(folder.checkpoint, now)
 
-            since = None
+            runs, since = PooledRuns(experiment.problem, experiment.meta, pool), None
             if checkpoint:
-                since = resumable_state(checkpoint, folder, base, schedule, experiment, pool)
-                if checkpoint.config != to_dict(experiment):  # fields that were allowed to differ
-                    write_config(folder, experiment)
-            outcome = meta_train(experiment, schedule, pool, _logger(experiment, tracker, console, since), since, save)
-            _export(experiment, problem, outcome, start, folder)
+                since = resumable_state(checkpoint, folder, base, schedule, runs)
+                if checkpoint.config != config:  # fields that were allowed to differ
+                    write_config(folder, config)
+            log = _logger(experiment.meta.steps, tracker, console, since)
+            outcome = meta_train(runs, experiment.seed, schedule, log, since, save)
+            found = _found(outcome, start, experiment.meta, experiment.seed)
+            identity = write_found(found, experiment, problem, folder)
             learned = PlayedSchedule(read_schedule(folder.schedule))  # what is compared is what was exported
-            _show(folder, learned, layers, tracker)
+            progress = torch.linspace(0, 1, _DRAWN, dtype=torch.float64)
+            show(learned(progress, layers), progress, layers, folder, tracker)
             arms = joined((LEARNED, Contender(experiment.problem, learned)), *others.items())
-            comparison = compare(experiment, arms, [LEARNED], cells, tracker, console)
-        published = publish(experiment, comparison, arms, folder, tracker, console)
+            comparison = compare(plan_of(experiment), arms, [LEARNED], cells, tracker, console)
+        published = publish(config, comparison, arms, folder, tracker, console)
         spent = {"selecting": start.selecting, "learning": outcome.inner_steps}
         console.note(
             f"inner steps spent: {start.selecting} to choose the start ({start.name}), {outcome.inner_steps} to learn, "
             f"{sum(a.inner_steps for a in comparison.arms)} to compare"
         )
-        tracker.artifact(
-            folder.schedule,
-            experiment.name,
-            "schedule",
-            _metadata(config_hash(experiment, problem.fingerprint), comparison),
-        )
+        tracker.artifact(folder.schedule, experiment.name, "schedule", _metadata(identity, comparison))
     finally:
         tracker.close()
     result: dict[str, Any] = {"schedule": str(folder.schedule), "start": start.name, "inner_steps": spent}
@@ -133,9 +131,7 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
     return result
 
 
-def _logger(
-    experiment: Experiment, tracker: Tracker, console: Console, since: OuterState | None
-) -> Callable[[OuterStep], None]:
+def _logger(steps: int, tracker: Tracker, console: Console, since: OuterState | None) -> Callable[[OuterStep], None]:
     spent = sum(record.inner_steps for record in since.history) if since else 0
 
     def log(record: OuterStep) -> None:
@@ -150,7 +146,7 @@ def _logger(
         if record.fault:
             metrics["guard/fault"] = record.fault
         tracker.log(metrics)
-        console.outer(record.step + 1, experiment.meta.steps, metrics)
+        console.outer(record.step + 1, steps, metrics)
         if record.line is not None:
             console.note(record.line)
         if record.fault:
@@ -159,56 +155,22 @@ def _logger(
     return log
 
 
-def _versions() -> dict[str, str]:
-    return {name: v for name in ("metasched", "torch", "numpy", "higher") if (v := version(name)) is not None}
-
-
-def _export(
-    experiment: Experiment,
-    problem: InnerProblem,
-    outcome: MetaTraining,
-    start: Start,
-    folder: RunFolder,
-) -> None:
-    settings = to_dict(experiment)["method"]
+def _found(outcome: MetaTraining, start: Start, meta: MetaConfig, seed: int) -> Found:
+    """What the outer loop learned; its score is the mean over the last half of the outer steps."""
     tail = outcome.history[len(outcome.history) // 2 :]
     tail = [r for r in tail if math.isfinite(r.score)]  # steps without a finite run have none
-    score = sum(r.score for r in tail) / len(tail) if tail else float("nan")
-    runs = sum(r.inner_steps for r in tail) // experiment.task.steps
-    provenance = Provenance(
-        kind="learned",
-        name=experiment.name,
-        citation=f"learned by metasched, starting at {start.name}",
-        config_hash=config_hash(experiment, problem.fingerprint),
-        seeds=(experiment.seed,),
-        tasks=(problem.task.name,),
-        outer_steps=experiment.meta.steps,
-        versions=_versions(),
-        metric=Metric(name="meta-validation score", value=score, n=runs) if runs else None,
-        spent=start.spent(experiment.meta.estimator, outcome.inner_steps),
-    )
-    file = export(
-        outcome.schedule,
-        method_name=experiment.method.name,
-        method_parameters={k: v for k, v in settings.items() if k != "name"},
-        controls=problem.network.method.controls,
-        layers=problem.network.layers,
+    return Found(
+        schedule=outcome.schedule,
         knots=outcome.schedule.knots,
         interpolation="linear",
-        provenance=provenance,
+        kind="learned",
+        how=f"learned by metasched, starting at {start.name}",
+        seed=seed,
+        outer_steps=meta.steps,
+        score=sum(r.score for r in tail) / len(tail) if tail else math.nan,
+        runs=sum(r.inner_steps for r in tail) // outcome.horizon,
+        spent=start.spent(meta.estimator, outcome.inner_steps),
     )
-    write_schedule(folder.schedule, file)
-
-
-def _show(folder: RunFolder, learned: PlayedSchedule, layers: Sequence[Layer], tracker: Tracker) -> None:
-    progress = torch.linspace(0, 1, 101, dtype=torch.float64)
-    values = learned(progress, layers)
-    names = [layer.name for layer in layers]
-    folder.plots.mkdir(exist_ok=True)
-    plot_schedule(folder.plots / "schedule.png", values, names, progress)
-    for t, u in enumerate(progress.tolist()):
-        curves = {f"schedule/{c}/{n}": float(values[c][t, i]) for c in values for i, n in enumerate(names)}
-        tracker.log({"schedule/progress": u, **curves})
 
 
 def _metadata(config: str, comparison: Comparison) -> dict[str, Any]:

@@ -13,6 +13,7 @@ here, because the section ``method`` has only the fields of its own method (meth
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 from metasched.config.fields import fields
@@ -21,6 +22,7 @@ from metasched.core.errors import MetaschedError
 from metasched.estimators.table import ESTIMATORS
 from metasched.methods import METHODS, build_method
 from metasched.methods.base import Method
+from metasched.methods.config import MethodConfig
 from metasched.methods.spec import CEILING
 from metasched.models import MODELS
 from metasched.search.table import SEARCHES
@@ -31,19 +33,22 @@ from metasched.training.optimizers.table import OPTIMIZERS
 _QUANTIZERS = ("levels", "activation_levels", "scale", "granularity", "activation_scale")
 
 
+Look = Callable[[str], Any]  # the value of a field, or a section, of an experiment by its dotted path
+
+
 class Rule(NamedTuple):
     """Which fields the values of one setting read.
 
     Attributes:
         setting: dotted path.
         reads: {value of the setting: dotted paths of the fields that it reads}; fields in no entry are not its concern.
-        chosen: the key of ``reads`` that an experiment has.
+        chosen: the key of ``reads`` that an experiment has, which it looks up by dotted paths.
         mend: what a message advises; empty: to leave the field out, with the values that read it.
     """
 
     setting: str
     reads: Mapping[str, Collection[str]]
-    chosen: Callable[[Experiment], str]
+    chosen: Callable[[Look], str]
     mend: str = ""
 
     @property
@@ -51,9 +56,9 @@ class Rule(NamedTuple):
         """The fields that it concerns, sorted."""
         return tuple(sorted({field for read in self.reads.values() for field in read}))
 
-    def unread(self, experiment: Experiment) -> tuple[str, ...]:
-        """The fields that it concerns and the experiment does not read, sorted."""
-        read = self.reads.get(self.chosen(experiment), self.governed)  # what has no row may read everything
+    def unread(self, look: Look) -> tuple[str, ...]:
+        """The fields that it concerns and an experiment with these values does not read, sorted."""
+        read = self.reads.get(self.chosen(look), self.governed)  # what has no row may read everything
         return tuple(field for field in self.governed if field not in read)
 
     def fix(self, field: str) -> str:
@@ -84,7 +89,7 @@ def rules(method: str) -> Iterator[Rule]:
     yield Rule(
         "schedule.start",
         {"best": ("meta.select_runs",), "another": ()},
-        lambda e: "best" if e.schedule.start == "best" else "another",
+        lambda look: "best" if look("schedule.start") == "best" else "another",
     )
 
 
@@ -100,13 +105,14 @@ def ignored(
     """
     defaults = {field.path: field for field in fields()}
     seen: set[str] = set()
+    look = partial(value_at, experiment)
     for rule in rules(experiment.method.name):
-        for path in rule.unread(experiment):
-            value = value_at(experiment, path)
+        for path in rule.unread(look):
+            value = look(path)
             if path in seen or (given is not None and path not in given) or value in (_MISSING, defaults[path].default):
                 continue
             seen.add(path)
-            shown = value_at(experiment, rule.setting)
+            shown = look(rule.setting)
             problem = f"has no effect, because {rule.setting} is {'null' if shown is None else shown}"
             yield MetaschedError(place(path), problem, rule.fix(path))
 
@@ -114,9 +120,8 @@ def ignored(
 _MISSING = object()  # of a parameter that the method does not have
 
 
-def value_at(experiment: Experiment, path: str) -> Any:
-    """The value of a field by its dotted path."""
-    value: Any = experiment
+def value_at(value: Any, path: str) -> Any:
+    """The value of a field of an experiment, or of a section, by its dotted path."""
     for name in path.split("."):
         value = getattr(value, name, _MISSING)
     return value
@@ -130,15 +135,15 @@ def _reads(table: Mapping[str, Any]) -> dict[str, Collection[str]]:
 def _of(section: str, name: str, table: Mapping[str, Collection[str]]) -> Rule:
     """The rule of a setting whose values and fields are of one section."""
     reads = {value: [f"{section}.{field}" for field in read] for value, read in table.items()}
-    return Rule(f"{section}.{name}", reads, lambda e: getattr(getattr(e, section), name))
+    return Rule(f"{section}.{name}", reads, lambda look: look(f"{section}.{name}"))
 
 
 def _unless(setting: str, value: object, *governed: str) -> Rule:
     """Fields of its section that every value of a setting reads but one."""
     fields = [f"{setting.partition('.')[0]}.{name}" for name in governed]
 
-    def chosen(experiment: Experiment) -> str:
-        return "none" if value_at(experiment, setting) == value else "some"
+    def chosen(look: Look) -> str:
+        return "none" if look(setting) == value else "some"
 
     return Rule(setting, {"some": fields, "none": ()}, chosen, f"leave it out, or set {setting}")
 
@@ -147,14 +152,14 @@ def _quantization() -> Rule:
     """Float networks read nothing of how weights and activations are quantized."""
     governed = (*(f"method.{name}" for name in _QUANTIZERS), "quantize.first", "quantize.last", "meta.surrogate")
     reads = {name: () if name == CEILING else governed for name in METHODS}
-    return Rule("method.name", reads, lambda e: e.method.name, "leave it out; it is for methods that quantize")
+    return Rule("method.name", reads, lambda look: look("method.name"), "leave it out; it is for methods that quantize")
 
 
 def _relaxation() -> Rule:
     """Methods whose relaxed form is another one read its width."""
 
-    def chosen(experiment: Experiment) -> str:
-        method = _built(experiment)
+    def chosen(look: Look) -> str:
+        method = _built(look("method"))
         return "exact" if method is not None and method.relaxed(1.0) == method else "relaxed"
 
     mend = "leave it out; it is for methods that freeze weights, such as inq and joint"
@@ -164,8 +169,8 @@ def _relaxation() -> Rule:
 def _noise_floor() -> Rule:
     """Methods with a control that has a floor while learning read another floor."""
 
-    def chosen(experiment: Experiment) -> str:
-        method = _built(experiment)
+    def chosen(look: Look) -> str:
+        method = _built(look("method"))
         floors = method is None or any(c.learning_floor is not None for c in method.controls)
         return "floors" if floors else "none"
 
@@ -173,9 +178,9 @@ def _noise_floor() -> Rule:
     return Rule("method.name", {"floors": ("meta.noise_floor",), "none": ()}, chosen, mend)
 
 
-def _built(experiment: Experiment) -> Method | None:
+def _built(config: MethodConfig) -> Method | None:
     """The method; None where its settings do not go together, which others report."""
     try:
-        return build_method(experiment.method)
+        return build_method(config)
     except MetaschedError:
         return None

@@ -124,17 +124,20 @@ def _refuse_beside_factory(task: Any, place: Callable[[str], str]) -> None:
         raise MetaschedError(place(f"task.{beside[0]}"), problem, "leave it out, or pass it on in task.args")
 
 
-def require_learnable(experiment: Experiment) -> None:
+def require_learnable(method: MethodConfig, learn: Sequence[str] | None) -> None:
     """Refuses an experiment in which there is nothing to learn.
+
+    Args:
+        method: its section ``method``.
+        learn: its field ``schedule.learn``.
 
     Raises:
         MetaschedError: the method has no controls, or none of them is to be learned.
     """
-    if not build_method(experiment.method).controls:
-        name = experiment.method.name
-        problem = f"there is nothing to learn for {name}, which has no controls"
+    if not build_method(method).controls:
+        problem = f"there is nothing to learn for {method.name}, which has no controls"
         raise MetaschedError("method.name", problem, f"set it to another method, such as {DEFAULT}")
-    if experiment.schedule.learn == ():
+    if learn == ():
         raise MetaschedError("schedule.learn", "is empty, so that there is nothing to learn", "name controls in it")
 
 
@@ -207,9 +210,9 @@ def section_dict(section: Any) -> dict[str, Any]:
     return fields_of
 
 
-def dump_yaml(experiment: Experiment) -> str:
-    """The experiment as YAML that ``load_experiment`` reads back to an equal one."""
-    return yaml.safe_dump(to_dict(experiment), sort_keys=False)
+def dump_yaml(document: Mapping[str, Any]) -> str:
+    """An experiment, as ``to_dict`` has it, as YAML that ``load_experiment`` reads back to an equal one."""
+    return yaml.safe_dump(dict(document), sort_keys=False)
 
 
 def config_hash(experiment: Experiment, fingerprint: str = "") -> str:

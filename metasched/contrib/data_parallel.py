@@ -26,15 +26,9 @@ from metasched.network.quantize import ControlRow, Tensors, rows
 from metasched.runs.ranks import join_group, launched, leave_group, see_own_gpu
 from metasched.tasks.supervised import SupervisedTask
 from metasched.training.loop import InnerRun
-from metasched.training.step import (
-    Evaluated,
-    InnerProblem,
-    TrainingState,
-    advance,
-    evaluate,
-    training_loss,
-    with_leaves,
-)
+from metasched.training.loss import training_loss
+from metasched.training.state import InnerProblem, TrainingState
+from metasched.training.step import Evaluated, advance, evaluate, with_leaves
 
 _CHECK_EVERY = 100  # steps
 

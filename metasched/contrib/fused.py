@@ -25,7 +25,8 @@ from metasched.training.optimizers.adam import Adam
 from metasched.training.optimizers.adamw import AdamW
 from metasched.training.optimizers.base import Optimizer
 from metasched.training.optimizers.sgd import SGD
-from metasched.training.step import InnerProblem, TrainingState, evaluate, health_after, with_leaves
+from metasched.training.state import InnerProblem, TrainingState
+from metasched.training.step import evaluate, health_after, with_leaves
 
 # optimizer -> its row in COEFFICIENTS, and the names of its moments
 _OPTIMIZERS: dict[Optimizer, tuple[str, tuple[str, ...]]] = {

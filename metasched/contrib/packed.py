@@ -16,7 +16,8 @@ from metasched.contrib.packing import pack, unpack
 from metasched.methods.discrete import Discrete
 from metasched.network.quantize import QuantizedNetwork, Tensors, rows
 from metasched.training.loop import InnerRun
-from metasched.training.step import InnerProblem, TrainingState, inner_step
+from metasched.training.state import InnerProblem, TrainingState
+from metasched.training.step import inner_step
 
 
 class PackedState(NamedTuple):

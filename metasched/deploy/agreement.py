@@ -19,7 +19,8 @@ from metasched.core.layer import weight_key
 from metasched.deploy import simulator
 from metasched.deploy.stages import Array, IntegerNetwork, Thresholds
 from metasched.deploy.thresholds import SLACK
-from metasched.network.quantize import QuantizedNetwork, Tensors, activations
+from metasched.network.quantize import QuantizedNetwork, Tensors
+from metasched.network.sites import activations
 
 Runtime = Callable[[npt.NDArray[np.floating]], Sequence[Array]]
 Twin = Callable[[torch.Tensor], tuple[torch.Tensor, list[torch.Tensor]]]

@@ -35,7 +35,8 @@ from metasched.deploy.stages import (
 from metasched.deploy.thresholds import Norm, fold
 from metasched.methods.tensors import LayerQuantizer
 from metasched.models.cutie import Thermometer
-from metasched.network.quantize import ActivationSite, QuantizedNetwork, Tensors
+from metasched.network.quantize import QuantizedNetwork, Tensors
+from metasched.network.sites import ActivationSite
 
 
 def input_step(images: torch.Tensor) -> Fraction:

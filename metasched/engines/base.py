@@ -12,11 +12,13 @@ from typing import Literal, NamedTuple
 import torch
 from torch import nn
 
+from metasched.engines.products import vector_jacobian
 from metasched.network.quantize import Call, Model, Tensors
 from metasched.schedules.base import progress_of_steps
 from metasched.training.faults import Fault
 from metasched.training.finite import FINITE
-from metasched.training.step import InnerProblem, TrainingState, own_draws, precise
+from metasched.training.loss import own_draws, precise
+from metasched.training.state import InnerProblem, TrainingState
 
 Controls = Mapping[str, torch.Tensor]  # control -> [T, L]
 Objective = Literal["hardened", "relaxed", "trajectory"]
@@ -215,9 +217,7 @@ def pull_back(schedule: nn.Module, values: Controls, found: ControlGradient) -> 
     parameters = list(schedule.parameters())
     learned = [n for n in values if values[n].requires_grad]
     seeds = [found.wrt[n].to(values[n]) for n in learned]
-    gradient = torch.autograd.grad(
-        [values[n] for n in learned], parameters, seeds, allow_unused=True, retain_graph=True
-    )
+    gradient = vector_jacobian([values[n] for n in learned], parameters, seeds, retain_graph=True)
     gradient = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, gradient, strict=True)]
     lost = sum(int((~g.isfinite()).sum()) for g in gradient) if found.nonfinite == 0 else 0
     diagnostics = Diagnostics(

@@ -17,7 +17,7 @@ from metasched.core.randomness import generator
 from metasched.engines.base import Controls, OuterLoss, judge
 from metasched.network.quantize import rows
 from metasched.training.loop import train
-from metasched.training.step import InnerProblem
+from metasched.training.state import InnerProblem
 
 STEP = 1e-6
 TOLERANCE = 1e-6  # the largest relative error of a derivative that is right

@@ -23,7 +23,9 @@ from metasched.engines.base import (
 )
 from metasched.engines.higher_optimizers import OfRule, monkeypatch, refuse
 from metasched.network.quantize import Tensors, rows
-from metasched.training.step import InnerProblem, health_after, training_loss, with_leaves
+from metasched.training.loss import training_loss
+from metasched.training.state import InnerProblem
+from metasched.training.step import health_after, with_leaves
 
 
 def unroll(problem: InnerProblem, controls: Controls, outer: OuterLoss) -> Unrolled:

@@ -15,7 +15,8 @@ import torch
 from metasched.core.errors import MetaschedError
 from metasched.engines.base import Controls, OuterLoss, dead_layers, judge, judged_steps
 from metasched.network.quantize import Tensors
-from metasched.training.step import InnerProblem, TrainingState, inner_step
+from metasched.training.state import InnerProblem, TrainingState
+from metasched.training.step import inner_step
 
 Named = dict[tuple[str, str], torch.Tensor]  # (control, hyper or a part of the state; name) -> tensor
 Stored = list[tuple[int, TrainingState]]  # (step, the state before it)

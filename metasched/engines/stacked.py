@@ -20,8 +20,9 @@ from metasched.engines.sweep import plan_for, unroll
 from metasched.network.quantize import Tensors
 from metasched.tasks.supervised import SupervisedTask
 from metasched.training.finite import FINITE
+from metasched.training.loss import own_draws
 from metasched.training.stacked import mappable, stacked
-from metasched.training.step import InnerProblem, TrainingState, own_draws
+from metasched.training.state import InnerProblem, TrainingState
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from metasched.engines.base import (
     judged_steps,
 )
 from metasched.engines.memory import Plan, bytes_of, graph_bytes, plan
+from metasched.engines.products import vector_jacobian
 from metasched.engines.replay import (
     Link,
     Named,
@@ -45,7 +46,7 @@ from metasched.engines.replay import (
     named,
     take,
 )
-from metasched.training.step import InnerProblem
+from metasched.training.state import InnerProblem
 
 
 def unroll(
@@ -148,7 +149,7 @@ def _pull(taken: Link, adjoint: Named, seed: torch.Tensor, wrt: Named, step: int
     if not ends or not leaves:
         return {}
     outputs, seeds = zip(*ends, strict=True)
-    found = torch.autograd.grad(outputs, list(leaves.values()), seeds, allow_unused=True)
+    found = vector_jacobian(outputs, list(leaves.values()), seeds)
     slopes = {key: slope for key, slope in zip(leaves, found, strict=True) if slope is not None}
     for key in slopes.keys() & wrt.keys():
         at_step(wrt[key], step).add_(slopes[key])

@@ -23,7 +23,8 @@ from metasched.core.errors import MetaschedError
 from metasched.engines.base import Controls, OuterLoss, dead_layers, judge, judged_steps
 from metasched.network.quantize import Tensors
 from metasched.training.faults import Fault
-from metasched.training.step import InnerProblem, TrainingState, inner_step
+from metasched.training.state import InnerProblem, TrainingState
+from metasched.training.step import inner_step
 
 
 class Slope(NamedTuple):

@@ -20,7 +20,7 @@ from metasched.engines.base import (
 )
 from metasched.network.quantize import rows
 from metasched.training.loop import take_steps
-from metasched.training.step import InnerProblem, TrainingState
+from metasched.training.state import InnerProblem, TrainingState
 
 
 def unroll(

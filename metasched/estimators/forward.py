@@ -28,7 +28,7 @@ from metasched.meta.config import MetaConfig
 from metasched.network.quantize import Tensors
 from metasched.runs.local import Along, Runs
 from metasched.schedules.base import progress_of_steps
-from metasched.training.step import InnerProblem
+from metasched.training.state import InnerProblem
 
 
 @dataclass(frozen=True)

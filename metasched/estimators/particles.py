@@ -36,7 +36,7 @@ from metasched.estimators.es import finite_pairs, population_mean, spread, with_
 from metasched.estimators.perturbation import controls_at, score_function
 from metasched.network.quantize import Tensors, rows
 from metasched.runs.local import Judged, Reached, Runs, Segment
-from metasched.training.step import TrainingState
+from metasched.training.state import TrainingState
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from metasched.core.randomness import generator
 from metasched.network.quantize import Tensors
 from metasched.schedules.base import progress_of_steps
-from metasched.training.step import InnerProblem
+from metasched.training.state import InnerProblem
 
 
 def scales(schedule: nn.Module) -> Tensors:

@@ -7,7 +7,7 @@ read only here. At each horizon every arm trains for the same number of steps.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from metasched.config.schema import Experiment, ProblemConfig
 from metasched.evaluation.comparison import Arm, Comparison
@@ -34,8 +34,32 @@ from metasched.training.stacked import mapping_pays
 _SHOWN = 2  # number of arms whose differences to all others fit into a terminal
 
 
+class Plan(NamedTuple):
+    """What all arms of a comparison have in common.
+
+    Attributes:
+        seeds: of the inner runs, the same for each arm.
+        horizons: T, training steps of an inner run; each horizon is a comparison of its own.
+        worst: score that counts for a run that diverged; None: the lowest of all scores.
+    """
+
+    seeds: tuple[int, ...]
+    horizons: tuple[int, ...]
+    worst: float | None
+
+
+def plan_of(experiment: Experiment) -> Plan:
+    """The plan that the section ``compare`` of an experiment describes."""
+    settings, steps = experiment.compare, experiment.task.steps
+    return Plan(
+        tuple(fresh_seeds(experiment.seed, settings.seeds)),
+        tuple(multiple * steps for multiple in settings.horizons),
+        build_problem(experiment.problem).task.worst_score,
+    )
+
+
 def compare(
-    experiment: Experiment,
+    plan: Plan,
     contenders: Mapping[str, Contender],
     learned: Sequence[str],
     pool: Mapper,
@@ -45,14 +69,13 @@ def compare(
     """Trains every arm from every fresh seed at every horizon, and logs each score.
 
     Args:
-        experiment: gives seeds and horizons.
+        plan: seeds and horizons.
         contenders: the arms by name.
         learned: names of the arms with which all others are compared.
         pool: runs the training.
         tracker, console: receive scores and progress.
     """
-    seeds = fresh_seeds(experiment.seed, experiment.compare.seeds)
-    horizons = [multiple * experiment.task.steps for multiple in experiment.compare.horizons]
+    seeds, horizons, own = plan
     cells = [(name, steps, seed) for steps in horizons for name in contenders for seed in seeds]
     work = [
         (arm.problem, controls, part, steps, "test")
@@ -62,7 +85,6 @@ def compare(
         for part in _parts(arm.problem, seeds, pool)
     ]
     found = (score for part in pool.map(cell_scores, work) for score in part)
-    own = build_problem(experiment).task.worst_score
 
     def said(of_arm: Sequence[float]) -> str:
         return f"{summarize(counted(of_arm, lowest(of_arm) if own is None else own)).mean:.4f}"
@@ -88,11 +110,11 @@ def compare(
         for steps in horizons
         for name, c in contenders.items()
     ]
-    return Comparison(tuple(seeds), tuple(arms), tuple(learned))
+    return Comparison(seeds, tuple(arms), tuple(learned))
 
 
 def publish(
-    experiment: Experiment,
+    config: Mapping[str, Any],
     comparison: Comparison,
     contenders: Mapping[str, Contender],
     folder: RunFolder,
@@ -100,6 +122,13 @@ def publish(
     console: Console,
 ) -> dict[str, Any]:
     """Writes comparison.json, the plot and the report; shows and logs the verdicts and tables.
+
+    Args:
+        config: the experiment, as ``to_dict`` has it.
+        comparison: the scores.
+        contenders: the arms by name.
+        folder: where it is written.
+        tracker, console: receive verdicts and tables.
 
     Returns:
         a summary for programs: paths, verdicts and mean scores.
@@ -120,7 +149,7 @@ def publish(
     picture = folder.plots / "comparison.png"
     plot_comparison(picture, scores, comparison.learned)
     tracker.picture(SCORES_PICTURE, picture)
-    report = write_report(experiment, comparison, contenders, folder)
+    report = write_report(config, comparison, contenders, folder)
     return {
         "report": str(report),
         "comparison": str(folder.comparison),

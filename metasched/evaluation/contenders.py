@@ -51,10 +51,9 @@ class Contender(NamedTuple):
     schedule: Schedule
 
 
-def given_arms(experiment: Experiment) -> list[tuple[str, Contender]]:
-    """What every comparison of an experiment plays: floor, ceiling and hand-coded schedules."""
-    config = experiment.problem
-    return [*reference_arms(config), *hand_coded_arms(config, experiment.compare.baselines)]
+def given_arms(config: ProblemConfig, baselines: Sequence[str] | None) -> list[tuple[str, Contender]]:
+    """What every comparison plays: floor, ceiling and the hand-coded schedules of ``hand_coded_arms``."""
+    return [*reference_arms(config), *hand_coded_arms(config, baselines)]
 
 
 def reference_arms(config: ProblemConfig) -> list[tuple[str, Contender]]:

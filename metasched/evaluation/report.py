@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from metasched.config.load import dump_yaml
-from metasched.config.schema import Experiment
 from metasched.evaluation.comparison import Comparison
 from metasched.evaluation.contenders import Contender
 from metasched.evaluation.verdict import verdicts
@@ -41,12 +40,12 @@ summary { cursor: pointer; padding: .25rem 0; }
 
 
 def write_report(
-    experiment: Experiment, comparison: Comparison, contenders: Mapping[str, Contender], folder: RunFolder
+    config: Mapping[str, Any], comparison: Comparison, contenders: Mapping[str, Contender], folder: RunFolder
 ) -> Path:
     """Writes ``report.html`` into the run folder.
 
     Args:
-        experiment: the experiment of the comparison.
+        config: the experiment of the comparison, as ``to_dict`` has it.
         comparison: the scores.
         contenders: the arms by name.
         folder: the run folder, in which ``plots/comparison.png`` must exist.
@@ -54,7 +53,8 @@ def write_report(
     Returns:
         path of the report.
     """
-    parts = [f"<h1>{escape(experiment.name)}: {escape(experiment.method.name)} on {escape(experiment.task.label)}</h1>"]
+    task = config["task"].get("factory") or config["task"]["name"]
+    parts = [f"<h1>{escape(config['name'])}: {escape(config['method']['name'])} on {escape(task)}</h1>"]
     parts += [f"<p><strong>{escape(str(verdict))}</strong></p>" for verdict in verdicts(comparison)]
     parts.append(f"<p>{escape(_setting(comparison))}</p>")
     for horizon in comparison.horizons:
@@ -71,11 +71,11 @@ def write_report(
         parts.append(f"<details{opened}><summary>{escape(name)}</summary>{picture}</details>")
     parts.append("<h2>Environment</h2>")
     parts.append(f"<details><summary>Versions and device</summary><pre>{_escaped(environment())}</pre></details>")
-    parts.append(f"<details><summary>Configuration</summary><pre>{escape(dump_yaml(experiment))}</pre></details>")
+    parts.append(f"<details><summary>Configuration</summary><pre>{escape(dump_yaml(config))}</pre></details>")
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(experiment.name)}</title><style>{_STYLE}</style></head>\n<body>\n"
+        f"<title>{escape(config['name'])}</title><style>{_STYLE}</style></head>\n<body>\n"
         + "\n".join(parts)
         + "\n</body></html>\n"
     )

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from scipy import stats
+from scipy.special import stdtr, stdtrit  # scipy.stats takes two seconds to import
 
 _ROUNDING = 1e-6  # relative rounding error of scores, which are computed in float32
 
@@ -90,13 +90,13 @@ def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float 
     rounding = _ROUNDING * max(abs(score) for score in (*a, *b))
     if sd > rounding:
         error = sd / math.sqrt(n)
-        p = float(2 * stats.t.sf(abs(mean) / error, n - 1))
+        p = float(2 * stdtr(n - 1, -abs(mean) / error))
     elif abs(mean) > rounding:
         p = 2.0 ** (1 - n)
-        error = abs(mean) / float(stats.t.isf(p / 2, n - 1))
+        error = abs(mean) / float(-stdtrit(n - 1, p / 2))
     else:
         p, error = 1.0, 0.0
-    margin = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * error
+    margin = float(stdtrit(n - 1, (1 + confidence) / 2)) * error
     return PairedDifference(mean, mean - margin, mean + margin, n, p)
 
 

@@ -23,7 +23,8 @@ from metasched.core.errors import MetaschedError
 from metasched.estimators.base import MEND, check_like
 from metasched.io.atomic import write_atomic
 from metasched.io.reading import read_regular
-from metasched.meta.outer import ADAM, OuterState, OuterStep
+from metasched.meta.adam import QUANTITIES
+from metasched.meta.outer import OuterState, OuterStep
 from metasched.network.quantize import Tensors
 
 FORMAT, VERSION = "metasched.checkpoint", 1
@@ -92,7 +93,7 @@ def check_fit(checkpoint: Checkpoint, schedule: torch.nn.Module, steps: int) -> 
         raise MetaschedError("state.step", f"is {state.step}, and the run has {steps} outer steps", MEND)
     own = {name: p.detach() for name, p in schedule.named_parameters()}
     count = torch.zeros((), dtype=_step_type(state.optimizer))
-    moments = {f"{q}.{name}": count if q == "step" else p for name, p in own.items() for q in ADAM}
+    moments = {f"{q}.{name}": count if q == "step" else p for name, p in own.items() for q in QUANTITIES}
     check_like("state.parameters", state.parameters, own)
     check_like("state.totals", state.totals, own)
     check_like("state.optimizer", state.optimizer, moments if state.optimizer else {})

@@ -18,6 +18,7 @@ import torch
 from metasched.core.errors import MetaschedError
 from metasched.core.layer import Layer
 from metasched.engines.base import Hypergradient, norm
+from metasched.meta.adam import Adam
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.learnable import LearnableSchedule
 from metasched.training.faults import Fault
@@ -37,7 +38,7 @@ def keep(estimates: Sequence[Hypergradient]) -> list[Hypergradient]:
 
 
 def clip(gradient: list[torch.Tensor], largest: float) -> tuple[list[torch.Tensor], bool]:
-    """The gradient scaled to norm ``largest`` at most, and whether it was."""
+    """The gradient, of [...] tensors, scaled to norm ``largest`` at most, and whether it was."""
     size = norm(gradient)
     if size <= largest:
         return gradient, False
@@ -48,7 +49,7 @@ def clip(gradient: list[torch.Tensor], largest: float) -> tuple[list[torch.Tenso
 
 
 def first_fault(parts: Mapping[str, Mapping[str, torch.Tensor]]) -> Fault | None:
-    """The first tensor that is not finite, of {what it is: {its name: tensor}}."""
+    """The first tensor [...] that is not finite, of {what it is: {its name: tensor}}."""
     for what, tensors in parts.items():
         for name, t in tensors.items():
             if not _all([t]):
@@ -64,12 +65,14 @@ def values_of(schedule: LearnableSchedule, steps: int, layers: Sequence[Layer]) 
 
 def update(
     schedule: LearnableSchedule,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Adam,
     gradient: Sequence[torch.Tensor],
     steps: int,
     layers: Sequence[Layer],
 ) -> Fault | None:
-    """One step of the optimizer along a gradient of the schedule's parameters, if all that it makes is finite.
+    """One step of the optimizer along a gradient, if all that it makes is finite.
+
+    The gradient has a tensor [...] for each parameter of the schedule, in their order.
 
     It is tried on a copy: where the gradient, a parameter, the optimizer's state or a value of the schedule at one of
     ``steps`` steps is not finite, nothing changes, and what it was is given back.
@@ -102,7 +105,7 @@ def listed(faults: Sequence[Fault], most: int = 3) -> str:
     return ", ".join(texts[:most]) + more
 
 
-def _step(schedule: LearnableSchedule, optimizer: torch.optim.Optimizer, gradient: Sequence[torch.Tensor]) -> None:
+def _step(schedule: LearnableSchedule, optimizer: Adam, gradient: Sequence[torch.Tensor]) -> None:
     for p, g in zip(schedule.parameters(), gradient, strict=True):
         p.grad = g
     optimizer.step()

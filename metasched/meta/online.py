@@ -31,7 +31,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from metasched.config.schema import Experiment
+from metasched.config.schema import Experiment, ProblemConfig
 from metasched.core.layer import Layer
 from metasched.core.randomness import derive_seed
 from metasched.engines.base import (
@@ -42,18 +42,20 @@ from metasched.engines.base import (
 )
 from metasched.engines.unroll import unroll
 from metasched.estimators.reverse import Floored
-from metasched.meta.config import OnlineConfig
+from metasched.meta.adam import Adam
+from metasched.meta.config import MetaConfig, OnlineConfig
 from metasched.meta.guards import MOST_BAD_STEPS, RunStopped, clip, keep, listed, update
 from metasched.meta.start import learned_controls
 from metasched.methods.base import Control
 from metasched.network.quantize import Tensors, rows
 from metasched.schedules.base import Schedule, progress_of_steps
+from metasched.schedules.config import ScheduleConfig
 from metasched.schedules.learnable import build_learnable
 from metasched.tasks.base import Task, examples
 from metasched.training.faults import locate
 from metasched.training.loop import take_steps
 from metasched.training.problem import build_problem
-from metasched.training.step import InnerProblem, TrainingState
+from metasched.training.state import InnerProblem, TrainingState
 
 _SIGNS = {"nonincreasing": -1, "free": 0, "nondecreasing": 1}
 _WINDOW_STEP = 3.0  # plain steps that a differentiated one costs; measured 2.2 to 2.9, on MLPs and small CNNs
@@ -147,25 +149,46 @@ def held_out_size(online: OnlineConfig, task: Task) -> int:
     return online.held_out or min(examples(task.batch(0, 0)), examples(task.outer_batch()))
 
 
+class Setting(NamedTuple):
+    """What online runs depend on, besides where they start.
+
+    Attributes:
+        problem: what is trained.
+        online: when it looks ahead, and how far.
+        meta: how it differentiates.
+        schedule: what it learns.
+        seed: of the experiment.
+    """
+
+    problem: ProblemConfig
+    online: OnlineConfig
+    meta: MetaConfig
+    schedule: ScheduleConfig
+    seed: int
+
+
+def setting_of(experiment: Experiment) -> Setting:
+    """What the online runs of an experiment depend on."""
+    e = experiment
+    return Setting(e.problem, e.online, e.meta, e.schedule, e.seed)
+
+
 def train_online(
-    experiment: Experiment, start: Schedule, seed: int, log: Callable[[Adaptation], None] | None = None
+    setting: Setting, start: Schedule, seed: int, log: Callable[[Adaptation], None] | None = None
 ) -> OnlineRun:
     """Train once from a seed, under a schedule that starts at ``start`` and adapts itself; ``log`` gets each record.
 
     Raises:
         RunStopped: three look-aheads in a row changed nothing, because of numbers that are not finite.
     """
-    online, meta = experiment.online, experiment.meta
-    problem = build_problem(experiment).with_seed(seed)
-    relaxed = build_problem(experiment, relaxation=meta.relaxation).with_seed(seed)
+    config, online, meta, settings, own_seed = setting
+    problem = build_problem(config).with_seed(seed)
+    relaxed = build_problem(config, relaxation=meta.relaxation).with_seed(seed)
     layers, controls = problem.network.layers, problem.network.method.controls
     like = next(problem.network.module.parameters())
-    learn, own_seed = (
-        learned_controls(experiment.method.name, experiment.schedule.learn, controls),
-        derive_seed(experiment.seed, "schedule network"),
-    )
-    schedule = build_learnable(experiment.schedule, controls, start, learn, layers, own_seed)
-    optimizer = torch.optim.Adam(schedule.parameters(), lr=online.lr)
+    learn = learned_controls(config.method.name, settings.learn, controls)
+    schedule = build_learnable(settings, controls, start, learn, layers, derive_seed(own_seed, "schedule network"))
+    optimizer = Adam(schedule.parameters(), lr=online.lr)
     outer, size = OuterLoss(meta.objective, meta.surrogate), held_out_size(online, problem.task)
     progress, clock = progress_of_steps(problem.steps), time.process_time if like.is_cpu else time.perf_counter
     state: TrainingState | None = None
@@ -214,7 +237,7 @@ def train_online(
             log(record)
         if bad == MOST_BAD_STEPS:
             why = f"no update in {bad} look-aheads in a row, because numbers are not finite ({record.fault})"
-            raise RunStopped(f"step {record.step} of {experiment.task.label}", why, "lower online.lr or optimizer.lr")
+            raise RunStopped(f"step {record.step} of {config.task.label}", why, "lower online.lr or optimizer.lr")
     assert state is not None
     return OnlineRun({name: torch.cat([v[name] for v in played]) for name in played[0]}, state, tuple(history))
 

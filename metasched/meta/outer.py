@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import torch
 
-from metasched.config.schema import Experiment
+from metasched.config.schema import ProblemConfig
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import derive_seed
 from metasched.engines import find_unroll
@@ -26,17 +26,15 @@ from metasched.engines.base import OuterLoss
 from metasched.engines.sweep import plan_for
 from metasched.estimators import build_estimator
 from metasched.estimators.base import Estimate, Estimator
+from metasched.meta.adam import QUANTITIES, Adam
 from metasched.meta.config import MetaConfig
 from metasched.meta.guards import MOST_BAD_STEPS, RunStopped, clip, keep, listed, update
 from metasched.network.quantize import Tensors
-from metasched.runs.pool import Mapper
 from metasched.runs.pooled import PooledRuns
 from metasched.schedules.learnable import LearnableSchedule
 from metasched.training.faults import Fault
 from metasched.training.problem import build_problem
-from metasched.training.step import InnerProblem
-
-ADAM = ("step", "exp_avg", "exp_avg_sq")  # quantities that torch.optim.Adam keeps for each parameter
+from metasched.training.state import InnerProblem
 
 
 class OuterStep(NamedTuple):
@@ -87,30 +85,36 @@ class MetaTraining(NamedTuple):
 
     Attributes:
         schedule: with the mean parameters of the last half.
+        horizon: T, training steps of an inner run.
         inner_steps: training steps spent; where an estimator goes back through them, that comes on top.
         history: one record a step.
     """
 
     schedule: LearnableSchedule
+    horizon: int
     inner_steps: int
     history: tuple[OuterStep, ...]
 
 
-def check_estimator(experiment: Experiment) -> None:
-    """Refuses an estimator that this experiment cannot use, before anything is written.
+def check_estimator(config: ProblemConfig, meta: MetaConfig, kind: str) -> None:
+    """Refuses an estimator that cannot be used, before anything is written.
+
+    Args:
+        config: the problem that is trained.
+        meta: names the estimator.
+        kind: of the learnable schedule, ``network`` or ``family``.
 
     Raises:
         MetaschedError: settings that do not go together, a memory budget for an estimator that cannot keep to one, or
             one that is too small.
     """
-    meta = experiment.meta
-    if meta.estimator == "forward" and experiment.schedule.kind != "family":
+    if meta.estimator == "forward" and kind != "family":
         problem = "forward takes an inner run for each parameter of the schedule, and a network has hundreds"
         raise MetaschedError("meta.estimator", problem, "set schedule.kind to family, or meta.estimator to sweep")
     build_estimator(meta)
     find_unroll(meta.estimator, meta.memory)
     if meta.memory is not None:
-        problem = build_problem(experiment, relaxation=meta.relaxation)
+        problem = build_problem(config, relaxation=meta.relaxation)
         shape = (problem.steps, len(problem.network.layers))
         like = next(problem.network.module.parameters()).detach()
         middle = {
@@ -120,9 +124,9 @@ def check_estimator(experiment: Experiment) -> None:
 
 
 def meta_train(
-    experiment: Experiment,
+    runs: PooledRuns,
+    seed: int,
     schedule: LearnableSchedule,
-    pool: Mapper,
     log: Callable[[OuterStep], None],
     since: OuterState | None = None,
     save: Callable[[OuterState], None] | None = None,
@@ -130,9 +134,9 @@ def meta_train(
     """Learn the schedule, in place.
 
     Args:
-        experiment: its ``meta`` says how.
+        runs: does the inner runs; its ``meta`` says how to learn.
+        seed: of the experiment.
         schedule: what is learned.
-        pool: where inner runs are done.
         log: called after each outer step.
         since: where to go on; None starts at the schedule as it is.
         save: called before the first step and after each, once it is logged.
@@ -140,27 +144,27 @@ def meta_train(
     Raises:
         MetaschedError: three outer steps in a row changed nothing, because of numbers that are not finite (RunStopped).
     """
-    runs, estimator = PooledRuns(experiment.problem, experiment.meta, pool), build_estimator(experiment.meta)
+    meta, estimator = runs.meta, build_estimator(runs.meta)
     state = since or _begin(schedule, estimator, runs)
     if save:
         save(state)
-    while state.step < experiment.meta.steps:
+    while state.step < meta.steps:
         began = time.perf_counter()
         put(schedule, state.parameters)  # the schedule is where it is computed, whatever its parameters were
-        seeds = [derive_seed(experiment.seed, "inner run", state.step, run) for run in range(experiment.meta.runs)]
+        seeds = [derive_seed(seed, "inner run", state.step, run) for run in range(meta.runs)]
         estimate = estimator.estimate(schedule, runs, seeds, state.estimator)
-        state = _after(experiment.meta, schedule, estimate, runs.problem, state, began)
+        state = _after(meta, schedule, estimate, runs.problem, state, began)
         log(state.history[-1])
         if state.bad_steps == MOST_BAD_STEPS:
-            raise _stopped(experiment.task.label, state)
+            raise _stopped(runs.config.task.label, state)
         if save:
             save(state)
     put(schedule, averages(state))
-    return MetaTraining(schedule, sum(r.inner_steps for r in state.history), state.history)
+    return MetaTraining(schedule, runs.config.task.steps, sum(r.inner_steps for r in state.history), state.history)
 
 
 def put(schedule: LearnableSchedule, values: Mapping[str, torch.Tensor]) -> None:
-    """Give a schedule its parameters, by name."""
+    """Give a schedule its parameters, [...] each, by name."""
     with torch.no_grad():
         for name, p in schedule.named_parameters():
             p.copy_(values[name])
@@ -246,14 +250,14 @@ def _update(
     Where that would make anything that is not finite, nothing changes, and what it was is given back too.
     """
     named = dict(schedule.named_parameters())
-    optimizer = torch.optim.Adam(named.values(), lr=lr)
+    optimizer = Adam(named.values(), lr=lr)
     if state:
         for name, p in named.items():
-            optimizer.state[p] = {q: state[f"{q}.{name}"].clone() for q in ADAM}
+            optimizer.state[p] = {q: state[f"{q}.{name}"].clone() for q in QUANTITIES}
     mean = [torch.stack(of_runs).mean(0) for of_runs in zip(*gradients, strict=True)]
     if fault := update(schedule, optimizer, mean, problem.steps, problem.network.layers):
         return state, fault
-    return {f"{q}.{name}": optimizer.state[p][q] for name, p in named.items() for q in ADAM}, None
+    return {f"{q}.{name}": optimizer.state[p][q] for name, p in named.items() for q in QUANTITIES}, None
 
 
 def _parameters(schedule: LearnableSchedule) -> Tensors:

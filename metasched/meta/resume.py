@@ -20,7 +20,6 @@ from metasched.io.run_folder import RunFolder
 from metasched.io.strict_yaml import read_mapping
 from metasched.meta.checkpoint import Checkpoint, check_fit, read_checkpoint
 from metasched.meta.outer import OuterState
-from metasched.runs.pool import Mapper
 from metasched.runs.pooled import PooledRuns
 from metasched.schedules.learnable import LearnableSchedule
 
@@ -56,13 +55,13 @@ def resumed_experiment(
     lines.write({"allowed": changed, "environment": environment()})
     lines.close()
     if changes and not folder.checkpoint.exists():  # else once the checkpoint is known to fit
-        write_config(folder, given)
+        write_config(folder, now)
     return given
 
 
-def write_config(folder: RunFolder, experiment: Experiment) -> None:
-    """From now on this is what a resume goes on with."""
-    write_atomic(folder.config, dump_yaml(experiment).encode())
+def write_config(folder: RunFolder, config: Mapping[str, Any]) -> None:
+    """From now on this experiment, as ``to_dict`` has it, is what a resume goes on with."""
+    write_atomic(folder.config, dump_yaml(config).encode())
 
 
 def keep_fingerprint(folder: RunFolder, fingerprint: str) -> None:
@@ -83,8 +82,13 @@ def _same_task(was: object, now: str) -> None:
         raise MetaschedError("task", problem, "put it back, or start a new run")
 
 
-def last_checkpoint(experiment: Experiment, folder: RunFolder, fingerprint: str) -> Checkpoint | None:
+def last_checkpoint(config: Mapping[str, Any], folder: RunFolder, fingerprint: str) -> Checkpoint | None:
     """The checkpoint in a run folder; None where the run was stopped before the first one.
+
+    Args:
+        config: the experiment that goes on, as ``to_dict`` has it.
+        folder: of the run.
+        fingerprint: of the task that goes on.
 
     Raises:
         MetaschedError: it cannot be used, or is of another experiment.
@@ -95,10 +99,9 @@ def last_checkpoint(experiment: Experiment, folder: RunFolder, fingerprint: str)
     if checkpoint.fingerprint:
         _same_task(checkpoint.fingerprint, fingerprint)
     allowed = _allowed_before(folder)
-    now = to_dict(experiment)
-    for name in differing(now, checkpoint.config):
+    for name in differing(config, checkpoint.config):
         if name not in allowed:
-            raise _differs(name, checkpoint.config, now)
+            raise _differs(name, checkpoint.config, config)
     other = [f"{p} {v}" for p, v in checkpoint.versions.items() if version(p) != v]
     if other:
         warnings.warn(f"{folder.checkpoint}: was written with {', '.join(other)}: bits may differ", stacklevel=2)
@@ -110,8 +113,7 @@ def resumable_state(
     folder: RunFolder,
     base: str,
     schedule: LearnableSchedule,
-    experiment: Experiment,
-    pool: Mapper,
+    runs: PooledRuns,
 ) -> OuterState:
     """The state of a checkpoint, once it is known to be one of this schedule and this estimator.
 
@@ -120,7 +122,7 @@ def resumable_state(
         folder: of the run.
         base: a hash of the values of the schedule that learning starts at.
         schedule: the learnable schedule, as it is built.
-        experiment, pool: of the run.
+        runs: of the run.
 
     Raises:
         MetaschedError: the start has changed, or a part of the state does not fit.
@@ -129,12 +131,10 @@ def resumable_state(
         what = f"{checkpoint.start} has other values than when the run started"
         raise MetaschedError("schedule.start", what, "put the schedule back, or start a new run")
     try:
-        check_fit(checkpoint, schedule, experiment.meta.steps)
+        check_fit(checkpoint, schedule, runs.meta.steps)
         state = checkpoint.state
         if state.step:
-            build_estimator(experiment.meta).check(
-                schedule, PooledRuns(experiment.problem, experiment.meta, pool), experiment.meta.runs, state.estimator
-            )
+            build_estimator(runs.meta).check(schedule, runs, runs.meta.runs, state.estimator)
     except MetaschedError as error:
         raise MetaschedError(f"{folder.checkpoint}: {error.path}", error.problem, error.fix) from None
     return state

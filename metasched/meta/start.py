@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from metasched.config.schema import Experiment, ProblemConfig
+from metasched.config.schema import ProblemConfig
 from metasched.core.errors import MetaschedError, unknown_name
 from metasched.core.randomness import derive_seed
 from metasched.evaluation.contenders import name_of, named_schedule
@@ -78,15 +78,20 @@ def start_of(checkpoint: Checkpoint, given: tuple[str, Schedule] | None, method:
     return Start(checkpoint.start, known[checkpoint.start], checkpoint.selecting)
 
 
-def best_start(experiment: Experiment, pool: Mapper, tracker: Tracker, console: Console) -> Start:
+def best_start(config: ProblemConfig, runs: int, seed: int, pool: Mapper, tracker: Tracker, console: Console) -> Start:
     """The best hand-coded schedule.
 
     Every hand-coded schedule of the method is played on the same seeds; the best mean score on meta-validation wins.
+
+    Args:
+        config: the problem that is trained.
+        runs: inner runs for each schedule.
+        seed: of the experiment.
+        pool: does the inner runs.
+        tracker, console: receive the scores.
     """
-    family = hand_coded(experiment.method.name)
-    steps, runs = experiment.task.steps, experiment.meta.select_runs
-    seeds = [derive_seed(experiment.seed, "select", i) for i in range(runs)]
-    config = experiment.problem
+    family, steps = hand_coded(config.method.name), config.task.steps
+    seeds = [derive_seed(seed, "select", i) for i in range(runs)]
     values = {name: played(config, s, steps) for name, s in family.items()}
     work = [(config, values[name], [seed], steps, "validation") for name in family for seed in seeds]
     found = [score for (score,) in pool.map(cell_scores, work)]

@@ -1,16 +1,13 @@
 """``quantize(model, method)``: an ordinary module and a method make a network that runs under given controls.
 
-The module itself stays as it is: a copy is made, in which each chosen activation is replaced by a site that asks the
-running call what to do. Parameters, buffers, method state and controls are arguments of every call; nothing is stored.
+The module itself stays as it is: a copy has the sites (see sites.py). Parameters, buffers, method state and controls
+are arguments of every call; nothing is stored.
 """
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -20,48 +17,17 @@ from torch import nn
 from torch.func import functional_call
 
 from metasched.core.errors import MetaschedError
-from metasched.core.layer import Layer, weight_key
+from metasched.core.layer import Layer
 from metasched.core.randomness import Draw
 from metasched.methods.base import Evaluating, Method
+from metasched.network.sites import Example, activations, find_sites
 
 Tensors = dict[str, torch.Tensor]
 ControlRow = Mapping[str, torch.Tensor]  # control -> [L], the controls of one step
 Call = Callable[..., Any]  # call(params, *args, **kwargs) runs a module with these parameters
 Model = Callable[..., Any]  # model(*args, **kwargs) runs a network as it is
 
-Example = torch.Tensor | tuple[Any, ...] | Mapping[str, Any] | Callable[[nn.Module], object]
-
-_WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-_ACTIVATIONS = (
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Hardtanh),
-    *(nn.Hardswish, nn.Mish),
-)
 _DRAWING = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.RNNBase, nn.MultiheadAttention)  # from the global generator
-_activate: ContextVar[Callable[[int, torch.Tensor], torch.Tensor]] = ContextVar("activate")
-
-
-class ActivationSite(nn.Module):
-    """Stands where an activation stood; what it computes is decided by the call that runs the network."""
-
-    def __init__(self, layer: int) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """What the running call puts out here."""
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.float()  # noise narrower than bfloat16 can tell apart would be none
-        return _activate.get()(self.layer, x)
-
-
-@contextmanager
-def activations(function: Callable[[int, torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    """Within: the sites compute ``function(layer index, input)``."""
-    token = _activate.set(function)
-    try:
-        yield
-    finally:
-        _activate.reset(token)
 
 
 @dataclass(frozen=True)
@@ -91,7 +57,7 @@ class QuantizedNetwork:
         )
 
     def initialize(self, params: Tensors, row: ControlRow, seed: int) -> tuple[Tensors, Tensors]:
-        """Initial parameters and method state, from the float network's parameters and the first step's controls.
+        """Initial parameters and method state, from the float network's parameters and the first step's controls [L].
 
         The parameters have the method's trainable tensors beside the module's, as ``layer/name``.
         """
@@ -107,7 +73,7 @@ class QuantizedNetwork:
         return params, state
 
     def prepare(self, params: Tensors, state: Tensors, row: ControlRow, seed: int, step: int) -> Tensors:
-        """Method state for this step's forward pass."""
+        """Method state for this step's forward pass under the controls {control: [L]}."""
         prepared: Tensors = {}
         values, trainable = self._values(row), self.trainable(params)
         owns = _of_layers({**state, **trainable})
@@ -211,7 +177,7 @@ class QuantizedNetwork:
         return settled, updated
 
     def harden(self, params: Tensors, state: Tensors, surrogate: float = 0.5) -> Tensors:
-        """The deployed parameters of the module: every quantized weight exactly on its level set."""
+        """The deployed parameters of the module: every quantized weight [...] exactly on its level set."""
         trainable = self.trainable(params)
         hardened, owns = _without(params, trainable), _of_layers({**state, **trainable})
         for layer in self.layers:
@@ -220,11 +186,11 @@ class QuantizedNetwork:
         return hardened
 
     def hardened_model(self, call: Call, hardened: Tensors, surrogate: float = 0.5) -> Model:
-        """The deployed network, from hardened parameters: ``model(*args, **kwargs)``."""
+        """The deployed network, from hardened parameters [...]: ``model(*args, **kwargs)``."""
         return _within(lambda i, x: self.method.harden_activation(x, surrogate), call, hardened)
 
     def call(self, buffers: Tensors) -> Call:
-        """A runner of the module with these buffers, which batch normalization updates in place."""
+        """A runner of the module with these buffers [...], which batch normalization updates in place."""
         return lambda params, *args, **kwargs: functional_call(self.module, {**params, **buffers}, args, kwargs)
 
     def buffers(self) -> Tensors:
@@ -237,7 +203,7 @@ class QuantizedNetwork:
         return [{name: v[i] for name, v in unbound.items()} for i in range(len(self.layers))]
 
     def trainable(self, params: Tensors) -> Tensors:
-        """The trainable tensors of the method among the parameters, by their names there: ``layer/name``."""
+        """The trainable tensors [...] of the method among the parameters, by their names there: ``layer/name``."""
         return {name: p for name, p in params.items() if name.rpartition("/")[0] in self._names}
 
     @cached_property
@@ -248,106 +214,21 @@ class QuantizedNetwork:
 def quantize(
     model: nn.Module, method: Method, example: Example, *, first: bool = True, last: bool = False
 ) -> QuantizedNetwork:
-    """Wrap a model: choose its layers and say what each quantizes.
-
-    All convolutions and linear layers are chosen, in the order in which a forward pass of ``example`` runs them; an
-    activation module belongs to the layer that ran last before it, if that layer has none yet.
+    """Wrap a model: choose its layers and say what each quantizes (see sites.py).
 
     Args:
         model: any module whose activations are modules (not functional calls) that run once a pass; it is copied.
         method: what quantizes them.
-        example: an input batch, used for one pass in eval mode: a tensor, a tuple of arguments, a dict of keyword
-            arguments, or a function of the module that runs it (of several passes the first one counts).
+        example: an input batch, used for one pass in eval mode: a tensor [N, ...], a tuple of arguments, a dict of
+            keyword arguments, or a function of the module that runs it (of several passes the first one counts).
         first, last: whether the first and the last layer are quantized too.
 
     Raises:
         MetaschedError: nothing to quantize, a layer or an activation that runs more than once in a pass, a model that
             is a single layer, or layers that share a weight.
     """
-    module = copy.deepcopy(model)
-    ran = _execution_order(module, example)
-    weighted = [name for name, m in ran if isinstance(m, _WEIGHTED)]
-    chosen = weighted[0 if first else 1 : len(weighted) if last else len(weighted) - 1]
-    if not chosen:
-        raise MetaschedError("quantize", "the model has no layer left to quantize", "set quantize.last or first: true")
-    _refuse_unnamed(module, chosen)
-    followed: dict[str, str] = {}
-    current = None
-    for name, m in ran:
-        if isinstance(m, _WEIGHTED):
-            current = name
-        elif current in chosen and current not in followed:
-            followed[current] = name
-    layers = []
-    for i, name in enumerate(chosen):
-        own = module.get_submodule(name)
-        weight: torch.Tensor = own.weight  # pyright: ignore[reportAssignmentType]
-        site = method.quantizes == "weight+activation" and name in followed
-        if site:
-            module.set_submodule(followed[name], ActivationSite(i))
-        layers.append(
-            Layer(
-                name=name,
-                depth=i / (len(chosen) - 1) if len(chosen) > 1 else 0.0,
-                kind="linear" if isinstance(own, nn.Linear) else "conv",
-                quantizes="weight+activation" if site else "weight",
-                fan_in=weight[0].numel(),
-                num_weights=weight.numel(),
-                bits=method.bits,
-            )
-        )
-    module.train()
-    return QuantizedNetwork(module, method, tuple(layers))
-
-
-def _refuse_unnamed(module: nn.Module, chosen: list[str]) -> None:
-    """Each chosen layer must own its weight under its own name: parameters are told apart by their names."""
-    if "" in chosen:
-        raise MetaschedError("model", "is a single layer", "wrap it: torch.nn.Sequential(layer)")
-    own = {name for name, _ in module.named_parameters()}
-    for name in chosen:
-        if weight_key(name) not in own:
-            problem = "shares its weight with another layer, or has it parametrized"
-            raise MetaschedError(f"model.{name}", problem, "give each quantized layer a plain weight of its own")
-
-
-def _execution_order(module: nn.Module, example: Example) -> list[tuple[str, nn.Module]]:
-    """The weighted layers and activations in the order in which the first pass runs them, each once."""
-    ran: list[tuple[str, nn.Module]] = []
-    passes: list[int] = []  # where each one ended
-    hooks = [
-        m.register_forward_hook(lambda m, _in, _out, name=name: ran.append((name, m)))
-        for name, m in module.named_modules()
-        if isinstance(m, _WEIGHTED + _ACTIVATIONS)
-    ]
-    hooks.append(module.register_forward_hook(lambda *_: passes.append(len(ran))))
-    module.eval()
-    try:
-        with torch.no_grad():
-            run_example(module, example)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    del ran[passes[0] if passes else 0 :]
-    names = [name for name, _ in ran]
-    for name in names:
-        if names.count(name) > 1:
-            raise MetaschedError(
-                f"model.{name}", "runs more than once in a forward pass", "give each use a module of its own"
-            )
-    return ran
-
-
-def run_example(module: nn.Module, example: Example) -> None:
-    """One pass of a module, or as many as a function runs."""
-    if isinstance(example, torch.Tensor):
-        module(example)
-    elif isinstance(example, tuple):
-        module(*example)
-    elif isinstance(example, Mapping):
-        module(**example)
-    else:
-        example(module)
+    module, layers = find_sites(model, method, example, first=first, last=last)
+    return QuantizedNetwork(module, method, layers)
 
 
 def _within(activate: Callable[[int, torch.Tensor], torch.Tensor], call: Call, params: Tensors) -> Model:

@@ -106,6 +106,8 @@ def cells_key(config: ProblemConfig, controls: Tensors, seeds: Sequence[int], st
 def former_key(config: ProblemConfig, controls: Tensors, seeds: Sequence[int], steps: int, part: Part) -> str | None:
     """The key of files from before fingerprints, which do not say what data lay under ``task.root``.
 
+    The controls are {control: [T, L]}.
+
     None for a task from outside the package, and for a name of the table that stands for something else than it did.
     """
     if config.task.outside:

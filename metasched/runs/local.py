@@ -30,7 +30,7 @@ from metasched.training.stacked import (
     of_run,
     stacked,
 )
-from metasched.training.step import InnerProblem, TrainingState
+from metasched.training.state import InnerProblem, TrainingState
 
 
 class Run(NamedTuple):

@@ -16,7 +16,7 @@ from metasched.engines.tangent import Slope
 from metasched.training.stacked import gradient_mapping_pays, mapping_pays
 from metasched.runs.pool import Mapper
 from metasched.training.problem import build_problem
-from metasched.training.step import InnerProblem
+from metasched.training.state import InnerProblem
 
 
 _Work = tuple[ProblemConfig, MetaConfig, str, Sequence[Any]]  # the arguments of ``answer``

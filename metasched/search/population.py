@@ -18,12 +18,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from metasched.config.schema import Experiment
 from metasched.core.randomness import derive_seed, generator
 from metasched.methods.base import Control
 from metasched.network.quantize import Tensors
 from metasched.runs.local import Reached, Runs, Segment
 from metasched.schedules.base import progress_of_steps
+from metasched.search.config import TuneConfig
 from metasched.search.tuning import Box, Candidate, Sampled, trials_within
 
 _SHARE = 5  # one of this many members is replaced
@@ -31,36 +31,42 @@ _STEP = 0.2  # in half-widths of the box
 
 
 def population_search(
-    experiment: Experiment, box: Box, learned: Sequence[Control], runs: Runs, log: Callable[[int, float], None]
+    tune: TuneConfig,
+    steps: int,
+    seed: int,
+    box: Box,
+    learned: Sequence[Control],
+    runs: Runs,
+    log: Callable[[int, float], None],
 ) -> list[Candidate]:
     """The best member's path of each population, within the budget.
 
     Args:
-        experiment: its section ``tune`` has the size of a population, the interval and the budget.
+        tune: the size of a population, the interval and the budget.
+        steps: T, training steps of a run.
+        seed: of the experiment.
         box: maps points to schedules.
         learned: the controls that differ between points.
         runs: trains the members.
         log: called with the number of each population and its best score.
     """
-    tune = experiment.tune
-    populations = max(1, trials_within(experiment) * tune.runs // tune.population)
+    populations = max(1, trials_within(tune, steps) * tune.runs // tune.population)
     candidates = []
     for number in range(populations):
-        paths, scores = evolve(experiment, box, learned, runs, number)
+        paths, scores = evolve(tune, steps, seed, box, learned, runs, number)
         best = max(range(len(scores)), key=lambda i: scores[i])
-        knots = progress_of_steps(experiment.task.steps)
+        knots = progress_of_steps(steps)
         candidates.append(Candidate(Sampled(knots, paths[best], "previous"), scores[best]))
         log(number, scores[best])
     return candidates
 
 
 def evolve(
-    experiment: Experiment, box: Box, learned: Sequence[Control], runs: Runs, number: int
+    tune: TuneConfig, steps: int, seed: int, box: Box, learned: Sequence[Control], runs: Runs, number: int
 ) -> tuple[list[Tensors], list[float]]:
     """Trains one population; returns the path {control: [T, L]} and the last score of each member."""
-    tune, steps = experiment.tune, experiment.task.steps
-    draws = generator(derive_seed(experiment.seed, "tune", number), "population")
-    seeds = [derive_seed(experiment.seed, "tune", number, member) for member in range(tune.population)]
+    draws = generator(derive_seed(seed, "tune", number), "population")
+    seeds = [derive_seed(seed, "tune", number, member) for member in range(tune.population)]
     first = torch.tensor(box.first, dtype=torch.float64)
     anywhere = 2 * torch.rand(tune.population - 1, len(first), generator=draws, dtype=torch.float64) - 1
     points = [first, *anywhere]

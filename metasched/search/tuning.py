@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from metasched.config.schema import Experiment, ProblemConfig
+from metasched.config.schema import ProblemConfig
 from metasched.core.errors import MetaschedError
 from metasched.core.layer import Layer
 from metasched.core.randomness import derive_seed
@@ -25,6 +25,7 @@ from metasched.runs.pool import Mapper
 from metasched.schedules.base import Schedule
 from metasched.schedules.family import ScheduleFamily
 from metasched.schedules.interpolation import Interpolation, interpolate
+from metasched.search.config import TuneConfig
 from metasched.search.table import SEARCHES
 from metasched.training.problem import build_problem
 
@@ -53,16 +54,15 @@ class Candidate(NamedTuple):
     score: float
 
 
-def trials_within(experiment: Experiment) -> int:
-    """The number of candidates within the budget, without the share of the finalists.
+def trials_within(tune: TuneConfig, steps: int) -> int:
+    """The number of candidates within the budget, without the share of the finalists; an inner run has T = steps.
 
     Raises:
         MetaschedError: the budget is too small for one candidate.
     """
-    tune = experiment.tune
-    runs = tune.inner_steps // experiment.task.steps - tune.finalists * tune.final_runs
+    runs = tune.inner_steps // steps - tune.finalists * tune.final_runs
     if runs < tune.runs:
-        least = (tune.finalists * tune.final_runs + tune.runs) * experiment.task.steps
+        least = (tune.finalists * tune.final_runs + tune.runs) * steps
         problem = f"{tune.inner_steps} steps leave nothing for the search after the runs of {tune.finalists} finalists"
         raise MetaschedError("tune.inner_steps", problem, f"give at least {least}, or lower tune.finalists")
     return runs // tune.runs
@@ -94,7 +94,9 @@ class Box:
 
 
 def search(
-    experiment: Experiment,
+    config: ProblemConfig,
+    tune: TuneConfig,
+    seed: int,
     box: Box,
     pool: Mapper,
     log: Callable[[int, float], None],
@@ -102,16 +104,22 @@ def search(
     """The candidates in the order of the search; calls ``log(trial, score)`` after each.
 
     The first candidate is the schedule that the family was fitted to: search and learning start at the same schedule.
+
+    Args:
+        config: the problem that is trained.
+        tune: names the search and its budget.
+        seed: of the experiment.
+        box: maps points to schedules.
+        pool: does the inner runs.
+        log: see above.
     """
-    tune, steps = experiment.tune, experiment.task.steps
-    builder = SEARCHES[tune.search].builder
+    steps, builder = config.task.steps, SEARCHES[tune.search].builder
     assert builder is not None, "a population is searched by population.py"
-    searcher = builder(box.first, derive_seed(experiment.seed, "tune"))
+    searcher = builder(box.first, derive_seed(seed, "tune"))
     candidates, seen = [], list[float]()
-    config = experiment.problem
-    for trial in range(trials_within(experiment)):
+    for trial in range(trials_within(tune, steps)):
         schedule = box.member(searcher.ask())
-        seeds = [derive_seed(experiment.seed, "tune", trial, run) for run in range(tune.runs)]
+        seeds = [derive_seed(seed, "tune", trial, run) for run in range(tune.runs)]
         score = mean_score(config, schedule, seeds, steps, pool, seen)
         searcher.tell(score)
         candidates.append(Candidate(schedule, score))
@@ -134,20 +142,25 @@ def mean_score(
     return summarize(counted(found, lowest(seen) if worst is None else worst)).mean
 
 
-def best_of(experiment: Experiment, start: Sampled, candidates: Sequence[Candidate], pool: Mapper) -> Candidate:
+def best_of(
+    config: ProblemConfig,
+    tune: TuneConfig,
+    seed: int,
+    start: Sampled,
+    candidates: Sequence[Candidate],
+    pool: Mapper,
+) -> Candidate:
     """The finalist with the best mean over new seeds; that mean is its score.
 
     If there are at least two finalists, ``start`` replaces the last one unless it already is a finalist.
     """
-    tune = experiment.tune
-    seeds = [derive_seed(experiment.seed, "tune final", run) for run in range(tune.final_runs)]
+    seeds = [derive_seed(seed, "tune final", run) for run in range(tune.final_runs)]
     ranked = sorted(candidates, key=lambda c: -c.score)  # a stable sort: of equal scores, the earlier candidate
     finalists = [c.schedule for c in ranked[: tune.finalists]]
     if len(finalists) > 1 and not any(_same(s, start) for s in finalists):
         finalists[-1] = start
     seen = [c.score for c in candidates]
-    config, steps = experiment.problem, experiment.task.steps
-    judged = [Candidate(s, mean_score(config, s, seeds, steps, pool, seen)) for s in finalists]
+    judged = [Candidate(s, mean_score(config, s, seeds, config.task.steps, pool, seen)) for s in finalists]
     return max(judged, key=lambda c: c.score)
 
 

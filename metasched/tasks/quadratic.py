@@ -27,8 +27,8 @@ def quadratic_task(curvature: torch.Tensor, target: torch.Tensor) -> SupervisedT
     to overfit. The score is the negative loss.
 
     Args:
-        curvature: a, [n], positive.
-        target: b, [n], in the dtype of ``curvature``.
+        curvature: a, [N], positive, with N = n.
+        target: b, [N], in the dtype of ``curvature``.
 
     >>> task = quadratic_task(torch.tensor([4.0, 1.0]), torch.tensor([0.5, -1.0]))
     >>> float(task.criterion(task.train.x @ torch.zeros(2), task.train.y))

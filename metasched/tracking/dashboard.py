@@ -82,13 +82,12 @@ def build(experiment: Experiment, entity: str) -> Workspace:
     )
 
 
-def publish(experiment: Experiment, entity: str) -> str:
+def publish(workspace: Workspace) -> str:
     """Saves the workspace at wandb and returns its address.
 
     Raises:
-        MetaschedError: wandb-workspaces is missing, or wandb rejects it (no login, no such entity, no network).
+        MetaschedError: wandb rejects it (no login, no such entity, no network).
     """
-    workspace = build(experiment, entity)
     try:
         workspace.save()
     except Exception as error:  # wandb raises many types

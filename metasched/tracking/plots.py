@@ -181,10 +181,10 @@ def plot_sensitivity(path: Path, maps: Mapping[str, tuple[torch.Tensor, torch.Te
 
 def _half_interval(sample: np.ndarray) -> float:
     """Half the width of the 95 % t-interval of the mean; 0 for a single number."""
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     n = len(sample)
-    return float(t.ppf(0.975, n - 1) * sample.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
+    return float(stdtrit(n - 1, 0.975) * sample.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
 
 
 def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Any]]:

@@ -13,7 +13,7 @@ import torch
 from metasched.network.quantize import rows, rows_of
 from metasched.training.finite import FINITE
 from metasched.training.loop import take_steps
-from metasched.training.step import InnerProblem, TrainingState
+from metasched.training.state import InnerProblem, TrainingState
 
 
 class Fault(NamedTuple):

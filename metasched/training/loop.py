@@ -12,7 +12,9 @@ from torch import nn
 from metasched.core.errors import MetaschedError
 from metasched.network.quantize import Model, Tensors, rows
 from metasched.tasks.base import Part
-from metasched.training.step import InnerProblem, TrainingState, inner_step, own_draws
+from metasched.training.loss import own_draws
+from metasched.training.state import InnerProblem, TrainingState
+from metasched.training.step import inner_step
 
 
 class InnerRun(NamedTuple):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from metasched.config.schema import Experiment, ProblemConfig
+from metasched.config.schema import ProblemConfig
 from metasched.core.errors import MetaschedError
 from metasched.core.imports import allow
 from metasched.methods import build_method
@@ -21,18 +21,16 @@ from metasched.tasks.config import TaskConfig
 from metasched.tasks.fingerprint import code_fingerprint
 from metasched.training.optimizers.config import OptimizerConfig
 from metasched.training.optimizers.recipe import learning_rates, recipe
-from metasched.training.step import InnerProblem
+from metasched.training.state import InnerProblem
 
 
-def build_problem(
-    config: ProblemConfig | Experiment, *, steps: int | None = None, relaxation: float = 0.0
-) -> InnerProblem:
+def build_problem(config: ProblemConfig, *, steps: int | None = None, relaxation: float = 0.0) -> InnerProblem:
     """The inner problem of an experiment, from seed 0.
 
     It is remembered, with the functions that make its task: where one is another, the task is made anew.
 
     Args:
-        config: what it depends on, or the whole experiment.
+        config: what it depends on: ``Experiment.problem``.
         steps: horizon, if not the configured one.
         relaxation: width of the relaxed freeze mask, to learn through; 0 is the exact partition.
 
@@ -40,8 +38,6 @@ def build_problem(
         MetaschedError: a device that is not there or cannot do what is asked, data that cannot be read, a model that
             does not fit them, a task that breaks its contract, or a parameter group without a member.
     """
-    if isinstance(config, Experiment):
-        config = config.problem
     allow(config.imports)
     _check_device(config.device)
     _check_autocast(config)

@@ -22,7 +22,7 @@ from metasched.io.environment import cpu_model
 from metasched.methods.base import Evaluating
 from metasched.training.loop import take_steps, train
 from metasched.training.stacked_norm import with_mapped_norms
-from metasched.training.step import InnerProblem, TrainingState
+from metasched.training.state import InnerProblem, TrainingState
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _LANES = 8  # channels that the CPU normalizes together; it rounds the rest in another way

@@ -38,6 +38,7 @@ from metasched.methods.config import MethodConfig
 from metasched.runs.cells import cell_score, played
 from metasched.runs.config import RunConfig
 from metasched.runs.pool import Pool
+from metasched.runs.pooled import PooledRuns
 from metasched.schedules.config import ScheduleConfig
 from metasched.schedules.learnable import LearnableSchedule, build_learnable
 from metasched.schedules.table import hand_coded
@@ -69,7 +70,7 @@ class Learned(NamedTuple):
 
 def learn(experiment: Experiment, pool: Pool) -> Learned:
     """Meta-train from the start, with a line for each outer step."""
-    network = build_problem(experiment).network
+    network = build_problem(experiment.problem).network
     schedule = build_learnable(
         experiment.schedule,
         network.method.controls,
@@ -89,7 +90,8 @@ def learn(experiment: Experiment, pool: Pool) -> Learned:
         )
 
     try:
-        meta_train(experiment, schedule, pool, log)  # moves the schedule in place
+        runs = PooledRuns(experiment.problem, experiment.meta, pool)
+        meta_train(runs, experiment.seed, schedule, log)  # moves the schedule in place
     except MetaschedError as error:
         return Learned(schedule, history, str(error))
     return Learned(schedule, history, None)

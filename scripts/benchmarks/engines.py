@@ -26,7 +26,7 @@ from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.loop import train
 from metasched.training.optimizers.config import OptimizerConfig
 from metasched.training.optimizers.recipe import recipe
-from metasched.training.step import InnerProblem
+from metasched.training.state import InnerProblem
 
 OUTER = OuterLoss()
 

@@ -37,7 +37,7 @@ from metasched.tasks.config import TaskConfig
 from metasched.training.loop import train
 from metasched.training.problem import build_problem
 from metasched.training.stacked import mapping_pays, of_run, train_mapped
-from metasched.training.step import TrainingState
+from metasched.training.state import TrainingState
 
 WORKERS = 2
 RUNS = (1, 4, 16, 64)
@@ -56,7 +56,7 @@ def experiment(model: str, steps: int, device: str) -> Experiment:
 
 def controls_of(case: Experiment, runs: int) -> Tensors:
     """{control: [N, T, L]}: noise of about half a quantum."""
-    problem = build_problem(case)
+    problem = build_problem(case.problem)
     shape = (runs, problem.steps, len(problem.network.layers))
     scale = 0.5 + 0.05 * torch.rand(shape, generator=generator(0, "benchmark"))
     return {"noise_scale": scale.to(case.run.device), "noise_mean": torch.zeros(shape, device=case.run.device)}
@@ -69,13 +69,13 @@ def own(controls: Tensors, run: int) -> Tensors:
 
 def trained(case: Experiment, controls: Tensors, seed: int) -> float:
     """A run in a worker; what comes back is small."""
-    return float(train(build_problem(case).with_seed(seed), controls).losses[-1])
+    return float(train(build_problem(case.problem).with_seed(seed), controls).losses[-1])
 
 
 def disagreement(model: str, device: str) -> float:
     """Largest difference of a weight after three steps, mapped and in the loop."""
     case = experiment(model, 3, device)
-    controls, problem = controls_of(case, 4), build_problem(case)
+    controls, problem = controls_of(case, 4), build_problem(case.problem)
     end = train_mapped(problem, controls, range(4))
 
     def distance(one: TrainingState, other: TrainingState) -> float:
@@ -101,7 +101,7 @@ def summary(values: Sequence[float]) -> dict[str, float]:
 def rates(model: str, runs: int, steps: int, repeats: int, device: str, pool: Pool) -> dict[str, Any]:
     """Inner steps per second of each way, for so many runs."""
     case = experiment(model, steps, device)
-    controls, problem = controls_of(case, runs), build_problem(case)
+    controls, problem = controls_of(case, runs), build_problem(case.problem)
     work = [(case, own(controls, i), i) for i in range(runs)]
     ways: dict[str, Callable[[], Any]] = {
         "loop": lambda: [trained(*arguments) for arguments in work],

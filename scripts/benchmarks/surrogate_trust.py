@@ -94,7 +94,8 @@ def measure(case: Case, task: TaskConfig, runs: int, pairs: int) -> list[dict[st
     """A row for each control of a case."""
     method = MethodConfig(name=case.method, forward=case.forward or "mode", backward=case.backward or "noise")
     experiment = Experiment(task=task, method=method)
-    exact, relaxed = build_problem(experiment), build_problem(experiment, relaxation=case.relaxation or 0.0)
+    config = experiment.problem
+    exact, relaxed = build_problem(config), build_problem(config, relaxation=case.relaxation or 0.0)
     num_layers = len(exact.network.layers)
     start = torch.zeros(len(learned(case)), KNOTS, dtype=torch.float64)
 

@@ -50,8 +50,8 @@ MODULES = {  # -> the tests of what runs on import
     "metasched/exchange/export.py": ["tests/exchange/test_rejects.py", "tests/exchange/test_schedule_file.py"],
     "metasched/meta/checkpoint.py": ["tests/meta/test_checkpoint.py", "tests/formats/test_formats.py"],
     "metasched/evaluation/statistics.py": ["tests/evaluation/test_statistics.py"],
-    "metasched/training/step.py": [],
-    "metasched/network/quantize.py": [],
+    **{f"metasched/training/{name}.py": [] for name in ("state", "loss", "step")},
+    **{f"metasched/network/{name}.py": [] for name in ("sites", "quantize")},
     "metasched/meta/outer.py": [],
     **{f"metasched/estimators/{name}.py": [] for name in _ESTIMATORS},
 }

@@ -120,7 +120,7 @@ def test_a_planted_data_set_is_not_unpickled(tmp_path: Path, monkeypatch: pytest
     config = tmp_path / "config.yaml"
     config.write_text(f"task: {{name: cifar10, root: '{tmp_path}'}}\n")
     with pytest.raises(MetaschedError, match=r"^task\.root: cannot read cifar10"):
-        build_problem(load_experiment(config))
+        build_problem(load_experiment(config).problem)
     assert not (tmp_path / "planted").exists()
 
 
@@ -131,7 +131,7 @@ def test_a_planted_array_is_not_unpickled(tmp_path: Path, monkeypatch: pytest.Mo
     config = tmp_path / "config.yaml"
     config.write_text(f"task: {{name: cifar10_npz, root: '{tmp_path}'}}\n")
     with pytest.raises(MetaschedError, match=r"^task\.root: cannot read .*npz"):
-        build_problem(load_experiment(config))
+        build_problem(load_experiment(config).problem)
     assert not (tmp_path / "planted").exists()
 
 
@@ -152,7 +152,7 @@ def test_a_place_that_cannot_be_is_one_line(
 def test_no_device_without_numbers(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("run: {device: meta}\n")
     with pytest.raises(MetaschedError, match=r"^run\.device: 'meta' cannot be used"):
-        build_problem(load_experiment(tmp_path / "config.yaml"))
+        build_problem(load_experiment(tmp_path / "config.yaml").problem)
 
 
 def test_a_run_folder_is_made_where_the_configuration_says_and_nowhere_else(tmp_path: Path) -> None:

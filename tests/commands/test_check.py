@@ -126,9 +126,9 @@ def test_refuses_what_finite_differences_cannot_see(monkeypatch):
 
 def test_small_keeps_the_experiment_and_its_smaller_sizes():
     start = experiment("hardened")
-    small = gate.small(replace(start, task=replace(start.task, train=10, batch=64, steps=500)))
+    small = gate.small(replace(start, task=replace(start.task, train=10, batch=64, steps=500)).problem)
     assert (small.task.steps, small.task.train, small.task.validation, small.task.batch) == (3, 10, 32, 10)
-    assert small.run.dtype == "float64" and (small.method, small.optimizer) == (start.method, start.optimizer)
-    assert gate.small(Experiment()).task.train == 256
-    quadratic = gate.small(Experiment(task=TaskConfig(name="quadratic", width=300)))
+    assert small.dtype == "float64" and (small.method, small.optimizer) == (start.method, start.optimizer)
+    assert gate.small(Experiment().problem).task.train == 256
+    quadratic = gate.small(Experiment(task=TaskConfig(name="quadratic", width=300)).problem)
     assert quadratic.task.train is None and quadratic.task.batch == 64

@@ -12,7 +12,7 @@ import yaml
 
 from metasched.config.fields import fields
 from metasched.config.ignored import Rule, ignored, rules, value_at
-from metasched.config.load import dump_yaml, load_experiment, with_fields
+from metasched.config.load import dump_yaml, load_experiment, to_dict, with_fields
 from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
 from metasched.estimators import ESTIMATORS, build_estimator
@@ -39,7 +39,7 @@ SMALL = ["--task.model=mlp", "--task.width=3", "--task.steps=6", "--task.batch=1
 
 
 def task_of(e: Experiment) -> Any:
-    task = build_problem(e).task
+    task = build_problem(e.problem).task
     batch = task.batch(0, 0)
     return digest([*batch, *task.validation, *task.test, *task.build().state_dict().values()])
 
@@ -49,7 +49,7 @@ def method_of(e: Experiment) -> Any:
 
 
 def layers_of(e: Experiment) -> Any:
-    return [layer.name for layer in build_problem(e).network.layers]
+    return [layer.name for layer in build_problem(e.problem).network.layers]
 
 
 def optimizer_of(e: Experiment) -> Any:
@@ -58,7 +58,7 @@ def optimizer_of(e: Experiment) -> Any:
 
 
 def groups_of(e: Experiment) -> Any:
-    return repr(recipe(e.optimizer, build_problem(e).network.module))
+    return repr(recipe(e.optimizer, build_problem(e.problem).network.module))
 
 
 def runs_of(e: Experiment) -> Any:
@@ -71,7 +71,7 @@ def estimator_of(e: Experiment) -> Any:
 
 
 def schedule_of(e: Experiment) -> Any:
-    network = build_problem(e).network
+    network = build_problem(e.problem).network
     start = hand_coded(e.method.name)[f"{e.method.name}_linear"]
     learn = e.schedule.learn or tuple(c.name for c in network.method.controls)
     built = build_learnable(e.schedule, network.method.controls, start, learn, network.layers, 0)
@@ -96,7 +96,7 @@ BUILT = {  # field -> (what it changes, another value, settings under which it c
     "task.width": (task_of, "4", []),
     "task.depth": (task_of, "2", []),
     "task.batch": (task_of, "15", []),
-    "task.steps": (lambda e: build_problem(e).steps, "7", []),
+    "task.steps": (lambda e: build_problem(e.problem).steps, "7", []),
     "optimizer.name": (optimizer_of, "adamw", []),
     "optimizer.lr": (optimizer_of, "0.3", []),
     "optimizer.warmup": (optimizer_of, "0.3", []),
@@ -146,12 +146,12 @@ BUILT = {  # field -> (what it changes, another value, settings under which it c
     "meta.noise_floor": (estimator_of, "0.1", []),
     "compare.seeds": (seeds_of, "3", []),
     "seed": (seeds_of, "1", []),
-    "tune.inner_steps": (trials_within, "30000", []),
-    "tune.runs": (trials_within, "3", []),
-    "tune.finalists": (trials_within, "200", []),
-    "tune.final_runs": (trials_within, "200", []),
-    "run.dtype": (lambda e: str(build_problem(e).task.train.x.dtype), "float64", []),
-    "run.autocast": (lambda e: build_problem(e).autocast, "true", []),
+    "tune.inner_steps": (lambda e: trials_within(e.tune, e.task.steps), "30000", []),
+    "tune.runs": (lambda e: trials_within(e.tune, e.task.steps), "3", []),
+    "tune.finalists": (lambda e: trials_within(e.tune, e.task.steps), "200", []),
+    "tune.final_runs": (lambda e: trials_within(e.tune, e.task.steps), "200", []),
+    "run.dtype": (lambda e: str(build_problem(e.problem).task.train.x.dtype), "float64", []),
+    "run.autocast": (lambda e: build_problem(e.problem).autocast, "true", []),
 }
 ELSEWHERE = {  # field -> the test that shows what it changes
     **dict.fromkeys(("task.root", "task.download"), "tests/tasks/test_vision.py"),
@@ -300,7 +300,7 @@ def test_rows_read_fields_that_there_are(section: str) -> None:
 
 
 def test_what_a_run_left_is_read_though_it_ignores_fields(write) -> None:
-    text = dump_yaml(load_experiment(write({"meta": {"estimator": "es", "sigma": 0.2}})))
+    text = dump_yaml(to_dict(load_experiment(write({"meta": {"estimator": "es", "sigma": 0.2}}))))
     old = text.replace("estimator: es", "estimator: sweep")
     assert load_experiment(write(old)).meta.sigma == 0.2
     with pytest.raises(MetaschedError, match=r"--meta\.window: has no effect, because meta\.estimator is sweep"):

@@ -26,7 +26,8 @@ from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.loop import train
 from metasched.training.optimizers.config import OptimizerConfig
 from metasched.training.optimizers.recipe import recipe
-from metasched.training.step import InnerProblem, inner_step
+from metasched.training.state import InnerProblem
+from metasched.training.step import inner_step
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "train_parallel.py"

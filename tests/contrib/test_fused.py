@@ -22,9 +22,10 @@ from metasched.quantizers.transitions import discrete_transition
 from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.finite import FINITE
 from metasched.training.loop import InnerRun
+from metasched.training.loss import training_loss
 from metasched.training.optimizers.config import OptimizerConfig
 from metasched.training.optimizers.recipe import recipe
-from metasched.training.step import InnerProblem, training_loss
+from metasched.training.state import InnerProblem
 
 OPTIMIZERS = [
     OptimizerConfig(lr=0.05),

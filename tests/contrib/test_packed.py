@@ -21,7 +21,7 @@ from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.loop import train
 from metasched.training.optimizers.config import OptimizerConfig
 from metasched.training.optimizers.recipe import recipe
-from metasched.training.step import InnerProblem
+from metasched.training.state import InnerProblem
 
 
 def problem(method: MethodConfig, model: str = "convnet", width: int = 8, steps: int = 4) -> InnerProblem:

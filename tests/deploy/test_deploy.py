@@ -35,7 +35,7 @@ TINY = Experiment(
 def deployed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("deploy") / "deployed"
-    result = deploy(TINY, "ana_linear", folder, open_console(StringIO()))
+    result = deploy(TINY.problem, TINY.seed, "ana_linear", folder, open_console(StringIO()))
     for one in result["agreement"].values():
         assert one["images"] == 150 and one["integers"] > 0 and one["other_integers"] == one["other_classes"] == 0
     return folder
@@ -95,7 +95,7 @@ def test_both_packings_hold_the_same_weights(deployed: Path) -> None:
 def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     with pytest.raises(MetaschedError, match="already exists"):
-        deploy(TINY, "ana_linear", tmp_path, open_console(StringIO()))
+        deploy(TINY.problem, TINY.seed, "ana_linear", tmp_path, open_console(StringIO()))
     assert [p.name for p in tmp_path.iterdir()] == ["mine"]
 
 

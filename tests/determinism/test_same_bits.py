@@ -24,7 +24,7 @@ import torch
 from metasched.config.schema import Experiment
 from metasched.core.randomness import derive_seed
 from metasched.meta.config import MetaConfig, OnlineConfig
-from metasched.meta.online import train_online
+from metasched.meta.online import setting_of, train_online
 from metasched.meta.outer import meta_train
 from metasched.meta.start import learned_controls
 from metasched.methods import METHODS
@@ -32,6 +32,7 @@ from metasched.methods.config import MethodConfig
 from metasched.runs.cells import cell_scores, played
 from metasched.runs.config import RunConfig
 from metasched.runs.pool import Pool
+from metasched.runs.pooled import PooledRuns
 from metasched.schedules.config import ScheduleConfig
 from metasched.schedules.learnable import build_learnable
 from metasched.schedules.table import hand_coded
@@ -78,14 +79,14 @@ def run_of(method: str, model: str) -> Any:
     experiment = tiny(method, model)
     start = next(iter(hand_coded(method).values()))
     controls = played(experiment.problem, start, 4)
-    outcome = train(build_problem(experiment).with_seed(5), {name: v.float() for name, v in controls.items()})
+    outcome = train(build_problem(experiment.problem).with_seed(5), {name: v.float() for name, v in controls.items()})
     return outcome.state, outcome.losses, cell_scores(experiment.problem, controls, [7, 8, 9, 10], 4, "test")
 
 
 def learned_by(estimator: str, workers: int = 1) -> Any:
     """A schedule after two outer steps, and what was logged, without the times."""
     experiment = tiny(estimator=estimator, workers=workers)
-    network, start = build_problem(experiment).network, hand_coded("joint")["joint_linear"]
+    network, start = build_problem(experiment.problem).network, hand_coded("joint")["joint_linear"]
     learn = (
         ["noise_scale"]
         if estimator == "forward"
@@ -94,12 +95,14 @@ def learned_by(estimator: str, workers: int = 1) -> Any:
     seed = derive_seed(experiment.seed, "schedule network")
     schedule = build_learnable(experiment.schedule, network.method.controls, start, learn, network.layers, seed)
     with Pool(workers) as pool:
-        outcome = meta_train(experiment, schedule, pool, lambda record: None)
+        outcome = meta_train(
+            PooledRuns(experiment.problem, experiment.meta, pool), experiment.seed, schedule, lambda record: None
+        )
     return list(schedule.parameters()), [record._replace(seconds=0.0) for record in outcome.history]
 
 
 def online() -> Any:
-    outcome = train_online(tiny(), hand_coded("joint")["joint_linear"], 3)
+    outcome = train_online(setting_of(tiny()), hand_coded("joint")["joint_linear"], 3)
     return outcome.controls, outcome.state
 
 
@@ -190,7 +193,8 @@ def test_one_thread_and_two_agree_to_rounding() -> None:
         torch.set_num_threads(threads)
         experiment = tiny("ana", "convnet")
         controls = played(experiment.problem, hand_coded("ana")["ana_static"], 4)
-        end = train(build_problem(experiment).with_seed(5), {name: v.float() for name, v in controls.items()}).state
+        problem = build_problem(experiment.problem).with_seed(5)
+        end = train(problem, {name: v.float() for name, v in controls.items()}).state
         return torch.cat([p.flatten() for p in end.params.values()])
 
     torch.set_default_dtype(torch.float32)

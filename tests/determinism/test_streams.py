@@ -25,14 +25,14 @@ from metasched.schedules.table import hand_coded
 from metasched.tasks.build import build_task
 from metasched.tasks.config import TaskConfig
 from metasched.training.problem import build_problem, forget
-from metasched.training.step import InnerProblem
+from metasched.training.state import InnerProblem
 
 TASK = TaskConfig(model="mlp", width=4, depth=2, train=200, validation=50, test=50, batch=8, steps=30)
 EXPERIMENT = Experiment(task=TASK, method=MethodConfig(name="joint", forward="random", partition="random"))
 
 
 def inner() -> InnerProblem:
-    return build_problem(EXPERIMENT).with_seed(11)
+    return build_problem(EXPERIMENT.problem).with_seed(11)
 
 
 def drawn(purpose: str) -> torch.Tensor:
@@ -126,7 +126,7 @@ def test_a_stream_with_another_seed_changes_its_own_numbers_and_no_others(
 def test_the_seed_of_the_split_leaves_weights_draws_and_the_order_of_batches_alone(method: str) -> None:
     torch.set_default_dtype(torch.float32)
     settings = replace(EXPERIMENT, method=MethodConfig(name=method))  # type: ignore[arg-type]
-    one, two = (build_problem(replace(settings, task=replace(TASK, data_seed=s))).with_seed(3) for s in (0, 1))
+    one, two = (build_problem(replace(settings, task=replace(TASK, data_seed=s)).problem).with_seed(3) for s in (0, 1))
     assert not torch.equal(one.task.train.x, two.task.train.x)
     first = {c.name: torch.full((2,), 0.5) for c in one.network.method.controls}
     for a, b in zip(one.initial(first), two.initial(first), strict=True):
@@ -138,7 +138,7 @@ def test_the_seed_of_the_split_leaves_weights_draws_and_the_order_of_batches_alo
 
 
 def test_another_seed_of_the_experiment_leaves_the_data_alone() -> None:
-    one, two = (build_problem(replace(EXPERIMENT, seed=s)) for s in (0, 1))
+    one, two = (build_problem(replace(EXPERIMENT, seed=s).problem) for s in (0, 1))
     assert torch.equal(one.task.train.x, two.task.train.x) and torch.equal(one.task.test.x, two.task.test.x)
     assert not set(fresh_seeds(EXPERIMENT.seed, EXPERIMENT.compare.seeds)) & set(
         fresh_seeds(1, EXPERIMENT.compare.seeds)

@@ -16,7 +16,7 @@ import torch
 
 from metasched import PlayedSchedule, load_experiment, progress_of_steps, read_schedule
 from metasched.io.json_lines import read_json_lines
-from metasched.meta.online import train_online
+from metasched.meta.online import setting_of, train_online
 from metasched.runs.cells import cell_score
 from metasched.schedules.table import hand_coded
 from metasched.tracking.metrics import unknown_metrics
@@ -75,7 +75,7 @@ def test_the_file_holds_what_was_played_and_plays_it_again(cli: Cli, ran: Path, 
     (seed,) = source.seeds
     assert cell_score(experiment.problem, values, seed, 6, "validation") == source.metric.value
     start = hand_coded("inq")["inq_linear"]
-    again = train_online(experiment, start, seed)
+    again = train_online(setting_of(experiment), start, seed)
     assert [(s.by, s.inner_steps) for s in source.spent] == [("online", again.inner_steps)]
     assert torch.equal(again.controls["freeze_fraction"], values["freeze_fraction"])
     assert not torch.allclose(start(progress, played.layers)["freeze_fraction"], values["freeze_fraction"], atol=1e-3)

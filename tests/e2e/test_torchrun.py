@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from learning import learn
 
 from metasched.config.schema import Experiment
 from metasched.meta.config import MetaConfig
-from metasched.meta.outer import meta_train
 from metasched.methods.config import MethodConfig
 from metasched.runs.pool import Mapper, Pool
 from metasched.runs.ranks import launched, open_pool, serves
@@ -78,10 +78,10 @@ def learned(pool: Mapper) -> list[torch.Tensor]:
         schedule=ScheduleConfig(knots=3, hidden=2),
         meta=MetaConfig(steps=2, runs=3),
     )
-    network, start = build_problem(experiment).network, hand_coded("gxnor")["gxnor_linear"]
+    network, start = build_problem(experiment.problem).network, hand_coded("gxnor")["gxnor_linear"]
     controls, layers = network.method.controls, network.layers
     schedule = build_learnable(experiment.schedule, controls, start, ["temperature"], layers, 0)
-    meta_train(experiment, schedule, pool, lambda record: None)
+    learn(experiment, schedule, pool, lambda record: None)
     return [p.detach() for p in schedule.parameters()]
 
 

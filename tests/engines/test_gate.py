@@ -28,7 +28,7 @@ from metasched.tasks.quadratic import quadratic_task
 from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.optimizers.config import OptimizerConfig
 from metasched.training.optimizers.recipe import recipe
-from metasched.training.step import InnerProblem
+from metasched.training.state import InnerProblem
 
 RELAXATION = 0.3
 NUM_STEPS = 3

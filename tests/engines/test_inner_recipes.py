@@ -27,7 +27,7 @@ from metasched.training.loop import train
 from metasched.training.optimizers.config import GroupConfig, OptimizerConfig
 from metasched.training.problem import build_problem
 from metasched.training.stacked import of_run, train_mapped
-from metasched.training.step import InnerProblem
+from metasched.training.state import InnerProblem
 
 STEPS = 4
 OUTER = OuterLoss("relaxed")
@@ -59,7 +59,7 @@ def problem(name: str, method: str = "ana") -> InnerProblem:
         optimizer=OptimizerConfig(**RECIPES[name]),
         run=RunConfig(dtype="float64"),
     )
-    return build_problem(experiment, relaxation=0.3)
+    return build_problem(experiment.problem, relaxation=0.3)
 
 
 def controls_of(problem: InnerProblem, index: int = 0) -> Tensors:

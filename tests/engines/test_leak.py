@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from learning import learn
 
 from metasched.config.schema import Experiment
 from metasched.meta.config import MetaConfig
-from metasched.meta.outer import OuterStep, meta_train
+from metasched.meta.outer import OuterStep
 from metasched.methods import build_method
 from metasched.methods.config import MethodConfig
 from metasched.runs.config import RunConfig
@@ -59,7 +60,12 @@ def test_no_leak(memory: int | None) -> None:
             after[record.step + 1] = held()
 
     with Pool(1) as pool:
-        meta_train(warm_up, schedule, pool, lambda record: print(held().tensors))
-        meta_train(experiment, schedule, pool, log)
+        learn(
+            warm_up,
+            schedule,
+            pool,
+            lambda record: print(held().tensors),
+        )
+        learn(experiment, schedule, pool, log)
     assert after[300].tensors == after[3].tensors and after[300].values == after[3].values
     assert abs(after[300].resident - after[3].resident) < 10**6

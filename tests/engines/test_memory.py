@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metasched.config.load import config_hash, dump_yaml, load_experiment
+from metasched.config.load import config_hash, dump_yaml, load_experiment, to_dict
 from metasched.core.errors import MetaschedError
 from metasched.engines import find_unroll
 from metasched.engines.memory import (
@@ -153,7 +153,7 @@ def test_a_budget_in_a_configuration(tmp_path: Path, text, expected):
     file.write_text("name: a\n")
     experiment = load_experiment(file, ["--meta.memory", text])
     assert experiment.meta.memory == expected
-    file.write_text(dump_yaml(experiment))
+    file.write_text(dump_yaml(to_dict(experiment)))
     assert config_hash(load_experiment(file)) == config_hash(experiment)
     file.write_text(f"meta: {{memory: {text}}}\n")
     assert load_experiment(file).meta.memory == expected

@@ -21,7 +21,7 @@ from metasched.methods.base import Control, Method, State, Values
 from metasched.network.quantize import quantize
 from metasched.tasks.quadratic import quadratic_task
 from metasched.training.optimizers import OPTIMIZERS
-from metasched.training.step import InnerProblem
+from metasched.training.state import InnerProblem
 
 CURVATURE = np.array([1.0, 0.6, 0.35, 0.2])
 TARGET = np.array([0.8, -0.4, 0.1, -1.2])

@@ -34,7 +34,8 @@ from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.optimizers.config import OptimizerConfig
 from metasched.training.optimizers.recipe import recipe
 from metasched.training.problem import build_problem
-from metasched.training.step import InnerProblem, TrainingState, inner_step
+from metasched.training.state import InnerProblem, TrainingState
+from metasched.training.step import inner_step
 
 STEPS = 8
 OPTIMIZERS = {
@@ -331,7 +332,7 @@ def test_the_budget_of_a_configuration_reaches_the_sweep():
     task = TaskConfig(model="mlp", width=4, train=64, validation=32, batch=16, steps=6)
     default = Experiment(task=task, method=MethodConfig(name="ana"))
     assert default.meta.estimator == "sweep" and default.meta.memory is None
-    layers = len(build_problem(default).network.layers)
+    layers = len(build_problem(default.problem).network.layers)
     controls = {"noise_scale": torch.full((6, layers), 0.5), "noise_mean": torch.zeros(6, layers)}
     large, by_unroll, small = (
         replace(default, meta=MetaConfig(**meta))

@@ -44,7 +44,7 @@ class PlantedRuns:
     Keeps how many runs of each kind it was asked for.
     """
 
-    problem = replace(build_problem(_TINY), steps=STEPS)
+    problem = replace(build_problem(_TINY.problem), steps=STEPS)
 
     def __init__(self, slope: Callable[[int], torch.Tensor], loss: Callable[[torch.Tensor, int], float]) -> None:
         self.slope, self.loss = slope, loss

@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from learning import learn
 
 from metasched.config.schema import Experiment
 from metasched.core.randomness import derive_seed, generator
@@ -20,7 +20,7 @@ from metasched.estimators.es import EvolutionStrategies
 from metasched.estimators.mixed import Mixed
 from metasched.estimators.verdict import CLEAR, EXPLODING, ONE_SIDED, Measured, verdict
 from metasched.meta.config import MetaConfig
-from metasched.meta.outer import OuterStep, meta_train
+from metasched.meta.outer import OuterStep
 from metasched.methods import build_method
 from metasched.methods.config import MethodConfig
 from metasched.runs.config import RunConfig
@@ -229,7 +229,7 @@ def test_in_the_outer_loop(estimator):
         network = ScheduleNetwork(controls, hand_coded("ana")["ana_linear"], ["noise_scale"], knots=4, hidden=4, seed=0)
         log: list[OuterStep] = []
         with Pool(workers) as pool:
-            meta_train(replace(experiment, run=replace(experiment.run, workers=workers)), network, pool, log.append)
+            learn(experiment, network, pool, log.append)
         return torch.cat([p.detach().flatten() for p in network.parameters()]), log
 
     parameters, log = learned(1)

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from learning import runs_of, shrunk
 from torch import nn
 
-from metasched.commands.check import random_controls, small
+from metasched.commands.check import random_controls
 from metasched.config.schema import Experiment
 from metasched.engines import UNROLLS, find_unroll
 from metasched.engines.base import (
@@ -37,12 +38,12 @@ from metasched.schedules.network import ScheduleNetwork
 from metasched.schedules.table import hand_coded
 from metasched.tasks.config import TaskConfig
 from metasched.training.problem import build_problem
-from metasched.training.step import InnerProblem
+from metasched.training.state import InnerProblem
 
 
 def tiny(**sections: Any) -> Experiment:
     task = TaskConfig(model="mlp", width=4, train=64, validation=32)
-    return small(replace(Experiment(task=task), **sections))
+    return shrunk(replace(Experiment(task=task), **sections))
 
 
 def ana(forward: str = "mode", activation_levels: str | None = "ternary") -> Experiment:
@@ -59,7 +60,7 @@ def drawn(problem: InnerProblem, index: int = 0) -> Tensors:
 @pytest.mark.parametrize("estimator", UNROLLS)
 @pytest.mark.parametrize("method", [m for m in METHODS if build_method(MethodConfig(name=m)).controls])  # type: ignore[arg-type]
 def test_every_differentiable_control_of_every_layer_gets_a_gradient(method, estimator):
-    problem = build_problem(tiny(method=MethodConfig(name=method)), relaxation=0.1)
+    problem = build_problem(tiny(method=MethodConfig(name=method)).problem, relaxation=0.1)
     controls = drawn(problem)
     found = control_gradient(find_unroll(estimator), problem, controls, OuterLoss())
     declared = problem.network.method.controls
@@ -72,7 +73,7 @@ def test_every_differentiable_control_of_every_layer_gets_a_gradient(method, est
 
 
 def test_a_control_that_nothing_reads_has_a_gradient_of_zeros():
-    problem = build_problem(ana())
+    problem = build_problem(ana().problem)
     controls = {**drawn(problem), "unread": torch.ones(3, 3)}
     found = control_gradient(find_unroll("unroll"), problem, controls, OuterLoss())
     assert torch.equal(found.wrt["unread"], torch.zeros(3, 3))
@@ -92,7 +93,7 @@ def test_a_control_that_nothing_reads_has_a_gradient_of_zeros():
     ],
 )
 def test_layers_without_noise_are_counted_as_dead(estimator, activation_levels, silent, dead):
-    problem = build_problem(ana("expectation", activation_levels))
+    problem = build_problem(ana("expectation", activation_levels).problem)
     controls = drawn(problem)
     controls["noise_scale"][:2, silent] = 0  # at two of the three steps
     found = control_gradient(find_unroll(estimator), problem, controls, OuterLoss())
@@ -101,7 +102,7 @@ def test_layers_without_noise_are_counted_as_dead(estimator, activation_levels, 
 
 @pytest.mark.parametrize("estimator", UNROLLS)
 def test_a_control_that_is_not_a_number_is_seen(estimator):
-    problem = build_problem(ana("expectation"))
+    problem = build_problem(ana("expectation").problem)
     controls = drawn(problem)
     controls["noise_mean"][1, 1] = float("nan")
     found = control_gradient(find_unroll(estimator), problem, controls, OuterLoss("relaxed"))
@@ -116,7 +117,7 @@ def test_values_that_are_not_finite_are_counted_one_by_one():
         loss = (factors * controls["noise_scale"]).sum()
         return Unrolled(loss, torch.tensor(0.5), 0.25)
 
-    problem = build_problem(ana())
+    problem = build_problem(ana().problem)
     found = control_gradient(unroll, problem, drawn(problem), OuterLoss())
     assert found.nonfinite == 3 and found.dead_layers == 0.25  # two factors and the loss
 
@@ -138,7 +139,7 @@ class Linear(nn.Module):
 
 @pytest.mark.parametrize("estimator", UNROLLS)
 def test_the_gradient_of_the_schedule_is_that_of_the_controls_pulled_back(estimator):
-    schedule, problem, outer = Linear(), build_problem(ana()), OuterLoss()
+    schedule, problem, outer = Linear(), build_problem(ana().problem), OuterLoss()
     unroll = find_unroll(estimator)
     found = estimate_by(unroll, schedule, problem, outer)
     progress = progress_of_steps(problem.steps)
@@ -221,14 +222,15 @@ def broken(step: int, run: int) -> Tensors:
 
 
 def schedule_network() -> ScheduleNetwork:
-    controls = build_problem(ana()).network.method.controls
+    controls = build_problem(ana().problem).network.method.controls
     return ScheduleNetwork(controls, hand_coded("ana")["ana_linear"], ["noise_scale"], knots=5, hidden=4, seed=0)
 
 
 def learn(plan: Callable[[int, int], Tensors], **meta: Any) -> tuple[MetaTraining, Planted, list[OuterStep]]:
     experiment = replace(ana(), meta=MetaConfig(**{"steps": 1, "runs": 2, "clip": 1e9, "noise_floor": 0.02, **meta}))
     pool, log = Planted(plan), []
-    return meta_train(experiment, schedule_network(), pool, log.append), pool, log  # type: ignore[arg-type]
+    runs = runs_of(experiment, pool)  # type: ignore[arg-type]
+    return meta_train(runs, experiment.seed, schedule_network(), log.append), pool, log  # type: ignore[arg-type]
 
 
 def parameters(schedule: nn.Module) -> torch.Tensor:
@@ -238,7 +240,7 @@ def parameters(schedule: nn.Module) -> torch.Tensor:
 @cache
 def pulled(step: int, run: int) -> torch.Tensor:
     """The gradient of the planted estimate in the schedule's parameters, at its start."""
-    schedule, problem = schedule_network(), build_problem(ana())
+    schedule, problem = schedule_network(), build_problem(ana().problem)
     values = Floored(schedule, problem.network.method.controls, 0.02)(progress_of_steps(STEPS), problem.network.layers)
     found = ControlGradient(0.0, 0.0, plain(step, run), 0, 0.0, 0.0)
     return torch.cat([g.flatten() for g in pull_back(schedule, values, found).gradient])
@@ -311,7 +313,7 @@ def test_inner_runs_never_see_noise_below_the_floor():
 
 
 def test_keep_drops_what_is_not_finite():
-    problem, schedule = build_problem(ana()), Linear()
+    problem, schedule = build_problem(ana().problem), Linear()
     values = schedule(progress_of_steps(STEPS), problem.network.layers)
     good, bad = (
         pull_back(schedule, values, ControlGradient(0.0, 0.0, plan(0, 0), nonfinite, 0.0, 0.0))

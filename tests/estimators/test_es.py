@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from learning import runs_of
 from torch import nn
 from torch.func import functional_call
 
@@ -72,7 +73,7 @@ class Two(nn.Module):
 class Answers:
     """In place of inner runs: a function of the controls and the seed; keeps what it was asked for."""
 
-    problem = replace(build_problem(tiny()), steps=2)
+    problem = replace(build_problem(tiny().problem), steps=2)
 
     def __init__(self, loss: Callable[[Controls, int], float]) -> None:
         self.loss = loss
@@ -154,7 +155,7 @@ def test_an_estimate_by_hand():
 
 def test_the_runs_of_a_pair_share_their_seed_and_lie_opposite_each_other():
     schedule, runs = schedule_network(), Answers(lambda controls, seed: 0.0)
-    runs.problem = build_problem(tiny())
+    runs.problem = build_problem(tiny().problem)
     EvolutionStrategies(0.5).estimate(schedule, runs, [11, 12], {})
     assert [run.seed for run in runs.asked] == [11, 11, 12, 12]
     for i, run in enumerate(runs.asked):
@@ -222,7 +223,7 @@ def test_the_score_function_is_dual_to_the_directions():
 
 
 def test_controls_at_leave_the_schedule_as_it_is():
-    schedule, problem = schedule_network(), build_problem(tiny())
+    schedule, problem = schedule_network(), build_problem(tiny().problem)
     before = flat([p.detach() for p in schedule.parameters()])
     delta = direction(schedule, 0)
     here = controls_at(schedule, problem, delta, 0.0)
@@ -236,7 +237,7 @@ def test_controls_at_leave_the_schedule_as_it_is():
 def test_the_scales_of_a_schedule_network_move_its_correction_by_about_one(hidden):
     """Whatever the width; of the body only once the output weights are not zero any more."""
     schedule = schedule_network(hidden)
-    u, features = progress_of_steps(9), [_features(layer) for layer in build_problem(tiny()).network.layers]
+    u, features = progress_of_steps(9), [_features(layer) for layer in build_problem(tiny().problem).network.layers]
     with torch.no_grad():
         for name, p in schedule.named_parameters():
             if name == "heads.weight":
@@ -329,7 +330,9 @@ def test_pooled_runs_are_local_runs(two: Pool) -> None:
 def test_the_outer_loop_learns_by_it(name, objective):
     def learn() -> tuple[torch.Tensor, list[OuterStep]]:
         log: list[OuterStep] = []
-        trained = meta_train(tiny(name, objective), schedule_network(), Pool(1), log.append)
+        made = tiny(name, objective)
+        runs = runs_of(made, Pool(1))
+        trained = meta_train(runs, made.seed, schedule_network(), log.append)
         assert trained.inner_steps == sum(record.inner_steps for record in log)
         return flat([p.detach() for p in trained.schedule.parameters()]), log
 
@@ -347,11 +350,11 @@ def test_the_outer_loop_learns_by_it(name, objective):
 
 @pytest.mark.parametrize("name", POPULATION)
 def test_a_memory_budget_has_no_effect_and_is_refused(name):
-    check_estimator(tiny(name))
+    check_estimator(tiny().problem, tiny(name).meta, "network")
     with pytest.raises(
         MetaschedError, match=rf"^meta\.memory: has no effect on {name}; leave it out: .*sweep"
     ) as caught:
-        check_estimator(tiny(name, memory=10**9))
+        check_estimator(tiny().problem, tiny(name, memory=10**9).meta, "network")
     assert "\n" not in str(caught.value)
     assert name in ESTIMATORS and find_unroll(name) is find_unroll("sweep")
 

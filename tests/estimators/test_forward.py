@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from learning import shrunk
 from torch import nn
 from torch.autograd import forward_ad
 
-from metasched.commands.check import random_controls, small
+from metasched.commands.check import random_controls
 from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
 from metasched.core.layer import Quantizes
@@ -35,7 +36,6 @@ from metasched.quantizers.stair import stair
 from metasched.runs.local import Along, LocalRuns
 from metasched.runs.pooled import local_runs
 from metasched.schedules.base import progress_of_steps
-from metasched.schedules.config import ScheduleConfig
 from metasched.schedules.family import ScheduleFamily
 from metasched.schedules.table import hand_coded
 from metasched.tasks.config import TaskConfig
@@ -43,7 +43,7 @@ from metasched.tasks.quadratic import quadratic_task
 from metasched.training.optimizers import OPTIMIZERS
 from metasched.training.optimizers.config import OptimizerConfig
 from metasched.training.problem import build_problem
-from metasched.training.step import InnerProblem
+from metasched.training.state import InnerProblem
 
 RULES = {
     "sgd": OptimizerConfig(name="sgd", lr=0.1, weight_decay=0.01),
@@ -55,7 +55,7 @@ METHODS = ["ana", "inq", "joint"]
 
 
 def experiment(method: str = "joint", rule: str = "adam", steps: int = 3, **settings: Any) -> Experiment:
-    tiny = small(
+    tiny = shrunk(
         Experiment(
             task=TaskConfig(model="mlp", width=4, train=64, validation=32),
             optimizer=RULES[rule],
@@ -117,7 +117,7 @@ SURROGATES = [
 @pytest.mark.parametrize("model", ["mlp", "convnet"])
 def test_a_slope_is_the_product_of_the_derivative_with_the_direction(model, settings):
     whole = experiment(steps=3, **settings)
-    here = build_problem(replace(whole, task=replace(whole.task, model=model)), relaxation=0.3).with_seed(1)
+    here = build_problem(replace(whole, task=replace(whole.task, model=model)).problem, relaxation=0.3).with_seed(1)
     controls = random_controls(here.network.method.controls, here.steps, len(here.network.layers), 0, 0)
     draws = generator(0, "direction")
     direction = {name: torch.randn(v.shape, generator=draws) for name, v in controls.items()}
@@ -269,7 +269,7 @@ def test_no_step_outlives_the_next_one(monkeypatch):
 
     step = tangent.inner_step
     monkeypatch.setattr(tangent, "inner_step", noted)
-    here = build_problem(experiment("ana", steps=4))
+    here = build_problem(experiment("ana", steps=4).problem)
     controls = random_controls(here.network.method.controls, 4, len(here.network.layers), 0, 0)
     slope_along(here, controls, controls, OuterLoss())
     assert len(made) > 4 and alive == [0, 0, 0, 0]
@@ -279,7 +279,7 @@ def test_no_step_outlives_the_next_one(monkeypatch):
 
 
 def test_directions_are_the_columns_of_the_jacobian():
-    here = build_problem(experiment())
+    here = build_problem(experiment().problem)
     learned = family(here, "joint_cosine", learn=["noise_scale", "freeze_fraction"])
     schedule = Floored(learned, here.network.method.controls, 0.35)
     controls, found = directions(schedule, here)
@@ -299,7 +299,7 @@ def test_directions_are_the_columns_of_the_jacobian():
 
 def test_a_run_that_is_not_finite_is_counted():
     whole = experiment("ana", forward="expectation")
-    here = build_problem(whole)
+    here = build_problem(whole.problem)
     controls = random_controls(here.network.method.controls, here.steps, len(here.network.layers), 0, 0)
     controls["noise_mean"][1, 1] = float("nan")
     broken = slope_along(here, controls, {n: torch.ones_like(v) for n, v in controls.items()}, OuterLoss("relaxed"))
@@ -343,6 +343,6 @@ def test_an_operation_without_a_forward_derivative_is_refused_in_a_line():
 
 def test_a_network_is_refused_before_anything_is_done():
     assert build_estimator(MetaConfig(estimator="forward", noise_floor=0.1)) == Forward(0.1)
-    check_estimator(replace(experiment(), schedule=ScheduleConfig(kind="family")))
+    check_estimator(experiment().problem, experiment().meta, "family")
     with pytest.raises(MetaschedError, match=r"^meta\.estimator: .* set schedule\.kind to family"):
-        check_estimator(experiment())
+        check_estimator(experiment().problem, experiment().meta, "network")

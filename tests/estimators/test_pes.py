@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from learning import runs_of
 from torch import nn
 
 from metasched.config.schema import Experiment
@@ -39,14 +40,13 @@ from metasched.network.quantize import quantize
 from metasched.runs.config import RunConfig
 from metasched.runs.local import Judged, LocalRuns, Reached, Run, Segment
 from metasched.runs.pool import Pool
-from metasched.runs.pooled import PooledRuns
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.network import ScheduleNetwork
 from metasched.schedules.table import hand_coded
 from metasched.tasks.config import TaskConfig
 from metasched.tasks.quadratic import quadratic_task
 from metasched.training.optimizers import OPTIMIZERS
-from metasched.training.step import InnerProblem, TrainingState
+from metasched.training.state import InnerProblem, TrainingState
 
 CURVATURE = torch.tensor([1.0, 0.6, 0.35, 0.2])
 TARGET = torch.tensor([0.8, -0.4, 0.1, -1.2])
@@ -440,7 +440,7 @@ def schedule_network(hidden: int = 4) -> ScheduleNetwork:
 @pytest.mark.parametrize("name", ["pes", "nres"])
 def test_state_saved_in_mid_episode_goes_on_with_the_same_bits(name):
     own = tiny(name)
-    schedule, runs = schedule_network(), PooledRuns(own.problem, own.meta, Pool(1))
+    schedule, runs = schedule_network(), runs_of(own, Pool(1))
     estimator = build_estimator(runs.meta)
     state = estimator.begin(schedule, runs)
     assert state == {}

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import derive_seed
-from metasched.evaluation.compare import compare
+from metasched.evaluation.compare import compare, plan_of
 from metasched.evaluation.comparison import Arm, Comparison
 from metasched.evaluation.config import CompareConfig
 from metasched.evaluation.contenders import (
@@ -57,7 +57,7 @@ class Silent:
 def test_every_arm_meets_the_same_seeds_at_every_horizon() -> None:
     arms, memory = joined(*hand_coded_arms(EXPERIMENT.problem, EXPERIMENT.compare.baselines)), Memory()
     with Pool(1) as pool:
-        found = compare(EXPERIMENT, arms, ["inq_linear"], pool, memory, Silent())
+        found = compare(plan_of(EXPERIMENT), arms, ["inq_linear"], pool, memory, Silent())
     seeds = fresh_seeds(EXPERIMENT.seed, EXPERIMENT.compare.seeds)
     assert found.seeds == tuple(seeds) == tuple(derive_seed(0, "compare", i) for i in range(3))
     assert [(a.name, a.horizon, a.inner_steps) for a in found.arms] == [
@@ -96,7 +96,7 @@ def test_what_finding_a_schedule_took_is_in_the_table(tmp_path: Path) -> None:
     tuned = file_arm(EXPERIMENT.problem, tmp_path / "tuned.json")
     arms = joined(("tuned", tuned), *hand_coded_arms(EXPERIMENT.problem, EXPERIMENT.compare.baselines))
     with Pool(1) as pool:
-        found = compare(EXPERIMENT, arms, ["tuned"], pool, Memory(), Silent())
+        found = compare(plan_of(EXPERIMENT), arms, ["tuned"], pool, Memory(), Silent())
     columns, rows = found.rows(4)
     column = columns.index("found in (inner steps)")
     assert {row[0]: row[column] for row in rows} == {
@@ -127,7 +127,7 @@ def test_floor_and_ceiling_are_the_same_network_steps_optimizer_and_seeds() -> N
         ("float", "float", "unit"),
     ]
     with Pool(1) as pool:
-        found = compare(experiment, arms, [], pool, Memory(), Silent()).at(4)
+        found = compare(plan_of(experiment), arms, [], pool, Memory(), Silent()).at(4)
     assert found["float"].scores == tuple(
         _plain_score(experiment, s, hard=False) for s in fresh_seeds(experiment.seed, experiment.compare.seeds)
     )
@@ -138,7 +138,7 @@ def test_floor_and_ceiling_are_the_same_network_steps_optimizer_and_seeds() -> N
 
 def _plain_score(experiment: Experiment, seed: int, *, hard: bool) -> float:
     """Test score after plain training: torch's modules, loss and Adam; ternary weights by clip and round if hard."""
-    task = build_problem(experiment).task
+    task = build_problem(experiment.problem).task
     torch.manual_seed(derive_seed(seed, "weights"))
     model = task.build().double()
     linear = [m for m in model.modules() if isinstance(m, nn.Linear)][:-1] if hard else []

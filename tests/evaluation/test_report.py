@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from metasched.config.load import to_dict
 from metasched.config.schema import Experiment
 from metasched.evaluation.comparison import Arm, Comparison
 from metasched.evaluation.contenders import Contender
@@ -65,7 +66,7 @@ def written(tmp_path: Path) -> str:
     plot_comparison(folder.plots / "comparison.png", {5: {arm.name: arm.scores for arm in arms}})
     schedules = {HOSTILE: family["ana_cubic"], "ana_static": family["ana_static"], "ana_linear": family["ana_linear"]}
     contenders = {name: Contender(experiment.problem, schedule) for name, schedule in schedules.items()}
-    path = write_report(replace(experiment, name="tiny"), comparison, contenders, folder)
+    path = write_report(to_dict(replace(experiment, name="tiny")), comparison, contenders, folder)
     return path.read_text("utf-8")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from metasched.config.load import dump_yaml, load_experiment
+from metasched.config.load import dump_yaml, load_experiment, to_dict
 from metasched.evaluation.comparison import Arm, Comparison
 from metasched.exchange.pbt import read_policy
 from metasched.exchange.player import SchedulePlayer
@@ -40,7 +40,7 @@ def config(path: Path) -> None:
         (1, 2),
     )
     unread = {"  backward: noise", "  noise: triangular", "  forward: mode"}  # listed then, for a method without them
-    assert set(dump_yaml(experiment).splitlines()) >= set(path.read_text().splitlines()) - unread
+    assert set(dump_yaml(to_dict(experiment)).splitlines()) >= set(path.read_text().splitlines()) - unread
 
 
 def metrics(path: Path) -> None:

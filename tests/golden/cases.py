@@ -86,13 +86,13 @@ def experiment_of(variant: str, optimizer: str = "adam", model: Any = "mlp", wid
 def controls_of(experiment: Experiment) -> dict[str, torch.Tensor]:
     """What the hand-coded schedule of an experiment gives each layer at each step."""
     start = hand_coded(experiment.method.name)[experiment.schedule.start]
-    return dict(start(progress_of_steps(STEPS), build_problem(experiment).network.layers))
+    return dict(start(progress_of_steps(STEPS), build_problem(experiment.problem).network.layers))
 
 
 def training(variant: str, optimizer: str) -> Entries:
     """A whole inner run: losses, final state, hardened score."""
     experiment = experiment_of(variant, optimizer, "convnet", width=3)
-    problem = build_problem(experiment).with_seed(SEED)
+    problem = build_problem(experiment.problem).with_seed(SEED)
     state, losses = train(problem, controls_of(experiment))
     scores = [hardened_score(problem, state, "test")]
     return {"losses": losses, "scores": scores, **{part: getattr(state, part) for part in PARTS}}
@@ -101,7 +101,7 @@ def training(variant: str, optimizer: str) -> Entries:
 def engine(name: str, variant: str, optimizer: str = "adam", objective: Any = "hardened") -> Entries:
     """The derivative of the outer loss in the controls, by one engine."""
     experiment = experiment_of(variant, optimizer)
-    problem = build_problem(experiment, relaxation=0.3).with_seed(SEED)
+    problem = build_problem(experiment.problem, relaxation=0.3).with_seed(SEED)
     unroll = find_unroll(name)
     found = control_gradient(unroll, problem, widened(controls_of(experiment)), OuterLoss(objective))
     return {"loss": torch.tensor(found.loss), "scores": [found.score], **dict(found.wrt)}
@@ -110,7 +110,7 @@ def engine(name: str, variant: str, optimizer: str = "adam", objective: Any = "h
 def forward_engine(variant: str) -> Entries:
     """The slope of the outer loss along a direction in the controls, by forward mode."""
     experiment = experiment_of(variant)
-    problem = build_problem(experiment, relaxation=0.3).with_seed(SEED)
+    problem = build_problem(experiment.problem, relaxation=0.3).with_seed(SEED)
     controls = widened(controls_of(experiment))
     direction = {c: torch.rand(v.shape, generator=generator(SEED, "direction")) for c, v in controls.items()}
     found = slope_along(problem, controls, direction, OuterLoss("hardened"))
@@ -124,7 +124,7 @@ def widened(controls: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def learnable(experiment: Experiment) -> LearnableSchedule:
     """A learnable schedule at parameters of its own: those that fit its start are found to a few digits less."""
-    network = build_problem(experiment).network
+    network = build_problem(experiment.problem).network
     controls = network.method.controls
     start = hand_coded(experiment.method.name)[experiment.schedule.start]
     learn = [c.name for c in controls]
@@ -156,7 +156,7 @@ def exported(kind: Any) -> Entries:
     """The text of a schedule file, without its version."""
     experiment = experiment_of("joint")
     experiment = replace(experiment, schedule=replace(experiment.schedule, kind=kind))
-    problem, schedule = build_problem(experiment), learnable(experiment)
+    problem, schedule = build_problem(experiment.problem), learnable(experiment)
     file = export(
         schedule,
         method_name="joint",

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from learning import learn
 
 from metasched.cli import main
 from metasched.config.schema import Experiment
@@ -23,8 +24,8 @@ from metasched.evaluation.statistics import counted
 from metasched.meta import outer
 from metasched.meta.config import MetaConfig
 from metasched.meta.guards import RunStopped
-from metasched.meta.online import train_online
-from metasched.meta.outer import OuterState, OuterStep, meta_train
+from metasched.meta.online import setting_of, train_online
+from metasched.meta.outer import OuterState, OuterStep
 from metasched.meta.start import learned_controls
 from metasched.methods.config import MethodConfig
 from metasched.runs.cells import cell_scores, played
@@ -163,18 +164,18 @@ def in_gradient(plant: Plant, bad: float) -> None:
 
 
 def in_outer_update(plant: Plant, bad: float) -> None:
-    def change(found: Any, optimizer: torch.optim.Optimizer) -> None:
+    def change(found: Any, optimizer: Adam) -> None:
         with torch.no_grad():
-            optimizer.param_groups[0]["params"][-1].view(-1)[0] = bad
+            optimizer.parameters[-1].view(-1)[0] = bad
 
-    plant.wrap((torch.optim.Adam,), "step", change)
+    plant.wrap((outer.Adam,), "step", change)
 
 
 def in_outer_moment(plant: Plant, bad: float) -> None:
-    def change(found: Any, optimizer: torch.optim.Optimizer) -> None:
-        optimizer.state[optimizer.param_groups[0]["params"][0]]["exp_avg_sq"].view(-1)[0] = bad
+    def change(found: Any, optimizer: Adam) -> None:
+        optimizer.state[optimizer.parameters[0]]["exp_avg_sq"].view(-1)[0] = bad
 
-    plant.wrap((torch.optim.Adam,), "step", change)
+    plant.wrap((outer.Adam,), "step", change)
 
 
 PLACES: Mapping[str, tuple[Callable[[Plant, float], None], str]] = {
@@ -203,7 +204,7 @@ def tiny(estimator: str, width: int = 2) -> Experiment:
 
 
 def learner(experiment: Experiment) -> LearnableSchedule:
-    network = build_problem(experiment).network
+    network = build_problem(experiment.problem).network
     controls, start = network.method.controls, hand_coded("ana")["ana_linear"]
     learn = learned_controls(experiment.method.name, experiment.schedule.learn, controls)
     return build_learnable(experiment.schedule, controls, start, learn, network.layers, 0)
@@ -226,7 +227,13 @@ def bad_after_one_step(plant: Plant, experiment: Experiment) -> tuple[list[Outer
         plant.armed = state.step >= 1
 
     with Pool(1) as pool, pytest.raises(RunStopped) as caught:
-        meta_train(experiment, learner(experiment), pool, log.append, save=save)
+        learn(
+            experiment,
+            learner(experiment),
+            pool,
+            log.append,
+            save=save,
+        )
     return saved, log, str(caught.value)
 
 
@@ -263,7 +270,7 @@ def test_runs_that_are_mapped_are_looked_at_too(plant, place, bad, monkeypatch):
     put, named = PLACES[place]
     put(plant, bad)
     experiment = tiny("es", width=8)
-    assert mapping_pays(build_problem(experiment), 4)
+    assert mapping_pays(build_problem(experiment.problem), 4)
     saved, log, message = bad_after_one_step(plant, experiment)
     assert len(log) == 4 and named in message
     assert all(torch.equal(saved[1].parameters[n], p) for n, p in saved[-1].parameters.items())
@@ -274,7 +281,7 @@ def test_a_weight_that_freezes_does_not_hide_what_it_was(plant, method):
     """At the end all weights are frozen on levels: the last state alone would not tell."""
     experiment = replace(tiny("sweep"), method=MethodConfig(name=method))
     in_inner_update(plant, INF)
-    inner = build_problem(experiment)
+    inner = build_problem(experiment.problem)
     controls = played(experiment.problem, hand_coded(method)[f"{method}_linear"], STEPS)
     plant.armed = True
     (score,) = cell_scores(
@@ -312,7 +319,7 @@ def test_three_bad_look_aheads_stop_an_online_run(plant, place, bad):
     experiment = replace(experiment, online=replace(experiment.online, every=1, window=3, held_out=4))
     start, log = hand_coded("ana")["ana_linear"], []
     with pytest.raises(RunStopped, match="in 3 look-aheads in a row") as caught:
-        train_online(experiment, start, 3, log.append)
+        train_online(setting_of(experiment), start, 3, log.append)
     assert named in str(caught.value) and caught.value.path.endswith("of digits")
     assert [r.skipped for r in log] == [True] * 3 and all(named in r.fault for r in log)
 

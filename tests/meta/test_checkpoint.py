@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from learning import learn, runs_of
 
 import metasched.meta.checkpoint
 from metasched.config.load import to_dict
@@ -24,11 +25,10 @@ from metasched.estimators import build_estimator
 from metasched.estimators.base import MEND
 from metasched.meta.checkpoint import Checkpoint, check_fit, read_checkpoint, write_checkpoint
 from metasched.meta.config import MetaConfig
-from metasched.meta.outer import OuterState, OuterStep, meta_train
+from metasched.meta.outer import OuterState, OuterStep
 from metasched.methods.config import MethodConfig
 from metasched.runs.config import RunConfig
 from metasched.runs.pool import Pool
-from metasched.runs.pooled import PooledRuns
 from metasched.schedules.config import ScheduleConfig
 from metasched.schedules.learnable import LearnableSchedule, build_learnable
 from metasched.schedules.table import hand_coded
@@ -310,7 +310,7 @@ def experiment_of(estimator: Any) -> Experiment:
 
 
 def schedule_of(experiment: Experiment, hidden: int = 2) -> LearnableSchedule:
-    network = build_problem(experiment).network
+    network = build_problem(experiment.problem).network
     config = ScheduleConfig(knots=3, hidden=hidden)
     base = hand_coded("inq")["inq_linear"]
     return build_learnable(config, network.method.controls, base, ["freeze_fraction"], network.layers, 0)
@@ -319,7 +319,14 @@ def schedule_of(experiment: Experiment, hidden: int = 2) -> LearnableSchedule:
 def learned(estimator: str) -> tuple[Experiment, LearnableSchedule, OuterState]:
     experiment, states = experiment_of(estimator), []
     schedule = schedule_of(experiment)
-    meta_train(experiment, schedule, Pool(1), lambda record: None, None, states.append)
+    learn(
+        experiment,
+        schedule,
+        Pool(1),
+        lambda record: None,
+        None,
+        states.append,
+    )
     return experiment, schedule, states[-1]
 
 
@@ -368,7 +375,7 @@ def test_adam_counts_in_the_default_dtype_of_the_process_that_wrote(
 def test_the_state_of_another_estimator_does_not_fit(estimator: str) -> None:
     experiment, schedule, state = learned(estimator)
     check = build_estimator(experiment.meta).check
-    runs = PooledRuns(experiment.problem, experiment.meta, Pool(1))
+    runs = runs_of(experiment, Pool(1))
     check(schedule, runs, 2, state.estimator)
     for name, tensors in damaged(state.estimator):
         with pytest.raises(MetaschedError) as caught:
@@ -395,7 +402,7 @@ def test_the_numbers_of_a_state_are_in_their_ranges(estimator: str, name: str, v
     with pytest.raises(MetaschedError) as caught:
         check(
             schedule,
-            PooledRuns(experiment.problem, experiment.meta, Pool(1)),
+            runs_of(experiment, Pool(1)),
             2,
             {**state.estimator, name: torch.tensor(value)},
         )

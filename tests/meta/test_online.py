@@ -28,7 +28,7 @@ from metasched.exchange.schedule_file import dumps, loads
 from metasched.meta import online
 from metasched.meta.config import MetaConfig, OnlineConfig
 from metasched.meta.guards import clip
-from metasched.meta.online import Adaptation, Onward, expected_cost, held_out_size, train_online
+from metasched.meta.online import Adaptation, Onward, expected_cost, held_out_size, setting_of, train_online
 from metasched.methods import build_method
 from metasched.methods.config import MethodConfig
 from metasched.network.quantize import rows
@@ -45,7 +45,7 @@ from metasched.training import loop
 from metasched.training.loop import hardened_score, train
 from metasched.training.optimizers.config import OptimizerConfig
 from metasched.training.problem import build_problem
-from metasched.training.step import TrainingState
+from metasched.training.state import TrainingState
 
 STEPS, VALIDATION = 6, 32
 LAYERS = tuple(
@@ -90,11 +90,13 @@ def flat(state: TrainingState) -> dict[str, torch.Tensor]:
 def test_a_window_of_the_whole_run_is_an_outer_step_of_the_reverse_estimator(method: str, objective: str) -> None:
     config = experiment(method, every=2 * STEPS, window=STEPS, held_out=VALIDATION)
     config = replace(config, meta=replace(config.meta, objective=objective))
-    found = train_online(config, start(config), seed=7)
+    found = train_online(setting_of(config), start(config), seed=7)
 
     network, meta = network_of(config), config.meta
-    problem = build_problem(config, relaxation=meta.relaxation)
-    runs = LocalRuns(problem, build_problem(config), OuterLoss(meta.objective, meta.surrogate), find_unroll("unroll"))
+    problem = build_problem(config.problem, relaxation=meta.relaxation)
+    runs = LocalRuns(
+        problem, build_problem(config.problem), OuterLoss(meta.objective, meta.surrogate), find_unroll("unroll")
+    )
     (expected,), *_ = build_estimator(meta).estimate(network, runs, [7], {})
     (record,) = found.history
     assert record.loss == pytest.approx(expected.loss, rel=1e-12)
@@ -118,8 +120,8 @@ def test_a_window_of_the_whole_run_is_an_outer_step_of_the_reverse_estimator(met
 def test_what_was_played_gives_the_same_bits_when_it_is_played_again(method: str, dtype: str) -> None:
     config = experiment(method, dtype)
     torch.set_default_dtype(torch.float32)  # as on the command line
-    problem = build_problem(config).with_seed(5)
-    found = train_online(config, start(config), seed=5)
+    problem = build_problem(config.problem).with_seed(5)
+    found = train_online(setting_of(config), start(config), seed=5)
     file = export(
         lambda progress, layers: found.controls,
         method_name=method,
@@ -143,7 +145,7 @@ def test_what_was_played_gives_the_same_bits_when_it_is_played_again(method: str
 
 def test_it_is_a_function_of_its_arguments_and_never_of_the_test_split(monkeypatch: pytest.MonkeyPatch) -> None:
     config = experiment()
-    first = train_online(config, start(config), seed=3)
+    first = train_online(setting_of(config), start(config), seed=3)
     torch.rand(7)
     poisoned = build_problem
 
@@ -153,11 +155,11 @@ def test_it_is_a_function_of_its_arguments_and_never_of_the_test_split(monkeypat
         return replace(problem, task=replace(problem.task, test=test))
 
     monkeypatch.setattr(online, "build_problem", build)
-    second = train_online(config, start(config), seed=3)
+    second = train_online(setting_of(config), start(config), seed=3)
     assert all(torch.equal(v, second.controls[name]) for name, v in first.controls.items())
     assert all(torch.equal(t, flat(second.state)[key]) for key, t in flat(first.state).items())
     assert untimed(first.history) == untimed(second.history)
-    other = train_online(config, start(config), seed=4)
+    other = train_online(setting_of(config), start(config), seed=4)
     assert untimed(other.history) != untimed(first.history)
 
 
@@ -172,7 +174,7 @@ def test_every_step_is_counted(monkeypatch: pytest.MonkeyPatch, every: int, wind
     own = loop.inner_step
     monkeypatch.setattr(loop, "inner_step", counted)
     config, logged = experiment("inq", steps=steps, every=every, window=window), []
-    found = train_online(config, start(config), 1, logged.append)
+    found = train_online(setting_of(config), start(config), 1, logged.append)
     assert [step for differentiable, step in calls if not differentiable] == list(range(steps))
     ahead = [s for begin in range(0, steps, every) for s in range(begin, min(begin + window, steps))]
     assert [step for differentiable, step in calls if differentiable] == ahead
@@ -240,7 +242,7 @@ def test_a_value_that_is_held_back_has_no_derivative_and_the_others_have_theirs(
 def test_only_the_future_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is played before the second look-ahead does not depend on it."""
     config = experiment("inq", every=3)
-    found = train_online(config, start(config), seed=2)
+    found = train_online(setting_of(config), start(config), seed=2)
     own = online.look_ahead
     seen = []
 
@@ -250,14 +252,14 @@ def test_only_the_future_changes(monkeypatch: pytest.MonkeyPatch) -> None:
         return replace(result, diagnostics=replace(result.diagnostics, nonfinite=len(seen) - 1))
 
     monkeypatch.setattr(online, "look_ahead", second_is_not_finite)
-    other = train_online(config, start(config), seed=2)
+    other = train_online(setting_of(config), start(config), seed=2)
     now, then = other.controls["freeze_fraction"], found.controls["freeze_fraction"]
     assert torch.equal(now[:3], then[:3]) and not torch.equal(now[3:], then[3:])
     assert [r.skipped for r in other.history] == [False, True] and not other.history[1].clipped
 
 
 def test_held_out_examples_are_of_the_split_each_once() -> None:
-    problem = build_problem(experiment())
+    problem = build_problem(experiment().problem)
     task = replace(problem.task, validation=Split(torch.arange(10.0)[:, None], torch.arange(10)))
 
     def held_out(size: int, seed: int, step: int) -> Split:
@@ -273,9 +275,9 @@ def test_held_out_examples_are_of_the_split_each_once() -> None:
 
 def test_the_expected_cost() -> None:
     config = experiment(every=10, window=5, steps=60, held_out=16)
-    assert expected_cost(config.online, build_problem(config)) == 1 + (15 + 1 + 1) / 10
+    assert expected_cost(config.online, build_problem(config.problem)) == 1 + (15 + 1 + 1) / 10
     config = experiment(every=20, window=50, steps=6, held_out=32)
-    assert expected_cost(config.online, build_problem(config)) == 1 + (18 + 1 + 2) / 20
+    assert expected_cost(config.online, build_problem(config.problem)) == 1 + (18 + 1 + 2) / 20
 
 
 @pytest.mark.parametrize(
@@ -296,9 +298,9 @@ def test_the_expected_cost() -> None:
 )
 def test_what_is_refused(config: Experiment, message: str) -> None:
     with pytest.raises(MetaschedError, match=message):
-        check(config, build_problem(config))
+        check(config.online, config.meta.objective, build_problem(config.problem))
 
 
 def test_the_defaults_and_the_longest_run_are_taken() -> None:
     config = replace(experiment("inq", steps=4096), online=OnlineConfig())
-    check(config, build_problem(config))
+    check(config.online, config.meta.objective, build_problem(config.problem))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from learning import learn
 
 from metasched.config.schema import Experiment
 from metasched.meta.config import MetaConfig
-from metasched.meta.outer import OuterState, averages, meta_train
+from metasched.meta.outer import OuterState, averages
 from metasched.methods.config import MethodConfig
 from metasched.runs.pool import Pool
 from metasched.schedules.config import ScheduleConfig
@@ -25,13 +26,19 @@ def test_the_schedule_has_the_mean_of_the_parameters_after_the_steps_of_the_last
         schedule=ScheduleConfig(knots=3, hidden=2),
         meta=MetaConfig(steps=steps, runs=2, estimator="es"),
     )
-    network = build_problem(experiment).network
+    network = build_problem(experiment.problem).network
     declared = network.method.controls
     base = hand_coded("joint")["joint_linear"]
     schedule = build_learnable(experiment.schedule, declared, base, [c.name for c in declared], network.layers, 0)
     states: list[OuterState] = []
     with Pool(1) as pool:
-        meta_train(experiment, schedule, pool, log=lambda row: None, save=states.append)
+        learn(
+            experiment,
+            schedule,
+            pool,
+            log=lambda row: None,
+            save=states.append,
+        )
     assert [state.step for state in states] == list(range(steps + 1))
     after = [state.parameters for state in states[1:]]  # after[k]: after outer step k
     moved = [name for name in after[0] if not torch.equal(after[0][name], after[-1][name])]

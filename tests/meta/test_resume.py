@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from learning import learn, runs_of
 
 import metasched.commands.train
 import metasched.meta.resume
@@ -26,7 +27,7 @@ from metasched.estimators import ESTIMATORS
 from metasched.io.run_folder import RunFolder
 from metasched.meta.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from metasched.meta.config import MetaConfig
-from metasched.meta.outer import OuterState, OuterStep, meta_train
+from metasched.meta.outer import OuterState, OuterStep
 from metasched.meta.resume import resumable_state
 from metasched.methods.config import MethodConfig
 from metasched.runs.config import RunConfig
@@ -70,7 +71,7 @@ def experiment_of(method: str, estimator: Any) -> Experiment:
 
 
 def schedule_of(experiment: Experiment) -> LearnableSchedule:
-    network = build_problem(experiment).network
+    network = build_problem(experiment.problem).network
     controls = network.method.controls
     base = hand_coded(experiment.method.name)[f"{experiment.method.name}_linear"]
     learn = [c.name for c in controls]
@@ -105,7 +106,14 @@ def _single_precision() -> None:
 def test_every_save_point_goes_on_with_the_same_bits(tmp_path: Path, method: str, estimator: str) -> None:
     experiment = experiment_of(method, estimator)
     whole = Recorder()
-    trained = meta_train(experiment, schedule_of(experiment), Pool(1), whole.rows.append, None, whole.save)
+    trained = learn(
+        experiment,
+        schedule_of(experiment),
+        Pool(1),
+        whole.rows.append,
+        None,
+        whole.save,
+    )
     assert [state.step for state in whole.states] == list(range(OUTER + 1))
     if estimator in ("pes", "nres"):
         stands = [int(s.estimator["particle0/step"]) for s in whole.states[1:]]
@@ -116,20 +124,34 @@ def test_every_save_point_goes_on_with_the_same_bits(tmp_path: Path, method: str
         write_checkpoint(folder.checkpoint, Checkpoint(to_dict(experiment), {}, "start", "base", 0, 0, state))
         schedule = schedule_of(experiment)
         checkpoint = read_checkpoint(folder.checkpoint)
-        since = resumable_state(checkpoint, folder, "base", schedule, experiment, Pool(1))
+        since = resumable_state(checkpoint, folder, "base", schedule, runs_of(experiment, Pool(1)))
         assert bits(since) == bits(state)
         for p in schedule.parameters():
             p.data.fill_(0.123)  # nothing comes from anywhere but the file
         again = Recorder(most=2)
         if point == OUTER:
-            meta_train(experiment, schedule, Pool(1), again.rows.append, since, again.save)
+            learn(
+                experiment,
+                schedule,
+                Pool(1),
+                again.rows.append,
+                since,
+                again.save,
+            )
             assert bits(schedule.state_dict()) == bits(trained.schedule.state_dict())
             later = [s.parameters for s in whole.states[OUTER // 2 + 1 :]]
             for name, p in schedule.named_parameters():
                 torch.testing.assert_close(p.detach(), torch.stack([own[name] for own in later]).mean(0))
         else:
             with pytest.raises(Enough):
-                meta_train(experiment, schedule, Pool(1), again.rows.append, since, again.save)
+                learn(
+                    experiment,
+                    schedule,
+                    Pool(1),
+                    again.rows.append,
+                    since,
+                    again.save,
+                )
             assert bits(again.states) == bits(whole.states[point : point + 2])
             assert bits(again.rows) == bits(whole.rows[point : point + 1])
 
@@ -205,7 +227,7 @@ def left(folder: Path) -> tuple[bytes, bytes, list[dict[str, Any]]]:
         ("write_checkpoint", 0),  # nothing saved: starts over
         ("write_checkpoint", 1),
         ("write_checkpoint", 3),  # a row of metrics after the last save
-        ("write_schedule", 0),
+        ("write_found", 0),
         ("compare", 0),
         ("publish", 0),
     ],

@@ -24,7 +24,8 @@ from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.loop import train
 from metasched.training.optimizers.config import OptimizerConfig
 from metasched.training.optimizers.recipe import recipe
-from metasched.training.step import InnerProblem, TrainingState, inner_step
+from metasched.training.state import InnerProblem, TrainingState
+from metasched.training.step import inner_step
 
 CONFIG = MethodConfig(name="metropolis", cooling="adaptive", levels="states3")
 

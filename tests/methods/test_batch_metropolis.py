@@ -31,7 +31,8 @@ from metasched.training.loop import train
 from metasched.training.optimizers.config import OptimizerConfig
 from metasched.training.optimizers.recipe import recipe
 from metasched.training.stacked import mapping_pays
-from metasched.training.step import InnerProblem, inner_step
+from metasched.training.state import InnerProblem
+from metasched.training.step import inner_step
 
 STEPS = 6
 

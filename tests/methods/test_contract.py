@@ -23,7 +23,8 @@ from metasched.network.quantize import quantize
 from metasched.quantizers.levels import level_set
 from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.optimizers.sgd import SGD
-from metasched.training.step import InnerProblem, inner_step
+from metasched.training.state import InnerProblem
+from metasched.training.step import inner_step
 
 CASES: dict[str, MethodConfig] = {
     "ste": MethodConfig(name="ste"),

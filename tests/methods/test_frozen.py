@@ -13,7 +13,8 @@ from metasched.schedules.base import progress_of_steps
 from metasched.tasks.config import TaskConfig
 from metasched.training.optimizers.config import OptimizerConfig
 from metasched.training.problem import build_problem
-from metasched.training.step import InnerProblem, inner_step
+from metasched.training.state import InnerProblem
+from metasched.training.step import inner_step
 
 OPTIMIZERS = {
     "sgd": OptimizerConfig(name="sgd", lr=0.1, momentum=0.9, weight_decay=5e-3),
@@ -29,7 +30,7 @@ def digits(method: str, optimizer: str, partition: str = "magnitude") -> InnerPr
             optimizer=OPTIMIZERS[optimizer],
             method=MethodConfig(name=method, scale="max", partition=partition),  # pyright: ignore
             run=RunConfig(dtype="float64"),
-        )
+        ).problem
     )
 
 

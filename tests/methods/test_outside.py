@@ -51,7 +51,7 @@ def test_its_parameters_are_fields_of_an_experiment(config: Path, alpha: ModuleT
     assert build_method(experiment.method).stretch == 0.8  # pyright: ignore[reportAttributeAccessIssue]
     assert MethodConfig(name="alpha_blending", stretch=0.8, activation_levels=None, scale="max") == experiment.method
     copy = tmp_path / "copy.yaml"
-    copy.write_text(dump_yaml(experiment))
+    copy.write_text(dump_yaml(to_dict(experiment)))
     assert load_experiment(copy) == experiment
     (field,) = (f for f in fields() if f.path == "method.stretch")
     assert (field.type, field.default) == ("float", 1.0)

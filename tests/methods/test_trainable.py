@@ -23,7 +23,7 @@ from metasched.engines.tangent import slope_along
 from metasched.engines.unroll import unroll
 from metasched.meta import online
 from metasched.meta.config import OnlineConfig
-from metasched.meta.online import train_online
+from metasched.meta.online import setting_of, train_online
 from metasched.methods.base import Control, Method, State, Values
 from metasched.methods.tensors import LayerQuantizer
 from metasched.network.module import QuantizedModule
@@ -39,7 +39,8 @@ from metasched.training.optimizers.adam import Adam
 from metasched.training.optimizers.base import Optimizer
 from metasched.training.optimizers.sgd import SGD
 from metasched.training.stacked import of_run, train_mapped
-from metasched.training.step import InnerProblem, TrainingState, inner_step
+from metasched.training.state import InnerProblem, TrainingState
+from metasched.training.step import inner_step
 
 STEPS, DECAY = 4, 0.3
 WIDTH = Control("width", 0.0, 1.0, "quantum", "nonincreasing", end=0.0)
@@ -249,7 +250,7 @@ def test_online_learning_trains_the_same_under_what_it_played(monkeypatch: pytes
     def start(progress: torch.Tensor, layers: Sequence[Layer]) -> Tensors:
         return {"width": 0.6 * (1 - progress)[:, None].expand(-1, len(layers))}
 
-    found = train_online(config, start, here.seed)
+    found = train_online(setting_of(config), start, here.seed)
     expected = train(here, found.controls).state
     assert found.state.params.keys() == expected.params.keys()
     assert all(torch.equal(found.state.params[name], p) for name, p in expected.params.items())

@@ -21,7 +21,7 @@ from metasched.schedules.table import hand_coded
 from metasched.tasks.config import TaskConfig
 from metasched.training.loop import InnerRun
 from metasched.training.optimizers.config import OptimizerConfig
-from metasched.training.step import InnerProblem
+from metasched.training.state import InnerProblem
 
 STEPS, SEED = 6, 5
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -46,7 +46,7 @@ def problem_of(method: str, optimizer: str = "sgd", partition: str = "magnitude"
         compare=CompareConfig(),
         run=RunConfig(dtype="float64"),
     )
-    return build_problem(experiment).with_seed(SEED)
+    return build_problem(experiment.problem).with_seed(SEED)
 
 
 def module_of(problem: InnerProblem, schedule: str) -> tuple[QuantizedModule, SchedulePlayer]:

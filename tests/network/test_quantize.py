@@ -17,7 +17,8 @@ from metasched.methods.base import Method, State, Values
 from metasched.methods.config import MethodConfig
 from metasched.methods.ste import STE
 from metasched.models import build_model
-from metasched.network.quantize import ActivationSite, QuantizedNetwork, activations, quantize, rows
+from metasched.network.quantize import QuantizedNetwork, quantize, rows
+from metasched.network.sites import ActivationSite, activations
 
 SHAPES = {
     "mlp": (1, 8, 8),

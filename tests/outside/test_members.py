@@ -94,7 +94,7 @@ def test_the_code_of_task_and_model_is_in_the_fingerprint(config: Path, trained:
     experiment = load_experiment(config)
 
     def found() -> tuple[str, str, str | None]:
-        problem = build_problem(experiment)
+        problem = build_problem(experiment.problem)
         key = former_key(experiment.problem, {}, [1], 5, "test")
         return problem.fingerprint, config_hash(experiment, problem.fingerprint), key
 
@@ -121,7 +121,7 @@ def test_a_task_or_model_that_fails_is_one_line(config: Path, trained: Path, mon
         builder = (lambda config: 3) if "int" in said else fail
         with monkeypatch.context() as patch, pytest.raises(MetaschedError, match=said):
             patch.setitem(table, name, replace(table[name], builder=builder))  # type: ignore[index, type-var]
-            build_problem(experiment)
+            build_problem(experiment.problem)
 
 
 @pytest.mark.parametrize("command", ["check", "sensitivity"])

@@ -36,7 +36,7 @@ def two() -> Iterator[Pool]:
 def test_inner_runs_give_the_same_bits_in_the_same_order(two: Pool) -> None:
     torch.set_default_dtype(torch.float32)  # as the workers have it
     controls = played(EXPERIMENT.problem, hand_coded("joint")["joint_linear"], 10)
-    work = [(EXPERIMENT, controls, seed, 10, "validation") for seed in range(6)]
+    work = [(EXPERIMENT.problem, controls, seed, 10, "validation") for seed in range(6)]
     with Pool(1) as one:
         alone = list(one.map(cell_score, work))
     assert list(two.map(cell_score, work)) == alone

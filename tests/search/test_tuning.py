@@ -28,7 +28,7 @@ from metasched.search.tuning import Box, best_of, search, trials_within
 from metasched.tasks.config import TaskConfig
 from metasched.training.faults import Fault
 from metasched.training.problem import build_problem
-from metasched.training.step import TrainingState
+from metasched.training.state import TrainingState
 
 pytest.importorskip("optuna", reason="optional: tuning")
 pytest.importorskip("cma", reason="optional: tuning")
@@ -72,7 +72,7 @@ class Recorder:
 
 
 def family() -> tuple[ScheduleFamily, tuple[Any, ...]]:
-    network = build_problem(EXPERIMENT).network
+    network = build_problem(EXPERIMENT.problem).network
     base = hand_coded("ana")["ana_static"]
     made = ScheduleFamily(network.method.controls, base, ["noise_scale"], knots=5, layers=network.layers)
     return made, network.layers
@@ -118,9 +118,16 @@ def test_the_budget_is_spent_and_not_more(name: str) -> None:
     pool = Recorder(lambda controls: float(controls["noise_scale"].mean()))
     made, layers = family()
     rows: list[tuple[int, float]] = []
-    tried = search(experiment, Box(made, layers), pool, lambda trial, score: rows.append((trial, score)))
-    best_of(experiment, tried[0].schedule, tried, pool)
-    assert len(tried) == len(rows) == trials_within(experiment) == (600 // 10 - 3 * 4) // 2
+    tried = search(
+        experiment.problem,
+        experiment.tune,
+        experiment.seed,
+        Box(made, layers),
+        pool,
+        lambda trial, score: rows.append((trial, score)),
+    )
+    best_of(experiment.problem, experiment.tune, experiment.seed, tried[0].schedule, tried, pool)
+    assert len(tried) == len(rows) == trials_within(experiment.tune, experiment.task.steps) == (600 // 10 - 3 * 4) // 2
     assert pool.steps == 600
     assert [c.score for c in tried] == [score for _, score in rows]
 
@@ -128,14 +135,16 @@ def test_the_budget_is_spent_and_not_more(name: str) -> None:
 def test_a_budget_without_a_trial_is_refused() -> None:
     short = replace(EXPERIMENT, tune=replace(EXPERIMENT.tune, inner_steps=139))
     with pytest.raises(MetaschedError, match=r"tune\.inner_steps: .* give at least 140"):
-        trials_within(short)
-    assert trials_within(replace(short, tune=replace(short.tune, inner_steps=140))) == 1
+        trials_within(short.tune, short.task.steps)
+    assert trials_within(replace(short.tune, inner_steps=140), short.task.steps) == 1
 
 
 def test_candidates_obey_what_the_controls_declare() -> None:
     made, layers = family()
     pool = Recorder(lambda controls: 0.5)
-    for candidate in search(EXPERIMENT, Box(made, layers), pool, lambda *_: None):
+    for candidate in search(
+        EXPERIMENT.problem, EXPERIMENT.tune, EXPERIMENT.seed, Box(made, layers), pool, lambda *_: None
+    ):
         noise = candidate.schedule(progress_of_steps(23), layers)["noise_scale"]
         assert bool((noise.diff(dim=0) <= 0).all()) and bool((noise[-1] == 0).all())
         assert 0 <= float(noise.min()) and float(noise.max()) <= 1
@@ -144,17 +153,24 @@ def test_candidates_obey_what_the_controls_declare() -> None:
 def test_the_first_candidate_is_the_start_of_learning() -> None:
     made, layers = family()
     start = made.at_knots(layers)["noise_scale"].detach().clone()
-    tried = search(EXPERIMENT, Box(made, layers), Recorder(lambda controls: 0.5), lambda *_: None)
+    tried = search(
+        EXPERIMENT.problem,
+        EXPERIMENT.tune,
+        EXPERIMENT.seed,
+        Box(made, layers),
+        Recorder(lambda controls: 0.5),
+        lambda *_: None,
+    )
     torch.testing.assert_close(tried[0].schedule.values["noise_scale"], start)
 
 
 def test_finalists_are_judged_on_seeds_that_no_trial_had() -> None:
     made, layers = family()
     pool = Recorder(lambda controls: float(controls["noise_scale"][0].mean()))
-    tried = search(EXPERIMENT, Box(made, layers), pool, lambda *_: None)
+    tried = search(EXPERIMENT.problem, EXPERIMENT.tune, EXPERIMENT.seed, Box(made, layers), pool, lambda *_: None)
     seen, pool.seeds = set(pool.seeds), []
     assert len(seen) == 2 * len(tried)
-    best = best_of(EXPERIMENT, tried[0].schedule, tried, pool)
+    best = best_of(EXPERIMENT.problem, EXPERIMENT.tune, EXPERIMENT.seed, tried[0].schedule, tried, pool)
     assert len(pool.seeds) == 3 * 4 and len(set(pool.seeds)) == 4 and not seen & set(pool.seeds)
     assert best.schedule is max(tried, key=lambda c: c.score).schedule
 
@@ -162,16 +178,19 @@ def test_finalists_are_judged_on_seeds_that_no_trial_had() -> None:
 def test_a_good_start_with_bad_luck_is_judged_again() -> None:
     made, layers = family()
     pool = Recorder(lambda controls: float(controls["noise_scale"].mean()))
-    tried = search(EXPERIMENT, Box(made, layers), pool, lambda *_: None)
+    tried = search(EXPERIMENT.problem, EXPERIMENT.tune, EXPERIMENT.seed, Box(made, layers), pool, lambda *_: None)
     truth = [float(c.schedule.values["noise_scale"].mean()) for c in tried]
     best = tried[truth.index(max(truth))].schedule
     unlucky = [c._replace(score=-1.0) if c.schedule is best else c for c in tried]
-    assert best_of(EXPERIMENT, best, unlucky, pool).schedule is best
+    assert best_of(EXPERIMENT.problem, EXPERIMENT.tune, EXPERIMENT.seed, best, unlucky, pool).schedule is best
     pool.steps = 0
-    assert best_of(EXPERIMENT, tried[0].schedule, unlucky, pool).schedule is not best
+    assert (
+        best_of(EXPERIMENT.problem, EXPERIMENT.tune, EXPERIMENT.seed, tried[0].schedule, unlucky, pool).schedule
+        is not best
+    )
     assert pool.steps == 3 * 4 * 10  # no more than the finalists' share
     alone = replace(EXPERIMENT, tune=replace(EXPERIMENT.tune, finalists=1))
-    assert best_of(alone, best, unlucky, pool).schedule is not best
+    assert best_of(alone.problem, alone.tune, alone.seed, best, unlucky, pool).schedule is not best
 
 
 class Trace:
@@ -214,7 +233,8 @@ def evolved(
     *learned: Control, runs: Any = None, experiment: Experiment | None = None
 ) -> tuple[list[dict[str, torch.Tensor]], list[float]]:
     judge: Any = runs or Trace()
-    return evolve(experiment or population(), box_of(*learned), learned, judge, 0)
+    of = experiment or population()
+    return evolve(of.tune, of.task.steps, of.seed, box_of(*learned), learned, judge, 0)
 
 
 def test_a_path_is_what_its_state_was_trained_under() -> None:
@@ -305,6 +325,14 @@ def test_a_run_with_a_bad_number_is_the_worst() -> None:
 def test_populations_fill_the_budget() -> None:
     experiment = population(size=8)
     rows: list[int] = []
-    tried = population_search(experiment, box_of(DOWN), [DOWN], Trace(), lambda n, _: rows.append(n))  # type: ignore[arg-type]
+    tried = population_search(
+        experiment.tune,
+        experiment.task.steps,
+        experiment.seed,
+        box_of(DOWN),
+        [DOWN],
+        Trace(),
+        lambda n, _: rows.append(n),
+    )  # type: ignore[arg-type]
     assert rows == list(range(len(tried))) == list(range((600 // 10 - 3 * 4) // 8))
     assert all(c.schedule.kind == "previous" and len(c.schedule.knots) == 10 for c in tried)

@@ -127,7 +127,7 @@ def _grey(path: str) -> torch.Tensor:
 
 def test_an_inner_run_trains_and_is_scored_from_disk(root: Path) -> None:
     experiment = Experiment(task=config(root, validation=5), method=MethodConfig(name="gxnor"))
-    problem = build_problem(experiment)
+    problem = build_problem(experiment.problem)
     assert isinstance(problem.task.train, Stored)
     schedule = hand_coded("gxnor")["gxnor_constant"]
     controls = {name: v.float() for name, v in played(experiment.problem, schedule, 3).items()}
@@ -198,4 +198,4 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
 def test_what_needs_all_images_at_once_is_refused(root: Path, tmp_path: Path) -> None:
     experiment = Experiment(task=config(root, validation=5), method=MethodConfig(name="gxnor"))
     with pytest.raises(MetaschedError, match=r"^task\.name: imagenet stays on disk"):
-        deploy(experiment, "gxnor_constant", tmp_path / "deployed", None)  # type: ignore[arg-type]
+        deploy(experiment.problem, 0, "gxnor_constant", tmp_path / "deployed", None)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Subset, TensorDataset
 
-from metasched.config.load import config_hash, dump_yaml, load_experiment
+from metasched.config.load import config_hash, dump_yaml, load_experiment, to_dict
 from metasched.config.schema import Experiment
 from metasched.core import imports
 from metasched.core.errors import MetaschedError
@@ -134,7 +134,7 @@ def test_a_supervised_task_and_the_same_contract_by_hand_have_the_same_bits() ->
     """The built-in class against DataTask without augmentation: batches, losses and weights."""
     train_part, held, test = data(40, 0), data(20, 1), data(20, 2)
     one = experiment(data_task(augment=None, score=lambda outputs, y: (outputs.argmax(1) == y).double().mean()))
-    problem = build_problem(one)
+    problem = build_problem(one.problem)
     parts = [(d.tensors[0].double(), d.tensors[1]) for d in (train_part, held, test)]
     from metasched.tasks.classification import accuracy
     from metasched.tasks.supervised import Split
@@ -152,7 +152,7 @@ def test_a_supervised_task_and_the_same_contract_by_hand_have_the_same_bits() ->
 
 
 def test_a_layer_that_runs_in_two_calls_is_one_layer() -> None:
-    layers = build_problem(experiment(TwoInputs())).network.layers
+    layers = build_problem(experiment(TwoInputs()).problem).network.layers
     assert [(layer.name, layer.quantizes) for layer in layers] == [("first", "weight+activation")]
 
 
@@ -178,18 +178,18 @@ def test_training_starts_at_the_pretrained_state_and_unit_scales_which_lose_it_a
     state = network().state_dict()
     state["1.running_mean"] += 3
     config = experiment(data_task(initial=state), method=MethodConfig(name="inq", scale="max"))
-    problem = build_problem(config)
+    problem = build_problem(config.problem)
     first = problem.with_seed(9).initial({"freeze_fraction": torch.zeros(1)})
     assert torch.equal(first.params["0.weight"], state["0.weight"])
     assert torch.equal(first.buffers["1.running_mean"], state["1.running_mean"])
     with pytest.raises(MetaschedError, match=r"method\.scale: unit draws the weights anew"):
-        build_problem(replace(config, method=MethodConfig(name="inq")))
+        build_problem(replace(config, method=MethodConfig(name="inq")).problem)
     with pytest.raises(MetaschedError, match=r"task\.initial: does not fit the model"):
-        build_problem(experiment(data_task(initial={"0.weight": state["0.weight"]})))
+        build_problem(experiment(data_task(initial={"0.weight": state["0.weight"]})).problem)
 
 
 def test_controls_of_other_layers_are_refused() -> None:
-    problem = build_problem(experiment(data_task()))
+    problem = build_problem(experiment(data_task()).problem)
     with pytest.raises(MetaschedError, match="control noise_scale: is for 3 layers, and the network has 1"):
         train(problem, {"noise_scale": torch.full((STEPS, 3), 0.5), "noise_mean": torch.zeros(STEPS, 3)})
 
@@ -254,9 +254,9 @@ TINY = TaskConfig(model="mlp", width=4, steps=STEPS, batch=16, train=32, validat
 
 def test_the_cache_does_not_return_the_first_model(monkeypatch: pytest.MonkeyPatch) -> None:
     config = Experiment(task=TINY, method=MethodConfig(name="ana"))
-    first = build_problem(config)
+    first = build_problem(config.problem)
     monkeypatch.setitem(TASKS, "digits", replace(TASKS["digits"], builder=wider))
-    second = build_problem(config)
+    second = build_problem(config.problem)
     assert len(first.network.layers) != len(second.network.layers) and first.fingerprint != second.fingerprint
 
 
@@ -272,7 +272,7 @@ def test_scores_of_another_model_are_not_reused(monkeypatch: pytest.MonkeyPatch)
 def test_a_task_object_is_not_found_in_another_process() -> None:
     config = Experiment(task=TaskConfig(factory="live:f0123", steps=STEPS))
     with pytest.raises(MetaschedError, match="object of another process"):
-        build_problem(config)
+        build_problem(config.problem)
 
 
 def test_what_the_fingerprint_sees() -> None:
@@ -326,7 +326,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 def test_a_factory_is_imported_only_where_it_is_allowed(package: Callable[[str], TaskConfig]) -> None:
     config = Experiment(task=package("raise SystemError('was imported')"))
     with pytest.raises(MetaschedError, match="add `--import own_package`"):
-        build_problem(config)
+        build_problem(config.problem)
     with pytest.raises(MetaschedError, match=r"--import own_package: .*SystemError: was imported"):
         imports.allow(["own_package"])
 
@@ -346,7 +346,7 @@ def test_a_factory_that_makes_no_task_is_one_line(
     config = Experiment(task=package(text))
     imports.allow(["own_package"])
     with pytest.raises(MetaschedError, match=message) as found:
-        build_problem(config)
+        build_problem(config.problem)
     assert len(str(found.value).splitlines()) == 1
 
 
@@ -360,6 +360,6 @@ def test_fields_beside_a_factory_are_refused(tmp_path: Path) -> None:
         load_experiment(file)
     file.write_text("task: {factory: 'a:make', args: {n: 1, deep: [1, {b: x}]}, steps: 7}\n")
     config = load_experiment(file)
-    file.write_text(dump_yaml(config))
+    file.write_text(dump_yaml(to_dict(config)))
     assert load_experiment(file) == config and hash(config) == hash(load_experiment(file))
-    assert "width" not in dump_yaml(config) and "factory" not in dump_yaml(Experiment())
+    assert "width" not in dump_yaml(to_dict(config)) and "factory" not in dump_yaml(to_dict(Experiment()))

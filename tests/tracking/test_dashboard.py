@@ -77,4 +77,4 @@ def test_a_service_that_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr("wandb_workspaces.workspaces.Workspace.save", refuse)
     with pytest.raises(MetaschedError, match=r"dashboard: wandb did not take it .ValueError: no such entity."):
-        publish(EXPERIMENT, "me")
+        publish(build(EXPERIMENT, "me"))

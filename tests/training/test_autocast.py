@@ -21,9 +21,11 @@ from metasched.schedules.base import progress_of_steps
 from metasched.schedules.table import hand_coded
 from metasched.tasks.config import TaskConfig
 from metasched.training import loop
+from metasched.training.loss import training_loss
 from metasched.training.optimizers.config import OptimizerConfig
 from metasched.training.problem import build_problem
-from metasched.training.step import InnerProblem, TrainingState, inner_step, training_loss
+from metasched.training.state import InnerProblem, TrainingState
+from metasched.training.step import inner_step
 
 STEPS = 4
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -66,7 +68,7 @@ def flat(state: TrainingState) -> dict[str, torch.Tensor]:
 
 
 def test_the_products_are_those_of_bfloat16_and_all_else_stays_in_float32(device: str) -> None:
-    problem = build_problem(experiment(device=device))
+    problem = build_problem(experiment(device=device).problem)
     controls, seen = controls_of(problem), []
     hooks = [
         problem.network.module.get_submodule(layer.name).register_forward_hook(
@@ -85,7 +87,7 @@ def test_the_products_are_those_of_bfloat16_and_all_else_stays_in_float32(device
 
 def test_quantizers_compute_in_float32(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Noise narrower than 0.0078, the eps of bfloat16, would count as none in it."""
-    problem = build_problem(experiment("ana", device=device))
+    problem = build_problem(experiment("ana", device=device).problem)
     controls, dtypes = controls_of(problem, "ana_linear"), []
     own = type(problem.network.method).activation
 
@@ -99,7 +101,7 @@ def test_quantizers_compute_in_float32(device: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_loss_is_close_to_that_of_float32(device: str) -> None:
-    cast = build_problem(experiment(device=device))
+    cast = build_problem(experiment(device=device).problem)
     plain = replace(cast, autocast=False)
     controls = controls_of(cast)
     state = begin(cast, controls)
@@ -111,7 +113,7 @@ def test_the_loss_is_close_to_that_of_float32(device: str) -> None:
 
 @pytest.mark.parametrize("method", ["joint_linear", "ana_linear", "inq_linear"])
 def test_the_sweep_is_the_unroll_bit_for_bit(method: str) -> None:
-    problem = build_problem(experiment(method.partition("_")[0]), relaxation=0.3)
+    problem = build_problem(experiment(method.partition("_")[0]).problem, relaxation=0.3)
     controls, outer = controls_of(problem, method), OuterLoss()
     first, second = (control_gradient(find_unroll(e), problem, controls, outer) for e in ("sweep", "unroll"))
     assert first.loss == second.loss and first.nonfinite == 0
@@ -122,7 +124,7 @@ def test_the_sweep_is_the_unroll_bit_for_bit(method: str) -> None:
 
 
 def test_higher_runs_under_autocast_too() -> None:
-    problem = build_problem(experiment(), relaxation=0.3)
+    problem = build_problem(experiment().problem, relaxation=0.3)
     controls, outer = controls_of(problem), OuterLoss()
     ours, theirs = (control_gradient(find_unroll(e), problem, controls, outer) for e in ("unroll", "higher"))
     assert theirs.loss == pytest.approx(ours.loss, rel=1e-3)
@@ -133,7 +135,7 @@ def test_higher_runs_under_autocast_too() -> None:
 @pytest.mark.parametrize("autocast", [False, True])
 def test_the_contract_of_a_device(device: str, autocast: bool) -> None:
     """The engines agree, gradients are finite, and a step repeats: on the CPU to the bit, on CUDA to rounding."""
-    problem = build_problem(experiment(device=device, autocast=autocast), relaxation=0.3)
+    problem = build_problem(experiment(device=device, autocast=autocast).problem, relaxation=0.3)
     controls, outer = controls_of(problem), OuterLoss()
     found = [control_gradient(find_unroll(e), problem, controls, outer) for e in ("sweep", "unroll")]
     assert all(f.nonfinite == 0 for f in found)
@@ -152,7 +154,7 @@ def test_the_contract_of_a_device(device: str, autocast: bool) -> None:
 def test_a_comparison_trains_under_autocast_and_scores_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     config = experiment("inq")
     controls = played(config.problem, hand_coded("inq")["inq_linear"], STEPS)
-    problem = build_problem(config, steps=STEPS).with_seed(3)
+    problem = build_problem(config.problem, steps=STEPS).with_seed(3)
     state = loop.train(problem, {name: v.float() for name, v in controls.items()}).state
     expected = loop.hardened_score(replace(problem, autocast=False), state, "test")
     assert cell_score(config.problem, controls, 3, STEPS, "test") == expected
@@ -162,8 +164,8 @@ def test_a_comparison_trains_under_autocast_and_scores_in_float32(monkeypatch: p
 
 def test_float64_is_refused() -> None:
     with pytest.raises(MetaschedError, match=r"run\.autocast: casts float32 only, and run\.dtype is float64; set"):
-        build_problem(experiment(dtype="float64"))
+        build_problem(experiment(dtype="float64").problem)
 
 
 def test_the_gate_checks_in_float64_without_it() -> None:
-    assert build_problem(small(experiment())).autocast is False
+    assert build_problem(small(experiment().problem)).autocast is False

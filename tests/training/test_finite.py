@@ -58,7 +58,7 @@ def controls_of() -> Tensors:
 def test_a_control_is_named_with_layer_and_step(name: str, step: int, bad: float) -> None:
     """A share of frozen weights that is no number freezes none: the network alone would not tell."""
     torch.set_default_dtype(torch.float32)
-    problem, controls = build_problem(EXPERIMENT), controls_of()
+    problem, controls = build_problem(EXPERIMENT.problem), controls_of()
     assert locate(problem, controls, None, range(5)) is None and not broken(train(problem, controls).state)
     controls[name][step, 1] = bad
     assert locate(problem, controls, None, range(5)) == Fault("control", name, "linear2", step)
@@ -67,7 +67,7 @@ def test_a_control_is_named_with_layer_and_step(name: str, step: int, bad: float
 
 def test_a_run_is_broken_from_the_step_on_at_which_it_broke() -> None:
     torch.set_default_dtype(torch.float32)
-    problem, controls = build_problem(EXPERIMENT), controls_of()
+    problem, controls = build_problem(EXPERIMENT.problem), controls_of()
     controls["noise_mean"][3, 0] = math.nan
     assert locate(problem, controls, None, range(3)) is None
     middle = train(replace(problem, steps=3), controls).state

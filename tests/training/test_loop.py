@@ -19,7 +19,7 @@ from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.loop import InnerRun, hardened_score, train
 from metasched.training.optimizers.config import OptimizerConfig
 from metasched.training.optimizers.recipe import recipe
-from metasched.training.step import InnerProblem
+from metasched.training.state import InnerProblem
 
 
 def build() -> nn.Module:

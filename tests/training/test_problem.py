@@ -28,7 +28,7 @@ EXPERIMENT = Experiment(
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_everything_has_the_configured_dtype(dtype: str) -> None:
-    problem = build_problem(replace(EXPERIMENT, run=RunConfig(dtype=dtype)))  # pyright: ignore
+    problem = build_problem(replace(EXPERIMENT, run=RunConfig(dtype=dtype)).problem)  # pyright: ignore
     expected = getattr(torch, dtype)
     values = {"noise_scale": 0.3, "noise_mean": 0.0, "freeze_fraction": 0.5}
     controls = {key: torch.full((5, 3), v, dtype=torch.float64) for key, v in values.items()}
@@ -40,24 +40,24 @@ def test_everything_has_the_configured_dtype(dtype: str) -> None:
 
 
 def test_the_optimizer_and_its_decay() -> None:
-    problem = build_problem(EXPERIMENT)
+    problem = build_problem(EXPERIMENT.problem)
     assert problem.steps == 5 and problem.seed == 0
     assert problem.hyper["lr"] == pytest.approx((0.2, 0.15, 0.1, 0.05, 0.0))
     assert (problem.hyper["momentum"], problem.hyper["weight_decay"]) == (0.5, 0.01)
-    longer = build_problem(EXPERIMENT, steps=9)
+    longer = build_problem(EXPERIMENT.problem, steps=9)
     assert longer.steps == 9 and len(longer.hyper["lr"]) == 9  # pyright: ignore
 
 
 def test_the_relaxed_mask_is_for_learning_alone() -> None:
-    method = build_problem(EXPERIMENT).network.method
+    method = build_problem(EXPERIMENT.problem).network.method
     assert isinstance(method, Joint) and method.inq.relaxation == 0
-    inq = build_problem(replace(EXPERIMENT, method=MethodConfig(name="inq")), relaxation=0.25).network.method
+    inq = build_problem(replace(EXPERIMENT, method=MethodConfig(name="inq")).problem, relaxation=0.25).network.method
     assert isinstance(inq, INQ) and inq.relaxation == 0.25
 
 
 def test_first_and_last_layers_as_configured() -> None:
     def names(**options: bool) -> list[str]:
-        problem = build_problem(replace(EXPERIMENT, quantize=QuantizeConfig(**options)))
+        problem = build_problem(replace(EXPERIMENT, quantize=QuantizeConfig(**options)).problem)
         return [layer.name for layer in problem.network.layers]
 
     assert names() == ["linear1", "linear2", "linear3"]
@@ -68,12 +68,12 @@ def test_building_touches_no_global_generator_and_is_done_once() -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
     fresh = replace(EXPERIMENT, seed=17)
-    assert build_problem(fresh) is build_problem(replace(EXPERIMENT, seed=17))
+    assert build_problem(fresh.problem) is build_problem(replace(EXPERIMENT, seed=17).problem)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_mistake_names_its_field() -> None:
     with pytest.raises(MetaschedError, match=r"^method\.levels: unknown level set"):
-        build_problem(replace(EXPERIMENT, method=MethodConfig(levels="trinary")))
+        build_problem(replace(EXPERIMENT, method=MethodConfig(levels="trinary")).problem)
     with pytest.raises(MetaschedError, match=r"^method\.activation_levels: unknown level set"):
-        build_problem(replace(EXPERIMENT, method=MethodConfig(activation_levels="int0")))
+        build_problem(replace(EXPERIMENT, method=MethodConfig(activation_levels="int0")).problem)

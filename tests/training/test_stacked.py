@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from learning import runs_of
 from torch import nn
 from torch.nn import functional as F
 
@@ -25,7 +26,7 @@ from metasched.runs.cells import cell_score, cell_scores
 from metasched.runs.config import RunConfig
 from metasched.runs.local import LocalRuns, Run, Segment, reach, reach_mapped
 from metasched.runs.pool import Pool
-from metasched.runs.pooled import PooledRuns, local_runs
+from metasched.runs.pooled import local_runs
 from metasched.tasks.classification import accuracy
 from metasched.tasks.config import TaskConfig
 from metasched.tasks.supervised import Split, SupervisedTask
@@ -35,7 +36,8 @@ from metasched.training.optimizers.config import OptimizerConfig
 from metasched.training.optimizers.recipe import recipe
 from metasched.training.stacked import mapping_pays, of_run, stacked, train_each, train_mapped
 from metasched.training.stacked_norm import with_mapped_norms
-from metasched.training.step import InnerProblem, TrainingState, inner_step
+from metasched.training.state import InnerProblem, TrainingState
+from metasched.training.step import inner_step
 
 SEEDS = [3, 2**63 - 1, 8, 9]
 STEPS = 5
@@ -292,13 +294,11 @@ def test_processes_are_given_their_share_and_answer_as_one_run_after_the_other()
     controls = controls_of(local.played, 10)
     runs = [Run(own(controls, i), i) for i in range(10)]
     alone = [local.judged([run])[0] for run in runs]
-    assert PooledRuns(EXPERIMENT.problem, EXPERIMENT.meta, pool).judged(runs) == alone
-    assert PooledRuns(EXPERIMENT.problem, EXPERIMENT.meta, pool).judged(runs[:6]) == alone[:6]
+    assert runs_of(EXPERIMENT, pool).judged(runs) == alone
+    assert runs_of(EXPERIMENT, pool).judged(runs[:6]) == alone[:6]
     assert pool.sizes == [5, 5] + [1] * 6  # three runs are too few to be mapped
     segments = [Segment(run.controls, run.seed, None, 4) for run in runs]
-    assert [r.loss for r in PooledRuns(EXPERIMENT.problem, EXPERIMENT.meta, pool).segments(segments)] == [
-        j.loss for j in alone
-    ]
+    assert [r.loss for r in runs_of(EXPERIMENT, pool).segments(segments)] == [j.loss for j in alone]
 
 
 def test_cells_of_a_comparison_are_the_same_one_by_one_and_at_once() -> None:

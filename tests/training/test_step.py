@@ -16,9 +16,11 @@ from metasched.methods.base import Control, Method, State, Values
 from metasched.methods.config import MethodConfig
 from metasched.network.quantize import quantize
 from metasched.tasks.supervised import Split, SupervisedTask
+from metasched.training.loss import training_loss
 from metasched.training.optimizers.config import OptimizerConfig
 from metasched.training.optimizers.recipe import recipe
-from metasched.training.step import InnerProblem, TrainingState, inner_step, training_loss
+from metasched.training.state import InnerProblem, TrainingState
+from metasched.training.step import inner_step
 
 STEPS = 20
 OPTIMIZERS = {

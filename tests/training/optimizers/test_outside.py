@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from metasched.commands.check import random_controls
-from metasched.config.load import dump_yaml, load_experiment
+from metasched.config.load import dump_yaml, load_experiment, to_dict
 from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
 from metasched.engines import find_unroll
@@ -45,7 +45,7 @@ def test_it_is_read_from_yaml_and_written_back(tmp_path: Path) -> None:
     got = load(tmp_path, "{name: lion, parameters: {beta3: 0.5}}", "--optimizer.parameters.sharpness=20")
     assert recipe(got.optimizer).hyper == {"lr": 0.01, "beta3": 0.5, "sharpness": 20.0}
     again = tmp_path / "again.yaml"
-    again.write_text(dump_yaml(got))
+    again.write_text(dump_yaml(to_dict(got)))
     assert load_experiment(again) == got and hash(load_experiment(again)) == hash(got)
 
 
@@ -54,7 +54,7 @@ def test_it_trains_and_all_engines_agree_with_clipping_and_groups(tmp_path: Path
     settings = "{name: lion, lr: 0.05, clip_norm: 0.1, groups: [{match: norm, lr_factor: 0.5}], warmup: 0.3}"
     method = MethodConfig(name="ana", noise="normal", forward="expectation")
     task = TaskConfig(model="mlp", width=4, train=32, validation=16, batch=8, steps=4)
-    problem = build_problem(Experiment(task=task, method=method, optimizer=load(tmp_path, settings).optimizer))
+    problem = build_problem(Experiment(task=task, method=method, optimizer=load(tmp_path, settings).optimizer).problem)
     controls = random_controls(problem.network.method.controls, 4, len(problem.network.layers), 0, 0)
     found = [control_gradient(find_unroll(e), problem, controls, OuterLoss()) for e in ("unroll", "sweep", "higher")]
     for name, slope in found[0].wrt.items():

@@ -1,0 +1,108 @@
+"""The schedule file of a run: one path from what a command found to the file and its provenance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+
+from metasched.config.load import config_hash, to_dict
+from metasched.config.schema import Experiment
+from metasched.core.layer import Layer
+from metasched.exchange.export import export
+from metasched.exchange.format import Metric, Provenance, Spent
+from metasched.exchange.schedule_file import write_schedule
+from metasched.io.environment import version
+from metasched.io.run_folder import RunFolder
+from metasched.network.quantize import Tensors
+from metasched.schedules.base import Schedule
+from metasched.tracking.plots import plot_schedule
+from metasched.tracking.tracker import Tracker
+from metasched.training.state import InnerProblem
+
+_VERSIONS = ("metasched", "torch", "numpy", "higher")
+
+
+class Found(NamedTuple):
+    """A schedule that a command found.
+
+    Attributes:
+        schedule: gives the values.
+        knots: progress [K], float64, at which the file has values.
+        interpolation: between the knots.
+        kind: how it was found, in a word.
+        how: the same in a sentence.
+        seed: of the experiment, or of the one inner run that it was found in.
+        outer_steps: updates of the schedule; None for a search.
+        score: mean on meta-validation; NaN where there is none.
+        runs: inner runs that the score is the mean of.
+        spent: training steps that finding it took.
+    """
+
+    schedule: Schedule
+    knots: torch.Tensor
+    interpolation: Literal["linear", "previous"]
+    kind: Literal["learned", "tuned"]
+    how: str
+    seed: int
+    outer_steps: int | None
+    score: float
+    runs: int
+    spent: tuple[Spent, ...]
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that the values of a schedule depend on."""
+    return {name: found for name in _VERSIONS if (found := version(name)) is not None}
+
+
+def write_found(found: Found, experiment: Experiment, problem: InnerProblem, folder: RunFolder) -> str:
+    """Writes ``schedule.json`` into the run folder; returns the hash of the configuration that it names.
+
+    Args:
+        found: the schedule.
+        experiment: in which it was found.
+        problem: of the experiment.
+        folder: of the run.
+
+    Raises:
+        MetaschedError: a value outside the range, direction or end of its control.
+    """
+    has_score = found.runs and math.isfinite(found.score)
+    provenance = Provenance(
+        kind=found.kind,
+        name=experiment.name,
+        citation=found.how,
+        config_hash=config_hash(experiment, problem.fingerprint),
+        seeds=(found.seed,),
+        tasks=(problem.task.name,),
+        outer_steps=found.outer_steps,
+        versions=versions(),
+        metric=Metric(name="meta-validation score", value=found.score, n=found.runs) if has_score else None,
+        spent=found.spent,
+    )
+    file = export(
+        found.schedule,
+        method_name=experiment.method.name,
+        method_parameters={name: v for name, v in to_dict(experiment)["method"].items() if name != "name"},
+        controls=problem.network.method.controls,
+        layers=problem.network.layers,
+        knots=found.knots,
+        interpolation=found.interpolation,
+        provenance=provenance,
+    )
+    write_schedule(folder.schedule, file)
+    assert provenance.config_hash is not None
+    return provenance.config_hash
+
+
+def show(values: Tensors, progress: torch.Tensor, layers: Sequence[Layer], folder: RunFolder, tracker: Tracker) -> None:
+    """Draws the values {control: [T, L]} of a schedule at progress [T] into the run folder, and logs them."""
+    names = [layer.name for layer in layers]
+    folder.plots.mkdir(exist_ok=True)
+    plot_schedule(folder.plots / "schedule.png", values, names, progress)
+    for t, u in enumerate(progress.tolist()):
+        curves = {f"schedule/{c}/{n}": float(v[t, i]) for c, v in values.items() for i, n in enumerate(names)}
+        tracker.log({"schedule/progress": u, **curves})
