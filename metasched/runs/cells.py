@@ -12,18 +12,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from metasched.config.load import section_dict
 from metasched.config.schema import ProblemConfig
 from metasched.core.errors import MetaschedError
-from metasched.config.load import section_dict
-from metasched.network.quantize import Tensors
-from metasched.schedules.base import Schedule, progress_of_steps
 from metasched.io.json_lines import JsonLines, read_json_lines
+from metasched.network.quantize import Tensors
+from metasched.runs.pool import Mapper
+from metasched.schedules.base import Schedule, progress_of_steps
+from metasched.tasks.base import Part
 from metasched.training.faults import broken
 from metasched.training.loop import hardened_score
-from metasched.training.stacked import train_each
-from metasched.runs.pool import Mapper
-from metasched.tasks.base import Part
 from metasched.training.problem import build_problem
+from metasched.training.stacked import train_each
 
 
 def cell_score(config: ProblemConfig, controls: Tensors, seed: int, steps: int, part: Part) -> float:

@@ -8,16 +8,15 @@ from itertools import chain
 from typing import Any
 
 from metasched.config.schema import ProblemConfig
-from metasched.meta.config import MetaConfig
 from metasched.engines import engine, find_unroll
 from metasched.engines.base import ControlGradient, OuterLoss
-from metasched.runs.local import Along, Judged, LocalRuns, Reached, Run, Segment
 from metasched.engines.tangent import Slope
-from metasched.training.stacked import gradient_mapping_pays, mapping_pays
+from metasched.meta.config import MetaConfig
+from metasched.runs.local import Along, Judged, LocalRuns, Reached, Run, Segment
 from metasched.runs.pool import Mapper
 from metasched.training.problem import build_problem
+from metasched.training.stacked import gradient_mapping_pays, mapping_pays
 from metasched.training.state import InnerProblem
-
 
 _Work = tuple[ProblemConfig, MetaConfig, str, Sequence[Any]]  # the arguments of ``answer``
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from metasched.config.schema import Experiment
-from metasched.methods.config import MethodConfig
-from metasched.tasks.config import TaskConfig
-from metasched.training.optimizers.config import OptimizerConfig
 from metasched.core.errors import MetaschedError
+from metasched.methods.config import MethodConfig
 from metasched.quantizers.levels import level_set
 from metasched.runs.cells import cell_score, played
 from metasched.runs.pool import Pool
 from metasched.schedules.table import hand_coded
+from metasched.tasks.config import TaskConfig
+from metasched.training.optimizers.config import OptimizerConfig
 
 EXPERIMENT = Experiment(
     task=TaskConfig(name="quadratic", width=6),
