@@ -18,7 +18,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "commands/test_check.py": "cli/check",
     "config/test_ignored.py": "config/retired",
     "config/test_load.py": """
-        config/fields config/schema core/field_types methods/config methods/parameters tasks/config
+        config/fields config/schema core/field_types methods/config tasks/config
     """,
     "contrib/kernels/test_transition.py": "contrib/kernels/coefficients contrib/packing",
     "contrib/kernels/test_triton.py": "contrib/kernels/gated_xnor_triton contrib/kernels/transition_triton",

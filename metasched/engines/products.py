@@ -38,7 +38,7 @@ def vector_jacobian(
     """sum_i seeds_i^T d outputs_i / d inputs_j for each input j, the bits of torch.autograd.grad; None where unused.
 
     Args:
-        outputs: one or more tensors of any shapes that need a gradient.
+        outputs: one or more tensors [...] that need a gradient.
         inputs: tensors of the graph of ``outputs``.
         seeds: for each output a tensor of its shape and dtype.
         retain_graph: keep the graph for another product.

@@ -13,7 +13,7 @@ from metasched.core.layer import Layer
 from metasched.exchange.export import export
 from metasched.exchange.format import Provenance, ScheduleFile
 from metasched.exchange.schedule_file import write_schedule
-from metasched.methods import build_method
+from metasched.methods import METHODS, build_method
 from metasched.methods.config import MethodConfig
 from metasched.models.vgg8 import VGG8
 from metasched.schedules.curves import JUMP, RAMPS, HandCoded
@@ -35,13 +35,13 @@ def write_baselines(folder: str | Path) -> list[Path]:
 
 def baselines() -> dict[str, ScheduleFile]:
     """{name: file} of the hand-coded schedules of all methods on VGG8; of the joint method only the ramps."""
-    joint = hand_coded("joint")
+    ramps = {f"joint_{ramp}" for ramp in RAMPS}
     schedules = [
-        *hand_coded("ana").values(),
-        *hand_coded("inq").values(),
-        *(joint[f"joint_{ramp}"] for ramp in RAMPS),
-        *hand_coded("gxnor").values(),
-        *hand_coded("metropolis").values(),
+        schedule
+        for method in METHODS
+        if build_method(MethodConfig(name=method)).controls
+        for name, schedule in hand_coded(method).items()
+        if method != "joint" or name in ramps
     ]
     layers = vgg8_layers()
     return {schedule.name: _baseline(schedule, layers) for schedule in schedules}

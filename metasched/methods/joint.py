@@ -21,7 +21,7 @@ from metasched.methods.ana import build as build_ana
 from metasched.methods.base import Control, Method, State, Values
 from metasched.methods.inq import INQ
 from metasched.methods.inq import build as build_inq
-from metasched.methods.parameters import JointConfig
+from metasched.methods.table import JointConfig
 from metasched.methods.tensors import LayerQuantizer
 
 

@@ -36,7 +36,7 @@ def cell_score(config: ProblemConfig, controls: Tensors, seed: int, steps: int, 
 
 
 def cell_scores(config: ProblemConfig, controls: Tensors, seeds: Sequence[int], steps: int, part: Part) -> list[float]:
-    """``cell_score`` for each seed under {control: [T, L]}, trained at once where that pays (see training/stacked.py)."""
+    """``cell_score`` for each seed under {control: [T, L]}; trained at once where that pays (training/stacked.py)."""
     problem = build_problem(config, steps=steps)
     like = next(problem.network.module.parameters())
     states = train_each(problem, {name: v.to(like) for name, v in controls.items()}, seeds)
