@@ -15,6 +15,8 @@ from metasched.exchange.schedule_file import read_schedule
 from metasched.runs import cells
 from metasched.tracking import read_json_lines
 
+pytestmark = pytest.mark.usefixtures("blank_plots")
+
 Cli = Callable[..., int]
 
 

@@ -22,6 +22,8 @@ from metasched.meta.outer import meta_train
 from metasched.schedules.table import hand_coded
 from metasched.tracking import read_json_lines, unknown_metrics
 
+pytestmark = pytest.mark.usefixtures("blank_plots")
+
 Cli = Callable[..., int]
 
 

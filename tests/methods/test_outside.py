@@ -24,6 +24,8 @@ from metasched.exchange.schedule_file import read_schedule
 from metasched.methods import METHODS, MethodSpec, build_method, register_method
 from metasched.schedules.table import hand_coded
 
+pytestmark = pytest.mark.usefixtures("blank_plots")
+
 TINY = {
     "name": "tiny",
     "task": {"model": "mlp", "width": 3, "steps": 6, "batch": 16, "train": 64, "validation": 32, "test": 32},
