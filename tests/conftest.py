@@ -11,6 +11,7 @@ import os
 import random
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from itertools import combinations
+from typing import BinaryIO
 
 import numpy as np
 import pytest
@@ -38,6 +39,20 @@ def _reproducible() -> Iterator[None]:
     random.seed(0)
     yield
     torch.set_default_dtype(torch.float64)
+
+
+@pytest.fixture
+def blank_plots() -> Iterator[None]:
+    """Plots are written, but not drawn, which takes half of a short run; those of fixtures of a wider scope are."""
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    def savefig(figure: Figure, file: BinaryIO, **_: object) -> None:
+        Image.new("RGB", (1, 1)).save(file, format="png")
+
+    with pytest.MonkeyPatch.context() as patch:  # of its own: tests undo what they have patched
+        patch.setattr(Figure, "savefig", savefig)
+        yield
 
 
 # --- pairwise combinations ---

@@ -16,6 +16,8 @@ import metasched.io.atomic
 import metasched.io.json_lines
 from metasched.meta.checkpoint import read_checkpoint
 
+pytestmark = pytest.mark.usefixtures("blank_plots")
+
 Cli = Callable[..., int]
 
 

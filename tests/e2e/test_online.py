@@ -21,6 +21,8 @@ from metasched.runs.cells import cell_score
 from metasched.schedules.table import hand_coded
 from metasched.tracking.metrics import unknown_metrics
 
+pytestmark = pytest.mark.usefixtures("blank_plots")
+
 Cli = Callable[..., int]
 ROOT = Path(__file__).parents[2]
 SHORT = ["--online.every=4", "--online.window=2", "--online.lr=0.5"]

@@ -15,6 +15,8 @@ from metasched.exchange.schedule_file import read_schedule
 from metasched.io.json_lines import read_json_lines
 from metasched.runs import cells
 
+pytestmark = pytest.mark.usefixtures("blank_plots")
+
 Cli = Callable[..., int]
 
 

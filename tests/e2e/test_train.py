@@ -24,6 +24,8 @@ from metasched.tracking import opening
 from metasched.tracking.metrics import unknown_metrics
 from metasched.tracking.tracker import Memory
 
+pytestmark = pytest.mark.usefixtures("blank_plots")
+
 Cli = Callable[..., int]
 
 

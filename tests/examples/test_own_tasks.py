@@ -122,7 +122,7 @@ def test_a_killed_run_goes_on_with_the_same_bits_and_another_task_is_refused(
 
 @pytest.mark.slow
 def test_torchrun_gives_the_same_bits(name: str, yaml_run: Path, tmp_path: Path) -> None:
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     words = ["-m", "metasched", "train", f"{name}.yaml", "--import", name, "--folder", str(tmp_path / "run")]
     run(*torchrun, *words, *OVERRIDES)
     assert found(tmp_path / "run") == found(yaml_run)

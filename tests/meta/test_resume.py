@@ -38,6 +38,8 @@ from metasched.schedules.table import hand_coded
 from metasched.tasks.config import TaskConfig
 from metasched.training.problem import build_problem
 
+pytestmark = pytest.mark.usefixtures("blank_plots")
+
 METHODS = ("ana", "inq", "joint")
 STEPS, WINDOW, OUTER = 4, 2, 4  # two windows in a run: after outer steps 1 and 3 particles stand in the middle
 

@@ -22,6 +22,8 @@ from metasched.methods import METHODS, MethodSpec, build_method, register_method
 from metasched.methods.config import MethodConfig
 from metasched.schedules.table import hand_coded
 
+pytestmark = pytest.mark.usefixtures("blank_plots")
+
 TINY = {
     "task": {"model": "mlp", "steps": 6},
     "method": {"name": "alpha_blending", "stretch": 0.9, "activation_levels": None, "scale": "max"},
