@@ -19,13 +19,22 @@ def digits_task(config: TaskConfig) -> SupervisedTask:
     Source: the test part of Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning
     Repository, as ``sklearn.datasets.load_digits``; pixels count 0 to 16. It has no official split.
     """
-    table = torch.from_numpy(np.loadtxt(_file(), delimiter=",", dtype=np.int64))
+    table = torch.from_numpy(_table())
     pixels = table[:, :-1].to(torch.uint8).reshape(-1, 1, 8, 8)
     return classification_task(config, Split(pixels, table[:, -1].clone()), official_test=None)
 
 
-def _file() -> Path:
-    """Where scikit-learn keeps the digits. It is not imported: that takes longer than many a run on them."""
+def _table() -> np.ndarray:
+    """The 64 pixels and the class of each image, [N, 65], int64.
+
+    The file that scikit-learn keeps them in is read where it is: importing scikit-learn takes longer than many a run.
+    """
     found = find_spec("sklearn")
     assert found is not None and found.origin is not None, "scikit-learn is a dependency"
-    return Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    file = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    if file.is_file():
+        return np.loadtxt(file, delimiter=",", dtype=np.int64)
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()  # of a release that keeps them elsewhere
+    return np.column_stack([digits.data, digits.target]).astype(np.int64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from metasched.core.errors import MetaschedError
+from metasched.tasks import digits
 from metasched.tasks.build import build_task
 from metasched.tasks.classification import accuracy, channel_moments
 from metasched.tasks.config import TaskConfig
@@ -116,3 +118,10 @@ def test_mistakes_are_one_line_with_the_path(changes: dict[str, Any], message: s
 def test_the_largest_sizes_that_fit_are_allowed(changes: dict[str, int], sizes: list[int]):
     task = build_task(replace(CONFIG, **({"batch": 2} | changes)))
     assert [len(part.x) for part in (task.train, task.validation, task.test)] == sizes
+
+
+def test_a_scikit_learn_that_keeps_the_file_elsewhere_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = digits._table()
+    is_file = Path.is_file
+    monkeypatch.setattr(Path, "is_file", lambda path: path.name != "digits.csv.gz" and is_file(path))
+    assert np.array_equal(digits._table(), there) and there.dtype == np.int64
