@@ -115,6 +115,11 @@ def deploy(
 
 def _require_integers(problem: InnerProblem) -> None:
     network, (examples, _) = problem.network, _in_memory(problem.task)
+    quantizer = getattr(network.method, "quantizer", None)  # the float network has none
+    for field in ("scale", "activation_scale"):
+        if getattr(quantizer, field, None) == "learned":
+            what = "is learned, and only fixed scales are folded into integers so far"
+            raise MetaschedError(f"method.{field}", what, "set it to a fixed one, such as least_squares or 1.0")
     like = next(network.module.parameters())
     fresh = problem.initial({c.name: like.new_full((len(network.layers),), c.low) for c in network.method.controls})
     step = input_step(examples.x)

@@ -76,7 +76,7 @@ def float_twin(network: QuantizedNetwork, integer: IntegerNetwork, params: Tenso
         seen: list[torch.Tensor] = []
 
         def activate(layer: int, x: torch.Tensor) -> torch.Tensor:
-            seen.append(network.method.harden_activation(x + float(SLACK), 0.5))
+            seen.append(network.method.harden_activation(x + float(SLACK), {}, 0.5))
             return seen[-1]
 
         with torch.no_grad(), activations(activate):

@@ -17,8 +17,8 @@ from metasched.network.quantize import Call, Model, Tensors
 from metasched.schedules.base import progress_of_steps
 from metasched.training.faults import Fault
 from metasched.training.finite import FINITE
-from metasched.training.loss import own_draws, precise
-from metasched.training.state import InnerProblem, TrainingState
+from metasched.training.loss import precise
+from metasched.training.state import InnerProblem, TrainingState, own_draws
 
 Controls = Mapping[str, torch.Tensor]  # control -> [T, L]
 Objective = Literal["hardened", "relaxed", "trajectory"]
@@ -134,8 +134,7 @@ def judged_model(problem: InnerProblem, outer: OuterLoss, state: TrainingState, 
     network, call = problem.network, precise(problem, call)
     if outer.objective == "relaxed":
         return network.model(call, state.params, state.method, controls, problem.seed, problem.steps)[0]
-    hardened = network.harden(state.params, state.method, outer.surrogate)
-    return network.hardened_model(call, hardened, outer.surrogate)
+    return network.hardened_model(call, state.params, state.method, outer.surrogate)
 
 
 def judged_steps(problem: InnerProblem, outer: OuterLoss) -> range:

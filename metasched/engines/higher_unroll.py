@@ -53,19 +53,19 @@ def unroll(problem: InnerProblem, controls: Controls, outer: OuterLoss) -> Unrol
         row = rows(controls, step)
         state = state._replace(params=params)
         loss, method = training_loss(problem, state, row, step, call)
-        seen: list[torch.Tensor] = []
+        seen: Tensors = {}
 
-        def keep_gradients(gradients: list[torch.Tensor], seen: list[torch.Tensor] = seen) -> list[torch.Tensor]:
-            seen.extend(gradients)
-            return gradients
+        def scaled(gradients: list[torch.Tensor], seen: Tensors = seen, method: Tensors = method) -> list[torch.Tensor]:
+            seen.update(network.gradients(dict(zip(names, gradients, strict=True)), method))
+            return [seen[name] for name in names]
 
         proposed = diffopt.step(
             loss,
             params=[params[name] for name in names],
             override={name: [value] for name, value in problem.hyper_at(step).items()},
-            grad_callback=keep_gradients,
+            grad_callback=scaled,
         )
-        dead += dead_layers(problem, dict(zip(names, seen, strict=True)))
+        dead += dead_layers(problem, seen)
         params, method = network.update(
             params, dict(zip(names, proposed, strict=True)), method, row, problem.seed, step
         )

@@ -20,9 +20,8 @@ from metasched.engines.sweep import plan_for, unroll
 from metasched.network.quantize import Tensors
 from metasched.tasks.supervised import SupervisedTask
 from metasched.training.finite import FINITE
-from metasched.training.loss import own_draws
 from metasched.training.stacked import mappable, stacked
-from metasched.training.state import InnerProblem, TrainingState
+from metasched.training.state import InnerProblem, TrainingState, own_draws
 
 
 @dataclass(frozen=True)

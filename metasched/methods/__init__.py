@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from metasched.core.errors import MetaschedError
 from metasched.methods.config import MethodConfig
 from metasched.methods.spec import METHODS, MethodSpec, find_method, register_method
 from metasched.methods.table import ROWS
@@ -19,9 +20,14 @@ def build_method(config: MethodConfig) -> Method:
     """The method of a configuration.
 
     Raises:
-        MetaschedError: a level set does not exist, or the method cannot use it.
+        MetaschedError: a level set does not exist, or the method cannot use it, or not learn a scale.
     """
-    return find_method(config.name).builder(config)
+    spec = find_method(config.name)
+    for field in ("scale", "activation_scale"):
+        if getattr(config, field) == "learned" and field not in spec.learns:
+            able = " or ".join(name for name, other in METHODS.items() if field in other.learns)
+            raise MetaschedError(f"method.{field}", f"cannot be learned by {config.name}", f"use it with {able}")
+    return spec.builder(config)
 
 
 __all__ = ["METHODS", "MethodSpec", "build_method", "find_method", "register_method"]

@@ -60,17 +60,17 @@ class ANA(Method):
         return (NOISE_SCALE, NOISE_MEAN)
 
     def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State, State]:
-        w, state = self.quantizer.initialize(w, draw)
+        w, trainable, state = self.quantizer.initialize(w, draw)
         # as in quantlib: shifted by the first mean, the weights start around the shifted thresholds
-        return w + controls["noise_mean"] * state["scale"], {}, state
+        return w + controls["noise_mean"] * (trainable | state)["scale"], trainable, state
 
     def weight(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
         return self._noisy("weight", w / state["scale"], self.quantizer.levels, controls, draw) * state["scale"]
 
     def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
-        levels, unit = self.quantizer.activation_levels, self.quantizer.activation_scale
+        levels, unit = self.quantizer.activation_levels, self.quantizer.activation_unit(state)
         assert levels is not None, "the activation of this layer is not quantized"
-        if unit == 1:
+        if isinstance(unit, float) and unit == 1:
             return self._noisy("activation", x, levels, controls, draw)
         return self._noisy("activation", x / unit, levels, controls, draw) * unit
 

@@ -78,6 +78,11 @@ class Method(ABC):
     quantizer: LayerQuantizer
 
     @property
+    def _own_quantizer(self) -> LayerQuantizer | None:
+        """The field ``quantizer``; None for a method that has all of its hooks itself."""
+        return getattr(self, "quantizer", None)
+
+    @property
     @abstractmethod
     def controls(self) -> tuple[Control, ...]:
         """The controls that a schedule must supply at every step."""
@@ -129,10 +134,31 @@ class Method(ABC):
         Returns:
             the weight [C_out, ...]; a dict of the tensors that the optimizer trains besides it, such as learned scales,
             in the dtype of w; and the state. No name may be in both dicts. Default: the quantizer's weight, no
-            trainable tensor, and the state ``{"scale": [C_out or 1, 1, ...]}``.
+            trainable tensor, and the state ``{"scale": [C_out or 1, 1, ...]}``; a learned scale is a trainable tensor.
         """
-        w, state = self.quantizer.initialize(w, draw)
-        return w, {}, state
+        return self.quantizer.initialize(w, draw)
+
+    @property
+    def fits_activations(self) -> bool:
+        """Whether trainable tensors start at the first inputs of activations; then ``fit_activation`` gives them.
+
+        Default: as the quantizer, for learned scales of activations.
+        """
+        own = self._own_quantizer
+        return own is not None and own.fits_activations
+
+    def fit_activation(self, x: torch.Tensor, state: State) -> tuple[State, State]:
+        """Trainable tensors that start at the first input of a layer's activation, before training.
+
+        Args:
+            x: [N, ...], that input in the hard network, detached.
+            state: the layer's state and trainable tensors so far.
+
+        Returns:
+            further trainable tensors [...], and further state. Default: the quantizer's learned scale, 0-d, or none.
+        """
+        own = self._own_quantizer
+        return ({}, {}) if own is None else own.fit_activation(x)
 
     def prepare(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
         """The state at the start of a step, before the forward pass. Default: unchanged.
@@ -160,8 +186,20 @@ class Method(ABC):
         """
         return proposed, state
 
+    def gradient_factors(self, state: State) -> State:
+        """Factors on the gradients of trainable tensors, which the optimizer gets multiplied by them.
+
+        Args:
+            state: the layer's state and trainable tensors.
+
+        Returns:
+            {name of a trainable tensor: 0-d}. Default: LSQ's factor for learned scales, none for others.
+        """
+        own = self._own_quantizer
+        return {} if own is None else own.gradient_factors(state)
+
     def update_trainable(self, state: State, proposed: State, controls: Values) -> State:
-        """The next trainable tensors of a layer. Default: the optimizer's proposal.
+        """The next trainable tensors of a layer. Default: the optimizer's proposal, learned scales kept above 0.
 
         Args:
             state: the method's state and the trainable tensors before the optimizer's step.
@@ -171,7 +209,8 @@ class Method(ABC):
         Returns:
             tensors with the names and shapes of ``proposed``.
         """
-        return proposed
+        own = self._own_quantizer
+        return proposed if own is None else own.in_bounds(proposed)
 
     def harden(self, w: torch.Tensor, state: State, surrogate: float) -> torch.Tensor:
         """The deployed weight: every element is a level times its scale. Default: the nearest level.
@@ -188,12 +227,13 @@ class Method(ABC):
         """
         return self.quantizer.harden(w, state, surrogate)
 
-    def harden_activation(self, x: torch.Tensor, surrogate: float) -> torch.Tensor:
-        """The deployed activation for an input x [...]: every element is a level times the activation scale.
+    def harden_activation(self, x: torch.Tensor, state: State, surrogate: float) -> torch.Tensor:
+        """The deployed activation for an input x [N, ...]: every element is a level times the activation scale.
 
         The derivative is that of the stair under uniform noise of half-width ``surrogate`` quanta, as in ``harden``.
+        ``state`` is the layer's state with its trainable tensors.
         """
-        return self.quantizer.harden_activation(x, surrogate)
+        return self.quantizer.harden_activation(x, state, surrogate)
 
     def levels_of(self, state: State) -> torch.Tensor:
         """The values that a layer's deployed weight may take, increasing along the last dimension.

@@ -30,12 +30,13 @@ class MethodConfig:
     """weight levels: binary, ternary, intB, uintB, balancedB, pow2_B, statesN (2^N + 1 of them)"""
     activation_levels: Word | None = "ternary"
     """activation levels; null keeps activations in float"""
-    scale: Literal["unit", "max", "least_squares", "pow2"] = "unit"
-    """how the weight scale is computed; unit: scale 1, and each weight is drawn near a threshold, as in ANA"""
+    scale: Literal["unit", "max", "least_squares", "pow2", "learned"] = "unit"
+    """how the weight scale is computed; unit: scale 1, and each weight is drawn near a threshold, as in ANA; learned:
+    starts as least_squares and is trained (LSQ)"""
     granularity: Literal["tensor", "channel"] = "tensor"
     """one scale for a weight tensor, or one for each output channel"""
-    activation_scale: Annotated[Float, Field(gt=0)] = 1.0
-    """value of level 1 of activations"""
+    activation_scale: Annotated[Float, Field(gt=0)] | Literal["learned"] = 1.0
+    """value of level 1 of activations; learned: one a layer, fitted to the first batch and trained (LSQ)"""
 
     if TYPE_CHECKING:
 

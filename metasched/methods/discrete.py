@@ -54,20 +54,21 @@ class Discrete(Method):
         """
 
     def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State, State]:
-        w, state = self.quantizer.initialize(w, draw)
-        return hard(w / state["scale"], self.quantizer.levels) * state["scale"], {}, state
+        w, trainable, state = self.quantizer.initialize(w, draw)
+        return hard(w / state["scale"], self.quantizer.levels) * state["scale"], trainable, state
 
     def weight(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
         return w
 
     def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
-        levels, unit = self.quantizer.activation_levels, self.quantizer.activation_scale
+        levels, unit = self.quantizer.activation_levels, self.quantizer.activation_unit(state)
         assert levels is not None, "the activation of this layer is not quantized"
         none = torch.zeros((), dtype=x.dtype, device=x.device)
         width = self.half_width * NOISE_FAMILIES[self.window].unit
-        x = x if unit == 1 else x / unit
+        whole = isinstance(unit, float) and unit == 1
+        x = x if whole else x / unit
         y = stair(x, levels, mean=none, scale=none, family=self.window, forward="mode", backward_scale=width)
-        return y if unit == 1 else y * unit
+        return y if whole else y * unit
 
     def update(
         self, w: torch.Tensor, proposed: torch.Tensor, state: State, controls: Values, draw: Draw

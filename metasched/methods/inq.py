@@ -68,12 +68,12 @@ class INQ(Method):
         return (FREEZE_FRACTION,)
 
     def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State, State]:
-        w, state = self.quantizer.initialize(w, draw)
+        w, trainable, state = self.quantizer.initialize(w, draw)
         state["frozen"] = torch.zeros_like(w)
         if self.partition != "magnitude":
             state["key"] = draw.uniform("partition", w)
             state["fraction"] = torch.zeros((), dtype=w.dtype, device=w.device)
-        return w, {}, state
+        return w, trainable, state
 
     def prepare(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
         """Chooses the frozen weights of this step.
@@ -113,7 +113,7 @@ class INQ(Method):
         return self.blend(w, w, state)
 
     def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
-        return self.quantizer.harden_activation(x, _HALF_QUANTUM)
+        return self.quantizer.harden_activation(x, state, _HALF_QUANTUM)
 
     def update(
         self, w: torch.Tensor, proposed: torch.Tensor, state: State, controls: Values, draw: Draw

@@ -42,8 +42,8 @@ class Joint(Method):
 
     def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State, State]:
         _, _, state = self.inq.initialize(w, controls, draw)
-        w, _, noisy = self.ana.initialize(w, controls, draw)
-        return w, {}, {**state, **noisy}
+        w, trainable, noisy = self.ana.initialize(w, controls, draw)
+        return w, trainable, {**state, **noisy}
 
     def prepare(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
         return self.inq.prepare(w, state, controls, draw)

@@ -42,6 +42,7 @@ class MethodSpec:
             compares hypergradients with finite differences.
         shown: names of the controls on the dashboard; None: all.
         activation_parameters: the own parameters that count for activations only.
+        learns: the fields ``scale`` and ``activation_scale`` that may be ``learned``.
     """
 
     config: type[MethodConfig]
@@ -51,6 +52,7 @@ class MethodSpec:
     smooth: Callable[[Any], bool] = never
     shown: tuple[str, ...] | None = None
     activation_parameters: tuple[str, ...] = ()
+    learns: tuple[str, ...] = ("activation_scale",)
 
     @property
     def name(self) -> str:

@@ -33,7 +33,7 @@ class STE(Method):
         return self.quantizer.harden(w, state, _HALF_QUANTUM)
 
     def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
-        return self.quantizer.harden_activation(x, _HALF_QUANTUM)
+        return self.quantizer.harden_activation(x, state, _HALF_QUANTUM)
 
 
 def build(config: STEConfig) -> STE:

@@ -15,6 +15,7 @@ from metasched.core.lazy import Lazy
 from metasched.methods.config import MethodConfig
 from metasched.methods.spec import MethodSpec
 
+SCALES = ("scale", "activation_scale")
 _NoiseFamily = Literal["uniform", "triangular", "normal", "logistic"]
 
 
@@ -113,12 +114,14 @@ ROWS = (
         Lazy("metasched.methods.float_network:build"),
         Lazy("metasched.schedules.table:float_network"),
         lambda config: True,
+        learns=(),
     ),
     MethodSpec(
         STEConfig,
         "straight-through estimator: no schedule",
         Lazy("metasched.methods.ste:build"),
         Lazy("metasched.schedules.table:ste"),
+        learns=SCALES,
     ),
     MethodSpec(
         ANAConfig,
@@ -126,6 +129,7 @@ ROWS = (
         Lazy("metasched.methods.ana:build"),
         Lazy("metasched.schedules.published:ana"),
         _soft_noise,
+        learns=SCALES,
     ),
     MethodSpec(
         INQConfig,

@@ -5,12 +5,28 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from metasched.core.errors import MetaschedError
 from metasched.network.quantize import QuantizedNetwork, Tensors
+from metasched.network.sites import Example, run_example
+
+
+class _Damped(torch.autograd.Function):
+    """The identity whose gradient is multiplied by a factor [...] of its shape."""
+
+    @staticmethod
+    def forward(ctx: Any, p: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        ctx.factor = factor
+        return p.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # pyright: ignore
+        return grad * ctx.factor, None
+
 
 LayerValues = Mapping[str, Mapping[str, float]]  # layer name -> control -> value, as SchedulePlayer gives them
 
@@ -42,18 +58,25 @@ class QuantizedModule(nn.Module):
         network: result of ``quantize``; its module is copied.
         first: layer -> control -> value at the first step.
         seed: seed of the method's random numbers, and of the initial weights if the method redraws them.
+        example: a first batch, as for ``quantize``; needed for learned scales of activations, which start at it.
 
     Raises:
-        MetaschedError: here or in a call, if the controls lack a layer or one of the method's controls.
+        MetaschedError: here or in a call, if the controls lack a layer or one of the method's controls; an example is
+            missing, or does not reach a layer whose activation is quantized.
     """
 
-    def __init__(self, network: QuantizedNetwork, first: LayerValues, seed: int = 0) -> None:
+    def __init__(
+        self, network: QuantizedNetwork, first: LayerValues, seed: int = 0, example: Example | None = None
+    ) -> None:
         super().__init__()
         network = replace(network, module=copy.deepcopy(network.module))
         self.network = network
         self.seed = seed
         own = {name: p.detach().clone() for name, p in network.module.named_parameters()}
         params, state = network.initialize(own, self._rows(first), seed)
+        if network.method.fits_activations:
+            trainable, fitted = self._fitted(own, example)
+            params, state = params | trainable, state | fitted
         with torch.no_grad():
             for name, p in network.module.named_parameters():
                 p.copy_(params[name])
@@ -85,8 +108,17 @@ class QuantizedModule(nn.Module):
             before = {name: p.detach().clone() for name, p in params.items()}
             self._pending = before, {k: v.detach() for k, v in state.items()}, rows, step
         call = self.network.call(dict(self.network.module.named_buffers()))
-        model, self._penalty = self.network.model(call, params, state, rows, self.seed, step)
+        model, self._penalty = self.network.model(call, self._damped(params, state), state, rows, self.seed, step)
         return model(x)
+
+    def _fitted(self, own: Tensors, example: Example | None) -> tuple[Tensors, Tensors]:
+        """What starts at the first inputs of activations, from the float network's parameters."""
+        if example is None:
+            problem = "is missing, and learned scales of activations start at a first batch"
+            raise MetaschedError("QuantizedModule: example", problem, "pass a batch of the training data")
+        params, state = self.network.initialize(own, self.network.neutral(), self.seed)
+        call = self.network.call(self.network.buffers())
+        return self.network.fit(call, params, state, lambda model: run_example(model, example))
 
     def penalty(self) -> torch.Tensor:
         """The method's penalty at the last forward pass, 0-d; 0 if the method has none.
@@ -120,7 +152,7 @@ class QuantizedModule(nn.Module):
         Batch normalization uses the mode of the module, training or evaluation.
         """
         call = self.network.call(dict(self.network.module.named_buffers()))
-        return self.network.hardened_model(call, self.hardened())(x)
+        return self.network.hardened_model(call, self.parameters_by_name(), self.method_state())(x)
 
     def method_state(self) -> Tensors:
         """The state of the method by name (``layer/name``), as an argument for ``QuantizedNetwork.harden``."""
@@ -130,6 +162,12 @@ class QuantizedModule(nn.Module):
         """The parameters of the network by name, and the method's trainable tensors as ``layer/name``."""
         trainable = {name: self.get_parameter(f"method_parameter_{i}") for i, name in enumerate(self._trainable_names)}
         return {**dict(self.network.module.named_parameters()), **trainable}
+
+    def _damped(self, params: Tensors, state: Tensors) -> Tensors:
+        """The parameters, whose gradients ``backward`` multiplies by the method's factors."""
+        ones = {name: torch.ones_like(params[name]) for name in self._trainable_names}
+        factors = self.network.gradients(ones, state) if ones else {}
+        return {**params, **{name: _Damped.apply(params[name], f) for name, f in factors.items()}}
 
     def _rows(self, values: LayerValues) -> Tensors:
         like = next(self.network.module.parameters())

@@ -72,6 +72,37 @@ class QuantizedNetwork:
             state |= _prefixed(layer, own)
         return params, state
 
+    def neutral(self) -> Tensors:
+        """The value of each control, [L], that is nearest to 0."""
+        like = next(self.module.parameters())
+        return {c.name: like.new_full((len(self.layers),), min(max(0.0, c.low), c.high)) for c in self.method.controls}
+
+    @torch.no_grad()
+    def fit(
+        self, call: Call, params: Tensors, state: Tensors, run: Callable[[Model], object]
+    ) -> tuple[Tensors, Tensors]:
+        """The trainable tensors [...] that start at first inputs of activations, and their state, as ``layer/name``.
+
+        Args:
+            call: runs the module; see ``call``.
+            params, state: as ``initialize`` gives them, [...] each. Where a hypergradient is computed they must not
+                depend on the controls: pass those of ``neutral``.
+            run: runs the model that it gets on a first batch.
+        """
+        owns = _of_layers({**state, **self.trainable(params)})
+        found: dict[str, tuple[Tensors, Tensors]] = {}
+
+        def activate(i: int, x: torch.Tensor) -> torch.Tensor:
+            name = self.layers[i].name
+            if name not in found:
+                found[name] = self.method.fit_activation(x, owns[name])
+            return self.method.harden_activation(x, {**owns[name], **found[name][0], **found[name][1]}, 0.5)
+
+        run(_within(activate, call, self.harden(params, state)))
+        trainable, own = ({f"{name}/{key}": t for name, f in found.items() for key, t in f[i].items()} for i in (0, 1))
+        assert not trainable.keys() & params.keys(), "a tensor is fitted that is there already"
+        return trainable, own
+
     def prepare(self, params: Tensors, state: Tensors, row: ControlRow, seed: int, step: int) -> Tensors:
         """Method state for this step's forward pass under the controls {control: [L]}."""
         prepared: Tensors = {}
@@ -185,9 +216,14 @@ class QuantizedNetwork:
             hardened[key] = self.method.harden(params[key], owns[layer.name], surrogate)
         return hardened
 
-    def hardened_model(self, call: Call, hardened: Tensors, surrogate: float = 0.5) -> Model:
-        """The deployed network, from hardened parameters [...]: ``model(*args, **kwargs)``."""
-        return _within(lambda i, x: self.method.harden_activation(x, surrogate), call, hardened)
+    def hardened_model(self, call: Call, params: Tensors, state: Tensors, surrogate: float = 0.5) -> Model:
+        """The deployed network, from parameters and state [...] as for ``harden``: ``model(*args, **kwargs)``."""
+        owns = _of_layers({**state, **self.trainable(params)})
+
+        def activate(i: int, x: torch.Tensor) -> torch.Tensor:
+            return self.method.harden_activation(x, owns[self.layers[i].name], surrogate)
+
+        return _within(activate, call, self.harden(params, state, surrogate))
 
     def call(self, buffers: Tensors) -> Call:
         """A runner of the module with these buffers [...], which batch normalization updates in place."""
@@ -205,6 +241,18 @@ class QuantizedNetwork:
     def trainable(self, params: Tensors) -> Tensors:
         """The trainable tensors [...] of the method among the parameters, by their names there: ``layer/name``."""
         return {name: p for name, p in params.items() if name.rpartition("/")[0] in self._names}
+
+    def gradients(self, found: Tensors, state: Tensors) -> Tensors:
+        """The gradients [...] as the optimizer gets them; those of stacked runs and their state have N first.
+
+        Each is what is found, times the factor of the method for its trainable tensors.
+        """
+        scaled = dict(found)
+        for layer, own in _of_layers(state).items():
+            for name, factor in self.method.gradient_factors(own).items():
+                g = found[key := f"{layer}/{name}"]
+                scaled[key] = g * factor.reshape((*factor.shape, *[1] * (g.dim() - factor.dim())))
+        return scaled
 
     @cached_property
     def _names(self) -> frozenset[str]:

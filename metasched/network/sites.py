@@ -18,7 +18,7 @@ from metasched.core.errors import MetaschedError
 from metasched.core.layer import Layer, weight_key
 from metasched.methods.base import Method
 
-Example = torch.Tensor | tuple[Any, ...] | Mapping[str, Any] | Callable[[nn.Module], object]
+Example = torch.Tensor | tuple[Any, ...] | Mapping[str, Any] | Callable[[Any], object]
 
 _WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 _ACTIVATIONS = (
@@ -136,7 +136,7 @@ def _execution_order(module: nn.Module, example: Example) -> list[tuple[str, nn.
     return ran
 
 
-def run_example(module: nn.Module, example: Example) -> None:
+def run_example(module: Callable[..., Any], example: Example) -> None:
     """One pass of a module on an example ([N, ...] if it is a tensor), or as many as a function runs."""
     if isinstance(example, torch.Tensor):
         module(example)

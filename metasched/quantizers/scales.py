@@ -1,7 +1,22 @@
-"""Scales: the value of level 1, computed from the initial weights for a whole tensor or for each output channel."""
+"""Scales: the value of level 1, computed from the first values of a tensor or of each output channel, or learned.
+
+A learned scale starts at the smallest squared error and is then trained with the weights (LSQ):
+
+    d/ds s Q(x / s) = Q(x / s) - (x / s) Q'(x / s)
+
+With Q' = 1 between the outermost levels and 0 beyond, this is the derivative of the paper. The optimizer gets it times
+g = 1 / sqrt(N Q_P), for N elements that share the scale and the largest level Q_P. The factor belongs to the update,
+not to the quantizer: a hypergradient passes through the quantizer without it.
+
+Source: LSQ, Esser et al., ICLR 2020, arXiv 1902.08153, sections 2.1 and 2.2.
+We differ: the paper starts at 2 mean|x| / sqrt(Q_P); the smallest squared error suits any level set. Q_P is the largest
+absolute level, also where levels are no integers. At an outermost level itself Q' is 1/2, the mean of both sides; in
+the paper it is 0.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -10,7 +25,7 @@ import torch
 from metasched.quantizers.levels import LevelSet
 from metasched.quantizers.stair import hard
 
-ScaleName = Literal["unit", "max", "least_squares", "pow2"]
+ScaleName = Literal["unit", "max", "least_squares", "pow2", "learned"]
 Granularity = Literal["tensor", "channel"]
 
 
@@ -43,7 +58,9 @@ SCALES: dict[str, Callable[[torch.Tensor, LevelSet], torch.Tensor]] = {
     "max": _max,
     "least_squares": _least_squares,
     "pow2": _pow2,
+    "learned": _least_squares,
 }
+SMALLEST = 1e-6  # of a learned scale: the paper has no bound, and a scale that crosses 0 turns the levels around
 
 
 def scale_of(w: torch.Tensor, levels: LevelSet, name: ScaleName, granularity: Granularity) -> torch.Tensor:
@@ -53,7 +70,8 @@ def scale_of(w: torch.Tensor, levels: LevelSet, name: ScaleName, granularity: Gr
         w: weights [C_out, ...], any floating dtype.
         levels: the level set.
         name: ``unit`` (1, as ANA's quantum), ``max`` (top level at max |w|), ``least_squares`` (smallest squared
-            error over 40 fractions of ``max``), ``pow2`` (INQ's 2^floor(log2(4 max|w| / 3)) as top level).
+            error over 40 fractions of ``max``), ``pow2`` (INQ's 2^floor(log2(4 max|w| / 3)) as top level), ``learned``
+            (starts as ``least_squares``).
         granularity: ``tensor`` (one scale) or ``channel`` (one scale for each output channel).
 
     Returns:
@@ -65,3 +83,17 @@ def scale_of(w: torch.Tensor, levels: LevelSet, name: ScaleName, granularity: Gr
     scale = SCALES[name](rows, levels)
     dead = rows.abs().amax(1) == 0
     return torch.where(dead, torch.ones_like(scale), scale).reshape(-1, *[1] * (w.dim() - 1))
+
+
+def gradient_factor(elements: int, levels: LevelSet) -> float:
+    """G = 1 / sqrt(N Q_P), by which the optimizer's gradient of a learned scale is multiplied.
+
+    Args:
+        elements: N, the number of elements that share one scale; of an activation those of one example.
+        levels: of these elements; Q_P is their largest absolute value.
+
+    >>> from metasched.quantizers.levels import ternary
+    >>> gradient_factor(4, ternary())
+    0.5
+    """
+    return 1 / math.sqrt(elements * max(abs(q) for q in levels.levels))

@@ -36,5 +36,5 @@ def _table() -> np.ndarray:
         return np.loadtxt(file, delimiter=",", dtype=np.int64)
     from sklearn.datasets import load_digits
 
-    digits = load_digits()  # of a release that keeps them elsewhere
-    return np.column_stack([digits.data, digits.target]).astype(np.int64)
+    pixels, labels = load_digits(return_X_y=True)  # of a release that keeps them elsewhere
+    return np.hstack([np.asarray(pixels), np.asarray(labels)[:, None]]).astype(np.int64)

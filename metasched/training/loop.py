@@ -12,8 +12,7 @@ from torch import nn
 from metasched.core.errors import MetaschedError
 from metasched.network.quantize import Model, Tensors, rows
 from metasched.tasks.base import Part
-from metasched.training.loss import own_draws
-from metasched.training.state import InnerProblem, TrainingState
+from metasched.training.state import InnerProblem, TrainingState, own_draws
 from metasched.training.step import inner_step
 
 
@@ -90,7 +89,8 @@ def harden(problem: InnerProblem, state: TrainingState) -> tuple[Tensors, Tensor
         hardened = network.harden(state.params, state.method)
         buffers = {name: b.clone() for name, b in state.buffers.items()}
         with _reestimating(network.module, buffers):
-            problem.task.calibrate(_placing(problem, network.hardened_model(network.call(buffers), hardened)))
+            model = network.hardened_model(network.call(buffers), state.params, state.method)
+            problem.task.calibrate(_placing(problem, model))
     return hardened, buffers
 
 
@@ -101,8 +101,8 @@ def hardened_score(problem: InnerProblem, state: TrainingState, part: Part) -> f
         MetaschedError: it is not a number.
     """
     network = problem.network
-    hardened, buffers = harden(problem, state)
-    model = _placing(problem, network.hardened_model(network.call(buffers), hardened))
+    _, buffers = harden(problem, state)
+    model = _placing(problem, network.hardened_model(network.call(buffers), state.params, state.method))
     with torch.no_grad(), own_draws(problem, problem.steps):
         network.module.eval()
         try:

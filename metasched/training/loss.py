@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map
 
-from metasched.core.randomness import derive_seed
 from metasched.network.quantize import Call, ControlRow, Tensors
-from metasched.training.state import InnerProblem, TrainingState
-
-
-@contextmanager
-def own_draws(problem: InnerProblem, step: int) -> Iterator[None]:
-    """Within: draws from torch's global generator (dropout, augmentation) are a function of the seed and the step."""
-    if not (problem.network.draws or problem.task.draws):
-        yield
-        return
-    device = next(problem.network.module.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(derive_seed(problem.seed, "forward", step))
-        yield
+from metasched.training.state import InnerProblem, TrainingState, own_draws
 
 
 def precise(problem: InnerProblem, call: Call) -> Call:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -94,11 +95,15 @@ def _build(config: ProblemConfig, found: _Found, steps: int, relaxation: float) 
     settings = config.optimizer
     if task.optimizer is not None and settings == OptimizerConfig():
         settings = task.optimizer
-    optimizer, defaults = recipe(settings, network.module)
-    hyper = {**defaults, "lr": learning_rates(settings, steps)}
-    return InnerProblem(
-        network, task, optimizer, hyper, steps, seed=0, autocast=config.autocast, fingerprint=found.fingerprint
+    bare = recipe(replace(settings, groups=()))
+    hyper = {**bare.hyper, "lr": learning_rates(settings, steps)}
+    problem = InnerProblem(
+        network, task, bare.optimizer, hyper, steps, seed=0, autocast=config.autocast, fingerprint=found.fingerprint
     )
+    if not settings.groups:
+        return problem
+    trained = problem.initial(network.neutral()).params  # trainable tensors of the method among them
+    return replace(problem, optimizer=recipe(settings, network.module, trained).optimizer)
 
 
 def _check_device(name: str) -> None:

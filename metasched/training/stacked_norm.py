@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from torch._C._functorch import is_batchedtensor  # pyright: ignore
 from torch.nn import functional as F
 
 _KINDS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -37,7 +38,9 @@ class _Norm(nn.Module):
         own = {**self._parameters, **self._buffers}
         if (batches := own.get("num_batches_tracked")) is not None:
             batches.add_(1)
-        given = (own.get(name) for name in ("running_mean", "running_var", "weight", "bias"))
+        given = [own.get(name) for name in ("running_mean", "running_var", "weight", "bias")]
+        if not is_batchedtensor(x):  # the pass before the first step, one run at a time
+            return F.batch_norm(x, *given, True, self.momentum, self.eps)  # pyright: ignore
         return _BatchNorm.apply(x, *given, self.momentum, self.eps)
 
 

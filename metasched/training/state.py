@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -87,9 +88,32 @@ class InnerProblem:
         like = {name: p for name, p in module.named_parameters()}
         own = {name: p.detach().to(like[name]) for name, p in fresh.named_parameters()}
         params, method = self.network.initialize(own, first, self.seed)
+        if self.network.method.fits_activations:
+            trainable, fitted = self._fitted(own)
+            params, method = params | trainable, method | fitted
         health = {FINITE: all_finite(params.values())}
         return TrainingState(params, self.network.buffers(), self.optimizer.init(params), method, health)
+
+    def _fitted(self, own: Tensors) -> tuple[Tensors, Tensors]:
+        """What starts at the first batch, from the float network's parameters; it does not depend on the controls."""
+        params, state = self.network.initialize(own, self.network.neutral(), self.seed)
+        batch = self.task.placed(self.task.batch(self.seed, 0))
+        with own_draws(self, 0):
+            call = self.network.call(self.network.buffers())
+            return self.network.fit(call, params, state, lambda model: self.task.loss(model, batch))
 
     def with_seed(self, seed: int) -> InnerProblem:
         """The same problem from another seed."""
         return replace(self, seed=seed)
+
+
+@contextmanager
+def own_draws(problem: InnerProblem, step: int) -> Iterator[None]:
+    """Within: draws from torch's global generator (dropout, augmentation) are a function of the seed and the step."""
+    if not (problem.network.draws or problem.task.draws):
+        yield
+        return
+    device = next(problem.network.module.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(derive_seed(problem.seed, "forward", step))
+        yield

@@ -25,7 +25,8 @@ class Evaluated(NamedTuple):
 
     Attributes:
         loss: 0-d, or [N]; with its graph where the step is differentiable.
-        gradients: of the loss in each parameter, of its shape; zeros where the loss does not depend on it.
+        gradients: of the loss in each parameter, of its shape, as the optimizer gets them (LSQ multiplies those of
+            learned scales by a factor); zeros where the loss does not depend on it.
         buffers: after the forward pass.
         method: the method's state, prepared for the step.
     """
@@ -100,7 +101,7 @@ def evaluate(
             total = loss.sum()  # each run has a term of its own
         found = torch.autograd.grad(total, list(params.values()), create_graph=differentiable, allow_unused=True)
     grads = {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(params.items(), found, strict=True)}
-    return Evaluated(loss, grads, state.buffers, method)
+    return Evaluated(loss, problem.network.gradients(grads, method), state.buffers, method)
 
 
 def advance(

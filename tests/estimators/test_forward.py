@@ -181,7 +181,7 @@ class Gain(Method):
     def harden(self, w: torch.Tensor, state: State, surrogate: float) -> torch.Tensor:
         return w
 
-    def harden_activation(self, x: torch.Tensor, surrogate: float) -> torch.Tensor:
+    def harden_activation(self, x: torch.Tensor, state: State, surrogate: float) -> torch.Tensor:
         return x
 
 

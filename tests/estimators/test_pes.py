@@ -77,7 +77,7 @@ class Shift(Method):
     def harden(self, w: torch.Tensor, state: Any, surrogate: float) -> torch.Tensor:
         return w
 
-    def harden_activation(self, x: torch.Tensor, surrogate: float) -> torch.Tensor:
+    def harden_activation(self, x: torch.Tensor, state: State, surrogate: float) -> torch.Tensor:
         return x
 
 

@@ -77,7 +77,7 @@ def hooks(
         "penalty": lambda: method.penalty(w, state, controls),
         "update": lambda: method.update(w, w + 0.01, state, controls, DRAW),
         "harden": lambda: method.harden(w, state, 0.5),
-        "harden_activation": lambda: method.harden_activation(x, 0.5),
+        "harden_activation": lambda: method.harden_activation(x, state, 0.5),
         "levels_of": lambda: method.levels_of(state),
     }
 
@@ -144,7 +144,7 @@ def test_shapes_and_dtypes_are_kept(name: str, shape: tuple[int, ...], dtype: to
     updated, after = method.update(w, w + 1, state, controls, DRAW)
     x = torch.randn(2, 7, dtype=dtype)
     like_w = (w, method.weight(w, state, controls, DRAW), updated, method.harden(w, state, 0.5))
-    like_x = (method.activation(x, state, controls, DRAW), method.harden_activation(x, 0.5))
+    like_x = (method.activation(x, state, controls, DRAW), method.harden_activation(x, state, 0.5))
     assert {(t.shape, t.dtype) for t in like_w} == {(torch.Size(shape), dtype)}
     assert {(t.shape, t.dtype) for t in like_x} == {(x.shape, dtype)}
     kinds = [{key: (t.shape, t.dtype) for key, t in s.items()} for s in (initial, state, after)]
@@ -171,7 +171,7 @@ def test_hardened_values_are_exactly_on_the_levels(name: str, shape: tuple[int, 
     nearest = (w[..., None] - levels).abs().amin(-1)
     assert torch.allclose((method.harden(w, state, 0.5) - w).abs(), nearest, rtol=0, atol=1e-12)
     assert config.activation_levels is not None
-    quanta = method.harden_activation(3 * torch.randn(500), 0.5) / config.activation_scale
+    quanta = method.harden_activation(3 * torch.randn(500), state, 0.5) / config.activation_scale
     assert set(quanta.tolist()) == set(level_set(config.activation_levels).levels)
 
 
@@ -186,7 +186,7 @@ def test_at_the_end_of_the_run_training_sees_the_hardened_network(
     w, state = start(method, shape)
     x, controls = torch.randn(50), ended(method)
     state = method.prepare(w, state, controls, DRAW)
-    assert torch.equal(method.activation(x, state, controls, DRAW), method.harden_activation(x, 0.5))
+    assert torch.equal(method.activation(x, state, controls, DRAW), method.harden_activation(x, state, 0.5))
     assert torch.equal(method.weight(w, state, controls, DRAW), method.harden(w, state, 0.5))
 
 
@@ -260,7 +260,7 @@ def test_every_control_of_the_first_step_reaches_the_loss_of_the_third(name: str
     for step, row in enumerate([first, *rows[1:]]):
         state, loss, _ = inner_step(problem, state, row, step, differentiable=True)
     network = problem.network
-    model = network.hardened_model(network.call(state.buffers), network.harden(state.params, state.method))
+    model = network.hardened_model(network.call(state.buffers), state.params, state.method)
     loss = problem.task.loss(model, problem.task.validation)
     if not first:
         return

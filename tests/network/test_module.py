@@ -152,7 +152,9 @@ def test_what_is_deployed_is_exactly_on_the_levels(method: str, schedule: str) -
     module.module.get_submodule("linear4").register_forward_pre_hook(lambda _m, inputs: seen.append(inputs[0]))
     outputs = module.deployed(x)
     assert set(seen[0].flatten().tolist()) <= {-1.0, 0.0, 1.0}
-    expected = problem.network.hardened_model(problem.network.call(dict(module.module.named_buffers())), hardened)(x)
+    expected = module.network.hardened_model(
+        problem.network.call(dict(module.module.named_buffers())), module.parameters_by_name(), module.method_state()
+    )(x)
     problem.network.module.train()
     assert outputs.shape == expected.shape == (16, 10) and not outputs.requires_grad
     by_hand = nn.functional.linear(seen[0], hardened["linear4.weight"], hardened["linear4.bias"])

@@ -138,7 +138,7 @@ def test_the_seen_weights_and_activations_are_the_methods() -> None:
     hidden = F.linear(x, hardened["0.weight"], params["0.bias"])
     hidden = (hidden >= 0.5).double() - (hidden < -0.5).double()
     expected = F.linear(hidden, hardened["2.weight"], params["2.bias"])
-    assert torch.equal(network.hardened_model(network.call({}), hardened)(x), expected)
+    assert torch.equal(network.hardened_model(network.call({}), params, state)(x), expected)
 
 
 def test_each_layer_reads_its_own_row_of_the_controls() -> None:

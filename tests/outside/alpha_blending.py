@@ -51,7 +51,7 @@ class AlphaBlending(Method):
         return torch.lerp(w, level * self.stretch, controls["blend"])
 
     def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
-        return self.quantizer.harden_activation(x, 0.5)
+        return self.quantizer.harden_activation(x, state, 0.5)
 
 
 def build(config: AlphaBlendingConfig) -> AlphaBlending:

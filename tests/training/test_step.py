@@ -54,7 +54,7 @@ class Float(Method):
     def harden(self, w: torch.Tensor, state: State, surrogate: float) -> torch.Tensor:
         return w
 
-    def harden_activation(self, x: torch.Tensor, surrogate: float) -> torch.Tensor:
+    def harden_activation(self, x: torch.Tensor, state: State, surrogate: float) -> torch.Tensor:
         raise AssertionError("activations stay as they are")
 
 

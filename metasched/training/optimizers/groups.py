@@ -27,7 +27,7 @@ _NORMS = (
 WORDS: dict[str, Callable[[str, nn.Module | None], bool]] = {
     "norm": lambda name, module: isinstance(module, _NORMS),
     "bias": lambda name, module: name.rpartition(".")[2] == "bias",
-    "scale": lambda name, module: name.endswith("/scale"),
+    "scale": lambda name, module: module is None and name.rpartition("/")[2] in ("scale", "activation_scale"),
 }
 
 
