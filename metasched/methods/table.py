@@ -47,6 +47,13 @@ class ANAConfig(MethodConfig):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class BlendConfig(MethodConfig):
+    """Mixtures of float and hard: no own parameter."""
+
+    name: Word = "blend"
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class INQConfig(MethodConfig):
     """Incremental network quantization."""
 
@@ -129,6 +136,13 @@ ROWS = (
         Lazy("metasched.methods.ana:build"),
         Lazy("metasched.schedules.published:ana"),
         _soft_noise,
+        learns=SCALES,
+    ),
+    MethodSpec(
+        BlendConfig,
+        "from float to hard by a blend of both",
+        Lazy("metasched.methods.blend:build"),
+        Lazy("metasched.schedules.blending:blend"),
         learns=SCALES,
     ),
     MethodSpec(

@@ -1,0 +1,71 @@
+"""Blend: float at first, hard at last; two controls say how hard weights and activations are, apart.
+
+    w_seen = (1 - b) w + b Q(w),        x_seen = (1 - a) clip(x) + a Q(x),        b, a in [0, 1]
+
+Q is the quantizer of STE with its straight-through derivative Q', clip bounds x by the outermost levels times the scale
+of activations. Its slope is 1 between them, and Q is its staircase; for ternary levels and scale 1 it is hardtanh.
+
+    d w_seen / d b = Q(w) - w,        d w_seen / d w = (1 - b) + b Q'(w)
+
+At 1 the method is STE, bit for bit. At 0 weights are float and activations are clipped. Learned scales are those of
+LSQ, times the blend; that of activations also learns where it clips, as in PACT (arXiv 1805.06085).
+
+Source: alpha-blending, Liu and Mattina, 2019, arXiv 1903.01061, for weights; the warm-up of Hugging Face's 1.58-bit
+fine-tuning (blog, September 2024) for both. We differ:
+
+- Their derivative in w is 1 - b (alpha-blending) or 1 (warm-up); ours is that of the sum of both parts.
+- Alpha-blending has one share for all layers; the warm-up has one for all layers, weights and activations. Ours are
+  apart.
+- They blend with x itself. Here the site has replaced the activation function, so that x alone has no nonlinearity:
+  the float part is clip(x), which a quantized activation is too, up to its steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from metasched.core.randomness import Draw
+from metasched.methods.base import Control, Method, State, Values
+from metasched.methods.table import BlendConfig
+from metasched.methods.tensors import LayerQuantizer, layer_quantizer
+
+WEIGHT_BLEND = Control(
+    "weight_blend", 0.0, 1.0, "share of the quantized weight", "nondecreasing", end=1.0, none_value=1.0
+)
+ACTIVATION_BLEND = Control(
+    "activation_blend", 0.0, 1.0, "share of the quantized activation", "nondecreasing", end=1.0, none_value=1.0
+)
+_HALF_QUANTUM = 0.5
+
+
+@dataclass(frozen=True)
+class Blend(Method):
+    """Mixture of float and hard; see the module's docstring."""
+
+    quantizer: LayerQuantizer
+
+    @property
+    def controls(self) -> tuple[Control, ...]:
+        return (WEIGHT_BLEND, ACTIVATION_BLEND)
+
+    def weight(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
+        # lerp is exact at 0 and at 1
+        return torch.lerp(w, self.quantizer.harden(w, state, _HALF_QUANTUM), controls["weight_blend"])
+
+    def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
+        level = self.quantizer.harden_activation(x, state, _HALF_QUANTUM)
+        return torch.lerp(self._clipped(x, state), level, controls["activation_blend"])
+
+    def _clipped(self, x: torch.Tensor, state: State) -> torch.Tensor:
+        """x [N, ...] bounded by the outermost levels times the scale."""
+        assert self.quantizer.activation_levels is not None, "the activation of this layer is not quantized"
+        low, *_, high = self.quantizer.activation_levels.levels
+        unit = self.quantizer.activation_unit(state)
+        return (x / unit).clamp(low, high) * unit
+
+
+def build(config: BlendConfig) -> Blend:
+    """The method of a configuration."""
+    return Blend(layer_quantizer(config))
