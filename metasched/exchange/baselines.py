@@ -71,7 +71,7 @@ def knots_within(schedule: HandCoded, layers: Sequence[Layer], tolerance: float)
 
     A step function has a knot at each jump and no error. For other schedules, the knots start as equal parts of the run
     and the knots around the jumps. Each interval except those of the jumps is then halved until the error at its
-    quarters is within the tolerance, which is in the unit of the control.
+    sixteenths is within the tolerance, which is in the unit of the control.
 
     Returns:
         [K] progress, float64, increasing from 0 to 1.
@@ -82,16 +82,16 @@ def knots_within(schedule: HandCoded, layers: Sequence[Layer], tolerance: float)
     parts = [torch.arange(n + 1, dtype=torch.float64) / n for n in _WINDOWS_IN]
     knots = torch.cat([knots, *parts]).unique()
     while True:
-        quarters = knots[:-1, None] + knots.diff()[:, None] * torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
-        exact, coarse = schedule(quarters.flatten(), layers), schedule(knots, layers)
+        inside = knots[:-1, None] + knots.diff()[:, None] * torch.arange(1, 16, dtype=torch.float64) / 16
+        exact, coarse = schedule(inside.flatten(), layers), schedule(knots, layers)
         off = torch.zeros(len(knots) - 1, dtype=torch.bool)
         for control, values in exact.items():
-            error = (interpolate(quarters.flatten(), knots, coarse[control], "linear") - values).abs()
-            off |= error.amax(1).reshape(-1, 3).amax(1) > tolerance
+            error = (interpolate(inside.flatten(), knots, coarse[control], "linear") - values).abs()
+            off |= error.amax(1).reshape(-1, 15).amax(1) > tolerance
         off &= knots.diff() > JUMP
         if not off.any():
             return knots
-        knots = torch.cat([knots, quarters[off, 1]]).unique()
+        knots = torch.cat([knots, inside[off, 7]]).unique()
 
 
 def _baseline(schedule: HandCoded, layers: Sequence[Layer]) -> ScheduleFile:

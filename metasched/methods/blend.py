@@ -59,7 +59,7 @@ class Blend(Method):
         return torch.lerp(self._clipped(x, state), level, controls["activation_blend"])
 
     def _clipped(self, x: torch.Tensor, state: State) -> torch.Tensor:
-        """x [N, ...] bounded by the outermost levels times the scale."""
+        """The input x [N, ...], bounded by the outermost levels times the scale."""
         assert self.quantizer.activation_levels is not None, "the activation of this layer is not quantized"
         low, *_, high = self.quantizer.activation_levels.levels
         unit = self.quantizer.activation_unit(state)

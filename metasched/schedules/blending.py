@@ -34,7 +34,7 @@ LATE = (
     "torchtune, fake_quant_after_n_steps: 1000 of 2000 steps in docs/source/tutorials/qat_finetune.rst; also "
     "axolotl-ai-cloud/axolotl, pull request 2590"
 )
-ONSET = "from a random search on the digits with nine convolutions and learned scales for this package, not from a paper"
+ONSET = "found by random search for this package, on the digits with nine convolutions and learned scales; no paper"
 _ONSET = {"start": 0.09, "delay": 0.38, "length": 0.28}
 
 
@@ -75,10 +75,7 @@ def blend() -> list[HandCoded]:
         _both("bitnet", f"{warm_up} = min(step / 1000, 1) in runs of 5000 steps", partial(ramp, length=0.2)),
         _both("half", f"{warm_up} = min(2 step / steps, 1)", partial(ramp, length=0.5)),
         _both("linear", f"{warm_up} = step / steps", partial(rising, ramp="linear")),
-        *(
-            _both(f"sigmoid_{k}", f"{warm_up} = sigmoid({k} (step / steps - 0.5))", partial(sigmoid, steepness=float(k)))
-            for k in (15, 100)
-        ),
+        *(_sigmoid(k) for k in (15, 100)),
         HandCoded(
             "blend_late",
             "blend",
@@ -93,7 +90,10 @@ def blend() -> list[HandCoded]:
     ]
 
 
+def _sigmoid(k: int) -> HandCoded:
+    citation = f"{BITNET}; lambda = sigmoid({k} (step / steps - 0.5))"
+    return _both(f"sigmoid_{k}", citation, partial(sigmoid, steepness=float(k)))
+
+
 def _both(name: str, citation: str, curve: Curve) -> HandCoded:
-    return HandCoded(
-        f"blend_{name}", "blend", citation, {"weight_blend": curve, "activation_blend": curve}, "linear"
-    )
+    return HandCoded(f"blend_{name}", "blend", citation, {"weight_blend": curve, "activation_blend": curve}, "linear")

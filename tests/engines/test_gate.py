@@ -47,6 +47,7 @@ SOFT: dict[str, list[MethodConfig]] = {
     "float": [],
     "ste": [],
     "ana": [MethodConfig(name="ana", noise=noise, forward="expectation") for noise in NOISE_FAMILIES],  # type: ignore[arg-type]
+    "blend": [],  # its forward has the quantizer in it from the first step on
     "inq": [
         MethodConfig(name="inq", activation_levels=None),
         MethodConfig(name="inq", activation_levels=None, partition="random", scale="max", granularity="channel"),
@@ -67,6 +68,7 @@ HARD: dict[str, MethodConfig] = {
     "ana mode": MethodConfig(name="ana", noise="uniform", forward="mode"),
     "ana random": MethodConfig(name="ana", noise="normal", forward="random"),
     "ana fixed": MethodConfig(name="ana", noise="triangular", forward="expectation", backward="fixed"),
+    "blend": MethodConfig(name="blend", scale="learned"),
     "inq ternary": MethodConfig(name="inq"),
     "joint mode": MethodConfig(name="joint", noise="logistic", forward="mode"),
     "joint random": MethodConfig(name="joint", forward="random", backward="fixed", partition="relaxation"),

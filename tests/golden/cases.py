@@ -49,6 +49,8 @@ PARTS = ("params", "buffers", "optimizer", "method", "health")
 METHODS: dict[str, tuple[MethodConfig, str]] = {  # variant -> method, hand-coded schedule
     "ste": (MethodConfig(name="ste"), "ste"),
     "ana": (MethodConfig(name="ana", forward="random"), "ana_linear"),
+    "blend": (MethodConfig(name="blend"), "blend_onset"),
+    "blend_learned": (MethodConfig(name="blend", scale="learned", activation_scale="learned"), "blend_linear"),
     "inq_magnitude": (MethodConfig(name="inq", partition="magnitude"), "inq_linear"),
     "inq_random": (MethodConfig(name="inq", partition="random"), "inq_linear"),
     "inq_relaxation": (MethodConfig(name="inq", partition="relaxation"), "inq_linear"),
@@ -64,7 +66,7 @@ OPTIMIZERS = {  # eps far above rounding: derivatives through Adam else multiply
     "adamw": OptimizerConfig(name="adamw", lr=0.02, weight_decay=0.1, decay="linear", eps=1e-2),
 }
 ENGINES = ("sweep", "higher", "unroll")
-DIFFERENTIATED = ("ana", "inq_magnitude", "joint", "gxnor", "metropolis")
+DIFFERENTIATED = ("ana", "blend", "blend_learned", "inq_magnitude", "joint", "gxnor", "metropolis")
 OBJECTIVES = ("relaxed", "trajectory")
 ESTIMATORS = ("sweep", "es", "pes", "nres", "mixed", "auto")  # and forward, which takes a run for each parameter
 

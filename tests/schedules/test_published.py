@@ -18,7 +18,7 @@ from metasched.schedules.interpolation import interpolate
 from metasched.schedules.published import ana_2019_windows, ana_windows
 from metasched.schedules.table import HandCoded, hand_coded
 
-FAMILIES = ("float", "ste", "ana", "inq", "joint", "gxnor", "metropolis")
+FAMILIES = ("float", "ste", "ana", "blend", "inq", "joint", "gxnor", "metropolis")
 SCHEDULES = [schedule for family in FAMILIES for schedule in hand_coded(family).values()]
 CONSTANTS = {"ana_constant_075": 0.75, "ana_constant_085": 0.85, "ana_constant_100": 1.0}  # half-widths
 RAMPS = ("linear", "cosine", "cubic", "input_first", "output_first")
@@ -26,15 +26,19 @@ CONTROLS = {  # family -> the controls of its method
     "float": set(),
     "ste": set(),
     "ana": {"noise_scale", "noise_mean"},
+    "blend": {"weight_blend", "activation_blend"},
     "inq": {"freeze_fraction"},
     "joint": {"noise_scale", "noise_mean", "freeze_fraction"},
     "gxnor": {"temperature"},
     "metropolis": {"temperature"},
 }
+BLENDS = ("weight_blend", "activation_blend")
 RANGES = {"noise_scale": (0.0, 1.0), "noise_mean": (-0.5, 0.0), "freeze_fraction": (0.0, 1.0), "temperature": (0, 1)}
-ENDS = {"noise_scale": 0.0, "noise_mean": 0.0, "freeze_fraction": 1.0}
+RANGES |= dict.fromkeys(BLENDS, (0.0, 1.0))
+ENDS = {"noise_scale": 0.0, "noise_mean": 0.0, "freeze_fraction": 1.0, **dict.fromkeys(BLENDS, 1.0)}
 STARTS = {"noise_scale": (0.5, *CONSTANTS.values()), "noise_mean": (-0.5, 0.0), "freeze_fraction": (0.0,)}
-SIGNS = {"noise_scale": -1, "noise_mean": 1, "freeze_fraction": 1}  # of every change
+STARTS |= dict.fromkeys(BLENDS, (0.0, 1.0))
+SIGNS = {"noise_scale": -1, "noise_mean": 1, "freeze_fraction": 1, **dict.fromkeys(BLENDS, 1)}  # of every change
 
 
 def network(num_layers: int) -> list[Layer]:
@@ -155,6 +159,8 @@ def test_names() -> None:
     assert hand_coded("ste").keys() == {"ste"}
     assert hand_coded("ana").keys() == ana
     assert hand_coded("inq").keys() == inq
+    blends = {"bitnet", "half", "sigmoid_15", "sigmoid_100", "late", "onset", "constant", *RAMPS}
+    assert hand_coded("blend").keys() == {f"blend_{name}" for name in blends}
     assert hand_coded("joint").keys() == {f"joint_{name}" for name in {*RAMPS, *ana, *inq}}
     gxnor = {"cifar10", "mnist", "constant", *RAMPS}
     metropolis = {"constant", "cold", "geometric", "logarithmic", "restarts", *RAMPS}
@@ -224,7 +230,7 @@ def test_jumps_are_where_the_values_jump(schedule: HandCoded) -> None:
 def test_which_schedules_are_step_functions() -> None:
     alone = {"ana_static", "inq_dvs128", *CONSTANTS, *PORTIONS}
     previous = {s.name for s in SCHEDULES if s.interpolation == "previous"}
-    assert previous == alone | {f"joint_{name}" for name in alone}
+    assert previous == alone | {f"joint_{name}" for name in alone} | {"blend_late"}
     assert hand_coded("inq")["inq_dvs128"].jumps == tuple(epoch / 130 for epoch in (5, 15, 30, 45, 60, 75, 90, 105))
 
 
