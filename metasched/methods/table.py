@@ -54,6 +54,15 @@ class BlendConfig(MethodConfig):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class WidthsConfig(MethodConfig):
+    """Scheduled surrogate widths."""
+
+    name: Word = "widths"
+    window: _NoiseFamily = "triangular"
+    """density that is the surrogate derivative; with uniform, its widths cannot be learned"""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class INQConfig(MethodConfig):
     """Incremental network quantization."""
 
@@ -128,6 +137,13 @@ ROWS = (
         "straight-through estimator: no schedule",
         Lazy("metasched.methods.ste:build"),
         Lazy("metasched.schedules.table:ste"),
+        learns=SCALES,
+    ),
+    MethodSpec(
+        WidthsConfig,
+        "straight-through estimator with scheduled surrogate widths",
+        Lazy("metasched.methods.widths:build"),
+        Lazy("metasched.schedules.widths:widths"),
         learns=SCALES,
     ),
     MethodSpec(

@@ -227,6 +227,21 @@ def _derivatives(
     return slope, sum(weighted[1:], weighted[0]) * inverse if stretch else slope.new_zeros(())
 
 
+def slope(x: torch.Tensor, scale: torch.Tensor, levels: LevelSet, family: str) -> torch.Tensor:
+    """The derivative of the stair in x under noise without a mean: sum_k d_k f((x - theta_k) / s) / s.
+
+    Args:
+        x: [...], any floating dtype, in units of the quantizer's scale.
+        scale: s, 0-d, >= 0, as the family defines it.
+        levels: the level set.
+        family: a key of NOISE_FAMILIES.
+
+    Returns:
+        shape and dtype of x; 0 where s is 0.
+    """
+    return _derivatives(x, torch.zeros_like(scale), scale, levels, family, stretch=False)[0]
+
+
 def _stacked(t: torch.Tensor, runs: int | None, x: torch.Tensor) -> torch.Tensor:
     """Moves the mapped dimension ``runs`` to the front and pads the shape so that t broadcasts to x."""
     if runs is None:

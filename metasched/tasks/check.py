@@ -29,6 +29,7 @@ def check_task(task: Task) -> None:
     if not (isinstance(name, str) and re.fullmatch(r"[\w.:/ -]{1,100}", name)):
         raise MetaschedError("task.name", f"is {name!r}", "give it a short name of letters, digits, - and _")
     check_disjoint(task.splits())
+    check_examples(task.splits())
     task = task.to("cpu", torch.float32)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -101,6 +102,29 @@ def check_finite(place: str, batch: Any) -> None:
         if t.is_floating_point() and not bool(t.isfinite().all()):
             what = "NaN" if bool(t.isnan().any()) else "an infinite number"
             raise MetaschedError(place, f"holds {what} in a tensor of shape {tuple(t.shape)}", "clean the data")
+
+
+def check_examples(splits: Mapping[str, Any]) -> None:
+    """Refuses NaN and infinity in any example of data sets in memory (``TensorDataset``, and subsets of one).
+
+    Of other data sets only the first batch is looked at: reading all of a data set on disk takes long.
+
+    Raises:
+        MetaschedError: a split has such an example.
+    """
+    for name in _PARTS:
+        root, places = _flat(splits[name]) if splits.get(name) is not None else (None, ())
+        if not isinstance(root, TensorDataset):
+            continue
+        chosen = torch.tensor([*places])
+        for t in root.tensors:
+            if not t.is_floating_point():
+                continue
+            bad = ~t[chosen.to(t.device)].flatten(1).isfinite().all(1) if t.dim() > 1 else ~t[chosen].isfinite()
+            if bool(bad.any()):
+                first = int(chosen[bad.nonzero()[0, 0]])
+                problem = f"holds NaN or an infinite number in {int(bad.sum())} examples, the first at index {first}"
+                raise MetaschedError(f"task.{name}", problem, "clean the data")
 
 
 def check_disjoint(splits: Mapping[str, Any]) -> None:

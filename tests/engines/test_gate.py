@@ -46,6 +46,7 @@ OPTIMIZERS = {
 SOFT: dict[str, list[MethodConfig]] = {
     "float": [],
     "ste": [],
+    "widths": [],
     "ana": [MethodConfig(name="ana", noise=noise, forward="expectation") for noise in NOISE_FAMILIES],  # type: ignore[arg-type]
     "blend": [],  # its forward has the quantizer in it from the first step on
     "inq": [
@@ -65,6 +66,7 @@ SOFT: dict[str, list[MethodConfig]] = {
 
 # what is hard in the forward pass, or has a surrogate backward pass
 HARD: dict[str, MethodConfig] = {
+    "widths": MethodConfig(name="widths"),
     "ana mode": MethodConfig(name="ana", noise="uniform", forward="mode"),
     "ana random": MethodConfig(name="ana", noise="normal", forward="random"),
     "ana fixed": MethodConfig(name="ana", noise="triangular", forward="expectation", backward="fixed"),

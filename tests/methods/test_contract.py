@@ -42,6 +42,8 @@ CASES: dict[str, MethodConfig] = {
         granularity="channel",
         activation_scale=0.5,
     ),
+    "widths": MethodConfig(name="widths"),
+    "widths_channel": MethodConfig(name="widths", window="normal", scale="pow2", granularity="channel"),
     "inq": MethodConfig(name="inq", levels="pow2_5", scale="pow2"),
     "inq_random": MethodConfig(name="inq", partition="random", scale="least_squares", granularity="channel"),
     "inq_relaxation": MethodConfig(name="inq", partition="relaxation"),
@@ -237,22 +239,25 @@ def test_relaxing_changes_nothing_but_the_mask(name: str) -> None:
 
 @cases
 def test_every_control_has_a_gradient_in_each_of_100_draws(name: str) -> None:
+    """In what is seen, or in the derivative of that: the width of a surrogate acts through the latter alone."""
     method = METHOD_OF[name].relaxed(0.1)
     for i in range(100):
         share = 0.05 + 0.9 * i / 99
         w, _, state = method.initialize(torch.randn(5, 8), values(method, share), Draw(i, 0, 0))
         leaves = {key: v.requires_grad_() for key, v in values(method, share).items()}
         draw = Draw(i, 1, 0)
+        w, x = w.detach().requires_grad_(), torch.randn(30).requires_grad_()
         state = method.prepare(w, state, leaves, draw)
         seen = (
             method.weight(w, state, leaves, draw),
-            method.activation(torch.randn(30), state, leaves, draw),
+            method.activation(x, state, leaves, draw),
             method.update(w, w + 0.1 * torch.randn_like(w), state, leaves, draw)[0],
         )
         if not leaves:
-            assert not any(s.requires_grad for s in seen)
             continue
         loss = sum((s * torch.randn_like(s)).sum() for s in seen)
+        slopes = torch.autograd.grad(loss, [w, x], create_graph=True, allow_unused=True)  # pyright: ignore
+        loss = loss + sum((g * torch.randn_like(g)).sum() for g in slopes if g is not None)
         for key, g in zip(leaves, torch.autograd.grad(loss, list(leaves.values()), allow_unused=True), strict=True):  # pyright: ignore
             assert g is not None and g.isfinite() and g != 0, (key, i)
 

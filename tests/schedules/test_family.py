@@ -31,7 +31,7 @@ from metasched.schedules.network import ScheduleNetwork
 from metasched.schedules.table import HandCoded, hand_coded
 
 CONTROLS = {name: build_method(MethodConfig(name=name)).controls for name in METHODS}  # pyright: ignore
-BASES = [schedule for name in ("ana", "blend", "inq") for schedule in hand_coded(name).values()]  # those of joint are pairs
+BASES = [s for name in ("ana", "blend", "inq") for s in hand_coded(name).values()]  # those of joint are pairs
 DECLARED = [
     Control("c", 0.0, 1.0, "one", "nonincreasing", end=0.0),
     Control("c", 0.0, 1.0, "one", "nondecreasing", end=1.0),

@@ -197,9 +197,9 @@ def test_it_starts_within_the_even_share_of_the_hand_coded_schedule(base: HandCo
     expected = base(network.knots, layers(num_layers))
     for control in CONTROLS[base.family]:
         v, b = found[control.name].detach(), expected[control.name]
-        assert torch.allclose(v[0], b[0], rtol=0, atol=1e-15)
+        assert torch.allclose(v[0], b[0], rtol=1e-15, atol=1e-15)
         if control.direction == "free":
-            assert torch.allclose(v, b, rtol=0, atol=1e-15)
+            assert torch.allclose(v, b, rtol=1e-15, atol=1e-15)
             continue
         bound = EVEN_SHARE * (control.end - b[0]).abs()  # pyright: ignore
         assert bool(((v - b).abs() <= bound + 1e-12).all())

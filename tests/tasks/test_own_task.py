@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 from metasched.config.load import config_hash, dump_yaml, load_experiment, to_dict
 from metasched.config.schema import Experiment
@@ -203,6 +203,25 @@ def nan_data(n: int) -> TensorDataset:
     return found
 
 
+def inf_targets(n: int) -> TensorDataset:
+    found = TensorDataset(data(n, 8).tensors[0], torch.zeros(n))
+    found.tensors[1][3] = torch.inf
+    return found
+
+
+class Listed(Dataset[Any]):
+    """A data set that is not known to be in memory."""
+
+    def __init__(self, of: TensorDataset) -> None:
+        self.of = of
+
+    def __len__(self) -> int:
+        return len(self.of)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.of[i]
+
+
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "loss of each example": ({"loss": lambda o, y: F.cross_entropy(o, y, reduction="none")}, r"task\.loss: .*\(20,\)"),
     "whole number": ({"loss": lambda o, y: (o.argmax(1) == y).sum()}, r"task\.loss: gives a int64 tensor"),
@@ -210,8 +229,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "raises": ({"loss": lambda o, y: o[7, 7, 7]}, r"task\.loss: raised IndexError"),
     "score of text": ({"score": lambda model, batch: "good"}, r"task\.score: raised ValueError"),
     "score that is NaN": ({"score": lambda o, y: torch.tensor(torch.nan)}, r"task\.score: gives NaN"),
-    "NaN in training data": ({"train": nan_data(16), "augment": None}, r"task\.batch: holds NaN"),
-    "NaN in validation": ({"validation": nan_data(16)}, r"task\.outer_batch: holds NaN"),
+    "NaN in training data": (
+        {"train": nan_data(40)},
+        r"task\.train: holds NaN .* in 1 examples, the first at index 1",
+    ),
+    "NaN in a subset": ({"train": Subset(nan_data(40), [5, 3, 1, *range(6, 26)])}, r"task\.train: .*first at index 1"),
+    "NaN in validation": ({"validation": nan_data(16)}, r"task\.validation: holds NaN"),
+    "infinity in test data": ({"test": inf_targets(16)}, r"task\.test: holds NaN or an infinite number in 1 examples"),
+    "NaN in a batch": ({"train": Listed(nan_data(16)), "augment": None}, r"task\.batch: holds NaN"),
     "overlap": ({"validation": data(40, 0)}, r"task\.train: shares 40 examples with validation"),
     "name": ({"name": "a\nb"}, r"task\.name"),
 }
