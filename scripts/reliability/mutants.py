@@ -66,7 +66,7 @@ TESTS = {  # folder or module -> the tests that mutmut chooses from
     "metasched/meta/checkpoint.py": ["tests/meta/test_checkpoint.py", "tests/formats"],
     "metasched/meta/outer.py": [
         *("tests/estimators/test_contract.py", "tests/meta/test_guards.py", "tests/meta/test_resume.py"),
-        "tests/meta/test_bad_numbers.py",
+        *("tests/meta/test_bad_numbers.py", "tests/meta/test_outer.py", "tests/engines/test_memory.py"),
     ],
     "metasched/training/": [
         "tests/training",

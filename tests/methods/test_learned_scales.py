@@ -31,6 +31,7 @@ from metasched.tracking.console import open_console
 from metasched.training.optimizers.config import GroupConfig, OptimizerConfig
 from metasched.training.stacked import of_run, train_mapped
 from metasched.training.state import InnerProblem
+from metasched.training.step import inner_step
 
 INT4 = integers(4, signed=True, balanced=False)
 LEVELS = {"ternary": ternary(), "int4": INT4, "uint2": integers(2, signed=False, balanced=False)}
@@ -285,6 +286,22 @@ def test_the_optimizers_rules_reach_the_scales() -> None:
     scales = [name for name in before if name.endswith("scale")]
     assert len(scales) == 2 * len(problem.network.layers)
     assert all(torch.equal(before[n], after[n]) == (n in scales) for n in before if "/" in n or n.endswith("weight"))
+
+
+@pytest.mark.parametrize("energy", ["first_order", "batch"])
+def test_discrete_weights_beside_a_learned_scale_of_activations(energy: str) -> None:
+    """Both kinds of update give the optimizer's proposal for the scale, and keep it out of the state."""
+    of = experiment(optimizer=OptimizerConfig(name="sgd", lr=0.05, momentum=0.0))
+    own: dict[str, Any] = {"name": "metropolis", "energy": energy, "activation_scale": "learned"}
+    problem = problem_of(replace(of, method=MethodConfig(**own)))
+    row = problem.network.neutral()
+    before = problem.initial(row)
+    after, _, gradients = inner_step(problem, before, row, 0, differentiable=False)
+    scales = [name for name in before.params if name.endswith("activation_scale")]
+    assert len(scales) == len(problem.network.layers) and not set(scales) & set(after.method)
+    for name in scales:
+        assert gradients[name] != 0
+        assert torch.allclose(after.params[name], before.params[name] - 0.05 * gradients[name], rtol=0, atol=1e-15)
 
 
 def test_a_scale_stays_above_zero() -> None:
