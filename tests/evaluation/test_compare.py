@@ -12,6 +12,7 @@ from scipy import stats
 from torch import nn
 from torch.func import functional_call
 
+from metasched.config.load import load_experiment
 from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import derive_seed
@@ -207,3 +208,8 @@ def test_two_arms_of_a_name_are_refused() -> None:
     other = Contender(EXPERIMENT.problem, PlayedSchedule(exported()["inq_linear"]))
     with pytest.raises(MetaschedError, match="ste: is the name of two arms"):
         joined(("ste", other), *reference_arms(EXPERIMENT.problem))
+
+
+def test_the_main_job_compares_with_all_hand_coded_schedules_but_those_with_a_moving_mean() -> None:
+    listed = load_experiment(Path(__file__).parents[2] / "experiments" / "digits.yaml").compare.baselines
+    assert listed == tuple(name for name in hand_coded("joint") if not name.endswith("_dynamic"))
