@@ -205,7 +205,7 @@ def _save(figure: Figure, path: Path) -> None:
     from PIL import Image
 
     drawn, small = BytesIO(), BytesIO()
-    figure.savefig(drawn, format="png", dpi=110)
+    figure.savefig(drawn, format="png", dpi=110, bbox_inches="tight")  # long labels are not cut
     Image.open(drawn).convert("RGB").quantize(256).save(small, format="png", optimize=True)  # a third of the size
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, small.getvalue())
