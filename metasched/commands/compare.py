@@ -158,7 +158,9 @@ def _of_the_run(
         return list(given), [list(words) for words in described]
     if given or described:
         option = "--schedule" if given else "--arm"
-        raise MetaschedError(option, "does not go with --resume", "leave it out: a run goes on with its own arms")
+        raise MetaschedError(
+            option, "cannot be combined with --resume", "leave it out: a run goes on with its own arms"
+        )
     arms = folder.schedules / "arms.json"
     kept = json.loads(arms.read_text("utf-8")) if arms.exists() else []  # runs from before described arms have none
     for words in kept:

@@ -137,7 +137,7 @@ def _read(path: Path) -> dict[str, list[float]]:
     for number, line in enumerate(read_json_lines(path), 1):
         key, scores = line.get("cells"), line.get("scores")
         if not (isinstance(key, str) and isinstance(scores, list) and all(_is_score(s) for s in scores)):
-            raise MetaschedError(f"{path}: line {number}", "does not hold scores", "take the line out")
+            raise MetaschedError(f"{path}: line {number}", "does not hold scores", "delete the line")
         known[key] = [float(score) for score in scores]
     return known
 

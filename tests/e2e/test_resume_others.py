@@ -103,7 +103,7 @@ def test_compare_keeps_to_its_schedules(
     assert counted(monkeypatch, lambda: cli(*ask), stop=1) == (130, 1)
     assert f"go on with `metasched compare --resume {tmp_path / 'run'}`" in capsys.readouterr().err
     assert cli("compare", "--resume", tmp_path / "run", "--schedule", trained / "schedule.json") == 2
-    assert "--schedule: does not go with --resume" in capsys.readouterr().err
+    assert "--schedule: cannot be combined with --resume" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "run" / "schedules")  # as if it was killed before it kept them
     assert cli("compare", "--resume", tmp_path / "run") == 2
     assert "give them again" in capsys.readouterr().err

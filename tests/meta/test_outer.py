@@ -7,8 +7,9 @@ import torch
 from learning import learn
 
 from metasched.config.schema import Experiment
+from metasched.core.errors import MetaschedError
 from metasched.meta.config import MetaConfig
-from metasched.meta.outer import OuterState, averages
+from metasched.meta.outer import OuterState, averages, check_estimator
 from metasched.methods.config import MethodConfig
 from metasched.runs.pool import Pool
 from metasched.schedules.config import ScheduleConfig
@@ -48,3 +49,13 @@ def test_the_schedule_has_the_mean_of_the_parameters_after_the_steps_of_the_last
         torch.testing.assert_close(p.detach(), expected, rtol=1e-12, atol=0)
     for state in states[: steps // 2 + 1]:  # before the last half: the parameters as they are
         assert averages(state) is state.parameters
+
+
+def test_a_memory_budget_is_tried_out_before_anything_is_written() -> None:
+    experiment = Experiment(
+        task=TaskConfig(model="mlp", width=2, steps=9, batch=4, train=16, validation=8, test=8),
+        method=MethodConfig(name="joint"),
+    )
+    check_estimator(experiment.problem, MetaConfig(memory=10**9), "network")
+    with pytest.raises(MetaschedError, match=r"meta\.memory"):
+        check_estimator(experiment.problem, MetaConfig(memory=1), "network")
