@@ -9,7 +9,9 @@ A result file contains the result of ``Comparison.to_dict``, and the command, ve
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from metasched.evaluation.verdict import verdicts
 from metasched.exchange.format import Spent
 from metasched.io.atomic import write_atomic
 from metasched.methods.spec import CEILING, FLOOR
+
+_OURS = (FLOOR, CEILING, "widths")  # methods without a published schedule
 
 ROOT = Path(__file__).parents[1]
 RESULTS, TABLES = ROOT / "experiments" / "results", ROOT / "docs" / "tables"
@@ -58,12 +62,30 @@ def floors(results: Path) -> str:
         for comparison in [comparison_of(result)]
         for horizon in comparison.horizons
         if FLOOR in comparison.at(horizon)
-        for row in [_floor_row(name, comparison, horizon)]
+        for row in [_floor_row(name, comparison, horizon, described_arms(result["command"]))]
     ]
     return "\n".join(_line(row) for row in (columns, ["---"] * len(columns), *rows)) + "\n"
 
 
-def _floor_row(name: str, comparison: Comparison, horizon: int) -> list[str]:
+def described_arms(command: str) -> dict[str, str | None]:
+    """Arm -> the hand-coded schedule that a command's ``--arm NAME SCHEDULE [FIELD=VALUE ...]`` plays in it.
+
+    None for an arm with other settings than its method, which its floor does not have.
+
+    >>> described_arms("metasched compare a.yaml --arm b blend_half method.name=blend --arm c ste optimizer.lr=1 -o x")
+    {'b': 'blend_half', 'c': None}
+    """
+    found: dict[str, str | None] = {}
+    words = shlex.split(command)
+    for i, word in enumerate(words):
+        if word == "--arm" and words[i + 2] in method_of_hand_coded():
+            fields = list(takewhile(lambda w: not w.startswith("-"), words[i + 3 :]))
+            alike = all(field.startswith("method.name=") for field in fields)
+            found[words[i + 1]] = words[i + 2] if alike else None
+    return found
+
+
+def _floor_row(name: str, comparison: Comparison, horizon: int, described: Mapping[str, str | None]) -> list[str]:
     arms = comparison.at(horizon)
     floor = arms[FLOOR]
 
@@ -76,8 +98,12 @@ def _floor_row(name: str, comparison: Comparison, horizon: int) -> list[str]:
         d = comparison.difference(arm, floor)
         return f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
 
-    published = {n for n in method_of_hand_coded() if "_constant_" not in n} - {FLOOR, CEILING}
-    learned, ceiling = best(n for n in comparison.learned if n != FLOOR), arms.get(CEILING)
+    plays = {n: described.get(n, n) or "" for n in arms}  # arm -> name of a hand-coded schedule, where it plays one
+    constants = [n for n in arms if "_constant" in plays[n]]
+    families = method_of_hand_coded()
+    published = [n for n in arms if families.get(plays[n], "widths") not in _OURS and n not in constants]
+    learned = best(n for n in comparison.learned if n != FLOOR and n not in described)
+    ceiling = arms.get(CEILING)
     return [
         name,
         str(horizon),
@@ -86,7 +112,7 @@ def _floor_row(name: str, comparison: Comparison, horizon: int) -> list[str]:
         "" if learned is None else f"{learned.summary.mean:.4f}",
         over(learned),
         over(best(published)),
-        over(best(n for n in arms if "_constant_" in n)),
+        over(best(constants)),
         "" if ceiling is None else f"{ceiling.summary.mean:.4f}",
     ]
 

@@ -118,7 +118,8 @@ class QuantizedModule(nn.Module):
             raise MetaschedError("QuantizedModule: example", problem, "pass a batch of the training data")
         params, state = self.network.initialize(own, self.network.neutral(), self.seed)
         call = self.network.call(self.network.buffers())
-        return self.network.fit(call, params, state, lambda model: run_example(model, example))
+        with torch.random.fork_rng(devices=[]):  # dropout in this pass does not move the user's generator
+            return self.network.fit(call, params, state, lambda model: run_example(model, example))
 
     def penalty(self) -> torch.Tensor:
         """The method's penalty at the last forward pass, 0-d; 0 if the method has none.

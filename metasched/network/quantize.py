@@ -88,6 +88,9 @@ class QuantizedNetwork:
             params, state: as ``initialize`` gives them, [...] each. Where a hypergradient is computed they must not
                 depend on the controls: pass those of ``neutral``.
             run: runs the model that it gets on a first batch.
+
+        Raises:
+            MetaschedError: the batch does not reach a layer whose activation is quantized.
         """
         owns = _of_layers({**state, **self.trainable(params)})
         found: dict[str, tuple[Tensors, Tensors]] = {}
@@ -99,6 +102,10 @@ class QuantizedNetwork:
             return self.method.harden_activation(x, {**owns[name], **found[name][0], **found[name][1]}, 0.5)
 
         run(_within(activate, call, self.harden(params, state)))
+        for layer in self.layers:
+            if layer.quantizes == "weight+activation" and layer.name not in found:
+                problem = "is not reached by the first batch, at which the scale of its activation starts"
+                raise MetaschedError(f"model.{layer.name}", problem, "set method.activation_scale to a number")
         trainable, own = ({f"{name}/{key}": t for name, f in found.items() for key, t in f[i].items()} for i in (0, 1))
         assert not trainable.keys() & params.keys(), "a tensor is fitted that is there already"
         return trainable, own

@@ -288,6 +288,29 @@ def test_the_optimizers_rules_reach_the_scales() -> None:
     assert all(torch.equal(before[n], after[n]) == (n in scales) for n in before if "/" in n or n.endswith("weight"))
 
 
+class Forked(nn.Module):
+    """Its second layer runs for batches of more than one example only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.act, self.drop = nn.Linear(4, 4), nn.ReLU(), nn.Dropout()
+        self.b, self.act2, self.c = nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.drop(self.act(self.a(x)))
+        return self.c(self.act2(self.b(x)) if len(x) > 1 else x)
+
+
+def test_a_first_batch_that_misses_a_layer_is_one_line_and_moves_no_generator() -> None:
+    network = quantize(Forked(), build_method(experiment().method), torch.randn(3, 4))
+    rows: dict[str, dict[str, float]] = {layer.name: {} for layer in network.layers}
+    before = torch.get_rng_state()
+    QuantizedModule(network, rows, example=torch.ones(3, 4))
+    assert torch.equal(torch.get_rng_state(), before)
+    with pytest.raises(MetaschedError, match=r"model\.b: is not reached by the first batch"):
+        QuantizedModule(network, rows, example=torch.ones(1, 4))
+
+
 @pytest.mark.parametrize("energy", ["first_order", "batch"])
 def test_discrete_weights_beside_a_learned_scale_of_activations(energy: str) -> None:
     """Both kinds of update give the optimizer's proposal for the scale, and keep it out of the state."""
