@@ -79,7 +79,7 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
                 console.note(f"  {line}")
             if checkpoint:
                 console.note(f"goes on after outer step {checkpoint.state.step}/{experiment.meta.steps}")
-                start = start_of(checkpoint, given, experiment.method.name)
+                start = start_of(checkpoint, given, experiment.method)
             else:
                 select = (experiment.meta.select_runs, experiment.seed)
                 start = Start(*given, 0) if given else best_start(experiment.problem, *select, cells, tracker, console)

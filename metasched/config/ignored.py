@@ -76,7 +76,7 @@ def rules(method: str) -> Iterator[Rule]:
     yield _of("optimizer", "decay", _reads(DECAYS))
     yield _of("meta", "estimator", _reads(ESTIMATORS))
     yield _of("meta", "objective", {"hardened": ("surrogate",), "relaxed": (), "trajectory": ("surrogate",)})
-    yield _of("schedule", "kind", {"network": ("hidden",), "family": ()})
+    yield _of("schedule", "kind", {"network": ("hidden", "directions"), "family": ()})
     yield _of("tune", "search", _reads(SEARCHES))
     yield _quantization()
     yield _relaxation()

@@ -21,7 +21,7 @@ from metasched.exchange.schedule_file import read_schedule
 from metasched.methods.spec import CEILING, FLOOR
 from metasched.schedules.base import Schedule
 from metasched.schedules.curves import HandCoded
-from metasched.schedules.table import families, hand_coded
+from metasched.schedules.table import families, hand_coded, schedules_of
 from metasched.training.problem import build_problem
 
 _SAME_DATA = (
@@ -68,7 +68,7 @@ def hand_coded_arms(config: ProblemConfig, names: Sequence[str] | None) -> list[
         MetaschedError: no method has a schedule of that name.
     """
     if names is None:
-        return [(n, Contender(config, s)) for n, s in hand_coded(config.method.name).items()]
+        return [(n, Contender(config, s)) for n, s in schedules_of(config.method).items()]
     known = method_of_hand_coded()
     arms = []
     for i, name in enumerate(names):
@@ -141,7 +141,7 @@ def named_schedule(config: ProblemConfig, named: str, path: str) -> Schedule:
     Raises:
         MetaschedError: neither a hand-coded schedule of the method nor a schedule file for it.
     """
-    family = hand_coded(config.method.name)
+    family = schedules_of(config.method)
     if named in family:
         return family[named]
     file = Path(named)

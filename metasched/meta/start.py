@@ -15,10 +15,11 @@ from metasched.exchange.format import MAX_RUNS, Spent
 from metasched.exchange.player import spent_on
 from metasched.meta.checkpoint import Checkpoint
 from metasched.methods.base import Control
+from metasched.methods.config import MethodConfig
 from metasched.runs.cells import cell_scores, played
 from metasched.runs.pool import Mapper
 from metasched.schedules.base import Schedule
-from metasched.schedules.table import HandCoded, hand_coded
+from metasched.schedules.table import HandCoded, schedules_of
 from metasched.tracking.console import Console
 from metasched.tracking.tracker import Tracker
 from metasched.training.problem import build_problem
@@ -66,13 +67,13 @@ def given_start(config: ProblemConfig, start: str) -> tuple[str, Schedule] | Non
     return (start if isinstance(schedule, HandCoded) else name_of(Path(start))), schedule
 
 
-def start_of(checkpoint: Checkpoint, given: tuple[str, Schedule] | None, method: str) -> Start:
+def start_of(checkpoint: Checkpoint, given: tuple[str, Schedule] | None, method: MethodConfig) -> Start:
     """The start that a checkpoint names.
 
     Raises:
         MetaschedError: there is no such schedule.
     """
-    known = dict([given]) if given else hand_coded(method)
+    known = dict([given]) if given else schedules_of(method)
     if checkpoint.start not in known:
         raise unknown_name("the checkpoint's start", checkpoint.start, known)
     return Start(checkpoint.start, known[checkpoint.start], checkpoint.selecting)
@@ -90,7 +91,7 @@ def best_start(config: ProblemConfig, runs: int, seed: int, pool: Mapper, tracke
         pool: does the inner runs.
         tracker, console: receive the scores.
     """
-    family, steps = hand_coded(config.method.name), config.task.steps
+    family, steps = schedules_of(config.method), config.task.steps
     seeds = [derive_seed(seed, "select", i) for i in range(runs)]
     values = {name: played(config, s, steps) for name, s in family.items()}
     work = [(config, values[name], [seed], steps, "validation") for name in family for seed in seeds]

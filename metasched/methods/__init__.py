@@ -24,8 +24,8 @@ def build_method(config: MethodConfig) -> Method:
     """
     spec = find_method(config.name)
     for field in ("scale", "activation_scale"):
-        if getattr(config, field) == "learned" and field not in spec.learns:
-            able = ", ".join(name for name, other in METHODS.items() if field in other.learns)
+        if getattr(config, field) == "learned" and field not in spec.learns(config):
+            able = ", ".join(name for name, other in METHODS.items() if field in other.learns(other.config()))
             raise MetaschedError(f"method.{field}", f"cannot be learned by {config.name}", f"use it with {able}")
     return spec.builder(config)
 

@@ -35,7 +35,7 @@ NOISE_SCALE = Control(
     end=0.0,
     learning_floor=0.35,  # hypergradients through noise narrower than about a tenth of a quantum explode
 )
-NOISE_MEAN = Control("noise_mean", -0.5, 0.5, "quantum", "free", end=0.0)
+NOISE_MEAN = Control("noise_mean", -0.5, 0.5, "quantum", "free", end=0.0, none_value=0.0)
 
 
 @dataclass(frozen=True)

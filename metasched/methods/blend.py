@@ -26,8 +26,8 @@ from dataclasses import dataclass
 
 import torch
 
-from metasched.core.randomness import Draw
-from metasched.methods.base import Control, Method, State, Values
+from metasched.methods.base import Control, State, Values
+from metasched.methods.modifier import Modifier
 from metasched.methods.table import BlendConfig
 from metasched.methods.tensors import LayerQuantizer, layer_quantizer
 
@@ -37,11 +37,10 @@ WEIGHT_BLEND = Control(
 ACTIVATION_BLEND = Control(
     "activation_blend", 0.0, 1.0, "share of the quantized activation", "nondecreasing", end=1.0, none_value=1.0
 )
-_HALF_QUANTUM = 0.5
 
 
 @dataclass(frozen=True)
-class Blend(Method):
+class Blend(Modifier):
     """Mixture of float and hard; see the module's docstring."""
 
     quantizer: LayerQuantizer
@@ -50,13 +49,11 @@ class Blend(Method):
     def controls(self) -> tuple[Control, ...]:
         return (WEIGHT_BLEND, ACTIVATION_BLEND)
 
-    def weight(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
-        # lerp is exact at 0 and at 1
-        return torch.lerp(w, self.quantizer.harden(w, state, _HALF_QUANTUM), controls["weight_blend"])
+    def seen_weight(self, seen: torch.Tensor, w: torch.Tensor, state: State, controls: Values) -> torch.Tensor:
+        return torch.lerp(w, seen, controls["weight_blend"])  # lerp is exact at 0 and at 1
 
-    def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
-        level = self.quantizer.harden_activation(x, state, _HALF_QUANTUM)
-        return torch.lerp(self._clipped(x, state), level, controls["activation_blend"])
+    def seen_activation(self, seen: torch.Tensor, x: torch.Tensor, state: State, controls: Values) -> torch.Tensor:
+        return torch.lerp(self._clipped(x, state), seen, controls["activation_blend"])
 
     def _clipped(self, x: torch.Tensor, state: State) -> torch.Tensor:
         """The input x [N, ...], bounded by the outermost levels times the scale."""

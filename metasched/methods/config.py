@@ -74,6 +74,13 @@ class MethodConfig:
         return ArgsKwargs(given.args, own) if isinstance(given, ArgsKwargs) else own
 
 
+def of_part(config: MethodConfig, name: str) -> MethodConfig:
+    """The section of one method that a joint method is made of: the fields of the whole that this method has."""
+    part = find_method(name).config
+    own = {field: getattr(config, field) for field in part.__dataclass_fields__ if hasattr(config, field)}
+    return part(**{**own, "name": name})
+
+
 def of_its_method(value: Any, validated: Callable[[Any], MethodConfig]) -> MethodConfig:
     """Validates a section from YAML with the class of the method that it names."""
     if not isinstance(value, dict):

@@ -28,7 +28,8 @@ from typing import Literal
 import torch
 
 from metasched.core.randomness import Draw
-from metasched.methods.base import Control, Method, State, Values
+from metasched.methods.base import Control, State, Values
+from metasched.methods.modifier import Modifier
 from metasched.methods.table import INQConfig
 from metasched.methods.tensors import LayerQuantizer, layer_quantizer
 from metasched.quantizers.stair import hard
@@ -43,13 +44,12 @@ FREEZE_FRACTION = Control(
     gradient="surrogate",
     none_value=0.0,
 )
-_HALF_QUANTUM = 0.5
 
 Partition = Literal["magnitude", "random", "relaxation"]
 
 
 @dataclass(frozen=True)
-class INQ(Method):
+class INQ(Modifier):
     """Incremental network quantization; see the module's docstring.
 
     Attributes:
@@ -99,21 +99,12 @@ class INQ(Method):
             state["frozen"] = _mask(key, fraction.detach())
         return state
 
-    def blend(self, live: torch.Tensor, w: torch.Tensor, state: State) -> torch.Tensor:
-        """The weight for the forward pass: (1 - m) live + m Q(w), with the mask m of the state.
-
-        Args:
-            live: value of the free weights, [C_out, ...].
-            w: weight, with the shape and dtype of ``live``.
-            state: has ``scale`` and ``frozen``.
-        """
-        return torch.lerp(live, hard(w / state["scale"], self.quantizer.levels) * state["scale"], state["frozen"])
+    def seen_weight(self, seen: torch.Tensor, w: torch.Tensor, state: State, controls: Values) -> torch.Tensor:
+        """(1 - m) seen + m Q(w), with the mask m of the state; ``seen`` and w are [C_out, ...]."""
+        return torch.lerp(seen, hard(w / state["scale"], self.quantizer.levels) * state["scale"], state["frozen"])
 
     def weight(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
-        return self.blend(w, w, state)
-
-    def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
-        return self.quantizer.harden_activation(x, state, _HALF_QUANTUM)
+        return self.seen_weight(w, w, state, controls)
 
     def update(
         self, w: torch.Tensor, proposed: torch.Tensor, state: State, controls: Values, draw: Draw

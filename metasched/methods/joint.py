@@ -1,12 +1,17 @@
-"""The joint method: noise annealing and freezing in each layer at once.
+"""The joint method: several methods at once, ``ana+inq`` unless ``method.of`` says otherwise.
+
+    w_seen = M_n(... M_1(B(w), w) ..., w)        B: the base; M_i: the modifiers (modifier.py), in their order
+
+The base is the one part that is no modifier, ``ste`` if there is none. Controls, states and penalties are those of all
+parts; each part may change the optimizer's proposal, in their order. The default, with ANA's noisy stair A and the mask
+m of INQ's frozen weights, is
 
     w_seen_i = (1 - m_i) A(w)_i + m_i Q(w_i)
 
-where A is the noisy stair of ANA and m the mask of frozen weights of INQ: the live weights are annealed, the frozen
-ones are equal to their levels. With freeze fraction 0 this is ANA. INQ, whose live weights are in float, is the case in
-which A is the identity; for ternary levels, the expectation under uniform noise of half-width 0.5 is the identity on
-[-1, 1]. If the forward is the mode and the noise is narrower than half a quantum, the live weights already are on their
-levels; freezing then affects only the gradient and the update.
+the live weights are annealed, the frozen ones are equal to their levels. With freeze fraction 0 this is ANA. INQ, whose
+live weights are in float, is the case in which A is the identity; for ternary levels, the expectation under uniform
+noise of half-width 0.5 is the identity on [-1, 1]. If the forward is the mode and the noise is narrower than half a
+quantum, the live weights already are on their levels; freezing then affects only the gradient and the update.
 """
 
 from __future__ import annotations
@@ -15,54 +20,93 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from metasched.core.errors import MetaschedError
 from metasched.core.randomness import Draw
-from metasched.methods.ana import ANA
-from metasched.methods.ana import build as build_ana
 from metasched.methods.base import Control, Method, State, Values
-from metasched.methods.inq import INQ
-from metasched.methods.inq import build as build_inq
+from metasched.methods.config import of_part
+from metasched.methods.modifier import Modifier
+from metasched.methods.spec import METHODS, find_method
 from metasched.methods.table import JointConfig
 from metasched.methods.tensors import LayerQuantizer
 
 
 @dataclass(frozen=True)
 class Joint(Method):
-    """ANA's noise on the live weights and the activations, and INQ's partition of the weights."""
+    """A base and what changes it; see the module's docstring."""
 
-    ana: ANA
-    inq: INQ
+    base: Method
+    modifiers: tuple[Modifier, ...]
 
     @property
     def quantizer(self) -> LayerQuantizer:
-        return self.ana.quantizer
+        return self.base.quantizer
+
+    @property
+    def _parts(self) -> tuple[Method, ...]:
+        return (self.base, *self.modifiers)
 
     @property
     def controls(self) -> tuple[Control, ...]:
-        return (*self.ana.controls, *self.inq.controls)
+        return tuple(control for part in self._parts for control in part.controls)
 
     def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State, State]:
-        _, _, state = self.inq.initialize(w, controls, draw)
-        w, trainable, noisy = self.ana.initialize(w, controls, draw)
-        return w, trainable, {**state, **noisy}
+        first, trainable, state = self.base.initialize(w, controls, draw)
+        for part in self.modifiers:  # whose own weight and trainable tensors are those of the base
+            state = {**part.initialize(w, controls, draw)[2], **state}
+        return first, trainable, {name: t for name, t in state.items() if name not in trainable}
 
     def prepare(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
-        return self.inq.prepare(w, state, controls, draw)
+        for part in self._parts:
+            state = part.prepare(w, state, controls, draw)
+        return state
 
     def weight(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
-        return self.inq.blend(self.ana.weight(w, state, controls, draw), w, state)
+        seen = self.base.weight(w, state, controls, draw)
+        for part in self.modifiers:
+            seen = part.seen_weight(seen, w, state, controls)
+        return seen
 
     def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
-        return self.ana.activation(x, state, controls, draw)
+        seen = self.base.activation(x, state, controls, draw)
+        for part in self.modifiers:
+            seen = part.seen_activation(seen, x, state, controls)
+        return seen
+
+    def penalty(self, w: torch.Tensor, state: State, controls: Values) -> torch.Tensor | None:
+        terms = [term for part in self._parts if (term := part.penalty(w, state, controls)) is not None]
+        return torch.stack(terms).sum() if terms else None
 
     def update(
         self, w: torch.Tensor, proposed: torch.Tensor, state: State, controls: Values, draw: Draw
     ) -> tuple[torch.Tensor, State]:
-        return self.inq.update(w, proposed, state, controls, draw)
+        for part in self._parts:
+            proposed, state = part.update(w, proposed, state, controls, draw)
+        return proposed, state
 
     def relaxed(self, width: float) -> Joint:
-        return replace(self, inq=self.inq.relaxed(width))
+        return replace(
+            self, base=self.base.relaxed(width), modifiers=tuple(part.relaxed(width) for part in self.modifiers)
+        )
 
 
 def build(config: JointConfig) -> Joint:
-    """The method of a configuration."""
-    return Joint(build_ana(config), build_inq(config))
+    """The method of a configuration.
+
+    Raises:
+        MetaschedError: two parts that both are no modifiers, or two that read controls of the same name.
+    """
+    parts = {name: find_method(name).builder(of_part(config, name)) for name in config.parts}
+    bases = [name for name, part in parts.items() if not isinstance(part, Modifier)]
+    if len(bases) > 1:
+        able = ", ".join(name for name in parts if name not in bases) or "blend, inq, rates"
+        problem = f"has {' and '.join(bases)}, which both say what the forward pass sees"
+        raise MetaschedError("method.of", problem, f"keep one of them; those that go with any other are {able}")
+    if not bases:
+        base = METHODS["ste"].builder(of_part(config, "ste"))
+    else:
+        base = parts[bases[0]]
+    joint = Joint(base, tuple(part for part in parts.values() if isinstance(part, Modifier)))
+    names = [control.name for control in joint.controls]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise MetaschedError("method.of", f"has two controls named {twice[0]}", "leave one of the parts out")
+    return joint

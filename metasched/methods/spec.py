@@ -28,6 +28,16 @@ def never(config: Any) -> bool:
     return False
 
 
+def only_activations(config: Any) -> tuple[str, ...]:
+    """Of the scales, those of activations may be learned."""
+    return ("activation_scale",)
+
+
+def no_parts(config: Any) -> tuple[str, ...]:
+    """A method that is not made of others has no parts."""
+    return ()
+
+
 @dataclass(frozen=True)
 class MethodSpec:
     """One row of the table of methods.
@@ -42,7 +52,9 @@ class MethodSpec:
             compares hypergradients with finite differences.
         shown: names of the controls on the dashboard; None: all.
         activation_parameters: the own parameters that count for activations only.
-        learns: the fields ``scale`` and ``activation_scale`` that may be ``learned``.
+        learns: config -> those of the fields ``scale`` and ``activation_scale`` that may be ``learned``.
+        part: whether it can be a part of ``joint``, which needs float weights.
+        parts: config -> names of the methods that it is made of; () for a method of its own.
     """
 
     config: type[MethodConfig]
@@ -52,7 +64,9 @@ class MethodSpec:
     smooth: Callable[[Any], bool] = never
     shown: tuple[str, ...] | None = None
     activation_parameters: tuple[str, ...] = ()
-    learns: tuple[str, ...] = ("activation_scale",)
+    learns: Callable[[Any], tuple[str, ...]] = only_activations
+    part: bool = True
+    parts: Callable[[Any], tuple[str, ...]] = no_parts
 
     @property
     def name(self) -> str:

@@ -13,9 +13,10 @@ from pydantic.dataclasses import dataclass
 from metasched.core.field_types import STRICT, Float, Refused, Repeats, Word, refusal
 from metasched.core.lazy import Lazy
 from metasched.methods.config import MethodConfig
-from metasched.methods.spec import MethodSpec
+from metasched.methods.spec import METHODS, MethodSpec, declared, find_method
 
 SCALES = ("scale", "activation_scale")
+DEFAULT_PARTS = "ana+inq"
 _NoiseFamily = Literal["uniform", "triangular", "normal", "logistic"]
 
 
@@ -72,10 +73,42 @@ class INQConfig(MethodConfig):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class JointConfig(ANAConfig, INQConfig):
-    """Noise annealing and freezing at once: the parameters of ANA and INQ."""
+class RatesConfig(MethodConfig):
+    """Learning rates and weight decays by layer: no own parameter."""
+
+    name: Word = "rates"
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class JointConfig(ANAConfig, INQConfig, WidthsConfig):
+    """Several methods at once: the parameters of all that can be its parts."""
 
     name: Word = "joint"
+    of: Word = DEFAULT_PARTS
+    """names of methods joined by +, such as widths+rates: at most one that says what the forward pass sees (ana,
+    widths), and any of blend, inq and rates, which change it in the order given"""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names in ``of``."""
+        return tuple(self.of.replace(" ", "").split("+"))
+
+    @model_validator(mode="after")
+    def _parts_exist(self) -> Self:
+        known = [name for name, row in METHODS.items() if row.part]
+        for part in self.parts:
+            if part not in known or self.parts.count(part) > 1:
+                problem = "is named twice" if part in known else "is no method that can be a part"
+                fix = f"join some of {', '.join(known)} by +"
+                raise refusal("method", Refused("of", self.of, f"{part!r} {problem}", fix))
+        read = {field for part in self.parts for field in METHODS[part].parameters}
+        for field in sorted(type(self).__dataclass_fields__.keys() - read - {"of"}):
+            owners = declared(field).keys() - {self.name}
+            if owners and getattr(self, field) != type(self).__dataclass_fields__[field].default:
+                problem = f"has no effect, because method.of is {self.of}"
+                fix = f"leave it out; it is a parameter of {' and '.join(sorted(owners))}"
+                raise refusal("method", Refused(field, getattr(self, field), problem, fix))
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -119,6 +152,20 @@ def _soft_noise(config: ANAConfig) -> bool:
     return config.forward == "expectation" and config.backward == "noise"
 
 
+def _smooth_joint(config: JointConfig) -> bool:
+    return "ana" in config.parts and _soft_noise(config)
+
+
+def _learnt_jointly(config: JointConfig) -> tuple[str, ...]:
+    """The scales that each part can learn."""
+    rows = [find_method(name) for name in config.parts]
+    return tuple(field for field in SCALES if all(field in row.learns(config) for row in rows))
+
+
+def _both(config: MethodConfig) -> tuple[str, ...]:
+    return SCALES
+
+
 def _float_activations(config: INQConfig) -> bool:
     return config.activation_levels is None
 
@@ -130,21 +177,29 @@ ROWS = (
         Lazy("metasched.methods.float_network:build"),
         Lazy("metasched.schedules.table:float_network"),
         lambda config: True,
-        learns=(),
+        learns=lambda config: (),
+        part=False,
     ),
     MethodSpec(
         STEConfig,
         "straight-through estimator: no schedule",
         Lazy("metasched.methods.ste:build"),
         Lazy("metasched.schedules.table:ste"),
-        learns=SCALES,
+        learns=_both,
     ),
     MethodSpec(
         WidthsConfig,
         "straight-through estimator with scheduled surrogate widths",
         Lazy("metasched.methods.widths:build"),
         Lazy("metasched.schedules.widths:widths"),
-        learns=SCALES,
+        learns=_both,
+    ),
+    MethodSpec(
+        RatesConfig,
+        "straight-through estimator with learning rates and weight decays by layer",
+        Lazy("metasched.methods.rates:build"),
+        Lazy("metasched.schedules.rates:rates"),
+        learns=_both,
     ),
     MethodSpec(
         ANAConfig,
@@ -152,14 +207,14 @@ ROWS = (
         Lazy("metasched.methods.ana:build"),
         Lazy("metasched.schedules.published:ana"),
         _soft_noise,
-        learns=SCALES,
+        learns=_both,
     ),
     MethodSpec(
         BlendConfig,
         "from float to hard by a blend of both",
         Lazy("metasched.methods.blend:build"),
         Lazy("metasched.schedules.blending:blend"),
-        learns=SCALES,
+        learns=_both,
     ),
     MethodSpec(
         INQConfig,
@@ -170,10 +225,13 @@ ROWS = (
     ),
     MethodSpec(
         JointConfig,
-        "noise annealing and freezing at once",
+        "several methods at once; by default noise annealing and freezing",
         Lazy("metasched.methods.joint:build"),
         Lazy("metasched.schedules.table:joint"),
-        _soft_noise,
+        _smooth_joint,
+        learns=_learnt_jointly,
+        part=False,
+        parts=lambda config: config.parts,
     ),
     MethodSpec(
         GXNORConfig,
@@ -181,6 +239,7 @@ ROWS = (
         Lazy("metasched.methods.gxnor:build"),
         Lazy("metasched.schedules.cooling:gxnor"),
         activation_parameters=("noise", "half_width"),
+        part=False,
     ),
     MethodSpec(
         MetropolisConfig,
@@ -188,5 +247,6 @@ ROWS = (
         Lazy("metasched.methods.batch_metropolis:build"),
         Lazy("metasched.schedules.cooling:metropolis"),
         activation_parameters=("noise", "half_width"),
+        part=False,
     ),
 )

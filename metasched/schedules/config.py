@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from metasched.core.field_types import STRICT, Int, PathText, Units, Word
+from metasched.core.field_types import STRICT, Int, PathText, Positive, Units, Word
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -22,5 +22,7 @@ class ScheduleConfig:
     """controls that are learned (default: all differentiable ones of the method); the others stay as they start"""
     knots: Annotated[Int, Field(ge=2, le=512)] = 25
     """points in progress that the schedule is linear between"""
+    directions: Positive | None = None
+    """network only: learn at most so many smooth directions of the schedule, in place of all weights"""
     hidden: Units = 32
     """network only: units of each of the two hidden layers"""

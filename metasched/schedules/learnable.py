@@ -34,4 +34,13 @@ def build_learnable(
     """
     if config.kind == "family":
         return ScheduleFamily(controls, base, learn, knots=config.knots, layers=layers)
-    return ScheduleNetwork(controls, base, learn, knots=config.knots, hidden=config.hidden, seed=seed)
+    return ScheduleNetwork(
+        controls,
+        base,
+        learn,
+        knots=config.knots,
+        hidden=config.hidden,
+        seed=seed,
+        layers=layers,
+        most=config.directions,
+    )

@@ -8,12 +8,19 @@ base schedule b, d_k = |b_{k+1} - b_k| / sum_j |b_{j+1} - b_j|, and network outp
     with a free end     end = v_0 + (bound - v_0) sigmoid(logit((b_K - b_0) / (bound - b_0)) + c_K), bound low or high
     free control        v_k = range(logit(b_k) + c_k),  v_k = end at u_k = 1 and during the dwell
 
-``range(z) = low + (high - low) sigmoid(z)``. Controls on a log scale are learned as their logarithms; a network-wide
-control has one value for all layers and does not depend on the features of a layer (space.py). Range, direction, end
-value and dwell hold for all network weights. exp(c) multiplies the rates of change of the base; eps spreads a share of
-the total change evenly, so that the schedule can change where its base is constant. A monotone control that starts at a
-bound of its range stays there at progress 0. Layers enter only through their features: one network serves any number of
-layers and steps.
+``range(z) = low + (high - low) sigmoid(z)``. Where the base is at a bound of the range, its logit is infinite; v then
+leaves the bound in a straight line, by a quarter of the range per unit of c. Controls on a log scale are learned as
+their logarithms; a network-wide control has one value for all layers and does not depend on the features of a layer
+(space.py). Range, direction, end value and dwell hold for all network weights. exp(c) multiplies the rates of change of
+the base; eps spreads a share of the total change evenly, so that the schedule can change where its base is constant.
+Layers enter only through their features: one network serves any number of layers and steps.
+
+With ``most`` given, not all weights are learned, but the numbers a of smooth directions (directions.py):
+
+    output weights = sum_n a_n J^+ phi_n
+
+J is the Jacobian of the corrections at the knots and layers in the output weights, J^+ its regularized inverse. So each
+number moves the schedule itself by about one, where it moves one of hundreds of weights otherwise.
 """
 
 from __future__ import annotations
@@ -28,12 +35,14 @@ from metasched.core.layer import Layer
 from metasched.core.randomness import generator
 from metasched.methods.base import Control
 from metasched.schedules.base import Schedule, progress_of_steps
+from metasched.schedules.directions import directions, fields
 from metasched.schedules.interpolation import interpolate
 from metasched.schedules.space import into, out_of, straight
 
 EVEN_SHARE = 0.02  # eps
 _WAVES = 4  # number of cosines of progress among the inputs
 _LAYER_FEATURES = 6
+_RIDGE = 1e-6  # of the mean square of a hidden unit
 
 
 class ScheduleNetwork(nn.Module):
@@ -46,10 +55,24 @@ class ScheduleNetwork(nn.Module):
         knots: K, at least 2.
         hidden: units of each of the two hidden layers.
         seed: seed of the initial weights; those of the output layer are 0.
+        layers: at which its directions are smooth (see there).
+        most: learn at most so many directions; None: all weights.
+
+    Attributes:
+        directions: what each of the numbers that are learned stands for; empty where all weights are learned.
     """
 
     def __init__(
-        self, controls: Sequence[Control], base: Schedule, learn: Sequence[str], *, knots: int, hidden: int, seed: int
+        self,
+        controls: Sequence[Control],
+        base: Schedule,
+        learn: Sequence[str],
+        *,
+        knots: int,
+        hidden: int,
+        seed: int,
+        layers: Sequence[Layer] = (),
+        most: int | None = None,
     ) -> None:
         super().__init__()
         assert knots >= 2 and set(learn) <= {c.name for c in controls}
@@ -70,6 +93,40 @@ class ScheduleNetwork(nn.Module):
                 nn.init.zeros_(layer.bias)
         nn.init.zeros_(self.heads.weight)
         nn.init.zeros_(self.heads.bias)
+        self.directions = [] if most is None else directions(self.learned, len(layers), most)
+        if self.directions:
+            self.register_buffer("pulled_back", self._pulled_back(layers))
+            for module in (*self.body, self.heads):
+                for name, p in list(module.named_parameters()):
+                    delattr(module, name)
+                    module.register_buffer(name, p.detach())
+            self.numbers = nn.Parameter(torch.zeros(len(self.directions), dtype=torch.float64))
+
+    def _pulled_back(self, layers: Sequence[Layer]) -> torch.Tensor:
+        """The change of the output weights and bias that each direction is, [D, 2C, hidden + 1].
+
+        By ridge regression of the direction's field at the knots and layers on the hidden units: the Jacobian of the
+        corrections in the output weights does not depend on them.
+        """
+        found = torch.zeros(len(self.directions), self.heads.out_features, self.heads.in_features + 1).double()
+        middles = (self.knots[:-1] + self.knots[1:]) / 2
+        for i, control in enumerate(self.learned):
+            network_wide = control.granularity == "network"
+            features = [[0.0] * _LAYER_FEATURES] if network_wide else [_features(layer) for layer in layers]
+            for output in ("value", "start", "end"):
+                own = [(n, d) for n, d in enumerate(self.directions) if (d.control, d.output) == (control.name, output)]
+                if not own:
+                    continue
+                free = control.direction == "free"
+                at = {"value": self.knots if free else middles, "start": self.knots[:1], "end": self.knots[-1:]}[output]
+                hidden = self._hidden(at, features)
+                inputs = torch.cat([hidden, torch.ones_like(hidden[..., :1])], -1).flatten(0, 1) / hidden.shape[-1]
+                wanted = fields([d for _, d in own], at, layers[:1] if network_wide else layers).flatten(1)
+                gram = inputs.T @ inputs
+                ridge = _RIDGE * gram.trace() / len(gram) * torch.eye(len(gram), dtype=gram.dtype)
+                row = 2 * i + (output == "start" or (output == "end"))
+                found[[n for n, _ in own], row] = torch.linalg.solve(gram + ridge, inputs.T @ wanted.T).T.detach()
+        return found
 
     def forward(self, progress: torch.Tensor, layers: Sequence[Layer]) -> dict[str, torch.Tensor]:
         """Values {control: [T, L]} at progress [T], float64."""
@@ -101,6 +158,8 @@ class ScheduleNetwork(nn.Module):
         The correction is a mean over the hidden units, and random changes of the output weights add up like a random
         walk over them. The scale of a weight of the body is the standard deviation of its initial value.
         """
+        if self.directions:
+            return {}
         hidden = self.heads.in_features
         own = {"heads.weight": math.sqrt(hidden), "heads.bias": float(hidden)}
         for name, p in self.body.named_parameters():
@@ -108,12 +167,19 @@ class ScheduleNetwork(nn.Module):
         return own
 
     def _correction(self, u: torch.Tensor, features: Sequence[Sequence[float]]) -> torch.Tensor:
+        """The outputs [K, L, 2C] at progress [K]."""
+        hidden = self._hidden(u, features)
+        # a mean over hidden units, not a sum: an Adam step of size lr then moves a correction by at most about lr
+        if not self.directions:
+            return self.heads(hidden) / hidden.shape[-1]
+        change = torch.tensordot(self.numbers, self.pulled_back, 1)
+        return nn.functional.linear(hidden, change[:, :-1], change[:, -1]) / hidden.shape[-1]
+
+    def _hidden(self, u: torch.Tensor, features: Sequence[Sequence[float]]) -> torch.Tensor:
         waves = [u, *(torch.cos(k * math.pi * u) for k in range(1, _WAVES + 1))]
         of_time = torch.stack(waves, -1)[:, None, :].expand(-1, len(features), -1)
         of_layer = torch.tensor(features, dtype=u.dtype).expand(len(u), -1, -1)
-        # a mean over hidden units, not a sum: an Adam step of size lr then moves a correction by at most about lr
-        hidden = self.body(torch.cat([of_time, of_layer], -1))
-        return self.heads(hidden) / hidden.shape[-1]
+        return self.body(torch.cat([of_time, of_layer], -1))
 
 
 def _columns(control: Control) -> str:
@@ -133,13 +199,17 @@ def _features(layer: Layer) -> list[float]:
 
 
 def _into_range(control: Control, base: torch.Tensor, correction: torch.Tensor) -> torch.Tensor:
-    """range(logit(base) + correction); a base at a bound of the range stays there."""
+    """range(logit(base) + correction); from a bound of the range, a quarter of the range per unit of correction."""
     width = control.high - control.low
     share = (base - control.low) / width
     inside = (share > 0) & (share < 1)
     safe = torch.where(inside, share, 0.5)
     moved = control.low + width * torch.sigmoid(torch.logit(safe) + correction)
-    return torch.where(inside, moved, base)
+    # at a bound the logit is infinite: a straight line with the slope that the logistic function has in the middle;
+    # where, not clamp, whose derivative at its own bounds, where learning starts, differs between versions of torch
+    inwards = torch.where(share <= 0, correction, -correction) / 4
+    way = width * torch.where(inwards < 0, 0.0, inwards).clamp_max(1)
+    return torch.where(inside, moved, torch.where(share <= 0, base + way, base - way))
 
 
 def _moving(control: Control, knots: torch.Tensor) -> torch.Tensor:

@@ -7,13 +7,17 @@ until the last step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache, partial
 
-from metasched.methods import METHODS, MethodSpec, find_method
+from metasched.methods import METHODS, MethodSpec, build_method, find_method
+from metasched.methods.base import Control
+from metasched.methods.config import MethodConfig
 from metasched.schedules.curves import RAMPS, Curve, HandCoded, falling, rising, steps
 from metasched.schedules.published import NO_MEAN, RAMP_CITATIONS, START, STATIC_NOISE, ana, inq
 
-__all__ = ["HandCoded", "hand_coded"]
+__all__ = ["HandCoded", "hand_coded", "schedules_of"]
 
 _FREEZE_AT_END: Curve = partial(steps, times=(1.0,), values=(0.0, 1.0))
 
@@ -86,6 +90,38 @@ def _family(spec: MethodSpec) -> dict[str, HandCoded]:
 def families() -> tuple[str, ...]:
     """The methods that have hand-coded schedules."""
     return tuple(name for name, spec in METHODS.items() if _family(spec))
+
+
+def schedules_of(config: MethodConfig) -> dict[str, HandCoded]:
+    """The hand-coded schedules that a configured method can play, by name.
+
+    These are those of its family; of a joint method whose controls these do not fit, those of its parts. A control that
+    a schedule does not set has the value that means no schedule (``Control.none_value``), and its end at the last step;
+    where there is no such value, the schedule is left out.
+    """
+    spec = find_method(config.name)
+    own, parts = _family(spec), spec.parts(config)
+    if not parts:
+        return dict(own)
+    controls = build_method(config).controls
+    names = {c.name for c in controls}
+    fitting = [s for s in own.values() if s.curves.keys() <= names]
+    fitting = fitting or [s for part in parts for s in _family(find_method(part)).values()]
+    return {s.name: whole for s in fitting if (whole := completed(s, controls)) is not None}
+
+
+def completed(schedule: HandCoded, controls: Sequence[Control]) -> HandCoded | None:
+    """The schedule with a curve for each control; None if one that it leaves out has no value without a schedule."""
+    missing = [c for c in controls if c.name not in schedule.curves]
+    curves = dict(schedule.curves)
+    jumps = set(schedule.jumps)
+    for c in missing:
+        if c.none_value is None:
+            return None
+        end = c.none_value if c.end is None else c.end
+        curves[c.name] = partial(steps, times=(1.0,), values=(c.none_value, end))
+        jumps |= {1.0} if end != c.none_value else set()
+    return replace(schedule, curves=curves, jumps=tuple(sorted(jumps))) if missing else schedule
 
 
 def hand_coded(family: str) -> dict[str, HandCoded]:

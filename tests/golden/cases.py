@@ -20,7 +20,6 @@ from metasched import (
     build_problem,
     export,
     find_unroll,
-    hand_coded,
     hardened_score,
     progress_of_steps,
     train,
@@ -37,6 +36,7 @@ from metasched.runs.pool import Pool
 from metasched.runs.pooled import PooledRuns
 from metasched.schedules.config import ScheduleConfig
 from metasched.schedules.learnable import LearnableSchedule, build_learnable
+from metasched.schedules.table import schedules_of
 from metasched.tasks.config import TaskConfig
 from metasched.training.optimizers.config import OptimizerConfig
 
@@ -55,6 +55,8 @@ METHODS: dict[str, tuple[MethodConfig, str]] = {  # variant -> method, hand-code
     "inq_random": (MethodConfig(name="inq", partition="random"), "inq_linear"),
     "inq_relaxation": (MethodConfig(name="inq", partition="relaxation"), "inq_linear"),
     "joint": (MethodConfig(name="joint", scale="least_squares"), "joint_linear"),
+    "rates": (MethodConfig(name="rates", scale="learned"), "rates_late"),
+    "joint_of_widths": (MethodConfig(name="joint", of="widths+rates", scale="max"), "widths_narrowing"),
     "gxnor": (MethodConfig(name="gxnor"), "gxnor_cosine"),
     "metropolis": (MethodConfig(name="metropolis"), "metropolis_geometric"),
     "metropolis_adaptive": (MethodConfig(name="metropolis", cooling="adaptive"), "metropolis_geometric"),
@@ -66,7 +68,7 @@ OPTIMIZERS = {  # eps far above rounding: derivatives through Adam else multiply
     "adamw": OptimizerConfig(name="adamw", lr=0.02, weight_decay=0.1, decay="linear", eps=1e-2),
 }
 ENGINES = ("sweep", "higher", "unroll")
-DIFFERENTIATED = ("ana", "blend", "blend_learned", "inq_magnitude", "joint", "gxnor", "metropolis")
+DIFFERENTIATED = ("ana", "joint_of_widths", "blend", "blend_learned", "inq_magnitude", "joint", "gxnor", "metropolis")
 OBJECTIVES = ("relaxed", "trajectory")
 ESTIMATORS = ("sweep", "es", "pes", "nres", "mixed", "auto")  # and forward, which takes a run for each parameter
 
@@ -87,7 +89,7 @@ def experiment_of(variant: str, optimizer: str = "adam", model: Any = "mlp", wid
 
 def controls_of(experiment: Experiment) -> dict[str, torch.Tensor]:
     """What the hand-coded schedule of an experiment gives each layer at each step."""
-    start = hand_coded(experiment.method.name)[experiment.schedule.start]
+    start = schedules_of(experiment.method)[experiment.schedule.start]
     return dict(start(progress_of_steps(STEPS), build_problem(experiment.problem).network.layers))
 
 
@@ -128,7 +130,7 @@ def learnable(experiment: Experiment) -> LearnableSchedule:
     """A learnable schedule at parameters of its own: those that fit its start are found to a few digits less."""
     network = build_problem(experiment.problem).network
     controls = network.method.controls
-    start = hand_coded(experiment.method.name)[experiment.schedule.start]
+    start = schedules_of(experiment.method)[experiment.schedule.start]
     learn = [c.name for c in controls]
     schedule = build_learnable(experiment.schedule, controls, start, learn, network.layers, SEED)
     with torch.no_grad():

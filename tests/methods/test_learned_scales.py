@@ -354,7 +354,7 @@ def test_any_level_set_starts_at_the_least_squares() -> None:
 @pytest.mark.parametrize("method", ["inq", "joint", "gxnor", "metropolis"])
 def test_methods_whose_weights_stand_still_do_not_learn_their_scale(method: str) -> None:
     with pytest.raises(
-        MetaschedError, match=rf"method\.scale: cannot be learned by {method}; use it with ste, widths, ana"
+        MetaschedError, match=rf"method\.scale: cannot be learned by {method}; use it with ste, widths, rates, ana"
     ):
         build_method(MethodConfig(name=method, scale="learned"))
     assert build_method(MethodConfig(name=method, activation_scale="learned")).fits_activations

@@ -118,7 +118,9 @@ def test_the_documented_formula() -> None:
     def moved(value: np.ndarray, by: np.ndarray, low: float, high: float) -> np.ndarray:
         share = (value - low) / (high - low)
         with np.errstate(divide="ignore"):
-            return low + (high - low) / (1 + np.exp(-by) * (1 - share) / share)
+            inside = low + (high - low) / (1 + np.exp(-by) * (1 - share) / share)
+        at_bound = low + (high - low) * np.clip(share + by / 4, 0, 1)
+        return np.where((share > 0) & (share < 1), inside, at_bound)
 
     u = np.linspace(0, 1, 9)
     at_middles, at_knots = correction((u[1:] + u[:-1]) / 2), correction(u)
@@ -280,10 +282,30 @@ def test_at_its_start_every_output_has_a_gradient() -> None:
         network = learner(base)
         values = network(progress_of_steps(20), layers(3))
         for name, v in values.items():
-            if name == "noise_mean" or base.name == "blend_constant":  # stays on the edge of its range: docs/limits.md
-                continue
-            (g,) = torch.autograd.grad(v.square().sum(), network.heads.weight, retain_graph=True)
+            weights = torch.rand(v.shape, generator=torch.Generator().manual_seed(1), dtype=v.dtype)
+            (g,) = torch.autograd.grad((v * weights).sum(), network.heads.weight, retain_graph=True)
             assert bool(g.any()), (base.name, name)
+
+
+@pytest.mark.parametrize("name", ["blend_constant", "inq_linear", "rates_constant"])
+def test_a_value_at_a_bound_of_its_range_leaves_it_inwards(name: str) -> None:
+    """A quarter of the range per unit of the correction, and not outwards; exactly the bound without a correction."""
+    base = next(b for b in BASES if b.name == name)
+    network = learner(base)
+    for control in network.controls:
+        value = base(network.knots, layers(2))[control.name][0, 0]
+        if value not in (control.low, control.high):
+            continue
+        i = [c.name for c in network.learned].index(control.name)
+        output = 2 * i + (control.direction != "free")
+        inwards = 1 if value == control.low else -1
+        for correction in (0.0, 0.8, -0.8):
+            with torch.no_grad():
+                network.heads.bias.zero_()
+                network.heads.bias[output] = 6 * correction  # the mean over six hidden units
+                found = network.at_knots(layers(2))[control.name][0]
+            moved = 0.2 * (control.high - control.low) if correction * inwards > 0 else 0.0
+            assert torch.allclose(found, value + inwards * moved, rtol=0, atol=1e-15), (control.name, correction)
 
 
 def test_the_seed_and_nothing_else_makes_the_initial_weights() -> None:

@@ -50,7 +50,7 @@ def test_the_optimizer_and_its_decay() -> None:
 
 def test_the_relaxed_mask_is_for_learning_alone() -> None:
     method = build_problem(EXPERIMENT.problem).network.method
-    assert isinstance(method, Joint) and method.inq.relaxation == 0
+    assert isinstance(method, Joint) and method.modifiers[0].relaxation == 0
     inq = build_problem(replace(EXPERIMENT, method=MethodConfig(name="inq")).problem, relaxation=0.25).network.method
     assert isinstance(inq, INQ) and inq.relaxation == 0.25
 

@@ -1,0 +1,42 @@
+"""Methods that change what another one does, the parts of ``joint``; alone, each changes STE.
+
+    w_seen = M_n(... M_1(B(w), w) ..., w)        B: the base, such as ``ana``; M_i: the modifiers, in their order
+
+B is ``ste`` for a modifier that is used alone.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from metasched.core.randomness import Draw
+from metasched.methods.base import Method, State, Values
+
+_HALF_QUANTUM = 0.5  # half-width of the uniform density that is the straight-through estimator
+
+
+class Modifier(Method):
+    """A method whose forward pass is a function of that of another one; see the module's docstring."""
+
+    def seen_weight(self, seen: torch.Tensor, w: torch.Tensor, state: State, controls: Values) -> torch.Tensor:
+        """The weight that the forward pass uses instead of ``seen``. Default: ``seen``.
+
+        Args:
+            seen: what the base and the modifiers before this one give, [C_out, ...].
+            w: the weight that the optimizer trains, of the same shape.
+            state, controls: as in ``weight``.
+        """
+        return seen
+
+    def seen_activation(self, seen: torch.Tensor, x: torch.Tensor, state: State, controls: Values) -> torch.Tensor:
+        """The activation that the forward pass uses instead of ``seen``, for the input x; both are [N, ...].
+
+        Default: ``seen``.
+        """
+        return seen
+
+    def weight(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
+        return self.seen_weight(self.quantizer.harden(w, state, _HALF_QUANTUM), w, state, controls)
+
+    def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
+        return self.seen_activation(self.quantizer.harden_activation(x, state, _HALF_QUANTUM), x, state, controls)
