@@ -23,6 +23,7 @@ from metasched.evaluation.contenders import (
     joined,
     name_of,
 )
+from metasched.evaluation.floors import with_tuned_rates
 from metasched.exchange.schedule_file import read_schedule, write_schedule
 from metasched.io.atomic import write_atomic
 from metasched.io.environment import environment
@@ -101,6 +102,7 @@ def compare_arms(
     tracker = open_tracker(experiment, folder, "compare")
     try:
         with open_pool(experiment.run.workers) as pool, closing(CachedPool(pool, folder.cells, reuse)) as cells:
+            by_name = with_tuned_rates(experiment, by_name, cells, tracker, console)
             comparison = compare(plan_of(experiment), by_name, learned, cells, tracker, console)
         return publish(to_dict(experiment), comparison, by_name, folder, tracker, console)
     finally:

@@ -14,6 +14,7 @@ from metasched.core.randomness import derive_seed
 from metasched.evaluation.compare import Plan, compare, plan_of, publish
 from metasched.evaluation.comparison import Arm, Comparison
 from metasched.evaluation.contenders import Contender, joined, reference_arms
+from metasched.evaluation.floors import with_tuned_rates
 from metasched.exchange.format import MAX_KNOTS
 from metasched.io.run_folder import RunFolder
 from metasched.io.strict_json import MAX_BYTES
@@ -71,6 +72,7 @@ def run(experiment: Experiment, folder: RunFolder, console: Console, *, compared
             comparison = None
             if compared:
                 console.note(f"comparing with {name} from {experiment.compare.seeds} fresh seeds")
+                arms = with_tuned_rates(experiment, arms, pool, tracker, console)
                 plan = plan_of(experiment)._replace(horizons=(problem.steps,))
                 comparison = compare_with_start(setting, plan, name, arms, pool, tracker, console)
         published = publish(to_dict(experiment), comparison, arms, folder, tracker, console) if comparison else {}

@@ -126,6 +126,7 @@ def test_floor_and_ceiling_are_the_same_network_steps_optimizer_and_seeds() -> N
     arms = joined(*reference_arms(experiment.problem))
     assert [(name, c.problem.method.name, c.problem.method.scale) for name, c in arms.items()] == [
         ("ste", "ste", "max"),
+        ("lsq", "ste", "learned"),
         ("float", "float", "unit"),
     ]
     with Pool(1) as pool:
