@@ -26,8 +26,9 @@ from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
 from metasched.evaluation.compare import compare, plan_of
 from metasched.evaluation.comparison import Comparison, comparison_of
-from metasched.evaluation.contenders import fresh_seeds, hand_coded_arms, joined, reference_arms
+from metasched.evaluation.contenders import fresh_seeds, hand_coded_arms, joined
 from metasched.evaluation.floors import with_tuned_rates
+from metasched.evaluation.references import reference_arms
 from metasched.evaluation.verdict import verdicts
 from metasched.io.atomic import write_atomic
 from metasched.io.environment import cpu_model, environment

@@ -15,9 +15,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from metasched.evaluation.comparison import Arm, Comparison, comparison_of
+from metasched.evaluation.comparison import FLOORS, LSQ, Arm, Comparison, comparison_of
 from metasched.evaluation.contenders import method_of_hand_coded
-from metasched.evaluation.references import FLOORS, LSQ
 from metasched.evaluation.verdict import verdicts
 from metasched.io.atomic import write_atomic
 from metasched.methods.spec import CEILING, FLOOR

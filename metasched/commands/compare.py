@@ -15,15 +15,9 @@ from metasched.config.load import to_dict
 from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
 from metasched.evaluation.compare import compare, plan_of, publish
-from metasched.evaluation.contenders import (
-    Contender,
-    described_arm,
-    file_arm,
-    given_arms,
-    joined,
-    name_of,
-)
+from metasched.evaluation.contenders import Contender, described_arm, file_arm, joined, name_of
 from metasched.evaluation.floors import with_tuned_rates
+from metasched.evaluation.references import given_arms
 from metasched.exchange.schedule_file import read_schedule, write_schedule
 from metasched.io.atomic import write_atomic
 from metasched.io.environment import environment

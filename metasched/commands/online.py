@@ -13,8 +13,9 @@ from metasched.core.errors import MetaschedError
 from metasched.core.randomness import derive_seed
 from metasched.evaluation.compare import Plan, compare, plan_of, publish
 from metasched.evaluation.comparison import Arm, Comparison
-from metasched.evaluation.contenders import Contender, joined, reference_arms
+from metasched.evaluation.contenders import Contender, joined
 from metasched.evaluation.floors import with_tuned_rates
+from metasched.evaluation.references import reference_arms
 from metasched.exchange.format import MAX_KNOTS
 from metasched.io.run_folder import RunFolder
 from metasched.io.strict_json import MAX_BYTES

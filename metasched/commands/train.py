@@ -16,12 +16,9 @@ from metasched.core.randomness import derive_seed
 from metasched.estimators.auto import summary
 from metasched.evaluation.compare import compare, plan_of, publish
 from metasched.evaluation.comparison import Comparison
-from metasched.evaluation.contenders import (
-    Contender,
-    given_arms,
-    joined,
-)
+from metasched.evaluation.contenders import Contender, joined
 from metasched.evaluation.floors import with_tuned_rates
+from metasched.evaluation.references import given_arms
 from metasched.exchange.player import PlayedSchedule
 from metasched.exchange.schedule_file import read_schedule
 from metasched.io.atomic import settled_size

@@ -7,9 +7,45 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from metasched.evaluation.references import FLOORS, TunedRate, tuned_rate_of
 from metasched.evaluation.statistics import PairedDifference, Summary, counted, holm, paired_difference, summarize
 from metasched.exchange.format import Spent
+from metasched.methods.spec import CEILING, FLOOR
+
+LSQ = "lsq"
+FLOORS = (FLOOR, LSQ)  # no schedule: hard from the first step, with fixed scales and with learned ones
+REFERENCES = (*FLOORS, CEILING)  # what every comparison has; the ceiling has no quantization
+
+
+@dataclass(frozen=True)
+class TunedRate:
+    """The learning rate of an arm, chosen on meta-validation.
+
+    Attributes:
+        lr: the chosen rate.
+        tried: (rate, mean hardened score on meta-validation) of each rate that was tried, in ascending order.
+        runs: inner runs of each rate, from the same seeds.
+        inner_steps: training steps of all these runs.
+    """
+
+    lr: float
+    tried: tuple[tuple[float, float], ...]
+    runs: int
+    inner_steps: int
+
+    @property
+    def score(self) -> float:
+        """The mean score of the chosen rate on meta-validation; the best of several, so it flatters the rate."""
+        return dict(self.tried)[self.lr]
+
+    @property
+    def at_the_end(self) -> bool:
+        """Whether the chosen rate is the lowest or the highest that was tried: a better one may lie beyond."""
+        return self.lr in (self.tried[0][0], self.tried[-1][0])
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values, for JSON."""
+        tried = [{"lr": lr, "score": score} for lr, score in self.tried]
+        return {"lr": self.lr, "tried": tried, "runs": self.runs, "inner_steps": self.inner_steps}
 
 
 @dataclass(frozen=True)
@@ -178,11 +214,17 @@ def comparison_of(result: Mapping[str, Any]) -> Comparison:
             tuple(Spent(**entry) for entry in a.get("spent", [])),
             a.get("method", ""),
             a.get("worst", 0.0),
-            tuned_rate_of(a["tuned"]) if "tuned" in a else None,
+            _tuned_rate_of(a["tuned"]) if "tuned" in a else None,
         )
         for a in result["arms"]
     )
     return Comparison(tuple(result["seeds"]), arms, tuple(result["learned"]))
+
+
+def _tuned_rate_of(entry: Mapping[str, Any]) -> TunedRate:
+    """The record that ``to_dict`` has written."""
+    tried = tuple((float(t["lr"]), float(t["score"])) for t in entry["tried"])
+    return TunedRate(float(entry["lr"]), tried, entry["runs"], entry["inner_steps"])
 
 
 def _interval(d: PairedDifference) -> str:

@@ -1,13 +1,10 @@
 """The arms of a comparison: schedules of any method, on the same task, steps and seeds.
 
-Three arms are always included, which train without a schedule and with the experiment's optimizer (references.py): the
-floors ``ste`` and ``lsq`` (the same quantizers, hard from the first step, with fixed and with learned scales), and the
-ceiling ``float``.
+Those that every comparison has are in references.py.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,14 +15,12 @@ from metasched.config.load import of_method, with_fields
 from metasched.config.schema import Experiment, ProblemConfig
 from metasched.core.errors import MetaschedError, unknown_name
 from metasched.core.randomness import derive_seed
-from metasched.evaluation.references import LSQ, REFERENCES, TunedRate
+from metasched.evaluation.comparison import REFERENCES, TunedRate
 from metasched.exchange.player import PlayedSchedule, check_method, warn_of_other_kinds
 from metasched.exchange.schedule_file import read_schedule
-from metasched.methods.spec import CEILING, FLOOR
 from metasched.schedules.base import Schedule
 from metasched.schedules.curves import HandCoded
 from metasched.schedules.table import families, hand_coded
-from metasched.training.optimizers.config import OptimizerConfig
 from metasched.training.problem import build_problem
 
 _SAME_DATA = (
@@ -57,68 +52,10 @@ class Contender(NamedTuple):
     tuned: TunedRate | None = None
 
 
-def given_arms(config: ProblemConfig, baselines: Sequence[str] | None) -> list[tuple[str, Contender]]:
-    """What every comparison plays: floors, ceiling and the hand-coded schedules of ``hand_coded_arms``."""
-    return [*reference_arms(config), *hand_coded_arms(config, baselines)]
-
-
-def reference_arms(config: ProblemConfig) -> list[tuple[str, Contender]]:
-    """The floors and the ceiling, with their names.
-
-    ``ste`` has the scales of the experiment; where those are learned, the fixed ones that they would start from:
-    ``least_squares`` for weights, and 1 for activations. ``lsq`` learns one scale for each output channel of a weight,
-    and one for each quantized activation. (If the first batch does not reach all of these, at which their scales would
-    start, ``lsq`` has the activations of ``ste``.)
-    """
-    ste, none = _by_method(_without_learned_scales(config), FLOOR), hand_coded(FLOOR)[FLOOR]
-    lsq = _with_learned_scales(_by_method(config, FLOOR))
-    ceiling = _by_method(_without_learned_scales(config), CEILING)
-    return [
-        (FLOOR, Contender(ste, none)),
-        (LSQ, Contender(lsq, none)),
-        (CEILING, Contender(ceiling, hand_coded(CEILING)[CEILING])),
-    ]
-
-
-def _with_learned_scales(config: ProblemConfig) -> ProblemConfig:
-    """The problem with learned scales of weights, and of activations if they are quantized and reached."""
-    fixed = _without_learned_scales(config).method
-    weights = config._replace(method=replace(fixed, scale="learned", granularity="channel"))
-    if fixed.activation_levels is None:
-        return weights
-    both = config._replace(method=replace(weights.method, activation_scale="learned"))
-    problem = build_problem(both)
-    try:
-        problem.initial(problem.network.neutral())
-    except MetaschedError:
-        return weights
-    return both
-
-
-def _without_learned_scales(config: ProblemConfig) -> ProblemConfig:
-    """The problem with fixed scales, and without the rules of the optimizer for learned ones."""
-    method, optimizer = config.method, config.optimizer
-    if method.scale == "learned":
-        method = replace(method, scale="least_squares")
-    if method.activation_scale == "learned":
-        method = replace(method, activation_scale=1.0)
-    kept = tuple(group for group in optimizer.groups if group.match != "scale")
-    config = config._replace(method=method)
-    return config if kept == optimizer.groups else with_optimizer(config, replace(optimizer, groups=kept))
-
-
-def with_optimizer(config: ProblemConfig, optimizer: OptimizerConfig) -> ProblemConfig:
-    """The problem with another optimizer, also where the task has one of its own."""
-    if optimizer == OptimizerConfig() and build_problem(config).task.optimizer is not None:
-        # a section at its defaults would mean the task's own, so the rate is one rounding error higher
-        optimizer = replace(optimizer, lr=math.nextafter(optimizer.lr, math.inf))
-    return config._replace(optimizer=optimizer)
-
-
 def hand_coded_arms(config: ProblemConfig, names: Sequence[str] | None) -> list[tuple[str, Contender]]:
     """The hand-coded schedules that ``compare.baselines`` names, of any method, or (None) all of the problem's method.
 
-    Those of the floor and the ceiling are left out: ``reference_arms`` has them.
+    Those of the floor and the ceiling are left out: every comparison has them.
 
     Raises:
         MetaschedError: no method has a schedule of that name.
@@ -131,7 +68,7 @@ def hand_coded_arms(config: ProblemConfig, names: Sequence[str] | None) -> list[
         if name not in known:
             raise unknown_name(f"compare.baselines[{i}]", name, known)
         if name not in REFERENCES:
-            arms.append((name, Contender(_by_method(config, known[name]), hand_coded(known[name])[name])))
+            arms.append((name, Contender(by_method(config, known[name]), hand_coded(known[name])[name])))
     return arms
 
 
@@ -160,7 +97,7 @@ def schedule_arm(config: ProblemConfig, schedule: Schedule) -> Contender:
         own = schedule.file.method
         config = config._replace(method=of_method(config.method, own.name, own.parameters, "schedule"))
     elif isinstance(schedule, HandCoded):
-        config = _by_method(config, schedule.family)
+        config = by_method(config, schedule.family)
     return Contender(config, schedule)
 
 
@@ -248,7 +185,8 @@ def joined(*arms: tuple[str, Contender]) -> dict[str, Contender]:
     return by_name
 
 
-def _by_method(config: ProblemConfig, name: str) -> ProblemConfig:
+def by_method(config: ProblemConfig, name: str) -> ProblemConfig:
+    """The problem with another method and the same quantizers."""
     return config._replace(method=of_method(config.method, name))
 
 

@@ -14,9 +14,10 @@ from dataclasses import replace
 from metasched.config.schema import Experiment, ProblemConfig
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import derive_seed
+from metasched.evaluation.comparison import REFERENCES, TunedRate
 from metasched.evaluation.config import RATE_FACTORS
-from metasched.evaluation.contenders import Contender, with_optimizer
-from metasched.evaluation.references import REFERENCES, TunedRate
+from metasched.evaluation.contenders import Contender
+from metasched.evaluation.references import with_optimizer
 from metasched.evaluation.statistics import counted, lowest, summarize
 from metasched.exchange.player import spent_on
 from metasched.runs.cells import cell_scores, played, shares

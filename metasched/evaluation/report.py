@@ -11,9 +11,8 @@ from typing import Any
 import torch
 
 from metasched.config.load import dump_yaml
-from metasched.evaluation.comparison import Comparison
+from metasched.evaluation.comparison import REFERENCES, Comparison
 from metasched.evaluation.contenders import Contender
-from metasched.evaluation.references import REFERENCES
 from metasched.evaluation.verdict import verdicts
 from metasched.io.atomic import write_atomic
 from metasched.io.environment import environment

@@ -1,4 +1,4 @@
-"""Floors and ceiling: what they train, and learning rates that are tuned on meta-validation alone."""
+"""Learning rates of floors and ceiling are tuned on meta-validation alone, with a budget of inner runs."""
 
 from __future__ import annotations
 
@@ -18,16 +18,9 @@ from metasched.core.randomness import derive_seed
 from metasched.evaluation.compare import compare, plan_of
 from metasched.evaluation.comparison import Comparison, comparison_of
 from metasched.evaluation.config import CompareConfig
-from metasched.evaluation.contenders import (
-    Contender,
-    fresh_seeds,
-    given_arms,
-    hand_coded_arms,
-    joined,
-    reference_arms,
-    with_optimizer,
-)
+from metasched.evaluation.contenders import Contender, fresh_seeds, hand_coded_arms, joined
 from metasched.evaluation.floors import with_tuned_rates
+from metasched.evaluation.references import reference_arms, with_optimizer
 from metasched.exchange.baselines import baselines as exported
 from metasched.exchange.format import Spent
 from metasched.exchange.player import PlayedSchedule
@@ -39,9 +32,7 @@ from metasched.tasks.base import Part, Task
 from metasched.tasks.config import TaskConfig
 from metasched.tasks.live import register_live
 from metasched.tracking.tracker import Memory
-from metasched.training.loop import hardened_score, train
-from metasched.training.optimizers.config import GroupConfig, OptimizerConfig
-from metasched.training.problem import build_problem
+from metasched.training.optimizers.config import OptimizerConfig
 
 EXPERIMENT = Experiment(
     task=TaskConfig(model="mlp", width=3, steps=4, batch=16, train=64, validation=16, test=32),
@@ -60,67 +51,6 @@ class Notes(list[str]):
 
     def table(self, *_: object) -> None: ...
     def close(self) -> None: ...
-
-
-def methods(method: MethodConfig, **sections: Any) -> dict[str, MethodConfig]:
-    problem = replace(EXPERIMENT, method=method, **sections).problem
-    return {name: arm.problem.method for name, arm in reference_arms(problem)}
-
-
-# --- what they train ---
-
-
-def test_ste_has_the_scales_of_the_experiment_and_lsq_learns_them() -> None:
-    assert methods(MethodConfig(name="inq", levels="int3", scale="max", activation_scale=0.5)) == {
-        "ste": MethodConfig(name="ste", levels="int3", scale="max", activation_scale=0.5),
-        "lsq": MethodConfig(
-            name="ste", levels="int3", scale="learned", granularity="channel", activation_scale="learned"
-        ),
-        "float": MethodConfig(name="float"),
-    }
-
-
-@pytest.mark.parametrize("name", ["ste", "widths"])
-def test_where_the_experiment_learns_scales_ste_has_those_that_they_start_from(name: str) -> None:
-    learned = MethodConfig(name=name, scale="learned", granularity="tensor", activation_scale="learned")
-    found = methods(learned)
-    assert found["ste"] == MethodConfig(name="ste", scale="least_squares", granularity="tensor", activation_scale=1.0)
-    assert found["lsq"] == MethodConfig(name="ste", scale="learned", granularity="channel", activation_scale="learned")
-    half = methods(replace(learned, scale="max"))["ste"]
-    assert (half.scale, half.activation_scale) == ("max", 1.0)
-
-
-def test_float_activations_have_no_scale() -> None:
-    found = methods(MethodConfig(name="inq", activation_levels=None))
-    assert (found["lsq"].scale, found["lsq"].activation_scale) == ("learned", 1.0)
-
-
-def test_a_rule_for_learned_scales_counts_where_there_are_some() -> None:
-    rules = (GroupConfig(match="scale", lr_factor=0.1), GroupConfig(match="bias", lr_factor=2.0))
-    experiment = replace(EXPERIMENT, optimizer=OptimizerConfig(lr=0.02, groups=rules))
-    arms = dict(reference_arms(experiment.problem))
-    kept = {name: [group.match for group in arm.problem.optimizer.groups] for name, arm in arms.items()}
-    assert kept == {"ste": ["bias"], "lsq": ["scale", "bias"], "float": ["bias"]}
-    for arm in arms.values():
-        build_problem(arm.problem)  # which refuses a rule without a member
-
-
-class Routed(nn.Module):
-    """A network whose second activation does not run in training."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.r, self.b, self.s, self.c = (
-            nn.Linear(2, 4),
-            nn.ReLU(),
-            nn.Linear(4, 4),
-            nn.ReLU(),
-            nn.Linear(4, 1),
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.r(self.a(x))
-        return self.c(x if self.training else self.s(self.b(x)))
 
 
 class Moved(Task):
@@ -159,35 +89,6 @@ def moved(optimizer: OptimizerConfig | None = None, model: Callable[[], nn.Modul
         "run": {"workers": 1, "dtype": "float64"},
     }
     return experiment_of(document)
-
-
-def test_lsq_keeps_the_activations_of_ste_where_a_batch_does_not_reach_them() -> None:
-    found = dict(reference_arms(moved(model=Routed).problem))["lsq"].problem.method
-    assert (found.scale, found.activation_scale) == ("learned", 1.0)
-
-
-def test_lsq_is_ste_with_learned_scales() -> None:
-    arms = joined(*reference_arms(EXPERIMENT.problem))
-    with Pool(1) as pool:
-        found = compare(plan_of(EXPERIMENT), arms, [], pool, Memory(), Notes()).at(4)
-    lsq = MethodConfig(name="ste", scale="learned", granularity="channel", activation_scale="learned")
-    problem = build_problem(replace(EXPERIMENT, method=lsq).problem)
-    seeds = fresh_seeds(EXPERIMENT.seed, 2)
-    trained = [train(problem.with_seed(seed), {}).state for seed in seeds]
-    assert found["lsq"].scores == tuple(
-        hardened_score(problem.with_seed(seed), state, "test") for seed, state in zip(seeds, trained, strict=True)
-    )
-    assert found["lsq"].scores != found["ste"].scores
-
-
-def test_floors_that_are_named_as_baselines_are_there_once() -> None:
-    learned = replace(EXPERIMENT, method=MethodConfig(name="ste", scale="learned"))
-    assert [*joined(*given_arms(learned.problem, None))] == list(NAMES)
-    named = given_arms(EXPERIMENT.problem, ["inq_linear", "ste", "float"])
-    assert [*joined(*named)] == [*NAMES, "inq_linear"]
-
-
-# --- their learning rates ---
 
 
 class Answers:
@@ -335,16 +236,11 @@ def test_validation_chooses_where_test_would_choose_otherwise() -> None:
 
 
 def test_the_rates_are_those_of_the_tasks_own_optimizer() -> None:
-    """A section at its defaults stands for it, also where a rate that is tried would be the default one."""
     own = OptimizerConfig(name="sgd", lr=1e-3, momentum=0.5)
     arms, _ = _tuned_for_real(moved(own))
     rate, chosen = arms["ste"].tuned, arms["ste"].problem.optimizer
     assert rate is not None and [lr for lr, _ in rate.tried] == [2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3]
     assert replace(own, lr=rate.lr) == (own if rate.lr == 1e-3 else chosen)
-    other = replace(moved(own), optimizer=OptimizerConfig(lr=0.02))
-    default = with_optimizer(other.problem, OptimizerConfig())
-    assert build_problem(default).hyper["lr"][0] == pytest.approx(0.01, rel=1e-12)  # type: ignore[index]
-    assert type(build_problem(default).optimizer) is type(build_problem(other.problem).optimizer)
 
 
 def _tuned_for_real(experiment: Experiment) -> tuple[dict[str, Contender], Notes]:

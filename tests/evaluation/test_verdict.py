@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from metasched.evaluation.comparison import Arm, Comparison, comparison_of
-from metasched.evaluation.references import TunedRate
+from metasched.evaluation.comparison import Arm, Comparison, TunedRate, comparison_of
 from metasched.evaluation.statistics import paired_difference
 from metasched.evaluation.verdict import Verdict, verdicts
 

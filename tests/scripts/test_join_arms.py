@@ -13,7 +13,8 @@ import torch
 import yaml
 
 from metasched.config.load import load_experiment
-from metasched.evaluation.contenders import fresh_seeds, reference_arms
+from metasched.evaluation.contenders import fresh_seeds
+from metasched.evaluation.references import reference_arms
 from metasched.runs.cells import cell_score
 
 ROOT = Path(__file__).parents[2]
