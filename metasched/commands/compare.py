@@ -1,4 +1,4 @@
-"""``metasched compare``: schedule files and described arms on the same seeds, beside floor and ceiling."""
+"""``metasched compare``: schedule files and described arms on the same seeds, beside floors and ceiling."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run(
     reuse: Sequence[Path] = (),
     described: Sequence[Sequence[str]] = (),
 ) -> dict[str, Any]:
-    """``metasched compare``: schedule files and described arms against the hand-coded schedules, floor and ceiling.
+    """``metasched compare``: schedule files and described arms against the hand-coded schedules, floors and ceiling.
 
     Args:
         experiment: task, method, seeds, horizons.
@@ -78,7 +78,7 @@ def compare_arms(
     console: Console,
     reuse: Sequence[Path] = (),
 ) -> dict[str, Any]:
-    """Arms against the hand-coded schedules, floor and ceiling; the paths and verdicts that a program would read.
+    """Arms against the hand-coded schedules, floors and ceiling; the paths and verdicts that a program would read.
 
     Args:
         experiment: task, method, seeds, horizons.

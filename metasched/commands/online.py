@@ -142,7 +142,7 @@ def compare_with_start(
     tracker: Tracker,
     console: Console,
 ) -> Comparison:
-    """Adapted and not adapted, floor and ceiling, from the fresh seeds of ``metasched compare``, on test data."""
+    """Adapted and not adapted, floors and ceiling, from the fresh seeds of ``metasched compare``, on test data."""
     (steps,) = plan.horizons
     cells = list(pool.map(online_cell, [(setting, seed) for seed in plan.seeds]))
     inner_steps, method = sum(n for _, n in cells), setting.problem.method.name
