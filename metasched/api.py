@@ -86,7 +86,7 @@ class Result:
 
     @property
     def comparison(self) -> Comparison:
-        """All arms on the same seeds, on the test part, floor and ceiling included."""
+        """All arms on the same seeds, on the test part, floors and ceiling included."""
         return comparison_of(json.loads(RunFolder(self.folder).comparison.read_text("utf-8")))
 
     def to_dataframe(self) -> pandas.DataFrame:
@@ -123,7 +123,7 @@ def learn(
     folder: str | Path | None = None,
     **sections: Any,
 ) -> Result:
-    """Learns a schedule for a task and compares it with hand-coded ones, floor and ceiling: ``metasched train``.
+    """Learns a schedule for a task and compares it with hand-coded ones, floors and ceiling: ``metasched train``.
 
     Args:
         task: a Task, which is trained in this process; or a module-level function that makes one, or
@@ -175,7 +175,7 @@ def compare(
     folder: str | Path | None = None,
     **sections: Any,
 ) -> Result:
-    """Plays schedules on the same seeds, beside hand-coded ones, floor and ceiling: ``metasched compare``.
+    """Plays schedules on the same seeds, beside hand-coded ones, floors and ceiling: ``metasched compare``.
 
     Args:
         task, recipe, steps, args, folder, sections: as for ``learn``.

@@ -1,12 +1,13 @@
-"""Adds the floor, the ceiling and hand-coded schedules to a result file, with its seeds, without repeating its runs.
+"""Adds the floors, the ceiling and hand-coded schedules to a result file, with its seeds, without repeating its runs.
 
     python scripts/join_arms.py experiments/results/digits.json experiments/digits.yaml \
         --compare.baselines [joint_ana_constant_085]
 
 The configuration and its overrides must be those of the result's own command: the seeds are checked against the file.
-``ste`` (no schedule) and ``float`` (no quantization) are always added, and so are the named hand-coded schedules that
-the file lacks. Scores are saved next to the file, so that the same command continues after a stop. Added arms may have
-run on another processor than the old ones: seeds, data and initial weights are the same, the last bits may differ.
+``ste`` and ``lsq`` (no schedule) and ``float`` (no quantization) are always added, and so are the named hand-coded
+schedules that the file lacks. Scores are saved next to the file, so that the same command continues after a stop. Added
+arms may have run on another processor than the old ones: seeds, data and initial weights are the same, the last bits
+may differ.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
 from metasched.evaluation.compare import compare, plan_of
 from metasched.evaluation.comparison import Comparison, comparison_of
-from metasched.evaluation.contenders import fresh_seeds, hand_coded_arms, joined, reference_arms
+from metasched.evaluation.contenders import fresh_seeds, hand_coded_arms, joined
+from metasched.evaluation.floors import with_tuned_rates
+from metasched.evaluation.references import reference_arms
 from metasched.evaluation.verdict import verdicts
 from metasched.io.atomic import write_atomic
 from metasched.io.environment import cpu_model, environment
@@ -74,6 +77,7 @@ def main(argv: Sequence[str]) -> int:
         missing = {name: arm for name, arm in arms.items() if all(name not in old.at(h) for h in old.horizons)}
         cells = arguments.result.with_suffix(".cells.jsonl")
         with Pool(experiment.run.workers) as pool, closing(CachedPool(pool, cells)) as remembered:
+            missing = with_tuned_rates(experiment, missing, remembered, Memory(), console)
             new = compare(plan_of(experiment), missing, [], remembered, Memory(), console)
     except MetaschedError as error:
         print(error)

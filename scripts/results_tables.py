@@ -15,10 +15,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from metasched.evaluation.comparison import Arm, Comparison
+from metasched.evaluation.comparison import FLOORS, LSQ, Arm, Comparison, comparison_of
 from metasched.evaluation.contenders import method_of_hand_coded
 from metasched.evaluation.verdict import verdicts
-from metasched.exchange.format import Spent
 from metasched.io.atomic import write_atomic
 from metasched.methods.spec import CEILING, FLOOR
 
@@ -51,17 +50,20 @@ def markdown(name: str, result: dict[str, Any]) -> str:
 
 
 def floors(results: Path) -> str:
-    """One line for each comparison and horizon that has the floor: no schedule, learned, published, constant, float."""
+    """One line for each comparison and horizon that has a floor: no schedule, learned, published, constant, float.
+
+    Differences are to the floor that the verdict is about; older results have ``ste`` only.
+    """
     read = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(results.glob("*.json"))}
-    columns = ["result", "steps", "n", "no schedule (ste)", "learned", "learned - ste [95 % interval]"]
-    columns += ["best published - ste", "best constant - ste", "float"]
+    columns = ["result", "steps", "n", "no schedule (ste)", "no schedule (lsq)", "learned"]
+    columns += ["learned - floor [95 % interval]", "best published - floor", "best constant - floor", "float"]
     rows = [
         row
         for name, result in read.items()
         if "arms" in result
         for comparison in [comparison_of(result)]
         for horizon in comparison.horizons
-        if FLOOR in comparison.at(horizon)
+        if comparison.floors(horizon)
         for row in [_floor_row(name, comparison, horizon, described_arms(result["command"]))]
     ]
     return "\n".join(_line(row) for row in (columns, ["---"] * len(columns), *rows)) + "\n"
@@ -87,7 +89,7 @@ def described_arms(command: str) -> dict[str, str | None]:
 
 def _floor_row(name: str, comparison: Comparison, horizon: int, described: Mapping[str, str | None]) -> list[str]:
     arms = comparison.at(horizon)
-    floor = arms[FLOOR]
+    floor = comparison.floors(horizon)[0]
 
     def best(names: Iterable[str]) -> Arm | None:
         return max((arms[n] for n in names if n in arms), key=lambda arm: arm.summary.mean, default=None)
@@ -102,29 +104,20 @@ def _floor_row(name: str, comparison: Comparison, horizon: int, described: Mappi
     constants = [n for n in arms if "_constant" in plays[n]]
     families = method_of_hand_coded()
     published = [n for n in arms if families.get(plays[n], "widths") not in _OURS and n not in constants]
-    learned = best(n for n in comparison.learned if n != FLOOR and n not in described)
-    ceiling = arms.get(CEILING)
+    learned = best(n for n in comparison.learned if n not in FLOORS and n not in described)
+    plain = {n: f"{arms[n].summary.mean:.4f}" if n in arms else "" for n in (FLOOR, LSQ, CEILING)}
     return [
         name,
         str(horizon),
         str(len(comparison.seeds)),
-        f"{floor.summary.mean:.4f}",
+        plain[FLOOR],
+        plain[LSQ],
         "" if learned is None else f"{learned.summary.mean:.4f}",
         over(learned),
         over(best(published)),
         over(best(constants)),
-        "" if ceiling is None else f"{ceiling.summary.mean:.4f}",
+        plain[CEILING],
     ]
-
-
-def comparison_of(result: dict[str, Any]) -> Comparison:
-    """The comparison that a result file holds."""
-    arms = []
-    for a in result["arms"]:
-        spent = tuple(Spent(**entry) for entry in a.get("spent", []))  # the oldest files do not say
-        method = a.get("method", "")  # nor do they say that
-        arms.append(Arm(a["name"], a["horizon"], tuple(map(float, a["scores"])), a["inner_steps"], spent, method))
-    return Comparison(tuple(result["seeds"]), tuple(arms), tuple(result["learned"]))
 
 
 def _line(cells: list[str]) -> str:

@@ -41,6 +41,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "estimators/test_forward.py": "engines/tangent",
     "estimators/test_pes.py": "estimators/nres estimators/particles",
     "evaluation/test_compare.py": "evaluation/comparison evaluation/contenders runs/cells",
+    "evaluation/test_floors.py": "evaluation/config",
     "exchange/test_quantlab.py": """
         commands/export exchange/quantlab/controllers exchange/quantlab/exporting exchange/quantlab/importing
     """,

@@ -1,4 +1,4 @@
-"""``metasched compare``: schedule files and described arms on the same seeds, beside floor and ceiling."""
+"""``metasched compare``: schedule files and described arms on the same seeds, beside floors and ceiling."""
 
 from __future__ import annotations
 
@@ -15,14 +15,9 @@ from metasched.config.load import to_dict
 from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
 from metasched.evaluation.compare import compare, plan_of, publish
-from metasched.evaluation.contenders import (
-    Contender,
-    described_arm,
-    file_arm,
-    given_arms,
-    joined,
-    name_of,
-)
+from metasched.evaluation.contenders import Contender, described_arm, file_arm, joined, name_of
+from metasched.evaluation.floors import with_tuned_rates
+from metasched.evaluation.references import given_arms
 from metasched.exchange.schedule_file import read_schedule, write_schedule
 from metasched.io.atomic import write_atomic
 from metasched.io.environment import environment
@@ -48,7 +43,7 @@ def run(
     reuse: Sequence[Path] = (),
     described: Sequence[Sequence[str]] = (),
 ) -> dict[str, Any]:
-    """``metasched compare``: schedule files and described arms against the hand-coded schedules, floor and ceiling.
+    """``metasched compare``: schedule files and described arms against the hand-coded schedules, floors and ceiling.
 
     Args:
         experiment: task, method, seeds, horizons.
@@ -83,7 +78,7 @@ def compare_arms(
     console: Console,
     reuse: Sequence[Path] = (),
 ) -> dict[str, Any]:
-    """Arms against the hand-coded schedules, floor and ceiling; the paths and verdicts that a program would read.
+    """Arms against the hand-coded schedules, floors and ceiling; the paths and verdicts that a program would read.
 
     Args:
         experiment: task, method, seeds, horizons.
@@ -101,6 +96,7 @@ def compare_arms(
     tracker = open_tracker(experiment, folder, "compare")
     try:
         with open_pool(experiment.run.workers) as pool, closing(CachedPool(pool, folder.cells, reuse)) as cells:
+            by_name = with_tuned_rates(experiment, by_name, cells, tracker, console)
             comparison = compare(plan_of(experiment), by_name, learned, cells, tracker, console)
         return publish(to_dict(experiment), comparison, by_name, folder, tracker, console)
     finally:

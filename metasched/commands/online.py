@@ -13,7 +13,9 @@ from metasched.core.errors import MetaschedError
 from metasched.core.randomness import derive_seed
 from metasched.evaluation.compare import Plan, compare, plan_of, publish
 from metasched.evaluation.comparison import Arm, Comparison
-from metasched.evaluation.contenders import Contender, joined, reference_arms
+from metasched.evaluation.contenders import Contender, joined
+from metasched.evaluation.floors import with_tuned_rates
+from metasched.evaluation.references import reference_arms
 from metasched.exchange.format import MAX_KNOTS
 from metasched.io.run_folder import RunFolder
 from metasched.io.strict_json import MAX_BYTES
@@ -71,6 +73,7 @@ def run(experiment: Experiment, folder: RunFolder, console: Console, *, compared
             comparison = None
             if compared:
                 console.note(f"comparing with {name} from {experiment.compare.seeds} fresh seeds")
+                arms = with_tuned_rates(experiment, arms, pool, tracker, console)
                 plan = plan_of(experiment)._replace(horizons=(problem.steps,))
                 comparison = compare_with_start(setting, plan, name, arms, pool, tracker, console)
         published = publish(to_dict(experiment), comparison, arms, folder, tracker, console) if comparison else {}
@@ -139,7 +142,7 @@ def compare_with_start(
     tracker: Tracker,
     console: Console,
 ) -> Comparison:
-    """Adapted and not adapted, floor and ceiling, from the fresh seeds of ``metasched compare``, on test data."""
+    """Adapted and not adapted, floors and ceiling, from the fresh seeds of ``metasched compare``, on test data."""
     (steps,) = plan.horizons
     cells = list(pool.map(online_cell, [(setting, seed) for seed in plan.seeds]))
     inner_steps, method = sum(n for _, n in cells), setting.problem.method.name

@@ -16,11 +16,9 @@ from metasched.core.randomness import derive_seed
 from metasched.estimators.auto import summary
 from metasched.evaluation.compare import compare, plan_of, publish
 from metasched.evaluation.comparison import Comparison
-from metasched.evaluation.contenders import (
-    Contender,
-    given_arms,
-    joined,
-)
+from metasched.evaluation.contenders import Contender, joined
+from metasched.evaluation.floors import with_tuned_rates
+from metasched.evaluation.references import given_arms
 from metasched.exchange.player import PlayedSchedule
 from metasched.exchange.schedule_file import read_schedule
 from metasched.io.atomic import settled_size
@@ -114,6 +112,7 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
             progress = torch.linspace(0, 1, _DRAWN, dtype=torch.float64)
             show(learned(progress, layers), progress, layers, folder, tracker)
             arms = joined((LEARNED, Contender(experiment.problem, learned)), *others.items())
+            arms = with_tuned_rates(experiment, arms, cells, tracker, console)
             comparison = compare(plan_of(experiment), arms, [LEARNED], cells, tracker, console)
         published = publish(config, comparison, arms, folder, tracker, console)
         spent = {"selecting": start.selecting, "learning": outcome.inner_steps}

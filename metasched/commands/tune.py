@@ -9,7 +9,9 @@ from metasched.commands.exporting import Found, write_found
 from metasched.config.load import to_dict
 from metasched.config.schema import Experiment
 from metasched.evaluation.compare import compare, plan_of, publish
-from metasched.evaluation.contenders import Contender, given_arms, joined
+from metasched.evaluation.contenders import Contender, joined
+from metasched.evaluation.floors import with_tuned_rates
+from metasched.evaluation.references import given_arms
 from metasched.exchange.player import PlayedSchedule
 from metasched.exchange.schedule_file import read_schedule
 from metasched.io.json_lines import cut_back
@@ -84,6 +86,7 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
             )
             tuned = PlayedSchedule(read_schedule(folder.schedule))
             arms = joined((TUNED, Contender(experiment.problem, tuned)), *others.items())
+            arms = with_tuned_rates(experiment, arms, cells, tracker, console)
             comparison = compare(plan_of(experiment), arms, [TUNED], cells, tracker, console)
         published = publish(to_dict(experiment), comparison, arms, folder, tracker, console)
     finally:

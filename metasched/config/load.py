@@ -100,7 +100,7 @@ def _validated(
     try:
         experiment = _ADAPTER.validate_python(document)
     except ValidationError as error:
-        found = error.errors(include_url=False)
+        found = _one_of_each_field(error.errors(include_url=False))
         problems = [_explain(e, place) for e in found[:MAX_PROBLEMS]]
         left = len(found) - len(problems)
     else:
@@ -270,6 +270,21 @@ def _override(document: dict[str, Any], name: str, text: str) -> str:
             raise MetaschedError(f"--{name}", f"{section} is not a section", "see `metasched train --help`")
     document[field] = value
     return name
+
+
+def _one_of_each_field(found: Sequence[ErrorDetails]) -> list[ErrorDetails]:
+    """Of a field that may be of several types, such as a number or a word, the first of the errors of all these types.
+
+    Their locations end in the name of the type, which no field has.
+    """
+    plain = {f.path for f in fields() if "[" not in f.type and "{" not in f.type}
+    own: dict[tuple[int | str, ...], ErrorDetails] = {}
+    for error in found:
+        location = error["loc"]
+        if ".".join(map(str, location[:-1])) in plain:
+            location = location[:-1]
+        own.setdefault(location, ErrorDetails(**{**error, "loc": location}))
+    return list(own.values())
 
 
 def _explain(error: ErrorDetails, place: Callable[[str], str]) -> MetaschedError:

@@ -9,27 +9,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from metasched.config.schema import Experiment, ProblemConfig
+from metasched.config.schema import Experiment
 from metasched.evaluation.comparison import Arm, Comparison
-from metasched.evaluation.contenders import (
-    Contender,
-    fresh_seeds,
-)
+from metasched.evaluation.contenders import Contender, fresh_seeds
 from metasched.evaluation.report import write_report
 from metasched.evaluation.statistics import counted, lowest, summarize
 from metasched.evaluation.verdict import verdicts
+from metasched.exchange.format import Spent
 from metasched.exchange.player import spent_on
 from metasched.io.atomic import write_atomic
 from metasched.io.json_text import json_text
 from metasched.io.run_folder import RunFolder
-from metasched.runs.cells import cell_scores, played
+from metasched.runs.cells import cell_scores, played, shares
 from metasched.runs.pool import Mapper
 from metasched.tracking.console import Console
 from metasched.tracking.metrics import SCORES_PICTURE
 from metasched.tracking.plots import plot_comparison
 from metasched.tracking.tracker import Tracker
 from metasched.training.problem import build_problem
-from metasched.training.stacked import mapping_pays
 
 _SHOWN = 2  # number of arms whose differences to all others fit into a terminal
 
@@ -82,7 +79,7 @@ def compare(
         for steps in horizons
         for arm in contenders.values()
         for controls in [played(arm.problem, arm.schedule, steps)]
-        for part in _parts(arm.problem, seeds, pool)
+        for part in shares(arm.problem, seeds, pool)
     ]
     found = (score for part in pool.map(cell_scores, work) for score in part)
 
@@ -103,9 +100,10 @@ def compare(
             steps,
             tuple(scores[name, steps]),
             steps * len(seeds),
-            spent_on(c.schedule),
+            (Spent(by="lr", inner_steps=c.tuned.inner_steps),) if c.tuned else spent_on(c.schedule),
             c.problem.method.name,
             worst,
+            c.tuned,
         )
         for steps in horizons
         for name, c in contenders.items()
@@ -156,10 +154,3 @@ def publish(
         "verdict": entry["verdicts"],
         "arms": {arm.name: arm.summary.mean for arm in comparison.arms},
     }
-
-
-def _parts(config: ProblemConfig, seeds: Sequence[int], pool: Mapper) -> list[Sequence[int]]:
-    """The seeds, as many at once as a process trains at once."""
-    share = -(-len(seeds) // pool.workers)
-    size = share if mapping_pays(build_problem(config), share) else 1
-    return [seeds[i : i + size] for i in range(0, len(seeds), size)]

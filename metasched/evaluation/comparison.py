@@ -9,7 +9,43 @@ from typing import Any
 
 from metasched.evaluation.statistics import PairedDifference, Summary, counted, holm, paired_difference, summarize
 from metasched.exchange.format import Spent
-from metasched.methods.spec import FLOOR
+from metasched.methods.spec import CEILING, FLOOR
+
+LSQ = "lsq"
+FLOORS = (FLOOR, LSQ)  # no schedule: hard from the first step, with fixed scales and with learned ones
+REFERENCES = (*FLOORS, CEILING)  # what every comparison has; the ceiling has no quantization
+
+
+@dataclass(frozen=True)
+class TunedRate:
+    """The learning rate of an arm, chosen on meta-validation.
+
+    Attributes:
+        lr: the chosen rate.
+        tried: (rate, mean hardened score on meta-validation) of each rate that was tried, in ascending order.
+        runs: inner runs of each rate, from the same seeds.
+        inner_steps: training steps of all these runs.
+    """
+
+    lr: float
+    tried: tuple[tuple[float, float], ...]
+    runs: int
+    inner_steps: int
+
+    @property
+    def score(self) -> float:
+        """The mean score of the chosen rate on meta-validation; the best of several, so it flatters the rate."""
+        return dict(self.tried)[self.lr]
+
+    @property
+    def at_the_end(self) -> bool:
+        """Whether the chosen rate is the lowest or the highest that was tried: a better one may lie beyond."""
+        return self.lr in (self.tried[0][0], self.tried[-1][0])
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields as plain values, for JSON."""
+        tried = [{"lr": lr, "score": score} for lr, score in self.tried]
+        return {"lr": self.lr, "tried": tried, "runs": self.runs, "inner_steps": self.inner_steps}
 
 
 @dataclass(frozen=True)
@@ -21,9 +57,10 @@ class Arm:
         horizon: T, inner steps of each run.
         scores: final score of the hardened network on the test split, one a seed; NaN for a run that diverged.
         inner_steps: training steps that this arm spent: T for each seed.
-        spent: training steps that finding the schedule took, before; empty for a hand-coded one.
+        spent: training steps that finding the schedule, or tuning the learning rate, took before; empty for none.
         method: name of the method that it drives; empty where an old result file does not say.
         worst: what a run that diverged counts.
+        tuned: how its learning rate was chosen; None: it has the experiment's.
     """
 
     name: str
@@ -33,6 +70,7 @@ class Arm:
     spent: tuple[Spent, ...] = ()
     method: str = ""
     worst: float = 0.0
+    tuned: TunedRate | None = None
 
     @property
     def counted(self) -> tuple[float, ...]:
@@ -57,7 +95,7 @@ class Comparison:
     Attributes:
         seeds: the inner seeds.
         arms: all arms of each horizon, in the given order.
-        learned: names of the arms with which all others are compared, besides the floor.
+        learned: names of the arms with which all others are compared, besides the floors.
     """
 
     seeds: tuple[int, ...]
@@ -72,6 +110,20 @@ class Comparison:
     def horizons(self) -> list[int]:
         """The horizons, in inner steps."""
         return sorted({arm.horizon for arm in self.arms})
+
+    def floors(self, horizon: int) -> list[Arm]:
+        """The floors that the arms of a horizon are held against, the best one first.
+
+        If the learning rates of all floors were tuned, the one with the best score on meta-validation alone: it is
+        named before the test split is read. Otherwise all that were played (older results have ``ste`` only, or none),
+        by their mean score. At ties ``ste`` is first.
+        """
+        arms = self.at(horizon)
+        floors = [arms[name] for name in FLOORS if name in arms]
+        scores = [arm.tuned.score for arm in floors if arm.tuned is not None]
+        if floors and len(scores) == len(floors):
+            return [floors[scores.index(max(scores))]]
+        return sorted(floors, key=lambda arm: -arm.summary.mean)
 
     def difference(self, arm: Arm, other: Arm) -> PairedDifference:
         """Mean paired difference arm - other with its 95 % interval."""
@@ -88,18 +140,19 @@ class Comparison:
 
         Args:
             horizon: horizon in inner steps.
-            references: arms with a column of differences, besides the floor; default: ``learned``.
+            references: arms with a column of differences, besides the floors; default: ``learned``.
         """
         arms = self.at(horizon)
         names = self.learned if references is None else references
-        others = [arms[name] for name in names if name in arms and name != FLOOR]
-        floor = arms.get(FLOOR)
+        others = [arms[name] for name in names if name in arms and name not in FLOORS]
+        floors = sorted(self.floors(horizon), key=lambda arm: FLOORS.index(arm.name))
+        tuned = any(arm.tuned for arm in arms.values())
         diverged = any(arm.diverged for arm in arms.values())
         found = any(arm.spent for arm in arms.values())
         steps = len({arm.inner_steps for arm in arms.values()}) > 1  # for instance if one arm adapts online
         columns = ["schedule", "mean", "sd", "n", *["diverged"] * diverged, *["inner steps"] * steps]
-        columns += ["found in (inner steps)"] * found
-        columns += [f"this - {FLOOR} [95 % interval]"] * (floor is not None)
+        columns += [*["tuned lr"] * tuned, *["found in (inner steps)"] * found]
+        columns += [f"this - {floor.name} [95 % interval]" for floor in floors]
         for arm in others:
             columns += [f"{arm.name} - this [95 % interval]", "p (Holm)"]
         corrected = {arm.name: self.corrected(arm) for arm in others}
@@ -108,9 +161,9 @@ class Comparison:
             s = arm.summary
             row = [arm.name, f"{s.mean:.4f}", f"{s.sd:.4f}", str(s.n)]
             row += [*[str(arm.diverged)] * diverged, *[str(arm.inner_steps)] * steps]
+            row += [f"{arm.tuned.lr:.3g}" if arm.tuned else ""] * tuned
             row += [" + ".join(f"{spent.inner_steps} {spent.by}" for spent in arm.spent)] * found
-            if floor is not None:
-                row.append("" if arm is floor else _interval(self.difference(arm, floor)))
+            row += ["" if arm is floor else _interval(self.difference(arm, floor)) for floor in floors]
             for reference in others:
                 if reference is arm:
                     row += ["", ""]
@@ -134,12 +187,13 @@ class Comparison:
                 "spent": [asdict(spent) for spent in arm.spent],
                 "scores": list(arm.scores),
                 **({"worst": arm.worst} if arm.worst else {}),
+                **({"tuned": arm.tuned.to_dict()} if arm.tuned else {}),
             }
             arms_here = self.at(arm.horizon)
             references = [arms_here[n] for n in self.learned if n in arms_here]
-            floor = arms_here.get(FLOOR)
-            if floor is not None and floor is not arm:
-                entry["over_floor"] = self.difference(arm, floor)._asdict()
+            for key, name in zip(("over_floor", "over_lsq"), FLOORS, strict=True):
+                if name in arms_here and name != arm.name:
+                    entry[key] = self.difference(arm, arms_here[name])._asdict()
             entry["differences"] = {
                 r.name: {**self.difference(r, arm)._asdict(), "p_holm": self.corrected(r)[arm.name]}
                 for r in references
@@ -150,7 +204,7 @@ class Comparison:
 
 
 def comparison_of(result: Mapping[str, Any]) -> Comparison:
-    """The comparison that ``to_dict`` has written."""
+    """The comparison that ``to_dict`` has written, by this version or an older one."""
     arms = tuple(
         Arm(
             a["name"],
@@ -160,10 +214,17 @@ def comparison_of(result: Mapping[str, Any]) -> Comparison:
             tuple(Spent(**entry) for entry in a.get("spent", [])),
             a.get("method", ""),
             a.get("worst", 0.0),
+            _tuned_rate_of(a["tuned"]) if "tuned" in a else None,
         )
         for a in result["arms"]
     )
     return Comparison(tuple(result["seeds"]), arms, tuple(result["learned"]))
+
+
+def _tuned_rate_of(entry: Mapping[str, Any]) -> TunedRate:
+    """The record that ``to_dict`` has written."""
+    tried = tuple((float(t["lr"]), float(t["score"])) for t in entry["tried"])
+    return TunedRate(float(entry["lr"]), tried, entry["runs"], entry["inner_steps"])
 
 
 def _interval(d: PairedDifference) -> str:

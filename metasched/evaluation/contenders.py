@@ -1,7 +1,6 @@
 """The arms of a comparison: schedules of any method, on the same task, steps and seeds.
 
-Two arms are always included: the floor (``ste``, no schedule: the same quantizers, hard from the first step) and the
-ceiling (``float``, the same network without quantization). Both use the experiment's optimizer.
+Those that every comparison has are in references.py.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from metasched.config.load import of_method, with_fields
 from metasched.config.schema import Experiment, ProblemConfig
 from metasched.core.errors import MetaschedError, unknown_name
 from metasched.core.randomness import derive_seed
+from metasched.evaluation.comparison import REFERENCES, TunedRate
 from metasched.exchange.player import PlayedSchedule, check_method, warn_of_other_kinds
 from metasched.exchange.schedule_file import read_schedule
-from metasched.methods.spec import CEILING, FLOOR
 from metasched.schedules.base import Schedule
 from metasched.schedules.curves import HandCoded
 from metasched.schedules.table import families, hand_coded, schedules_of
@@ -45,36 +44,31 @@ class Contender(NamedTuple):
     Attributes:
         problem: task, method and optimizer that it trains.
         schedule: what the method plays.
+        tuned: how the learning rate of ``problem`` was chosen; None: it is the experiment's.
     """
 
     problem: ProblemConfig
     schedule: Schedule
-
-
-def given_arms(config: ProblemConfig, baselines: Sequence[str] | None) -> list[tuple[str, Contender]]:
-    """What every comparison plays: floor, ceiling and the hand-coded schedules of ``hand_coded_arms``."""
-    return [*reference_arms(config), *hand_coded_arms(config, baselines)]
-
-
-def reference_arms(config: ProblemConfig) -> list[tuple[str, Contender]]:
-    """The floor and the ceiling, with their names."""
-    return [(name, Contender(_by_method(config, name), hand_coded(name)[name])) for name in (FLOOR, CEILING)]
+    tuned: TunedRate | None = None
 
 
 def hand_coded_arms(config: ProblemConfig, names: Sequence[str] | None) -> list[tuple[str, Contender]]:
     """The hand-coded schedules that ``compare.baselines`` names, of any method, or (None) all of the problem's method.
 
+    Those of the floor and the ceiling are left out: every comparison has them.
+
     Raises:
         MetaschedError: no method has a schedule of that name.
     """
     if names is None:
-        return [(n, Contender(config, s)) for n, s in schedules_of(config.method).items()]
+        return [(n, Contender(config, s)) for n, s in schedules_of(config.method).items() if n not in REFERENCES]
     known = method_of_hand_coded()
     arms = []
     for i, name in enumerate(names):
         if name not in known:
             raise unknown_name(f"compare.baselines[{i}]", name, known)
-        arms.append((name, Contender(_by_method(config, known[name]), hand_coded(known[name])[name])))
+        if name not in REFERENCES:
+            arms.append((name, Contender(by_method(config, known[name]), hand_coded(known[name])[name])))
     return arms
 
 
@@ -103,7 +97,7 @@ def schedule_arm(config: ProblemConfig, schedule: Schedule) -> Contender:
         own = schedule.file.method
         config = config._replace(method=of_method(config.method, own.name, own.parameters, "schedule"))
     elif isinstance(schedule, HandCoded):
-        config = _by_method(config, schedule.family)
+        config = by_method(config, schedule.family)
     return Contender(config, schedule)
 
 
@@ -191,7 +185,8 @@ def joined(*arms: tuple[str, Contender]) -> dict[str, Contender]:
     return by_name
 
 
-def _by_method(config: ProblemConfig, name: str) -> ProblemConfig:
+def by_method(config: ProblemConfig, name: str) -> ProblemConfig:
+    """The problem with another method and the same quantizers."""
     return config._replace(method=of_method(config.method, name))
 
 

@@ -11,14 +11,13 @@ from typing import Any
 import torch
 
 from metasched.config.load import dump_yaml
-from metasched.evaluation.comparison import Comparison
+from metasched.evaluation.comparison import REFERENCES, Comparison
 from metasched.evaluation.contenders import Contender
 from metasched.evaluation.verdict import verdicts
 from metasched.io.atomic import write_atomic
 from metasched.io.environment import environment
 from metasched.io.json_text import json_text
 from metasched.io.run_folder import RunFolder
-from metasched.methods.spec import CEILING, FLOOR
 from metasched.tracking.plots import plot_differences, plot_schedule
 from metasched.training.problem import build_problem
 
@@ -61,6 +60,7 @@ def write_report(
         parts.append(f"<h2>After {horizon} steps</h2>")
         parts.append(_table(*comparison.rows(horizon), marked=comparison.learned))
         parts += [_picture(path, alt) for path, alt in _differences(comparison, horizon, folder)]
+    parts += _rates(comparison)
     parts.append("<h2>All scores</h2>")
     parts.append(_picture(folder.plots / "comparison.png", "scores of each arm, one dot per seed"))
     parts.append("<h2>The schedules</h2>")
@@ -84,10 +84,25 @@ def write_report(
 
 
 def _best_others(comparison: Comparison) -> list[str]:
-    """The best arms at the first horizon, without the learned ones, floor and ceiling."""
+    """The best arms at the first horizon, without the learned ones, floors and ceiling."""
     arms = comparison.at(comparison.horizons[0])
-    others = [name for name in arms if name not in (*comparison.learned, FLOOR, CEILING)]
+    others = [name for name in arms if name not in (*comparison.learned, *REFERENCES)]
     return sorted(others, key=lambda name: -arms[name].summary.mean)[:_OTHERS_SHOWN]
+
+
+def _rates(comparison: Comparison) -> Iterable[str]:
+    """What was tried to tune the learning rates of floors and ceiling; nothing if they were not tuned."""
+    arms = comparison.at(comparison.horizons[0]).values()
+    rows = [
+        [name, f"{lr:.3g}", f"{score:.4f}", str(tuned.runs), "chosen" if lr == tuned.lr else ""]
+        for name, tuned in [(arm.name, arm.tuned) for arm in arms]
+        if tuned is not None
+        for lr, score in tuned.tried
+    ]
+    if rows:
+        yield "<h2>Learning rates of floors and ceiling</h2>"
+        yield "<p>Mean hardened scores on meta-validation; the rates were chosen before test data was read.</p>"
+        yield _table(["arm", "learning rate", "mean", "n", ""], rows, marked=())
 
 
 def _setting(comparison: Comparison) -> str:
@@ -128,7 +143,7 @@ def _has_controls(contender: Contender | None) -> bool:
 
 def _curves(contenders: Sequence[Contender], folder: RunFolder) -> Iterable[Path]:
     progress = torch.linspace(0, 1, 101, dtype=torch.float64)
-    for i, (config, schedule) in enumerate(contenders):
+    for i, (config, schedule, _) in enumerate(contenders):
         layers = build_problem(config).network.layers
         path = folder.plots / f"schedule_{i:02d}.png"
         plot_schedule(path, schedule(progress, layers), [layer.name for layer in layers], progress)

@@ -23,7 +23,7 @@ from metasched.tasks.base import Part
 from metasched.training.faults import broken
 from metasched.training.loop import hardened_score
 from metasched.training.problem import build_problem
-from metasched.training.stacked import train_each
+from metasched.training.stacked import mapping_pays, train_each
 
 
 def cell_score(config: ProblemConfig, controls: Tensors, seed: int, steps: int, part: Part) -> float:
@@ -50,6 +50,13 @@ def played(config: ProblemConfig, schedule: Schedule, steps: int) -> Tensors:
     """The control values {control: [T, L]} that a schedule gives this network at a horizon, in float64."""
     layers = build_problem(config, steps=steps).network.layers
     return {name: v.detach() for name, v in schedule(progress_of_steps(steps), layers).items()}
+
+
+def shares(config: ProblemConfig, seeds: Sequence[int], pool: Mapper) -> list[Sequence[int]]:
+    """The seeds in parts, one for each ``cell_scores``: as many at once as a process of the pool trains at once."""
+    share = -(-len(seeds) // pool.workers)
+    size = share if mapping_pays(build_problem(config), share) else 1
+    return [seeds[i : i + size] for i in range(0, len(seeds), size)]
 
 
 class CachedPool:

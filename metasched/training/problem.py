@@ -46,6 +46,11 @@ def build_problem(config: ProblemConfig, *, steps: int | None = None, relaxation
     return _build(config, found, steps or config.task.steps, relaxation)
 
 
+def optimizer_of(settings: OptimizerConfig, task: Task) -> OptimizerConfig:
+    """The optimizer of the experiment, or that of the task where the experiment leaves its section at its defaults."""
+    return task.optimizer if task.optimizer is not None and settings == OptimizerConfig() else settings
+
+
 def forget() -> None:
     """Drops all remembered problems and tasks, and with them the memory that their data take."""
     _build.cache_clear()
@@ -92,9 +97,7 @@ def _build(config: ProblemConfig, found: _Found, steps: int, relaxation: float) 
             first=config.quantize.first,
             last=config.quantize.last,
         )
-    settings = config.optimizer
-    if task.optimizer is not None and settings == OptimizerConfig():
-        settings = task.optimizer
+    settings = optimizer_of(config.optimizer, task)
     bare = recipe(replace(settings, groups=()))
     hyper = {**bare.hyper, "lr": learning_rates(settings, steps)}
     problem = InnerProblem(

@@ -59,7 +59,7 @@ def test_the_test_split_is_read_by_the_comparison_only(tmp_path: Path, monkeypat
         method=MethodConfig(name="inq"),
         schedule=ScheduleConfig(start="best", knots=3, hidden=2),
         meta=MetaConfig(steps=1, runs=1, select_runs=1),
-        compare=CompareConfig(seeds=2, baselines=("inq_linear",)),
+        compare=CompareConfig(seeds=2, baselines=("inq_linear",), tune_floors=5),
         tracking=TrackingConfig(wandb="disabled"),
         run=RunConfig(workers=1),
     )

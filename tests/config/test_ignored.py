@@ -166,6 +166,7 @@ ELSEWHERE = {  # field -> the test that shows what it changes
     "meta.lr": "tests/meta/test_resume.py",
     "meta.select_runs": "tests/commands/test_train.py",
     **dict.fromkeys(("compare.baselines", "compare.horizons"), "tests/evaluation/test_compare.py"),
+    "compare.tune_floors": "tests/evaluation/test_floors.py",
     **dict.fromkeys(("tune.search", "tune.population", "tune.interval"), "tests/search/test_tuning.py"),
     **dict.fromkeys(("online.every", "online.window", "online.lr", "online.held_out"), "tests/meta/test_online.py"),
     **dict.fromkeys(("tracking.wandb", "tracking.project", "name"), "tests/tracking/test_wandb.py"),

@@ -148,5 +148,10 @@ def test_the_table_of_floors_has_a_line_for_each_horizon_with_a_floor(tmp_path: 
     (tmp_path / "digits.json").write_text(json.dumps(Comparison((7, 8), arms, ("learned",)).to_dict() | made))
     (line,) = load(ROOT / "scripts" / "results_tables.py").floors(tmp_path).splitlines()[2:]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[:5] == ["digits", "10", "2", "0.3750", "0.6250"] and cells[5].startswith("+0.2500 [")
-    assert cells[6].startswith("-0.2500 [") and cells[7].startswith("+0.1250 [") and cells[8] == "0.7500"
+    assert cells[:6] == ["digits", "10", "2", "0.3750", "", "0.6250"] and cells[6].startswith("+0.2500 [")
+    assert cells[7].startswith("-0.2500 [") and cells[8].startswith("+0.1250 [") and cells[9] == "0.7500"
+    with_lsq = Comparison((7, 8), (*arms, Arm("lsq", 10, (0.5, 0.5), 20)), ("learned",))  # the better floor
+    (tmp_path / "digits.json").write_text(json.dumps(with_lsq.to_dict() | made))
+    (line,) = load(ROOT / "scripts" / "results_tables.py").floors(tmp_path).splitlines()[2:]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[3:6] == ["0.3750", "0.5000", "0.6250"] and cells[6].startswith("+0.1250 [")

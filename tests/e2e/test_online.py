@@ -84,9 +84,9 @@ def test_the_file_holds_what_was_played_and_plays_it_again(cli: Cli, ran: Path, 
 
 
 def test_the_comparison_is_paired_with_that_of_compare(cli: Cli, config: Path, ran: Path, tmp_path: Path) -> None:
-    adapted, plain, floor, ceiling = read(ran / "comparison.json")["arms"]
+    adapted, plain, floor, lsq, ceiling = read(ran / "comparison.json")["arms"]
     assert (adapted["name"], plain["name"]) == ("inq_linear, online", "inq_linear")
-    assert (floor["name"], ceiling["name"]) == ("ste", "float")
+    assert (floor["name"], lsq["name"], ceiling["name"]) == ("ste", "lsq", "float")
     assert (adapted["inner_steps"], plain["inner_steps"], adapted["horizon"]) == (20, 12, 6)
     assert cli("compare", config, "--compare.horizons=[1]", "--folder", tmp_path / "run") == 0
     compared = read(tmp_path / "run" / "comparison.json")
@@ -103,7 +103,7 @@ def test_the_result_and_the_same_bytes_again(
     captured = capsys.readouterr()
     result = json.loads(captured.out)
     assert captured.err.count("held-out loss") == 2
-    assert result["inner_steps"] == {"playing": 6, "looking_ahead": 4, "comparing": 20 + 3 * 12}
+    assert result["inner_steps"] == {"playing": 6, "looking_ahead": 4, "comparing": 20 + 4 * 12}
     assert (result["start"], result["look_aheads"], result["skipped"]) == ("inq_linear", 2, 0)
     assert result["cost"] > 1 and result["verdict"]["difference"]["n"] == 2
     assert (ran / "schedule.json").read_bytes() == (tmp_path / "run" / "schedule.json").read_bytes()

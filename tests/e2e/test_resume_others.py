@@ -50,13 +50,29 @@ def test_compare(cli: Cli, config: Path, trained: Path, tmp_path: Path, monkeypa
     shutil.copy(trained / "schedule.json", learned)
     ask = ["compare", config, "--schedule", learned, "--folder"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert counted(monkeypatch, lambda: cli(*ask, whole)) == (0, 20)  # 5 arms, 2 seeds, 2 horizons
+    assert counted(monkeypatch, lambda: cli(*ask, whole)) == (0, 24)  # 6 arms, 2 seeds, 2 horizons
     assert counted(monkeypatch, lambda: cli(*ask, parts), stop=6) == (130, 6)
     learned.unlink()  # the run keeps what it needs
-    assert counted(monkeypatch, lambda: cli("compare", "--resume", parts)) == (0, 20 - 5)
+    assert counted(monkeypatch, lambda: cli("compare", "--resume", parts)) == (0, 24 - 5)
     assert (parts / "comparison.json").read_bytes() == (whole / "comparison.json").read_bytes()
     assert rows(parts) == rows(whole)
     assert (parts / "schedules" / "000" / "mine.json").read_bytes() == (trained / "schedule.json").read_bytes()
+
+
+def test_tuned_floors(cli: Cli, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """3 arms, 5 rates and 1 run of each on validation; then 5 arms, 2 seeds and 2 horizons on test."""
+    ask = ["compare", config, "--compare.tune_floors=6", "--folder"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert counted(monkeypatch, lambda: cli(*ask, whole)) == (0, 15 + 20)
+    assert counted(monkeypatch, lambda: cli(*ask, parts), stop=9) == (130, 9)
+    assert counted(monkeypatch, lambda: cli("compare", "--resume", parts), stop=10) == (130, 10)
+    assert counted(monkeypatch, lambda: cli("compare", "--resume", parts)) == (0, 15 + 20 - 8 - 9)
+    assert (parts / "comparison.json").read_bytes() == (whole / "comparison.json").read_bytes()
+    assert rows(parts) == rows(whole)
+    arms = {a["name"]: a for a in json.loads((whole / "comparison.json").read_text())["arms"]}
+    assert [name for name, arm in arms.items() if "tuned" in arm] == ["ste", "lsq", "float"]
+    assert all(arms[name]["tuned"]["inner_steps"] == 5 * 6 for name in ("ste", "lsq", "float"))
+    assert "Learning rates of floors and ceiling" in (whole / "report.html").read_text()
 
 
 def test_an_arm_that_joins_later_is_all_that_is_run(
@@ -64,10 +80,10 @@ def test_an_arm_that_joins_later_is_all_that_is_run(
 ) -> None:
     learned, first, more, whole = (tmp_path / name for name in ("mine.json", "first", "more", "whole"))
     shutil.copy(trained / "schedule.json", learned)
-    assert counted(monkeypatch, lambda: cli("compare", config, "--folder", first)) == (0, 16)
+    assert counted(monkeypatch, lambda: cli("compare", config, "--folder", first)) == (0, 20)
     ask = ["compare", config, "--schedule", learned, "--folder"]
     assert counted(monkeypatch, lambda: cli(*ask, more, "--reuse", first)) == (0, 4)  # 2 seeds, 2 horizons
-    assert counted(monkeypatch, lambda: cli(*ask, whole)) == (0, 20)
+    assert counted(monkeypatch, lambda: cli(*ask, whole)) == (0, 24)
     assert (more / "comparison.json").read_bytes() == (whole / "comparison.json").read_bytes()
     again = tmp_path / "again"  # the folder holds what it took over
     assert counted(monkeypatch, lambda: cli(*ask, again, "--reuse", more)) == (0, 0)
@@ -123,10 +139,10 @@ def test_tune(search: str, cli: Cli, config: Path, tmp_path: Path, monkeypatch: 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert counted(monkeypatch, lambda: cli(*ask, whole)) == (
         0,
-        40 + 20,
-    )  # of the search, and of 5 arms, 2 seeds, 2 horizons
+        40 + 24,
+    )  # of the search, and of 6 arms, 2 seeds, 2 horizons
     assert counted(monkeypatch, lambda: cli(*ask, parts), stop=21) == (130, 21)
-    assert counted(monkeypatch, lambda: cli("tune", "--resume", parts)) == (0, 40 + 20 - 20)
+    assert counted(monkeypatch, lambda: cli("tune", "--resume", parts)) == (0, 40 + 24 - 20)
     assert read_schedule(whole / "schedule.json").provenance.spent == (Spent(by=search, inner_steps=240),)
     assert (parts / "schedule.json").read_bytes() == (whole / "schedule.json").read_bytes()
     assert rows(parts) == rows(whole)

@@ -67,7 +67,7 @@ def test_what_is_logged(trained: Path) -> None:
     assert len(curve) == 101 and curve[-1] == 1
     cells = [row for row in rows if "compare/score" in row]
     comparison = json.loads((trained / "comparison.json").read_text())
-    assert len(cells) == sum(len(arm["scores"]) for arm in comparison["arms"]) == 5 * 2 * 2  # arms, seeds, horizons
+    assert len(cells) == sum(len(arm["scores"]) for arm in comparison["arms"]) == 6 * 2 * 2  # arms, seeds, horizons
     for arm in comparison["arms"]:
         own = [c for c in cells if (c["compare/arm"], c["compare/horizon"]) == (arm["name"], arm["horizon"])]
         assert [c["compare/score"] for c in own] == arm["scores"]

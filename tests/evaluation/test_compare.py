@@ -19,15 +19,8 @@ from metasched.core.randomness import derive_seed
 from metasched.evaluation.compare import compare, plan_of
 from metasched.evaluation.comparison import Arm, Comparison
 from metasched.evaluation.config import CompareConfig
-from metasched.evaluation.contenders import (
-    Contender,
-    described_arm,
-    file_arm,
-    fresh_seeds,
-    hand_coded_arms,
-    joined,
-    reference_arms,
-)
+from metasched.evaluation.contenders import Contender, described_arm, file_arm, fresh_seeds, hand_coded_arms, joined
+from metasched.evaluation.references import reference_arms
 from metasched.exchange.baselines import baselines as exported
 from metasched.exchange.format import Spent
 from metasched.exchange.player import PlayedSchedule
@@ -126,6 +119,7 @@ def test_floor_and_ceiling_are_the_same_network_steps_optimizer_and_seeds() -> N
     arms = joined(*reference_arms(experiment.problem))
     assert [(name, c.problem.method.name, c.problem.method.scale) for name, c in arms.items()] == [
         ("ste", "ste", "max"),
+        ("lsq", "ste", "learned"),
         ("float", "float", "unit"),
     ]
     with Pool(1) as pool:

@@ -11,7 +11,7 @@ import torch
 
 from metasched.config.load import to_dict
 from metasched.config.schema import Experiment
-from metasched.evaluation.comparison import Arm, Comparison
+from metasched.evaluation.comparison import Arm, Comparison, TunedRate
 from metasched.evaluation.contenders import Contender
 from metasched.evaluation.report import write_report
 from metasched.io.run_folder import RunFolder
@@ -60,6 +60,7 @@ def written(tmp_path: Path) -> str:
         Arm(HOSTILE, 5, (0.5, 0.6, 0.7), 15),
         Arm("ana_static", 5, (0.4, 0.5, 0.5), 15),
         Arm("ana_linear", 5, (0.1, 0.2, 0.3), 15),
+        Arm("lsq", 5, (0.1, 0.1, 0.1), 15, tuned=TunedRate(0.02, ((0.01, 0.25), (0.02, 0.75)), 4, 40)),
     )
     comparison = Comparison((1, 2, 3), arms, (HOSTILE,))
     folder = RunFolder(tmp_path)
@@ -80,10 +81,19 @@ def test_it_is_well_formed_and_needs_nothing_else(written: str) -> None:
 
 def test_its_table_is_the_comparison(written: str) -> None:
     rows = Page(written).rows
-    assert [row[0] for row in rows] == ["schedule", HOSTILE, "ana_static", "ana_linear"]
+    assert [row[0] for row in rows[:5]] == ["schedule", HOSTILE, "ana_static", "ana_linear", "lsq"]
     assert rows[0][-1] == "p (Holm)"
     assert rows[2][1:4] == ["0.4667", "0.0577", "3"]
-    assert rows[3][4].startswith("+0.4000 [")
+    assert rows[4][1:5] == ["0.1000", "0.0000", "3", "0.02"]
+    assert any(cell.startswith("+0.4000 [") for cell in rows[3])
+
+
+def test_it_shows_what_was_tried_to_tune_learning_rates(written: str) -> None:
+    assert Page(written).rows[5:] == [
+        ["arm", "learning rate", "mean", "n"],
+        ["lsq", "0.01", "0.2500", "4"],
+        ["lsq", "0.02", "0.7500", "4", "chosen"],
+    ]
 
 
 def test_its_pictures_are_pictures(written: str) -> None:

@@ -68,7 +68,7 @@ def yaml_run(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_floor_and_ceiling_are_in_the_comparison(yaml_run: Path) -> None:
-    assert {arm["name"] for arm in found(yaml_run)["arms"]} == {"learned", "ste", "float", "joint_linear"}
+    assert {arm["name"] for arm in found(yaml_run)["arms"]} == {"learned", "ste", "lsq", "float", "joint_linear"}
 
 
 def test_python_gives_the_same_bits_and_a_finished_run_is_not_done_again(

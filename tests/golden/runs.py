@@ -98,6 +98,14 @@ def compare() -> Entries:
         return scores(folder, *arms)
 
 
+def references() -> Entries:
+    """Floors and ceiling, as they are in every comparison."""
+    method = {"name": "joint", "scale": "least_squares", "granularity": "channel"}
+    with prepared(method=method, compare={"seeds": 2, "baselines": []}) as (config, folder):
+        command("compare", config, "--folder", folder)
+        return scores(folder, "ste", "lsq", "float")
+
+
 def trained(name: str, *, stopped: bool = False) -> Entries:
     """``metasched train``; stopped: interrupted after its second outer step, and resumed."""
     sections = TRAINED[name]
@@ -147,6 +155,7 @@ def sensitivity() -> Entries:
 
 CASES: dict[str, Callable[[], Entries]] = {
     "compare": compare,
+    "references": references,
     **{f"train/{name}": partial(trained, name) for name in TRAINED},
     **{f"train/{name}/resumed": partial(trained, name, stopped=True) for name in TRAINED},
     "online": online,

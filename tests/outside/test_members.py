@@ -87,7 +87,7 @@ def test_they_are_trained_and_what_is_exported_says_so(trained: Path, tmp_path: 
     assert "noise" not in learned.method.parameters  # of other methods
     assert learned.provenance.tasks == ("stripes",)
     verdict = json.loads((trained / "comparison.json").read_text())
-    assert {"learned", "alpha_linear", "ste", "float"} <= {arm["name"] for arm in verdict["arms"]}
+    assert {"learned", "alpha_linear", "ste", "lsq", "float"} <= {arm["name"] for arm in verdict["arms"]}
 
 
 def test_the_code_of_task_and_model_is_in_the_fingerprint(config: Path, trained: Path) -> None:

@@ -13,7 +13,8 @@ import torch
 import yaml
 
 from metasched.config.load import load_experiment
-from metasched.evaluation.contenders import fresh_seeds, reference_arms
+from metasched.evaluation.contenders import fresh_seeds
+from metasched.evaluation.references import reference_arms
 from metasched.runs.cells import cell_score
 
 ROOT = Path(__file__).parents[2]
@@ -52,13 +53,13 @@ def test_floor_and_ceiling_join_from_the_same_seeds(files: tuple[Path, Path, dic
     assert script.main([str(path), str(config), "--compare.baselines=[inq_cubic]"]) == 0
     found = json.loads(path.read_text())
     arms = {arm["name"]: arm for arm in found["arms"]}
-    assert list(arms) == ["learned", "ste", "float", "inq_cubic"]
+    assert list(arms) == ["learned", "ste", "lsq", "float", "inq_cubic"]
     assert arms["learned"]["scores"] == old["arms"][0]["scores"] and found["command"] == "old"
     experiment = load_experiment(config)
     for name, contender in reference_arms(experiment.problem):
         scores = [cell_score(contender.problem, {}, seed, 8, "test") for seed in old["seeds"]]
         assert arms[name]["scores"] == scores and arms[name]["horizon"] == 8
-    assert found["joined"][0]["arms"] == ["ste", "float", "inq_cubic"]
+    assert found["joined"][0]["arms"] == ["ste", "lsq", "float", "inq_cubic"]
     assert "joined later, by `python scripts/join_arms.py" in load("results_tables").markdown("tiny", found)
     assert not path.with_suffix(".cells.jsonl").exists()
 
