@@ -15,6 +15,10 @@ partition relaxation: at each change of f a new random subset is frozen and the 
 
 so that m is all 0 at f = 0, all 1 at f = 1, and tends to the exact partition as omega -> 0.
 
+**Live weights** are in float, as published, or ``hard``: Q(w_i) with STE's derivative in place of w_i. Then f = 0 is
+``ste`` bit for bit, the forward pass is hard at any f, and f acts on what training does alone. A hard live weight may
+have a learned scale: a frozen one keeps its level, and its value follows the scale (held.py).
+
 Source: Zhou et al., ICLR 2017, arXiv 1702.03044. We differ: weights beyond the top level are clamped to it (the
 released code quantizes them to 0), and a frozen weight is never released because its level is smaller (in INQ-pytorch
 it can be).
@@ -28,6 +32,7 @@ from typing import Literal
 import torch
 
 from metasched.core.randomness import Draw
+from metasched.methods import held
 from metasched.methods.base import Control, Method, State, Values
 from metasched.methods.table import INQConfig
 from metasched.methods.tensors import LayerQuantizer, layer_quantizer
@@ -46,6 +51,7 @@ FREEZE_FRACTION = Control(
 _HALF_QUANTUM = 0.5
 
 Partition = Literal["magnitude", "random", "relaxation"]
+Live = Literal["float", "hard"]
 
 
 @dataclass(frozen=True)
@@ -57,11 +63,13 @@ class INQ(Method):
             networks).
         partition: the order in which weights freeze.
         relaxation: omega >= 0, the width of the relaxed mask as a share of the weights; 0: the exact partition.
+        live: ``float``: free weights are seen as they are; ``hard``: on their levels, with STE's derivative.
     """
 
     quantizer: LayerQuantizer
     partition: Partition = "magnitude"
     relaxation: float = 0.0
+    live: Live = "float"
 
     @property
     def controls(self) -> tuple[Control, ...]:
@@ -73,6 +81,8 @@ class INQ(Method):
         if self.partition != "magnitude":
             state["key"] = draw.uniform("partition", w)
             state["fraction"] = torch.zeros((), dtype=w.dtype, device=w.device)
+        if self.live == "hard":
+            state["level"] = hard(w / (state | trainable)["scale"], self.quantizer.levels)
         return w, trainable, state
 
     def prepare(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
@@ -83,6 +93,8 @@ class INQ(Method):
         """
         fraction = controls["freeze_fraction"]
         state = dict(state)
+        if self.live == "hard":
+            state["level"] = held.levels_now(w, state, self.quantizer)
         frozen = state["frozen"].detach()
         if self.partition == "relaxation":
             # drawn in every step, needed or not: under torch.vmap the condition has no truth value
@@ -110,7 +122,7 @@ class INQ(Method):
         return torch.lerp(live, hard(w / state["scale"], self.quantizer.levels) * state["scale"], state["frozen"])
 
     def weight(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
-        return self.blend(w, w, state)
+        return held.seen(w, state, self.quantizer) if self.live == "hard" else self.blend(w, w, state)
 
     def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
         return self.quantizer.harden_activation(x, state, _HALF_QUANTUM)
@@ -120,13 +132,18 @@ class INQ(Method):
     ) -> tuple[torch.Tensor, State]:
         return torch.lerp(proposed, w, state["frozen"]), state  # lerp is exact at 0 and at 1
 
+    def harden(self, w: torch.Tensor, state: State, surrogate: float) -> torch.Tensor:
+        if self.live == "hard":
+            return held.deployed(w, state, self.quantizer, surrogate)
+        return self.quantizer.harden(w, state, surrogate)
+
     def relaxed(self, width: float) -> INQ:
         return replace(self, relaxation=width)
 
 
 def build(config: INQConfig) -> INQ:
     """The method of a configuration."""
-    return INQ(layer_quantizer(config), config.partition)
+    return INQ(layer_quantizer(config), config.partition, live=config.live)
 
 
 def _ranks(key: torch.Tensor) -> torch.Tensor:

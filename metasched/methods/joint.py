@@ -20,9 +20,8 @@ from metasched.methods.ana import ANA
 from metasched.methods.ana import build as build_ana
 from metasched.methods.base import Control, Method, State, Values
 from metasched.methods.inq import INQ
-from metasched.methods.inq import build as build_inq
 from metasched.methods.table import JointConfig
-from metasched.methods.tensors import LayerQuantizer
+from metasched.methods.tensors import LayerQuantizer, layer_quantizer
 
 
 @dataclass(frozen=True)
@@ -65,4 +64,4 @@ class Joint(Method):
 
 def build(config: JointConfig) -> Joint:
     """The method of a configuration."""
-    return Joint(build_ana(config), build_inq(config))
+    return Joint(build_ana(config), INQ(layer_quantizer(config), config.partition))

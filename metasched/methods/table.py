@@ -63,17 +63,32 @@ class WidthsConfig(MethodConfig):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class INQConfig(MethodConfig):
-    """Incremental network quantization."""
+class _Partition(MethodConfig):
+    """The order in which weights freeze."""
 
-    name: Word = "inq"
     partition: Literal["magnitude", "random", "relaxation"] = "magnitude"
     """which weights freeze first: the largest, a random order, or random partition relaxation"""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class JointConfig(ANAConfig, INQConfig):
-    """Noise annealing and freezing at once: the parameters of ANA and INQ."""
+class INQConfig(_Partition):
+    """Incremental network quantization."""
+
+    name: Word = "inq"
+    live: Literal["float", "hard"] = "float"
+    """what the forward pass sees of weights that are not frozen: float, as published, or their levels, as in STE"""
+
+    @model_validator(mode="after")
+    def _hard_where_scales_are_learned(self) -> Self:
+        if self.scale == "learned" and self.live == "float":
+            problem = "cannot be learned by inq while live weights are in float"
+            raise refusal("method", Refused("scale", self.scale, problem, "set method.live to hard"))
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class JointConfig(ANAConfig, _Partition):
+    """Noise annealing and freezing at once: the parameters of ANA, and INQ's partition."""
 
     name: Word = "joint"
 
@@ -119,8 +134,8 @@ def _soft_noise(config: ANAConfig) -> bool:
     return config.forward == "expectation" and config.backward == "noise"
 
 
-def _float_activations(config: INQConfig) -> bool:
-    return config.activation_levels is None
+def _in_float(config: INQConfig) -> bool:
+    return config.activation_levels is None and config.live == "float"
 
 
 ROWS = (
@@ -165,8 +180,9 @@ ROWS = (
         INQConfig,
         "incremental freezing",
         Lazy("metasched.methods.inq:build"),
-        Lazy("metasched.schedules.published:inq"),
-        _float_activations,
+        Lazy("metasched.schedules.freezing:inq"),
+        _in_float,
+        learns=SCALES,
     ),
     MethodSpec(
         JointConfig,

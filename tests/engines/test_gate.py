@@ -72,6 +72,7 @@ HARD: dict[str, MethodConfig] = {
     "ana fixed": MethodConfig(name="ana", noise="triangular", forward="expectation", backward="fixed"),
     "blend": MethodConfig(name="blend", scale="learned"),
     "inq ternary": MethodConfig(name="inq"),
+    "inq hard": MethodConfig(name="inq", live="hard", scale="learned", activation_levels=None),
     "joint mode": MethodConfig(name="joint", noise="logistic", forward="mode"),
     "joint random": MethodConfig(name="joint", forward="random", backward="fixed", partition="relaxation"),
     "gxnor": MethodConfig(name="gxnor"),

@@ -54,6 +54,7 @@ METHODS: dict[str, tuple[MethodConfig, str]] = {  # variant -> method, hand-code
     "inq_magnitude": (MethodConfig(name="inq", partition="magnitude"), "inq_linear"),
     "inq_random": (MethodConfig(name="inq", partition="random"), "inq_linear"),
     "inq_relaxation": (MethodConfig(name="inq", partition="relaxation"), "inq_linear"),
+    "inq_hard": (MethodConfig(name="inq", live="hard", scale="learned", granularity="channel"), "inq_linear"),
     "joint": (MethodConfig(name="joint", scale="least_squares"), "joint_linear"),
     "gxnor": (MethodConfig(name="gxnor"), "gxnor_cosine"),
     "metropolis": (MethodConfig(name="metropolis"), "metropolis_geometric"),
@@ -66,7 +67,7 @@ OPTIMIZERS = {  # eps far above rounding: derivatives through Adam else multiply
     "adamw": OptimizerConfig(name="adamw", lr=0.02, weight_decay=0.1, decay="linear", eps=1e-2),
 }
 ENGINES = ("sweep", "higher", "unroll")
-DIFFERENTIATED = ("ana", "blend", "blend_learned", "inq_magnitude", "joint", "gxnor", "metropolis")
+DIFFERENTIATED = ("ana", "blend", "blend_learned", "inq_magnitude", "inq_hard", "joint", "gxnor", "metropolis")
 OBJECTIVES = ("relaxed", "trajectory")
 ESTIMATORS = ("sweep", "es", "pes", "nres", "mixed", "auto")  # and forward, which takes a run for each parameter
 
