@@ -94,6 +94,15 @@ class JointConfig(ANAConfig, _Partition):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class OscillationConfig(MethodConfig):
+    """Freezing of weights that oscillate."""
+
+    name: Word = "oscillation"
+    momentum: Annotated[Float, Field(gt=0, lt=1)] = 0.01
+    """weight of the present step in the mean frequency of oscillations and in the mean level"""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class GXNORConfig(MethodConfig):
     """Discrete state transition."""
 
@@ -182,6 +191,13 @@ ROWS = (
         Lazy("metasched.methods.inq:build"),
         Lazy("metasched.schedules.freezing:inq"),
         _in_float,
+        learns=SCALES,
+    ),
+    MethodSpec(
+        OscillationConfig,
+        "straight-through estimator that freezes oscillating weights",
+        Lazy("metasched.methods.oscillation:build"),
+        Lazy("metasched.schedules.freezing:oscillation"),
         learns=SCALES,
     ),
     MethodSpec(

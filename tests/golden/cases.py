@@ -55,6 +55,7 @@ METHODS: dict[str, tuple[MethodConfig, str]] = {  # variant -> method, hand-code
     "inq_random": (MethodConfig(name="inq", partition="random"), "inq_linear"),
     "inq_relaxation": (MethodConfig(name="inq", partition="relaxation"), "inq_linear"),
     "inq_hard": (MethodConfig(name="inq", live="hard", scale="learned", granularity="channel"), "inq_linear"),
+    "oscillation": (MethodConfig(name="oscillation", momentum=0.5, scale="learned"), "oscillation_mobilenetv2_3bit"),
     "joint": (MethodConfig(name="joint", scale="least_squares"), "joint_linear"),
     "gxnor": (MethodConfig(name="gxnor"), "gxnor_cosine"),
     "metropolis": (MethodConfig(name="metropolis"), "metropolis_geometric"),

@@ -18,7 +18,7 @@ from metasched.schedules.interpolation import interpolate
 from metasched.schedules.published import ana_2019_windows, ana_windows
 from metasched.schedules.table import HandCoded, hand_coded
 
-FAMILIES = ("float", "ste", "ana", "blend", "inq", "joint", "gxnor", "metropolis")
+FAMILIES = ("float", "ste", "ana", "blend", "inq", "oscillation", "joint", "gxnor", "metropolis")
 SCHEDULES = [schedule for family in FAMILIES for schedule in hand_coded(family).values()]
 CONSTANTS = {"ana_constant_075": 0.75, "ana_constant_085": 0.85, "ana_constant_100": 1.0}  # half-widths
 RAMPS = ("linear", "cosine", "cubic", "input_first", "output_first")
@@ -28,17 +28,25 @@ CONTROLS = {  # family -> the controls of its method
     "ana": {"noise_scale", "noise_mean"},
     "blend": {"weight_blend", "activation_blend"},
     "inq": {"freeze_fraction"},
+    "oscillation": {"freeze_threshold"},
     "joint": {"noise_scale", "noise_mean", "freeze_fraction"},
     "gxnor": {"temperature"},
     "metropolis": {"temperature"},
 }
 BLENDS = ("weight_blend", "activation_blend")
 RANGES = {"noise_scale": (0.0, 1.0), "noise_mean": (-0.5, 0.0), "freeze_fraction": (0.0, 1.0), "temperature": (0, 1)}
+RANGES["freeze_threshold"] = (0.01, 1.0)
 RANGES |= dict.fromkeys(BLENDS, (0.0, 1.0))
 ENDS = {"noise_scale": 0.0, "noise_mean": 0.0, "freeze_fraction": 1.0, **dict.fromkeys(BLENDS, 1.0)}
 STARTS = {"noise_scale": (0.5, *CONSTANTS.values()), "noise_mean": (-0.5, 0.0), "freeze_fraction": (0.0,)}
 STARTS |= dict.fromkeys(BLENDS, (0.0, 1.0))
-SIGNS = {"noise_scale": -1, "noise_mean": 1, "freeze_fraction": 1, **dict.fromkeys(BLENDS, 1)}  # of every change
+SIGNS = {
+    "noise_scale": -1,
+    "noise_mean": 1,
+    "freeze_fraction": 1,
+    "freeze_threshold": -1,
+    **dict.fromkeys(BLENDS, 1),
+}  # of every change
 
 
 def network(num_layers: int) -> list[Layer]:
@@ -183,7 +191,7 @@ def test_range_direction_and_end(schedule: HandCoded, num_layers: int, num_steps
         low, high = RANGES[control]
         assert value.shape == (num_steps, num_layers) and value.dtype == torch.float64
         assert low <= value.min() and value.max() <= high
-        if control == "temperature":  # which may rise again, and end anywhere
+        if control not in ENDS:  # which may rise again, and end anywhere
             assert schedule.name == "metropolis_restarts" or (value.diff(dim=0) <= 0).all()
             continue
         assert (value.diff(dim=0) * SIGNS[control] >= 0).all()
