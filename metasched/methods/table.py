@@ -54,6 +54,20 @@ class BlendConfig(MethodConfig):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class TemperatureConfig(MethodConfig):
+    """Softmax expectations over the levels: no own parameter."""
+
+    name: Word = "temperature"
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PARQConfig(MethodConfig):
+    """Piecewise-affine maps: no own parameter."""
+
+    name: Word = "parq"
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class WidthsConfig(MethodConfig):
     """Scheduled surrogate widths."""
 
@@ -183,6 +197,21 @@ ROWS = (
         "from float to hard by a blend of both",
         Lazy("metasched.methods.blend:build"),
         Lazy("metasched.schedules.blending:blend"),
+        learns=SCALES,
+    ),
+    MethodSpec(
+        TemperatureConfig,
+        "from soft to hard by the temperature of a softmax over the levels",
+        Lazy("metasched.methods.temperature:build"),
+        Lazy("metasched.schedules.tempering:temperature"),
+        lambda config: True,
+        learns=SCALES,
+    ),
+    MethodSpec(
+        PARQConfig,
+        "from float to hard by a piecewise-affine map that steepens",
+        Lazy("metasched.methods.parq:build"),
+        Lazy("metasched.schedules.tempering:parq"),
         learns=SCALES,
     ),
     MethodSpec(

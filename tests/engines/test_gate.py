@@ -49,6 +49,12 @@ SOFT: dict[str, list[MethodConfig]] = {
     "widths": [],
     "ana": [MethodConfig(name="ana", noise=noise, forward="expectation") for noise in NOISE_FAMILIES],  # type: ignore[arg-type]
     "blend": [],  # its forward has the quantizer in it from the first step on
+    "temperature": [
+        MethodConfig(name="temperature"),
+        MethodConfig(name="temperature", scale="learned", granularity="channel"),
+        MethodConfig(name="temperature", levels="int3", activation_levels="uint2", scale="max"),
+    ],
+    "parq": [],  # its derivative in the weight is a surrogate
     "inq": [
         MethodConfig(name="inq", activation_levels=None),
         MethodConfig(name="inq", activation_levels=None, partition="random", scale="max", granularity="channel"),
@@ -72,6 +78,7 @@ HARD: dict[str, MethodConfig] = {
     "ana random": MethodConfig(name="ana", noise="normal", forward="random"),
     "ana fixed": MethodConfig(name="ana", noise="triangular", forward="expectation", backward="fixed"),
     "blend": MethodConfig(name="blend", scale="learned"),
+    "parq": MethodConfig(name="parq", scale="learned"),
     "inq ternary": MethodConfig(name="inq"),
     "inq hard": MethodConfig(name="inq", live="hard", scale="learned", activation_levels=None),
     "joint mode": MethodConfig(name="joint", noise="logistic", forward="mode"),

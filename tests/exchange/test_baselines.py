@@ -21,6 +21,7 @@ from metasched.methods.gxnor import STEP_TEMPERATURE
 from metasched.methods.inq import FREEZE_FRACTION
 from metasched.methods.metropolis import TEMPERATURE
 from metasched.methods.oscillation import FREEZE_THRESHOLD
+from metasched.methods.parq import INVERSE_SLOPE
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.table import hand_coded
 
@@ -35,6 +36,8 @@ CONTROLS = {
     "blend": [WEIGHT_BLEND, ACTIVATION_BLEND],
     "widths": build_method(MethodConfig(name="widths")).controls,
     "inq": [FREEZE_FRACTION],
+    "temperature": build_method(MethodConfig(name="temperature")).controls,
+    "parq": [INVERSE_SLOPE],
     "oscillation": [FREEZE_THRESHOLD],
     "joint": [NOISE_SCALE, NOISE_MEAN, FREEZE_FRACTION],
     "gxnor": [STEP_TEMPERATURE],
@@ -46,6 +49,8 @@ EXPECTED = {
     **hand_coded("blend"),
     **hand_coded("widths"),
     **hand_coded("inq"),
+    **hand_coded("temperature"),
+    **hand_coded("parq"),
     **hand_coded("oscillation"),
     **hand_coded("gxnor"),
     **hand_coded("metropolis"),
