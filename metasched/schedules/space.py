@@ -15,12 +15,12 @@ from metasched.methods.base import Control
 
 
 def straight(control: Control) -> Control:
-    """The control in the learned space: on a log scale, with the logarithms of low, high and end; else unchanged."""
+    """The control in the learned space: on a log scale, with the logarithms of its values; else unchanged."""
     if control.scale == "linear":
         return control
-    low, high = math.log(control.low), math.log(control.high)
-    end = None if control.end is None else math.log(control.end)
-    return replace(control, low=low, high=high, end=end, scale="linear")
+    optional = {name: getattr(control, name) for name in ("end", "none_value", "learning_floor")}
+    logarithms = {name: None if value is None else math.log(value) for name, value in optional.items()}
+    return replace(control, low=math.log(control.low), high=math.log(control.high), scale="linear", **logarithms)
 
 
 def into(control: Control, values: torch.Tensor) -> torch.Tensor:
