@@ -57,7 +57,9 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "methods/test_contract.py": "methods/base methods/joint methods/ste",
     "methods/test_discrete.py": "methods/gxnor methods/metropolis",
     "methods/test_outside.py": "methods/spec methods/table",
+    "methods/test_held.py": "schedules/freezing",
     "methods/test_widths.py": "quantizers/surrogate schedules/widths",
+    "methods/test_temperature.py": "quantizers/softmax schedules/tempering",
     "methods/test_trainable.py": "methods/tensors",
     "models/test_models.py": """
         models/convnet models/cutie models/lenet models/mlp models/resnet models/vgg7 models/vgg8

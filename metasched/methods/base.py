@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import torch
 
@@ -73,8 +73,10 @@ class Method(ABC):
 
     Attributes:
         quantizer: level sets and scales of a layer.
+        freezes: whether its update holds weights still, and so must come after those of other parts of ``joint``.
     """
 
+    freezes: ClassVar[bool] = False
     quantizer: LayerQuantizer
 
     @property

@@ -15,6 +15,10 @@ partition relaxation: at each change of f a new random subset is frozen and the 
 
 so that m is all 0 at f = 0, all 1 at f = 1, and tends to the exact partition as omega -> 0.
 
+**Live weights** are in float, as published, or ``hard``: Q(w_i) with STE's derivative in place of w_i. Then f = 0 is
+``ste`` bit for bit, the forward pass is hard at any f, and f acts on what training does alone. A hard live weight may
+have a learned scale: a frozen one keeps its level, and its value follows the scale (held.py).
+
 Source: Zhou et al., ICLR 2017, arXiv 1702.03044. We differ: weights beyond the top level are clamped to it (the
 released code quantizes them to 0), and a frozen weight is never released because its level is smaller (in INQ-pytorch
 it can be).
@@ -23,11 +27,12 @@ it can be).
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
 from metasched.core.randomness import Draw
+from metasched.methods import held
 from metasched.methods.base import Control, State, Values
 from metasched.methods.modifier import Modifier
 from metasched.methods.table import INQConfig
@@ -45,7 +50,10 @@ FREEZE_FRACTION = Control(
     none_value=0.0,
 )
 
+_HALF_QUANTUM = 0.5
+
 Partition = Literal["magnitude", "random", "relaxation"]
+Live = Literal["float", "hard"]
 
 
 @dataclass(frozen=True)
@@ -57,11 +65,15 @@ class INQ(Modifier):
             networks).
         partition: the order in which weights freeze.
         relaxation: omega >= 0, the width of the relaxed mask as a share of the weights; 0: the exact partition.
+        live: ``float``: free weights are seen as they are; ``hard``: on their levels, with STE's derivative.
     """
+
+    freezes: ClassVar = True
 
     quantizer: LayerQuantizer
     partition: Partition = "magnitude"
     relaxation: float = 0.0
+    live: Live = "float"
 
     @property
     def controls(self) -> tuple[Control, ...]:
@@ -73,6 +85,8 @@ class INQ(Modifier):
         if self.partition != "magnitude":
             state["key"] = draw.uniform("partition", w)
             state["fraction"] = torch.zeros((), dtype=w.dtype, device=w.device)
+        if self.live == "hard":
+            state["level"] = hard(w / (state | trainable)["scale"], self.quantizer.levels)
         return w, trainable, state
 
     def prepare(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
@@ -83,6 +97,8 @@ class INQ(Modifier):
         """
         fraction = controls["freeze_fraction"]
         state = dict(state)
+        if self.live == "hard":
+            state["level"] = held.levels_now(w, state, self.quantizer)
         frozen = state["frozen"].detach()
         if self.partition == "relaxation":
             # drawn in every step, needed or not: under torch.vmap the condition has no truth value
@@ -100,10 +116,14 @@ class INQ(Modifier):
         return state
 
     def seen_weight(self, seen: torch.Tensor, w: torch.Tensor, state: State, controls: Values) -> torch.Tensor:
-        """(1 - m) seen + m Q(w), with the mask m of the state; ``seen`` and w are [C_out, ...]."""
-        return torch.lerp(seen, hard(w / state["scale"], self.quantizer.levels) * state["scale"], state["frozen"])
+        """(1 - m) seen + m q s, with the mask m of the state; ``seen`` and w are [C_out, ...]."""
+        level = held.levels_now(w, state, self.quantizer) if self.live == "hard" else None
+        level = hard(w / state["scale"], self.quantizer.levels) if level is None else level
+        return torch.lerp(seen, level * state["scale"], state["frozen"])  # lerp is exact at 0 and at 1
 
     def weight(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
+        if self.live == "hard":
+            return self.seen_weight(self.quantizer.harden(w, state, _HALF_QUANTUM), w, state, controls)
         return self.seen_weight(w, w, state, controls)
 
     def update(
@@ -111,13 +131,16 @@ class INQ(Modifier):
     ) -> tuple[torch.Tensor, State]:
         return torch.lerp(proposed, w, state["frozen"]), state  # lerp is exact at 0 and at 1
 
+    def hardened(self, hardened: torch.Tensor, w: torch.Tensor, state: State, surrogate: float) -> torch.Tensor:
+        return held.deployed(hardened, w, state, self.quantizer, surrogate) if self.live == "hard" else hardened
+
     def relaxed(self, width: float) -> INQ:
         return replace(self, relaxation=width)
 
 
 def build(config: INQConfig) -> INQ:
     """The method of a configuration."""
-    return INQ(layer_quantizer(config), config.partition)
+    return INQ(layer_quantizer(config), config.partition, live=config.live)
 
 
 def _ranks(key: torch.Tensor) -> torch.Tensor:

@@ -3,8 +3,8 @@
     w_seen = M_n(... M_1(B(w), w) ..., w)        B: the base; M_i: the modifiers (modifier.py), in their order
 
 The base is the one part that is no modifier, ``ste`` if there is none. Controls, states and penalties are those of all
-parts; each part may change the optimizer's proposal, in their order. The default, with ANA's noisy stair A and the mask
-m of INQ's frozen weights, is
+parts; each may change the optimizer's proposal, those that freeze weights last. The default, with ANA's noisy stair A
+and the mask m of INQ's frozen weights, is
 
     w_seen_i = (1 - m_i) A(w)_i + m_i Q(w_i)
 
@@ -79,9 +79,18 @@ class Joint(Method):
     def update(
         self, w: torch.Tensor, proposed: torch.Tensor, state: State, controls: Values, draw: Draw
     ) -> tuple[torch.Tensor, State]:
-        for part in self._parts:
+        for part in sorted(self._parts, key=lambda part: part.freezes):
             proposed, state = part.update(w, proposed, state, controls, draw)
         return proposed, state
+
+    def harden(self, w: torch.Tensor, state: State, surrogate: float) -> torch.Tensor:
+        found = self.base.harden(w, state, surrogate)
+        for part in self.modifiers:
+            found = part.hardened(found, w, state, surrogate)
+        return found
+
+    def harden_activation(self, x: torch.Tensor, state: State, surrogate: float) -> torch.Tensor:
+        return self.base.harden_activation(x, state, surrogate)
 
     def relaxed(self, width: float) -> Joint:
         return replace(
@@ -109,4 +118,6 @@ def build(config: JointConfig) -> Joint:
     names = [control.name for control in joint.controls]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise MetaschedError("method.of", f"has two controls named {twice[0]}", "leave one of the parts out")
+    if sum(part.freezes for part in parts.values()) > 1:
+        raise MetaschedError("method.of", f"is {config.of}, of which two freeze weights", "leave one of the parts out")
     return joint

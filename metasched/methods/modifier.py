@@ -40,3 +40,10 @@ class Modifier(Method):
 
     def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
         return self.seen_activation(self.quantizer.harden_activation(x, state, _HALF_QUANTUM), x, state, controls)
+
+    def hardened(self, hardened: torch.Tensor, w: torch.Tensor, state: State, surrogate: float) -> torch.Tensor:
+        """The deployed weight [C_out, ...] instead of ``hardened``, of the same shape. Default: ``hardened``."""
+        return hardened
+
+    def harden(self, w: torch.Tensor, state: State, surrogate: float) -> torch.Tensor:
+        return self.hardened(self.quantizer.harden(w, state, surrogate), w, state, surrogate)

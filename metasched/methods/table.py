@@ -55,6 +55,20 @@ class BlendConfig(MethodConfig):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class TemperatureConfig(MethodConfig):
+    """Softmax expectations over the levels: no own parameter."""
+
+    name: Word = "temperature"
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PARQConfig(MethodConfig):
+    """Piecewise-affine maps: no own parameter."""
+
+    name: Word = "parq"
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class WidthsConfig(MethodConfig):
     """Scheduled surrogate widths."""
 
@@ -64,12 +78,27 @@ class WidthsConfig(MethodConfig):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class INQConfig(MethodConfig):
+class _Partition(MethodConfig):
+    """The order in which weights freeze."""
+
+    partition: Literal["magnitude", "random", "relaxation"] = "magnitude"
+    """which weights freeze first: the largest, a random order, or random partition relaxation"""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class INQConfig(_Partition):
     """Incremental network quantization."""
 
     name: Word = "inq"
-    partition: Literal["magnitude", "random", "relaxation"] = "magnitude"
-    """which weights freeze first: the largest, a random order, or random partition relaxation"""
+    live: Literal["float", "hard"] = "float"
+    """what the forward pass sees of weights that are not frozen: float, as published, or their levels, as in STE"""
+
+    @model_validator(mode="after")
+    def _hard_where_scales_are_learned(self) -> Self:
+        if self.scale == "learned" and self.live == "float":
+            problem = "cannot be learned by inq while live weights are in float"
+            raise refusal("method", Refused("scale", self.scale, problem, "set method.live to hard"))
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -80,13 +109,27 @@ class RatesConfig(MethodConfig):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class JointConfig(ANAConfig, INQConfig, WidthsConfig):
+class OscillationConfig(MethodConfig):
+    """Freezing of weights that oscillate."""
+
+    name: Word = "oscillation"
+    momentum: Annotated[Float, Field(gt=0, lt=1)] = 0.01
+    """weight of the present step in the mean frequency of oscillations and in the mean level"""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class JointConfig(ANAConfig, _Partition, WidthsConfig, OscillationConfig):
     """Several methods at once: the parameters of all that can be its parts."""
 
     name: Word = "joint"
     of: Word = DEFAULT_PARTS
     """names of methods joined by +, such as widths+rates: at most one that says what the forward pass sees (ana,
-    widths), and any of blend, inq and rates, which change it in the order given"""
+    widths, temperature, parq, oscillation), and any of blend, inq and rates, which change it in the order given"""
+
+    @property
+    def live(self) -> Literal["float", "hard"]:
+        """Of INQ as a part, which sees other parts' live weights: whether it stores the levels of frozen ones."""
+        return "hard" if self.scale == "learned" else "float"
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -166,8 +209,8 @@ def _both(config: MethodConfig) -> tuple[str, ...]:
     return SCALES
 
 
-def _float_activations(config: INQConfig) -> bool:
-    return config.activation_levels is None
+def _in_float(config: INQConfig) -> bool:
+    return config.activation_levels is None and config.live == "float"
 
 
 ROWS = (
@@ -217,11 +260,34 @@ ROWS = (
         learns=_both,
     ),
     MethodSpec(
+        TemperatureConfig,
+        "from soft to hard by the temperature of a softmax over the levels",
+        Lazy("metasched.methods.temperature:build"),
+        Lazy("metasched.schedules.tempering:temperature"),
+        lambda config: True,
+        learns=_both,
+    ),
+    MethodSpec(
+        PARQConfig,
+        "from float to hard by a piecewise-affine map that steepens",
+        Lazy("metasched.methods.parq:build"),
+        Lazy("metasched.schedules.tempering:parq"),
+        learns=_both,
+    ),
+    MethodSpec(
         INQConfig,
         "incremental freezing",
         Lazy("metasched.methods.inq:build"),
-        Lazy("metasched.schedules.published:inq"),
-        _float_activations,
+        Lazy("metasched.schedules.freezing:inq"),
+        _in_float,
+        learns=_both,
+    ),
+    MethodSpec(
+        OscillationConfig,
+        "straight-through estimator that freezes oscillating weights",
+        Lazy("metasched.methods.oscillation:build"),
+        Lazy("metasched.schedules.freezing:oscillation"),
+        learns=_both,
     ),
     MethodSpec(
         JointConfig,

@@ -1,14 +1,16 @@
-"""Hand-coded schedules of ``blend``: the same curve for ``weight_blend`` and ``activation_blend``, from 0 to 1.
+"""Hand-coded schedules of ``blend``: a curve from 0 to 1 for ``weight_blend`` and ``activation_blend``.
 
-With progress u, the relative depth d of a layer, and clip to [0, 1]:
+Both have the same curve, except in ``blend_binary_relax``, whose activations are hard throughout. With progress u, the
+relative depth d of a layer, and clip to [0, 1]:
 
-    blend_bitnet      clip(5 u): over 1,000 of 5,000 steps            (1.58-bit fine-tuning)
-    blend_half        clip(2 u)                                       (the same, an earlier run)
-    blend_linear      u                                               (the same, the first try)
-    blend_sigmoid_k   1 / (1 + exp(-k (u - 1/2))), k = 15, 100        (the same)
-    blend_late        a jump at u = 1/2: 1,000 of 2,000 steps         (torchtune)
-    blend_onset       clip((u - 0.09 - 0.38 d) / 0.28)                (found by random search, for this package)
-    blend_constant    1 throughout: STE
+    blend_bitnet         clip(5 u): over 1,000 of 5,000 steps            (1.58-bit fine-tuning)
+    blend_half           clip(2 u)                                       (the same, an earlier run)
+    blend_linear         u                                               (the same, the first try)
+    blend_sigmoid_k      1 / (1 + exp(-k (u - 1/2))), k = 15, 100        (the same)
+    blend_late           a jump at u = 1/2: 1,000 of 2,000 steps         (torchtune)
+    blend_onset          clip((u - 0.09 - 0.38 d) / 0.28)                (found by random search, for this package)
+    blend_binary_relax   r / (1 + r), r = 1.04^(200 u), and 1 from 3/4   (BinaryRelax: 150 of 200 epochs)
+    blend_constant       1 throughout: STE
 
 We differ: numbers of steps are shares of the run here. The authors' sigmoids miss 0 and 1 by 6e-4 for k = 15; ours are
 stretched to both, and the steps of the sigmoid are those of the whole run.
@@ -33,6 +35,11 @@ BITNET = (
 LATE = (
     "torchtune, fake_quant_after_n_steps: 1000 of 2000 steps in docs/source/tutorials/qat_finetune.rst; also "
     "axolotl-ai-cloud/axolotl, pull request 2590"
+)
+BINARY_RELAX = (
+    "Yin, Zhang, Lyu, Osher, Qi, Xin: BinaryRelax: A Relaxation Approach for Training Deep Neural Networks with "
+    "Quantized Weights. SIAM Journal on Imaging Sciences 11(4), 2018, arXiv 1801.06313; penhunt/binaryrelax, "
+    "VGG11-Cifar10.ipynb"
 )
 ONSET = "found by random search for this package, on the digits with nine convolutions and learned scales; no paper"
 _ONSET = {"start": 0.09, "delay": 0.38, "length": 0.28}
@@ -67,6 +74,26 @@ def sigmoid(progress: torch.Tensor, layers: Sequence[Layer], *, steepness: float
     return exact[:, None].repeat(1, len(layers))
 
 
+def binary_relax(
+    progress: torch.Tensor, layers: Sequence[Layer], *, growth: float, epochs: int, relaxed: float
+) -> torch.Tensor:
+    """The share r / (1 + r) of Q(w) in BinaryRelax's mixture (w + r Q(w)) / (1 + r).
+
+    Args:
+        progress: u [T] in [0, 1].
+        layers: L of them; all have the same values.
+        growth: of r in an epoch; r = growth^(epochs u) starts at 1.
+        epochs: of the whole run.
+        relaxed: progress from which on the share is 1.
+
+    Returns:
+        [T, L] in the dtype of ``progress``.
+    """
+    ratio = torch.exp(epochs * math.log(growth) * progress)
+    share = torch.where(progress < relaxed, ratio / (1 + ratio), 1.0)
+    return share[:, None].repeat(1, len(layers))
+
+
 def blend() -> list[HandCoded]:
     """The schedules of the method ``blend``: published warm-ups, a late start, an onset by layer, ramps, the floor."""
     warm_up = f"{BITNET}; lambda"
@@ -83,6 +110,17 @@ def blend() -> list[HandCoded]:
             dict.fromkeys(("weight_blend", "activation_blend"), partial(steps, times=(0.5,), values=(0.0, 1.0))),
             "previous",
             (0.5,),
+        ),
+        HandCoded(
+            "blend_binary_relax",
+            "blend",
+            BINARY_RELAX,
+            {
+                "weight_blend": partial(binary_relax, growth=1.04, epochs=200, relaxed=0.75),
+                "activation_blend": partial(constant, value=1.0),
+            },
+            "linear",
+            (0.75,),
         ),
         _both("onset", ONSET, partial(ramp, **_ONSET)),
         _both("constant", "hard from the first step, as the straight-through estimator", partial(constant, value=1.0)),

@@ -97,6 +97,25 @@ def cosine(progress: torch.Tensor, layers: Sequence[Layer]) -> torch.Tensor:
     return _all_layers((1 + torch.cos(math.pi * progress)) / 2, layers)
 
 
+def cosine_after(
+    progress: torch.Tensor, layers: Sequence[Layer], *, onset: float, before: float, start: float, end: float
+) -> torch.Tensor:
+    """``before`` until the onset, then from start to end along half a cosine: [T, L], equal in all layers.
+
+    Args:
+        progress: [T] in [0, 1].
+        layers: L of them.
+        onset: progress at which the cosine starts, in [0, 1).
+        before, start, end: values.
+
+    >>> cosine_after(torch.tensor([0.0, 0.5, 1.0]), [None], onset=0.5, before=1.0, start=0.5, end=0.25).T.tolist()
+    [[1.0, 0.5, 0.25]]
+    """
+    through = ((progress - onset) / (1 - onset)).clamp(0, 1)
+    falling = end + (start - end) * (1 + torch.cos(math.pi * through)) / 2
+    return _all_layers(torch.where(progress < onset, before, falling), layers)
+
+
 def cubic(progress: torch.Tensor, layers: Sequence[Layer]) -> torch.Tensor:
     """(1 - u)^3 at progress u [T]: [T, L] (gradual pruning of Zhu and Gupta, 2017, arXiv 1710.01878)."""
     return _all_layers((1 - progress) ** 3, layers)

@@ -15,12 +15,12 @@ from metasched.methods.base import Control
 
 
 def straight(control: Control) -> Control:
-    """The control in the learned space: on a log scale, with the logarithms of low, high and end; else unchanged."""
+    """The control in the learned space: on a log scale, with the logarithms of its values; else unchanged."""
     if control.scale == "linear":
         return control
-    low, high = math.log(control.low), math.log(control.high)
-    end = None if control.end is None else math.log(control.end)
-    return replace(control, low=low, high=high, end=end, scale="linear")
+    optional = {name: getattr(control, name) for name in ("end", "none_value", "learning_floor")}
+    logarithms = {name: None if value is None else math.log(value) for name, value in optional.items()}
+    return replace(control, low=math.log(control.low), high=math.log(control.high), scale="linear", **logarithms)
 
 
 def into(control: Control, values: torch.Tensor) -> torch.Tensor:
@@ -38,7 +38,9 @@ def into(control: Control, values: torch.Tensor) -> torch.Tensor:
 def out_of(control: Control, values: torch.Tensor, num_layers: int) -> torch.Tensor:
     """Maps values [K, L or 1] in the learned space back to the control: [K, num_layers], in range, exact at the end."""
     if control.scale == "log":
-        line, values = values, values.exp().clamp(control.low, control.high)
+        line, values = values, values.exp()
+        # where, not clamp: its derivative at a bound, where a schedule may start, differs between versions of torch
+        values = torch.where(values > control.high, control.high, torch.where(values < control.low, control.low, values))
         if control.end is not None:
             if control.direction == "nonincreasing":
                 values = values.clamp_min(control.end)

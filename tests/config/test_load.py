@@ -118,6 +118,8 @@ MISTAKES = [
     ("method: {levels: ternry}", [], ["experiment.yaml: method.levels: unknown level set 'ternry'"]),
     ("method: {name: inq, backward: fixed}", [], ["method.backward: has no effect, because method.name is inq"]),
     ("method: {name: ana, partition: random}", [], ["method.partition: has no effect, because method.name is ana"]),
+    ("method: {name: joint, live: hard}", [], ["method.live: has no effect, because method.name is joint"]),
+    ("method: {name: inq, scale: learned}", [], ["method.scale: cannot be learned by inq while live weights are in "]),
     ("optimizer: {momentum: 0.5}", [], ["optimizer.momentum: has no effect, because optimizer.name is adam"]),
     ("name: a", ["--meta.steps=-1"], ["--meta.steps: must be at least 0, got -1"]),
     ("name: a", ["--optimizer.betas=[2, 0.1]"], ["--optimizer.betas[0]: must be less than 1, got 2"]),

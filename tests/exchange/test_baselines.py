@@ -20,6 +20,8 @@ from metasched.methods.config import MethodConfig
 from metasched.methods.gxnor import STEP_TEMPERATURE
 from metasched.methods.inq import FREEZE_FRACTION
 from metasched.methods.metropolis import TEMPERATURE
+from metasched.methods.oscillation import FREEZE_THRESHOLD
+from metasched.methods.parq import INVERSE_SLOPE
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.table import hand_coded
 
@@ -34,6 +36,9 @@ CONTROLS = {
     "blend": [WEIGHT_BLEND, ACTIVATION_BLEND],
     "widths": build_method(MethodConfig(name="widths")).controls,
     "inq": [FREEZE_FRACTION],
+    "temperature": build_method(MethodConfig(name="temperature")).controls,
+    "parq": [INVERSE_SLOPE],
+    "oscillation": [FREEZE_THRESHOLD],
     "joint": [NOISE_SCALE, NOISE_MEAN, FREEZE_FRACTION],
     "gxnor": [STEP_TEMPERATURE],
     "metropolis": [TEMPERATURE],
@@ -44,6 +49,9 @@ EXPECTED = {
     **hand_coded("blend"),
     **hand_coded("widths"),
     **hand_coded("inq"),
+    **hand_coded("temperature"),
+    **hand_coded("parq"),
+    **hand_coded("oscillation"),
     **hand_coded("gxnor"),
     **hand_coded("metropolis"),
     **{f"joint_{ramp}": hand_coded("joint")[f"joint_{ramp}"] for ramp in RAMPS},

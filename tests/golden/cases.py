@@ -51,9 +51,14 @@ METHODS: dict[str, tuple[MethodConfig, str]] = {  # variant -> method, hand-code
     "ana": (MethodConfig(name="ana", forward="random"), "ana_linear"),
     "blend": (MethodConfig(name="blend"), "blend_onset"),
     "blend_learned": (MethodConfig(name="blend", scale="learned", activation_scale="learned"), "blend_linear"),
+    "temperature": (MethodConfig(name="temperature", scale="learned"), "temperature_hestia"),
+    "temperature_both": (MethodConfig(name="temperature", scale="least_squares"), "temperature_cosine"),
+    "parq": (MethodConfig(name="parq", scale="learned", granularity="channel"), "parq_sigmoid_10"),
     "inq_magnitude": (MethodConfig(name="inq", partition="magnitude"), "inq_linear"),
     "inq_random": (MethodConfig(name="inq", partition="random"), "inq_linear"),
     "inq_relaxation": (MethodConfig(name="inq", partition="relaxation"), "inq_linear"),
+    "inq_hard": (MethodConfig(name="inq", live="hard", scale="learned", granularity="channel"), "inq_linear"),
+    "oscillation": (MethodConfig(name="oscillation", momentum=0.5, scale="learned"), "oscillation_mobilenetv2_3bit"),
     "joint": (MethodConfig(name="joint", scale="least_squares"), "joint_linear"),
     "rates": (MethodConfig(name="rates", scale="learned"), "rates_late"),
     "joint_of_widths": (MethodConfig(name="joint", of="widths+rates", scale="max"), "widths_narrowing"),
@@ -68,7 +73,21 @@ OPTIMIZERS = {  # eps far above rounding: derivatives through Adam else multiply
     "adamw": OptimizerConfig(name="adamw", lr=0.02, weight_decay=0.1, decay="linear", eps=1e-2),
 }
 ENGINES = ("sweep", "higher", "unroll")
-DIFFERENTIATED = ("ana", "joint_of_widths", "blend", "blend_learned", "inq_magnitude", "joint", "gxnor", "metropolis")
+DIFFERENTIATED = (
+    *(
+        "ana",
+        "joint_of_widths",
+        "blend",
+        "blend_learned",
+        "temperature_both",
+        "parq",
+        "inq_magnitude",
+        "inq_hard",
+        "joint",
+        "gxnor",
+    ),
+    "metropolis",
+)
 OBJECTIVES = ("relaxed", "trajectory")
 ESTIMATORS = ("sweep", "es", "pes", "nres", "mixed", "auto")  # and forward, which takes a run for each parameter
 

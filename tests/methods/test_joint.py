@@ -71,10 +71,32 @@ def test_the_default_is_noise_and_freezing() -> None:
     assert build_method(MethodConfig(name="joint")) == build_method(MethodConfig(name="joint", of="ana + inq"))
 
 
+@pytest.mark.parametrize("of", ["widths+inq+rates", "ana+rates+inq", "oscillation+rates"])
+def test_frozen_weights_keep_their_levels_whatever_the_other_parts_do(of: str) -> None:
+    """With learned scales and weight decay: deployed values follow the scale, the weights stand still."""
+    config = MethodConfig(name="joint", of=of, scale="learned", granularity="channel")
+    method = build_method(config)
+    draw = Draw(1, 0, 0)
+    row = {c.name: torch.tensor(0.5 * (c.low + c.high)) for c in method.controls}
+    row |= {"weight_decay": torch.tensor(0.1), "lr_scale": torch.tensor(3.0)}
+    w, trainable, state = method.initialize(torch.randn(8, 5), row, draw)
+    if of.startswith("oscillation"):
+        state["frozen"] = (torch.rand(8, 5) < 0.5).to(w.dtype)
+    state = method.prepare(w, state | trainable, row, draw)
+    frozen = state["frozen"].bool()
+    assert 0 < int(frozen.sum()) < 40
+    before = method.harden(w, state, 0.5)
+    moved, state = method.update(w, w + 0.3, state, row, draw)
+    assert torch.equal(moved[frozen], w[frozen]) and not bool((moved == w)[~frozen].any())
+    state = method.prepare(moved, {**state, "scale": 2.5 * state["scale"]}, row, draw)
+    kept = frozen & state["frozen"].bool()
+    assert torch.allclose(method.harden(moved, state, 0.5)[kept], 2.5 * before[kept])
+    assert torch.allclose(method.weight(moved, state, row, draw)[kept], 2.5 * before[kept])
+
+
 def test_scales_are_learned_where_every_part_can() -> None:
-    build_method(MethodConfig(name="joint", of="widths+rates", scale="learned"))
-    with pytest.raises(MetaschedError, match=r"method.scale: cannot be learned by joint"):
-        build_method(MethodConfig(name="joint", of="widths+inq", scale="learned"))
+    for of in ("widths+rates", "widths+inq", "ana+inq"):
+        build_method(MethodConfig(name="joint", of=of, scale="learned"))
 
 
 def test_hand_coded_schedules_are_those_that_fit() -> None:
@@ -95,6 +117,7 @@ def test_hand_coded_schedules_are_those_that_fit() -> None:
         ({"of": "ana+noise"}, "'noise' is no method that can be a part"),
         ({"of": "ana+gxnor"}, "'gxnor' is no method that can be a part"),
         ({"of": "rates+rates"}, "'rates' is named twice"),
+        ({"of": "float+rates"}, "'float' is no method that can be a part"),
         ({"of": "rates", "window": "normal"}, "has no effect, because method.of is rates; leave it out"),
     ],
 )
@@ -106,3 +129,8 @@ def test_parts_that_are_none_are_refused(parameters: dict[str, str], match: str)
 def test_two_bases_are_refused() -> None:
     with pytest.raises(MetaschedError, match="has ana and widths, which both say what the forward pass sees"):
         build_method(MethodConfig(name="joint", of="ana+widths"))
+
+
+def test_two_parts_that_freeze_are_refused() -> None:
+    with pytest.raises(MetaschedError, match="of which two freeze weights"):
+        build_method(MethodConfig(name="joint", of="oscillation+inq"))

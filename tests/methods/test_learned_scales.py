@@ -351,7 +351,7 @@ def test_any_level_set_starts_at_the_least_squares() -> None:
     assert torch.equal(trainable["scale"], scale_of(w, powers_of_two(4), "least_squares", "tensor"))
 
 
-@pytest.mark.parametrize("method", ["inq", "joint", "gxnor", "metropolis"])
+@pytest.mark.parametrize("method", ["gxnor", "metropolis"])
 def test_methods_whose_weights_stand_still_do_not_learn_their_scale(method: str) -> None:
     with pytest.raises(
         MetaschedError, match=rf"method\.scale: cannot be learned by {method}; use it with ste, widths, rates, ana"

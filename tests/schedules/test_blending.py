@@ -8,7 +8,7 @@ import torch
 
 from metasched.core.layer import Layer
 from metasched.schedules.base import progress_of_steps
-from metasched.schedules.blending import ramp, sigmoid
+from metasched.schedules.blending import binary_relax, ramp, sigmoid
 from metasched.schedules.table import hand_coded
 
 LAYERS = [Layer(f"l{i}", i / 4, "conv", "weight+activation", 9, 81, 1.585) for i in range(5)]
@@ -66,3 +66,17 @@ def test_ramps_and_sigmoids_take_any_parameters() -> None:
     for steepness in (0.1, 15.0, 1000.0):
         values = sigmoid(u, LAYERS, steepness=steepness)[:, 0]
         assert torch.allclose(values + values.flip(0), torch.ones_like(values)) and bool((values.diff() >= 0).all())
+
+
+def test_binary_relax_is_the_authors_epoch_by_epoch() -> None:
+    """Their relaxation parameter grows by 1.04 an epoch from 1, and is off from epoch 150 of 200 on."""
+    values = hand_coded("blend")["blend_binary_relax"](torch.arange(201) / 200, LAYERS)
+    eta, expected = 1.0, []
+    for epoch in range(201):
+        expected.append(eta / (1 + eta) if epoch < 150 else 1.0)
+        eta *= 1.04
+    for i in range(len(LAYERS)):
+        np.testing.assert_allclose(values["weight_blend"][:, i], expected, rtol=0, atol=1e-12)
+    assert bool((values["activation_blend"] == 1).all())
+    early = binary_relax(torch.tensor([0.0, 1.0]), LAYERS, growth=3.0, epochs=1, relaxed=2.0)
+    assert torch.allclose(early[:, 0], torch.tensor([0.5, 0.75]))

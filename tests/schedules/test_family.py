@@ -28,6 +28,7 @@ from metasched.schedules.config import ScheduleConfig
 from metasched.schedules.family import ScheduleFamily
 from metasched.schedules.learnable import build_learnable
 from metasched.schedules.network import ScheduleNetwork
+from metasched.schedules.space import straight
 from metasched.schedules.table import HandCoded, hand_coded
 
 CONTROLS = {name: build_method(MethodConfig(name=name)).controls for name in METHODS}  # pyright: ignore
@@ -248,3 +249,11 @@ def test_a_network_wide_control_does_not_depend_on_depth() -> None:
     values = schedule.at_knots(layers(4))["c"]
     assert values.shape == (9, 4) and torch.equal(values, values[:, :1].expand(-1, 4))
     assert values[-1, 0] > 0
+
+
+def test_all_values_of_a_control_on_a_log_scale_are_logarithms_where_it_is_learned() -> None:
+    control = Control("c", 1e-3, 10.0, "one", "free", end=None, scale="log", none_value=10.0, learning_floor=0.1)
+    learned = straight(control)
+    found = [learned.low, learned.high, learned.none_value, learned.learning_floor]
+    assert found == pytest.approx([math.log(v) for v in (1e-3, 10.0, 10.0, 0.1)]) and learned.end is None
+    assert straight(replace(control, end=0.5)).end == pytest.approx(math.log(0.5))

@@ -18,7 +18,7 @@ from metasched.schedules.interpolation import interpolate
 from metasched.schedules.published import ana_2019_windows, ana_windows
 from metasched.schedules.table import HandCoded, hand_coded
 
-FAMILIES = ("float", "ste", "ana", "blend", "inq", "joint", "gxnor", "metropolis")
+FAMILIES = ("float", "ste", "ana", "blend", "temperature", "parq", "inq", "oscillation", "joint", "gxnor", "metropolis")
 SCHEDULES = [schedule for family in FAMILIES for schedule in hand_coded(family).values()]
 CONSTANTS = {"ana_constant_075": 0.75, "ana_constant_085": 0.85, "ana_constant_100": 1.0}  # half-widths
 RAMPS = ("linear", "cosine", "cubic", "input_first", "output_first")
@@ -28,17 +28,29 @@ CONTROLS = {  # family -> the controls of its method
     "ana": {"noise_scale", "noise_mean"},
     "blend": {"weight_blend", "activation_blend"},
     "inq": {"freeze_fraction"},
+    "temperature": {"weight_temperature", "weight_blend", "activation_temperature"},
+    "parq": {"inverse_slope"},
+    "oscillation": {"freeze_threshold"},
     "joint": {"noise_scale", "noise_mean", "freeze_fraction"},
     "gxnor": {"temperature"},
     "metropolis": {"temperature"},
 }
 BLENDS = ("weight_blend", "activation_blend")
 RANGES = {"noise_scale": (0.0, 1.0), "noise_mean": (-0.5, 0.0), "freeze_fraction": (0.0, 1.0), "temperature": (0, 1)}
+RANGES["freeze_threshold"] = (0.01, 1.0)
+COOLED = {"weight_temperature": 0.351, "activation_temperature": 0.351, "inverse_slope": 1.0}  # from there to 0
+RANGES |= {control: (0.0, start) for control, start in COOLED.items()}
 RANGES |= dict.fromkeys(BLENDS, (0.0, 1.0))
 ENDS = {"noise_scale": 0.0, "noise_mean": 0.0, "freeze_fraction": 1.0, **dict.fromkeys(BLENDS, 1.0)}
 STARTS = {"noise_scale": (0.5, *CONSTANTS.values()), "noise_mean": (-0.5, 0.0), "freeze_fraction": (0.0,)}
-STARTS |= dict.fromkeys(BLENDS, (0.0, 1.0))
-SIGNS = {"noise_scale": -1, "noise_mean": 1, "freeze_fraction": 1, **dict.fromkeys(BLENDS, 1)}  # of every change
+STARTS |= dict.fromkeys(BLENDS, (0.0, 0.5, 1.0))
+SIGNS = {
+    "noise_scale": -1,
+    "noise_mean": 1,
+    "freeze_fraction": 1,
+    "freeze_threshold": -1,
+    **dict.fromkeys(BLENDS, 1),
+}  # of every change
 
 
 def network(num_layers: int) -> list[Layer]:
@@ -158,8 +170,12 @@ def test_names() -> None:
     inq = {*PORTIONS, "inq_dvs128", *(f"inq_{ramp}" for ramp in RAMPS)}
     assert hand_coded("ste").keys() == {"ste"}
     assert hand_coded("ana").keys() == ana
-    assert hand_coded("inq").keys() == inq
-    blends = {"bitnet", "half", "sigmoid_15", "sigmoid_100", "late", "onset", "constant", *RAMPS}
+    assert hand_coded("inq").keys() == {*inq, "inq_none"}
+    temperatures = {"hestia", "linear", "cosine", "input_first", "constant", "none"}
+    assert hand_coded("temperature").keys() == {f"temperature_{name}" for name in temperatures}
+    parq = {"sigmoid_1", "sigmoid_10", "sigmoid_20", "linear", "none"}
+    assert hand_coded("parq").keys() == {f"parq_{name}" for name in parq}
+    blends = {"bitnet", "binary_relax", "half", "sigmoid_15", "sigmoid_100", "late", "onset", "constant", *RAMPS}
     assert hand_coded("blend").keys() == {f"blend_{name}" for name in blends}
     assert hand_coded("joint").keys() == {f"joint_{name}" for name in {*RAMPS, *ana, *inq}}
     gxnor = {"cifar10", "mnist", "constant", *RAMPS}
@@ -183,7 +199,7 @@ def test_range_direction_and_end(schedule: HandCoded, num_layers: int, num_steps
         low, high = RANGES[control]
         assert value.shape == (num_steps, num_layers) and value.dtype == torch.float64
         assert low <= value.min() and value.max() <= high
-        if control == "temperature":  # which may rise again, and end anywhere
+        if control not in ENDS:  # which may rise again, and end anywhere
             assert schedule.name == "metropolis_restarts" or (value.diff(dim=0) <= 0).all()
             continue
         assert (value.diff(dim=0) * SIGNS[control] >= 0).all()
@@ -221,7 +237,7 @@ def test_jumps_are_where_the_values_jump(schedule: HandCoded) -> None:
     at_jumps = schedule(around, layers).values()
     for k in range(len(schedule.jumps)):
         pairs = [v[2 * k : 2 * k + 2] for v in at_jumps]
-        assert any((v.diff(dim=0).abs() > 0.02 * v.abs().amax(0)).all() for v in pairs)
+        assert any((v.diff(dim=0).abs() > 0.002 * v.abs().amax(0)).all() for v in pairs)
     for value in schedule(grid, layers).values():  # elsewhere a change shrinks with the step
         for t in (value.diff(dim=0).abs() > 0.02).any(dim=1).nonzero().flatten().tolist():
             assert any(grid[t] < u <= grid[t + 1] for u in schedule.jumps)
@@ -230,7 +246,7 @@ def test_jumps_are_where_the_values_jump(schedule: HandCoded) -> None:
 def test_which_schedules_are_step_functions() -> None:
     alone = {"ana_static", "inq_dvs128", *CONSTANTS, *PORTIONS}
     previous = {s.name for s in SCHEDULES if s.interpolation == "previous"}
-    assert previous == alone | {f"joint_{name}" for name in alone} | {"blend_late"}
+    assert previous == alone | {f"joint_{name}" for name in alone} | {"blend_late", "inq_none", "temperature_constant"}
     assert hand_coded("inq")["inq_dvs128"].jumps == tuple(epoch / 130 for epoch in (5, 15, 30, 45, 60, 75, 90, 105))
 
 
@@ -246,7 +262,8 @@ def test_joint_ramps_are_the_ramps_of_both_methods(name: str) -> None:
 def test_joint_with_one_method_alone(family: str) -> None:
     progress, layers = progress_of_steps(50), network(4)
     held = {"noise_scale": 0.5, "noise_mean": 0.0, "freeze_fraction": 0.0}
-    for name, schedule in hand_coded(family).items():
+    own = {name: schedule for name, schedule in hand_coded(family).items() if name != "inq_none"}
+    for name, schedule in own.items():
         joint, alone = hand_coded("joint")[f"joint_{name}"](progress, layers), schedule(progress, layers)
         for control in CONTROLS["joint"]:
             if control in alone:

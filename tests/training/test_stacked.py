@@ -51,6 +51,7 @@ METHODS = {
     "inq": MethodConfig(name="inq", levels="pow2_5", scale="pow2", activation_levels=None),
     "inq_random": MethodConfig(name="inq", partition="random", scale="least_squares"),
     "inq_relaxation": MethodConfig(name="inq", partition="relaxation"),
+    "inq_hard": MethodConfig(name="inq", live="hard", scale="learned", granularity="channel"),
     "joint": MethodConfig(name="joint", forward="random", partition="relaxation"),
     "gxnor": MethodConfig(name="gxnor"),
     "metropolis": MethodConfig(name="metropolis", levels="states3", scale="max", granularity="channel"),
