@@ -5,8 +5,8 @@ This file does not import torch, so that the command line can list the methods a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from metasched.core.errors import MetaschedError
@@ -43,6 +43,7 @@ class MethodSpec:
         shown: names of the controls on the dashboard; None: all.
         activation_parameters: the own parameters that count for activations only.
         learns: the fields ``scale`` and ``activation_scale`` that may be ``learned``.
+        former: former name of a control -> the controls that have its meaning now; each gets what was written for it.
     """
 
     config: type[MethodConfig]
@@ -53,6 +54,7 @@ class MethodSpec:
     shown: tuple[str, ...] | None = None
     activation_parameters: tuple[str, ...] = ()
     learns: tuple[str, ...] = ("activation_scale",)
+    former: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
 
     @property
     def name(self) -> str:

@@ -16,6 +16,7 @@ from metasched.methods.config import MethodConfig
 from metasched.methods.spec import MethodSpec
 
 SCALES = ("scale", "activation_scale")
+ONE_NOISE = {"noise_scale": ("weight_noise", "activation_noise")}  # until weights and activations had one each
 _NoiseFamily = Literal["uniform", "triangular", "normal", "logistic"]
 
 
@@ -153,6 +154,7 @@ ROWS = (
         Lazy("metasched.schedules.published:ana"),
         _soft_noise,
         learns=SCALES,
+        former=ONE_NOISE,
     ),
     MethodSpec(
         BlendConfig,
@@ -174,6 +176,7 @@ ROWS = (
         Lazy("metasched.methods.joint:build"),
         Lazy("metasched.schedules.table:joint"),
         _soft_noise,
+        former=ONE_NOISE,
     ),
     MethodSpec(
         GXNORConfig,

@@ -120,7 +120,7 @@ def random_schedule(rng: random.Random) -> ScheduleFile:
     knots = sorted({0.0, 1.0, *(rng.random() for _ in range(rng.randrange(6)))})
     layers = [f"{rng.choice(['conv', 'features.', 'A_b.'])}{i}" for i in range(rng.randint(1, 5))]
     controls, values = [], {}
-    for name in rng.sample(["noise_scale", "noise_mean", "freeze_fraction", "z9_", "b" * 64], rng.randrange(4)):
+    for name in rng.sample(["weight_noise", "noise_mean", "freeze_fraction", "z9_", "b" * 64], rng.randrange(4)):
         direction: Literal["free", "nonincreasing", "nondecreasing"]
         direction = rng.choice(["free", "nonincreasing", "nondecreasing"])
         low, high = sorted([_number(rng), _number(rng)])
