@@ -31,7 +31,7 @@ from metasched.core.layer import Layer
 from metasched.exchange.format import ControlEntry, LayerEntry, MethodEntry, Metric, Provenance, ScheduleFile, Spent
 from metasched.exchange.pbt import import_policy
 from metasched.exchange.schedule_file import dumps, loads
-from metasched.methods.ana import NOISE_MEAN, NOISE_SCALE
+from metasched.methods.ana import ACTIVATION_NOISE, NOISE_MEAN, WEIGHT_NOISE
 
 ROOT = Path(__file__).parents[2]
 SCHEDULES = (
@@ -260,7 +260,7 @@ def try_policies(count: int, folder: Path, seed: int = SEED) -> dict[str, Any]:
             name="x",
             method_name="ana",
             method_parameters={},
-            controls=[NOISE_SCALE, NOISE_MEAN],
+            controls=[WEIGHT_NOISE, ACTIVATION_NOISE, NOISE_MEAN],
             layers=[Layer(f"conv{i}", i - 1.0, "conv", "weight", 9, 72, 1.0) for i in (1, 2)],
         )
         assert loads(dumps(file), "schedule.json") == file

@@ -26,7 +26,7 @@ from metasched.exchange.pbt import import_policy
 from metasched.exchange.quantlab.controllers import read_quantlab
 from metasched.exchange.schedule_file import read_schedule
 from metasched.meta.checkpoint import read_checkpoint
-from metasched.methods.ana import NOISE_MEAN, NOISE_SCALE
+from metasched.methods.ana import ACTIVATION_NOISE, NOISE_MEAN, WEIGHT_NOISE
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
@@ -241,7 +241,7 @@ def read_policy(path: Path) -> object:
         name="x",
         method_name="ana",
         method_parameters={},
-        controls=[NOISE_SCALE, NOISE_MEAN],
+        controls=[WEIGHT_NOISE, ACTIVATION_NOISE, NOISE_MEAN],
         layers=[Layer("conv1", 0.0, "conv", "weight", 9, 72, 1.5)],
     )
 

@@ -72,12 +72,12 @@ def test_the_test_split_is_read_by_the_comparison_only(tmp_path: Path, monkeypat
 def test_learned_controls() -> None:
     controls = build_method(MethodConfig(name="joint")).controls
     assert learned_controls(Experiment().method.name, Experiment().schedule.learn, controls) == [
-        "noise_scale",
+        "weight_noise",
         "noise_mean",
         "freeze_fraction",
     ]
     some = Experiment(schedule=ScheduleConfig(learn=("freeze_fraction",)))
     assert learned_controls(some.method.name, some.schedule.learn, controls) == ["freeze_fraction"]
-    wrong = Experiment(schedule=ScheduleConfig(learn=("noise_scale", "noise")))
+    wrong = Experiment(schedule=ScheduleConfig(learn=("weight_noise", "noise")))
     with pytest.raises(MetaschedError, match=r"schedule\.learn\[1\]: joint has no control 'noise'"):
         learned_controls(wrong.method.name, wrong.schedule.learn, controls)
