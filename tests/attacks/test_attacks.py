@@ -153,7 +153,7 @@ ATTACKS = {
     "policies/no_array.txt": ("line 1", "must be an array of 6"),
     "policies/overflow.txt": ("line 1[5].noise_scale", FINITE),
     "policies/pickle.txt": (NOT_JSON, ""),
-    "policies/rising.txt": ("line 1[5]", "noise_scale of conv1 is nonincreasing, but goes from 0.5 to 0.75"),
+    "policies/rising.txt": ("line 1[5]", "weight_noise of conv1 is nonincreasing, but goes from 0.5 to 0.75"),
     "policies/short_row.txt": ("line 1", "must be an array of 6"),
     "policies/text_value.txt": ("line 1[5].noise_scale", "must be a number in [0.0, 1.0], got '0.25'"),
     "policies/unknown_layer.txt": ("line 1[5]['noise_scale/../planted']", "unknown name"),

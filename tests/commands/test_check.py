@@ -52,7 +52,7 @@ def run(experiment: Experiment) -> tuple[dict[str, Any], str]:
 def test_says_what_each_control_was_held_against(objective, held_against, bound):
     result, shown = run(experiment(objective))
     assert result["method"] == "joint" and result["passed"] is True and result["seconds"] > 0
-    assert list(result["controls"]) == ["weight_noise", "noise_mean", "freeze_fraction"]
+    assert list(result["controls"]) == ["weight_noise", "activation_noise", "noise_mean", "freeze_fraction"]
     for name, found in result["controls"].items():
         assert found["gate"] == held_against and found["points"] == 3 and found["passed"] is True
         assert 0 <= found["error"] <= bound

@@ -211,7 +211,8 @@ STEPS, LAYERS = 3, 3
 
 
 def wrt(scale: torch.Tensor) -> Tensors:
-    return {"weight_noise": scale, "activation_noise": scale, "noise_mean": torch.zeros(STEPS, LAYERS)}
+    none = torch.zeros(STEPS, LAYERS)
+    return {"weight_noise": scale, "activation_noise": none, "noise_mean": none}
 
 
 def plain(step: int, run: int) -> Tensors:

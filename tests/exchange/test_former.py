@@ -86,10 +86,10 @@ def test_a_file_that_cannot_be_renamed_is_refused(edit: Callable[[dict[str, Any]
 
 @pytest.mark.parametrize("activation_levels", ["ternary", None])
 def test_it_is_played_by_its_method_with_and_without_quantized_activations(activation_levels: str | None) -> None:
-    path = ROOT / "experiments" / "learned" / "digits_ana_shallow.json"
+    path = ROOT / "experiments" / "learned" / "cifar10_ana_family.json"
     assert "noise_scale" in json.loads(path.read_text("ascii"))["values"]
     problem = Experiment(
-        task=TaskConfig(model="mlp", width=6, steps=STEPS, batch=16, train=64, validation=32, test=16),
+        task=TaskConfig(model="convnet", width=3, steps=STEPS, batch=16, train=64, validation=32, test=16),
         method=MethodConfig(name="ana", activation_levels=activation_levels),
         run=RunConfig(dtype="float64"),
     ).problem

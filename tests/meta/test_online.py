@@ -284,7 +284,7 @@ def test_the_expected_cost() -> None:
     ("config", "message"),
     [
         (experiment(steps=1), r"task\.steps: leaves nothing to look ahead to"),
-        (experiment(steps=10_000), r"task\.steps: 10000 steps of 9 curves do not fit in a schedule file"),
+        (experiment(steps=10_000), r"task\.steps: 10000 steps of 12 curves do not fit in a schedule file"),
         (experiment(every=10, window=9, steps=60), r"online\.window: 9 steps ahead at every 10 cost about 3\.9 plain"),
         (
             experiment(every=10, window=5, held_out=33),
