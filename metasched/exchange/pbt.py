@@ -79,7 +79,8 @@ def import_policy(
     """The schedule of a policy file: a step function that changes at progress iteration / total.
 
     The key of a control is its name, for all layers, or ``<control>/<layer>`` for one layer; a former name counts for
-    each control that it became. Other keys, such as learning rates, are ignored. Where a control must be at its end (``end``, ``dwell``), it is, whatever the file says.
+    each control that it became. Other keys, such as learning rates, are ignored. Where a control must be at its end
+    (``end``, ``dwell``), it is, whatever the file says.
 
     Args:
         path: path of the policy file.

@@ -84,8 +84,12 @@ def test_learned_controls() -> None:
         learned_controls(wrong.method.name, wrong.schedule.learn, controls)
 
 
-@pytest.mark.parametrize(("activation_levels", "now"), [("ternary", ["weight_noise", "activation_noise"]), (None, ["weight_noise"])])
-def test_the_former_name_of_two_controls_is_refused_with_what_to_write(activation_levels: str | None, now: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("activation_levels", "now"), [("ternary", ["weight_noise", "activation_noise"]), (None, ["weight_noise"])]
+)
+def test_the_former_name_of_two_controls_is_refused_with_what_to_write(
+    activation_levels: str | None, now: list[str]
+) -> None:
     controls = build_method(MethodConfig(name="ana", activation_levels=activation_levels)).controls
     with pytest.raises(MetaschedError) as caught:
         learned_controls("ana", ("noise_mean", "noise_scale"), controls)

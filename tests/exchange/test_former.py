@@ -107,7 +107,9 @@ def test_a_policy_of_ray_may_have_one_noise_or_one_for_each(tmp_path: Path) -> N
     def values(config: dict[str, float]) -> Tensors:
         path = tmp_path / "pbt_policy_a.txt"
         path.write_text(json.dumps(["1_x", "2_x", 1, 1, {"noise_mean": 0.1, **config}, {"noise_mean": 0.1, **config}]))
-        network = build_problem(Experiment(task=TaskConfig(model="mlp"), method=MethodConfig(name="ana")).problem).network
+        network = build_problem(
+            Experiment(task=TaskConfig(model="mlp"), method=MethodConfig(name="ana")).problem
+        ).network
         file = import_policy(
             path,
             total=4,

@@ -28,7 +28,9 @@ LAYERS = tuple(Layer(f"conv{i}", i - 1.0, "conv", "weight", 9, 72, 1.0) for i in
 FREE = Control("free", -1.0, 1.0, "unit", "free", end=None)
 
 
-def imported(path: Path, total: int, controls: Sequence[Control] = (WEIGHT_NOISE, ACTIVATION_NOISE, NOISE_MEAN)) -> ScheduleFile:
+def imported(
+    path: Path, total: int, controls: Sequence[Control] = (WEIGHT_NOISE, ACTIVATION_NOISE, NOISE_MEAN)
+) -> ScheduleFile:
     return import_policy(
         path,
         total=total,

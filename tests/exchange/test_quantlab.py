@@ -239,7 +239,9 @@ def test_a_method_without_quantized_activations_takes_the_noise_of_weights(tmp_p
         )
 
     assert asked(WEIGHT_NOISE, NOISE_MEAN).values.keys() == {"weight_noise", "noise_mean"}
-    with pytest.raises(MetaschedError, match="but the file sets weight_noise, activation_noise, noise_mean; set it to ana"):
+    with pytest.raises(
+        MetaschedError, match="but the file sets weight_noise, activation_noise, noise_mean; set it to ana"
+    ):
         asked()
 
 

@@ -80,7 +80,7 @@ def test_weight_noise_is_the_half_width_in_quanta_in_every_family(noise: str) ->
     assert covered == pytest.approx(1.0 if noise in ("uniform", "triangular") else 0.95, abs=1e-12)
 
 
-@pytest.mark.parametrize("control", ["weight_noise", "noise_mean"])
+@pytest.mark.parametrize("control", ["weight_noise", "activation_noise", "noise_mean"])
 @pytest.mark.parametrize("noise", ["triangular", "normal", "logistic"])
 def test_derivatives_in_the_controls_against_finite_differences(noise: str, control: str) -> None:
     method = build_method(MethodConfig(name="ana", noise=noise, forward="expectation", scale="max"))  # pyright: ignore

@@ -34,12 +34,18 @@ CONTROLS = {  # family -> the controls of its method
 }
 BLENDS = ("weight_blend", "activation_blend")
 NOISES = ("weight_noise", "activation_noise")
-RANGES = {**dict.fromkeys(NOISES, (0.0, 1.0)), "noise_mean": (-0.5, 0.0), "freeze_fraction": (0.0, 1.0), "temperature": (0, 1)}
+RANGES = {
+    **dict.fromkeys(NOISES, (0.0, 1.0)),
+    "noise_mean": (-0.5, 0.0),
+    "freeze_fraction": (0.0, 1.0),
+    "temperature": (0, 1),
+}
 RANGES |= dict.fromkeys(BLENDS, (0.0, 1.0))
 ENDS = {**dict.fromkeys(NOISES, 0.0), "noise_mean": 0.0, "freeze_fraction": 1.0, **dict.fromkeys(BLENDS, 1.0)}
 STARTS = {**dict.fromkeys(NOISES, (0.5, *CONSTANTS.values())), "noise_mean": (-0.5, 0.0), "freeze_fraction": (0.0,)}
 STARTS |= dict.fromkeys(BLENDS, (0.0, 1.0))
-SIGNS = {**dict.fromkeys(NOISES, -1), "noise_mean": 1, "freeze_fraction": 1, **dict.fromkeys(BLENDS, 1)}  # of every change
+SIGNS = {"noise_mean": 1, "freeze_fraction": 1}  # of every change
+SIGNS |= dict.fromkeys(NOISES, -1) | dict.fromkeys(BLENDS, 1)
 
 
 def network(num_layers: int) -> list[Layer]:

@@ -51,8 +51,8 @@ def export_quantlab(file: ScheduleFile, epochs: int) -> Written:
 
     INQ: the fractions of the schedule; if layers differ, their mean, because QuantLab has one schedule for all layers.
     All weights are frozen in the last epoch. ANA: one timer per layer, with the layer's name; where the noise of the
-    layer's activation differs from that of its weight, a second one with the name ``<layer>.activation``. QuantLab needs
-    the names of the activation modules there, which schedule files do not contain.
+    layer's activation differs from that of its weight, a second one with the name ``<layer>.activation``. QuantLab
+    needs the names of the activation modules there, which schedule files do not contain.
 
     Args:
         file: a schedule of method ``ana`` or ``inq``.

@@ -32,9 +32,9 @@ def import_quantlab(
 
     Every step has the value that QuantLab has in its epoch; but where a control must be at its end (``end``,
     ``dwell``), it is, whatever the file says. A layer uses the timer that names it; if not all layers are named, there
-    must be as many timers as layers, in the order of the data flow. ``sigma`` is converted to a half-width in quanta with
-    the unit of the method's noise family. It is the noise of the layer's weight and of its activation, unless another
-    timer names ``<layer>.activation``, as ``export_quantlab`` writes it.
+    must be as many timers as layers, in the order of the data flow. ``sigma`` is converted to a half-width in quanta
+    with the unit of the method's noise family. It is the noise of the layer's weight and of its activation, unless
+    another timer names ``<layer>.activation``, as ``export_quantlab`` writes it.
 
     Args:
         path: path of the file.
