@@ -23,6 +23,7 @@ from metasched.core.errors import MetaschedError, printable, unknown_name
 from metasched.core.layer import Layer
 from metasched.exchange.export import export
 from metasched.exchange.format import MAX_KNOTS, Provenance, ScheduleFile
+from metasched.exchange.former import predecessors
 from metasched.io.reading import read_regular
 from metasched.io.strict_json import MAX_BYTES, join, parse, show
 from metasched.methods.base import Control
@@ -77,8 +78,9 @@ def import_policy(
 ) -> ScheduleFile:
     """The schedule of a policy file: a step function that changes at progress iteration / total.
 
-    The key of a control is its name, for all layers, or ``<control>/<layer>`` for one layer. Other keys, such as
-    learning rates, are ignored. Where a control must be at its end (``end``, ``dwell``), it is, whatever the file says.
+    The key of a control is its name, for all layers, or ``<control>/<layer>`` for one layer; a former name counts for
+    each control that it became. Other keys, such as learning rates, are ignored. Where a control must be at its end
+    (``end``, ``dwell``), it is, whatever the file says.
 
     Args:
         path: path of the policy file.
@@ -102,7 +104,7 @@ def import_policy(
         raise MetaschedError(last.place, problem, "give the iterations of the whole run with --total")
     played: list[dict[str, list[float]]] = []
     for change in changes:
-        played.append(_values(change, controls, layers))
+        played.append(_values(change, method_name, controls, layers))
         if len(played) > 1:
             _check_directions(change.place, played[-2], played[-1], controls, layers)
 
@@ -164,24 +166,27 @@ _KINDS = (str, str, int, int, dict, dict)
 _WHAT = ("text", "text", "a count", "a count", "an object", "an object")
 
 
-def _values(change: Change, controls: Sequence[Control], layers: Sequence[Layer]) -> dict[str, list[float]]:
+def _values(
+    change: Change, method: str, controls: Sequence[Control], layers: Sequence[Layer]
+) -> dict[str, list[float]]:
     """{control: one value per layer}."""
     names = [layer.name for layer in layers]
-    known = {control.name for control in controls}
+    written = {control.name: (control.name, *predecessors(method, control.name)) for control in controls}
+    known = {name for each in written.values() for name in each}
     for key in change.config:
         control, slash, layer = key.partition("/")
         if slash and control in known and layer not in names:
             raise unknown_name(join(change.place, key), layer[:64], names)
-    return {c.name: [_value(change, c, name) for name in names] for c in controls}
+    return {c.name: [_value(change, c, written[c.name], name) for name in names] for c in controls}
 
 
-def _value(change: Change, control: Control, layer: str) -> float:
-    own = f"{control.name}/{layer}"
-    key = own if own in change.config else control.name
-    if key not in change.config:
-        raise MetaschedError(
-            change.place, f"has neither {control.name} nor {own}", "use the names of the controls as keys"
-        )
+def _value(change: Change, control: Control, written: Sequence[str], layer: str) -> float:
+    """The value for a layer, under one of the names that the control may be written with."""
+    keys = [key for name in written for key in (f"{name}/{layer}", name)]
+    key = next((key for key in keys if key in change.config), None)
+    if key is None:
+        problem = f"has neither {control.name} nor {control.name}/{layer}"
+        raise MetaschedError(change.place, problem, "use the names of the controls as keys")
     value = change.config[key]
     if type(value) not in (int, float) or not control.low <= value <= control.high:
         problem = f"must be a number in [{control.low!r}, {control.high!r}], got {show(value)}"

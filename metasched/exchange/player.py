@@ -102,7 +102,7 @@ class SchedulePlayer:
         player = SchedulePlayer("schedule.json", total_steps=len(loader) * epochs)
         for batch in ...:
             controls = player.step()
-            noise = controls["features.0"]["noise_scale"]
+            noise = controls["features.0"]["weight_noise"]
 
     The values of step t are those at progress t / (total_steps - 1), computed in float64; after the last step they do
     not change. The only state is the number of steps taken.

@@ -2,7 +2,8 @@
 
 Each schedule has exactly one canonical text: keys are sorted, floats have the fewest digits that restore the same
 float64, and each curve is one line. So ``dumps(loads(text)) == text`` for every text that ``dumps`` has written, and
-equal schedules have equal hashes.
+equal schedules have equal hashes. Where an earlier version wrote a control under another name, reading gives it the
+names of this one (former.py).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from metasched.core.errors import MetaschedError, printable
 from metasched.exchange.format import FORMAT, VERSIONS, ScheduleFile
+from metasched.exchange.former import renamed
 from metasched.io.reading import read_regular
 from metasched.io.strict_json import MAX_BYTES, join, parse, show
 
@@ -45,19 +47,19 @@ def dumps(file: ScheduleFile) -> str:
 
 
 def loads(text: str | bytes, path: str) -> ScheduleFile:
-    """Reads a schedule from JSON text.
+    """Reads a schedule from JSON text; controls get the names that they have now.
 
     Args:
         text: JSON, at most 1 MiB; need not be canonical.
         path: prefix of error messages, usually the path of the file.
 
     Raises:
-        MetaschedError: not a valid schedule; the message names the place: ``schedule.json: values.noise_scale[2][5]``.
+        MetaschedError: not a valid schedule; the message names the place: ``schedule.json: values.weight_noise[2][5]``.
     """
     try:
         tree = parse(text)
         _check_version(tree)
-        return validated(tree)
+        return renamed(validated(tree))
     except MetaschedError as error:
         where = f"{path}: {error.path}" if error.path else path
         raise MetaschedError(where, error.problem, error.fix) from None

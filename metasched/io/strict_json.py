@@ -59,10 +59,10 @@ def parse(text: str | bytes) -> Any:
 
 
 def join(path: str, key: str | int) -> str:
-    """The path of a member: ``values.noise_scale[2]``; keys that are not plain names are quoted.
+    """The path of a member: ``values.weight_noise[2]``; keys that are not plain names are quoted.
 
-    >>> join(join("values", "noise_scale"), 2), join("values", "a b")
-    ('values.noise_scale[2]', "values['a b']")
+    >>> join(join("values", "weight_noise"), 2), join("values", "a b")
+    ('values.weight_noise[2]', "values['a b']")
     """
     if isinstance(key, str) and _PLAIN_KEY.fullmatch(key):
         return f"{path}.{key}" if path else key

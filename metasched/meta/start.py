@@ -16,6 +16,7 @@ from metasched.exchange.player import spent_on
 from metasched.meta.checkpoint import Checkpoint
 from metasched.methods.base import Control
 from metasched.methods.config import MethodConfig
+from metasched.methods.spec import find_method
 from metasched.runs.cells import cell_scores, played
 from metasched.runs.pool import Mapper
 from metasched.schedules.base import Schedule
@@ -43,10 +44,13 @@ def learned_controls(method: str, asked: Sequence[str] | None, controls: Sequenc
     """The controls that the schedule network learns: those that are asked for, or (None) all with a derivative.
 
     Raises:
-        MetaschedError: a name that the method does not declare, or a control without a derivative.
+        MetaschedError: a name that the method does not declare, or no longer, or a control without a derivative.
     """
     known = {c.name: c for c in controls}
     for i, name in enumerate(asked or ()):
+        if now := [new for new in find_method(method).former.get(name, ()) if new in known]:
+            problem = f"{name!r} has become {' and '.join(now)}"
+            raise MetaschedError(f"schedule.learn[{i}]", problem, f"write {', '.join(now)} in its place")
         if name not in known:
             problem = f"{method} has no control {name!r}"
             raise MetaschedError(f"schedule.learn[{i}]", problem, f"its controls are {', '.join(known) or 'none'}")

@@ -3,17 +3,20 @@
 Each weight tensor and the activation after it are quantized by a stair function under noise of mean mu and scale s. As
 both go to 0, the network converges to the hard one. Each layer has its own schedule.
 
-    w_seen = eps * E_{mu,s}(w / eps)        (or the mode, or a sample, of the same distribution)
+    w_seen = eps * E_{mu,s}(w / eps)        s from ``weight_noise``
+    x_seen = a * E_{mu,s}(x / a)            s from ``activation_noise``
+
+(or the mode, or a sample, of the same distribution).
 
 Source: Spallanzani et al., CVPR 2022, pp. 470-479, arXiv 2203.11323; 2019 form: arXiv 1905.10452.
-We differ: ``noise_scale`` is the half-width of the central 95 % of the noise (of all of it, if it is bounded) in
-quanta, so that one schedule serves all families; the authors' initial values are 0.5 in this unit for each of the four
-families.
+We differ: a control of the noise is the half-width of its central 95 % (of all of it, if it is bounded) in quanta, so
+that one schedule serves all families; the authors' initial values are 0.5 in this unit for each of the four families.
+They have one noise for the weight and the activation of a layer: here, the same curve for both.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -26,8 +29,8 @@ from metasched.quantizers.levels import LevelSet
 from metasched.quantizers.noise import NOISE_FAMILIES
 from metasched.quantizers.stair import Forward, stair
 
-NOISE_SCALE = Control(
-    "noise_scale",
+WEIGHT_NOISE = Control(
+    "weight_noise",
     0.0,
     1.0,
     "quantum, half-width of the noise",
@@ -35,6 +38,7 @@ NOISE_SCALE = Control(
     end=0.0,
     learning_floor=0.35,  # hypergradients through noise narrower than about a tenth of a quantum explode
 )
+ACTIVATION_NOISE = replace(WEIGHT_NOISE, name="activation_noise")
 NOISE_MEAN = Control("noise_mean", -0.5, 0.5, "quantum", "free", end=0.0, none_value=0.0)
 
 
@@ -57,7 +61,8 @@ class ANA(Method):
 
     @property
     def controls(self) -> tuple[Control, ...]:
-        return (NOISE_SCALE, NOISE_MEAN)
+        noises = (WEIGHT_NOISE, ACTIVATION_NOISE) if self.quantizer.activation_levels else (WEIGHT_NOISE,)
+        return (*noises, NOISE_MEAN)
 
     def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State, State]:
         w, trainable, state = self.quantizer.initialize(w, draw)
@@ -74,13 +79,15 @@ class ANA(Method):
             return self._noisy("activation", x, levels, controls, draw)
         return self._noisy("activation", x / unit, levels, controls, draw) * unit
 
-    def _noisy(self, purpose: str, x: torch.Tensor, levels: LevelSet, controls: Values, draw: Draw) -> torch.Tensor:
+    def _noisy(
+        self, purpose: Literal["weight", "activation"], x: torch.Tensor, levels: LevelSet, controls: Values, draw: Draw
+    ) -> torch.Tensor:
         unit = NOISE_FAMILIES[self.noise].unit
         return stair(
             x,
             levels,
             mean=controls["noise_mean"],
-            scale=controls["noise_scale"] * unit,
+            scale=controls[f"{purpose}_noise"] * unit,
             family=self.noise,
             forward=self.forward,
             uniform=draw.uniform(purpose, x) if self.forward == "random" else None,

@@ -5,8 +5,8 @@ This file does not import torch, so that the command line can list the methods a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from metasched.core.errors import MetaschedError
@@ -55,6 +55,7 @@ class MethodSpec:
         learns: config -> those of the fields ``scale`` and ``activation_scale`` that may be ``learned``.
         part: whether it can be a part of ``joint``, which needs float weights.
         parts: config -> names of the methods that it is made of; () for a method of its own.
+        former: former name of a control -> the controls that have its meaning now; each gets what was written for it.
     """
 
     config: type[MethodConfig]
@@ -67,6 +68,7 @@ class MethodSpec:
     learns: Callable[[Any], tuple[str, ...]] = only_activations
     part: bool = True
     parts: Callable[[Any], tuple[str, ...]] = no_parts
+    former: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
 
     @property
     def name(self) -> str:

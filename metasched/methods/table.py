@@ -17,6 +17,7 @@ from metasched.methods.spec import METHODS, MethodSpec, declared, find_method
 
 SCALES = ("scale", "activation_scale")
 DEFAULT_PARTS = "ana+inq"
+ONE_NOISE = {"noise_scale": ("weight_noise", "activation_noise")}  # until weights and activations had one each
 _NoiseFamily = Literal["uniform", "triangular", "normal", "logistic"]
 
 
@@ -251,6 +252,7 @@ ROWS = (
         Lazy("metasched.schedules.published:ana"),
         _soft_noise,
         learns=_both,
+        former=ONE_NOISE,
     ),
     MethodSpec(
         BlendConfig,
@@ -298,6 +300,7 @@ ROWS = (
         learns=_learnt_jointly,
         part=False,
         parts=lambda config: config.parts,
+        former=ONE_NOISE,
     ),
     MethodSpec(
         GXNORConfig,

@@ -67,7 +67,8 @@ class ScheduleFamily(nn.Module):
 
     def at_knots(self, layers: Sequence[Layer]) -> dict[str, torch.Tensor]:
         """Values {control: [K, L]} of all controls at the knots, float64; the base's if a control is not learned."""
-        values = dict(self.base(self.knots, layers))
+        declared = {control.name for control in self.controls}
+        values = {name: v for name, v in self.base(self.knots, layers).items() if name in declared}
         return values | {c.name: w(self.knots, layers) for c, w in zip(self.learned, self.windows, strict=True)}
 
 

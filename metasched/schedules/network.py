@@ -140,7 +140,8 @@ class ScheduleNetwork(nn.Module):
         wanted = {_columns(control) for control in self.learned}
         rates = {of: self._correction(middles, features[of]) for of in wanted}  # [K - 1, L or 1, 2C]
         points = {of: self._correction(self.knots, features[of]) for of in wanted}  # [K, L or 1, 2C]
-        values = dict(base)
+        declared = {control.name for control in self.controls}
+        values = {name: v for name, v in base.items() if name in declared}
         for i, control in enumerate(self.learned):
             line, b = straight(control), into(control, base[control.name])
             rate, point = rates[_columns(control)], points[_columns(control)]

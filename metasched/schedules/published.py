@@ -1,15 +1,17 @@
 """The published schedules of ANA and INQ, and the constants and ramps that they are compared with.
 
-ANA (controls ``noise_scale``, ``noise_mean``). For layer l of N, l = 0 at the input, a run has N + 3 periods and
+ANA (controls ``weight_noise``, ``activation_noise``, ``noise_mean``). The papers have one noise for the weight and the
+activation of a layer: both controls have the same curve. For layer l of N, l = 0 at the input, a run has N + 3 periods
+and
 
-    noise_scale = 0.5 ((e - u) / (e - s))^(2 b),    noise_mean = m ((e - u) / (e - s))^b,    u clipped to [s, e]
+    noise = 0.5 ((e - u) / (e - s))^(2 b),    noise_mean = m ((e - u) / (e - s))^b,    u clipped to [s, e]
 
 with m = 0 (static) or -0.5 (dynamic), b = 1 (homogeneous) or N - l (progressive), and the window [s, e] in periods
 
     overlapped [0, N]    same_start [0, l + 1]    same_end [N - l - 1, N]    partition [l, l + 1]
 
-The paper's run has N = 7 and 50 epochs per period: u = epoch / 500. ``noise_scale`` is the half-width of the noise in
-quanta, so that 0.5 is the paper's initial value for all four noise families.
+The paper's run has N = 7 and 50 epochs per period: u = epoch / 500. ``noise`` is the half-width of the noise in quanta,
+so that 0.5 is the paper's initial value for all four noise families.
 
 INQ (control ``freeze_fraction``). The n accumulated portions take effect at u = k / n, k = 1..n: each step of INQ has
 an equal share of the run. The first share replaces the pretraining of the paper; the last portion takes effect at the
@@ -65,6 +67,11 @@ _POWERS: dict[str, Callable[[int, int], int]] = {  # (l, N) -> b
 _MEANS: dict[str, float] = {"static": 0.0, "dynamic": -0.5}
 
 
+def both_noises(curve: Curve) -> dict[str, Curve]:
+    """One curve, with values [T, L] in quanta, for the noise of weights and for that of activations."""
+    return {"weight_noise": curve, "activation_noise": curve}
+
+
 def ana_windows(num_layers: int, *, interval: str, power: str, factor: int) -> list[Window]:
     """One window per layer in the 2022 design, for the mean (factor 1) or the scale (factor 2) of the noise.
 
@@ -102,7 +109,7 @@ def ana() -> list[HandCoded]:
             "ana_static",
             "ana",
             ANA_2022 + forward,
-            {"noise_scale": STATIC_NOISE, "noise_mean": NO_MEAN},
+            {**both_noises(STATIC_NOISE), "noise_mean": NO_MEAN},
             "previous",
             (1.0,),
         ),
@@ -151,7 +158,7 @@ def _ana_2022(interval: str, power: str, mean: str) -> HandCoded:
 
 
 def _ana(name: str, citation: str, scale: Curve, mean: Curve = NO_MEAN) -> HandCoded:
-    return HandCoded(name, "ana", citation, {"noise_scale": scale, "noise_mean": mean}, "linear")
+    return HandCoded(name, "ana", citation, {**both_noises(scale), "noise_mean": mean}, "linear")
 
 
 def _constant(name: str, half_width: float) -> HandCoded:
@@ -160,7 +167,7 @@ def _constant(name: str, half_width: float) -> HandCoded:
         f"ana_constant_{name}",
         "ana",
         f"noise of constant half-width {half_width:g} quanta until the last step, not from a paper",
-        {"noise_scale": noise, "noise_mean": NO_MEAN},
+        {**both_noises(noise), "noise_mean": NO_MEAN},
         "previous",
         (1.0,),
     )

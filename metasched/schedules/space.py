@@ -40,7 +40,9 @@ def out_of(control: Control, values: torch.Tensor, num_layers: int) -> torch.Ten
     if control.scale == "log":
         line, values = values, values.exp()
         # where, not clamp: its derivative at a bound, where a schedule may start, differs between versions of torch
-        values = torch.where(values > control.high, control.high, torch.where(values < control.low, control.low, values))
+        values = torch.where(
+            values > control.high, control.high, torch.where(values < control.low, control.low, values)
+        )
         if control.end is not None:
             if control.direction == "nonincreasing":
                 values = values.clamp_min(control.end)

@@ -15,7 +15,7 @@ from metasched.methods import METHODS, MethodSpec, build_method, find_method
 from metasched.methods.base import Control
 from metasched.methods.config import MethodConfig
 from metasched.schedules.curves import RAMPS, Curve, HandCoded, falling, rising, steps
-from metasched.schedules.published import NO_MEAN, RAMP_CITATIONS, START, STATIC_NOISE, ana, inq
+from metasched.schedules.published import NO_MEAN, RAMP_CITATIONS, START, STATIC_NOISE, ana, both_noises, inq
 
 __all__ = ["HandCoded", "hand_coded", "schedules_of"]
 
@@ -35,7 +35,7 @@ _FLOAT = HandCoded("float", "float", "the network without quantization has no co
 
 def _same_ramp(ramp: str) -> HandCoded:
     curves: dict[str, Curve] = {
-        "noise_scale": partial(falling, ramp=ramp, start=START),
+        **both_noises(partial(falling, ramp=ramp, start=START)),
         "noise_mean": NO_MEAN,
         "freeze_fraction": partial(rising, ramp=ramp),
     }
@@ -60,7 +60,7 @@ _JOINT = [
     *(_with_other(s, {"freeze_fraction": _FREEZE_AT_END}, "all weights frozen at the last step") for s in _ANA),
     *(
         _with_other(
-            s, {"noise_scale": STATIC_NOISE, "noise_mean": NO_MEAN}, "noise of half-width 0.5 until the last step"
+            s, {**both_noises(STATIC_NOISE), "noise_mean": NO_MEAN}, "noise of half-width 0.5 until the last step"
         )
         for s in _INQ
     ),

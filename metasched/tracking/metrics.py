@@ -91,7 +91,7 @@ _PATTERNS = [re.compile(re.sub("<[a-z]+>", "[^/]+", name)) for name in METRICS]
 def unknown_metrics(names: Iterable[str]) -> list[str]:
     """The names that are not in the table.
 
-    >>> unknown_metrics(["outer/loss", "schedule/noise_scale/conv1", "outer/los"])
+    >>> unknown_metrics(["outer/loss", "schedule/weight_noise/conv1", "outer/los"])
     ['outer/los']
     """
     return [name for name in names if not any(p.fullmatch(name) for p in _PATTERNS)]

@@ -25,8 +25,8 @@ class Fault(NamedTuple):
         place: layer or parameter, where it has one.
         step: inner step, from 0; None outside an inner run.
 
-    >>> str(Fault("control", "noise_scale", "conv1", 3))
-    'control noise_scale of conv1 at inner step 3'
+    >>> str(Fault("control", "weight_noise", "conv1", 3))
+    'control weight_noise of conv1 at inner step 3'
     """
 
     what: str

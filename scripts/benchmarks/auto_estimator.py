@@ -53,7 +53,7 @@ EXPERIMENT = Experiment(
     task=TaskConfig(name="digits", model="mlp", width=32, steps=60),
     optimizer=OptimizerConfig(name="adam", lr=0.02),
     method=MethodConfig(name="ana", forward="expectation", backward="noise"),
-    schedule=ScheduleConfig(kind="family", start=START, learn=("noise_scale",)),
+    schedule=ScheduleConfig(kind="family", start=START, learn=("weight_noise", "activation_noise")),
     meta=MetaConfig(estimator="auto", steps=60, runs=4, noise_floor=0.02),
     compare=CompareConfig(seeds=16),
     run=RunConfig(workers=1),

@@ -116,8 +116,8 @@ def built(case: Case) -> tuple[InnerProblem, Tensors]:
     torch.manual_seed(0)
     problem = InnerProblem(quantize(build(), method, task.train.x[:2]), task, rule, hyper, case.steps, seed=0)
     shape = (case.steps, len(problem.network.layers))
-    scale = 0.5 + 0.05 * torch.rand(shape, generator=draws)
-    return problem, {"noise_scale": scale, "noise_mean": torch.zeros(shape)}
+    noise = 0.5 + 0.05 * torch.rand(shape, generator=draws)
+    return problem, {"weight_noise": noise, "activation_noise": noise, "noise_mean": torch.zeros(shape)}
 
 
 def run(engine: str, problem: InnerProblem, controls: Tensors) -> Tensors:

@@ -58,8 +58,8 @@ def controls_of(case: Experiment, runs: int) -> Tensors:
     """{control: [N, T, L]}: noise of about half a quantum."""
     problem = build_problem(case.problem)
     shape = (runs, problem.steps, len(problem.network.layers))
-    scale = 0.5 + 0.05 * torch.rand(shape, generator=generator(0, "benchmark"))
-    return {"noise_scale": scale.to(case.run.device), "noise_mean": torch.zeros(shape, device=case.run.device)}
+    noise = (0.5 + 0.05 * torch.rand(shape, generator=generator(0, "benchmark"))).to(case.run.device)
+    return {"weight_noise": noise, "activation_noise": noise, "noise_mean": torch.zeros_like(noise)}
 
 
 def own(controls: Tensors, run: int) -> Tensors:

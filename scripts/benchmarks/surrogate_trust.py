@@ -3,8 +3,9 @@ r"""How far to trust a hypergradient through hard quantizers: its direction agai
     python scripts/benchmarks/surrogate_trust.py --json experiments/results/surrogate_trust.json \
         --table docs/tables/surrogate_trust.md
 
-A control is given by four knots theta, linear in between over the run: ``noise_scale = width * exp(theta)``,
-``freeze_fraction = sigmoid(logit(u) + theta)``, the same in all layers. At theta = 0 we compare, for each control,
+What is compared is given by four knots theta, linear in between over the run: ``noise = width * exp(theta)``, for
+weights and activations at once, and ``freeze_fraction = sigmoid(logit(u) + theta)``, the same in all layers. (Results
+from before each had its own noise call it ``noise_scale``.) At theta = 0 we compare, for each of them,
 
     surrogate   d L / d theta of single inner runs by unrolling (the relaxed method, if it freezes)
     truth       the smoothed gradient of the hardened loss under the method itself (sigma 0.3, antithetic pairs)
@@ -44,6 +45,7 @@ SIGMA = 0.3
 WIDTHS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.75)
 RELAXATIONS = (0.05, 0.1, 0.3)
 RESAMPLES = 2000
+SET_BY = {"noise": ("weight_noise", "activation_noise"), "freeze_fraction": ("freeze_fraction",)}
 TASK = TaskConfig(name="digits", model="mlp", width=16, train=600, validation=200, batch=32, steps=60)
 
 
@@ -73,25 +75,24 @@ def controls_of(theta: torch.Tensor, case: Case, steps: int, num_layers: int) ->
     left = place.floor().clamp_max(KNOTS - 2).long()
     share = place - left
     at_steps = theta[:, left] * (1 - share) + theta[:, left + 1] * share
-    values = dict(zip(learned(case), at_steps, strict=True))
-    if "noise_scale" in values:
+    own = dict(zip(learned(case), at_steps, strict=True))
+    values = {}
+    if "noise" in own:
         assert case.width is not None
-        values["noise_scale"] = case.width * values["noise_scale"].exp()
+        values = dict.fromkeys(SET_BY["noise"], case.width * own["noise"].exp())
         values["noise_mean"] = torch.zeros(steps, dtype=u.dtype)
-    if "freeze_fraction" in values:
-        values["freeze_fraction"] = torch.sigmoid(torch.logit(u.clamp(0.01, 0.99)) + values["freeze_fraction"])
+    if "freeze_fraction" in own:
+        values["freeze_fraction"] = torch.sigmoid(torch.logit(u.clamp(0.01, 0.99)) + own["freeze_fraction"])
     return {name: v[:, None].expand(-1, num_layers) for name, v in values.items()}
 
 
 def learned(case: Case) -> list[str]:
-    """The controls that are compared."""
-    return {"ana": ["noise_scale"], "inq": ["freeze_fraction"], "joint": ["noise_scale", "freeze_fraction"]}[
-        case.method
-    ]
+    """What is compared: keys of SET_BY."""
+    return {"ana": ["noise"], "inq": ["freeze_fraction"], "joint": ["noise", "freeze_fraction"]}[case.method]
 
 
 def measure(case: Case, task: TaskConfig, runs: int, pairs: int) -> list[dict[str, Any]]:
-    """A row for each control of a case."""
+    """A row for each of what a case compares."""
     method = MethodConfig(name=case.method, forward=case.forward or "mode", backward=case.backward or "noise")
     experiment = Experiment(task=task, method=method)
     config = experiment.problem
@@ -104,7 +105,7 @@ def measure(case: Case, task: TaskConfig, runs: int, pairs: int) -> list[dict[st
         values = controls_of(theta, case, task.steps, num_layers)
         problem = relaxed.with_seed(derive_seed(0, "surrogate", run))
         wrt = control_gradient(unroll, problem, values, OuterLoss()).wrt
-        names = learned(case)
+        names = [name for own in learned(case) for name in SET_BY[own]]
         (slope,) = torch.autograd.grad([values[n] for n in names], theta, [wrt[n].double() for n in names])
         return slope
 

@@ -31,7 +31,7 @@ from metasched.core.layer import Layer
 from metasched.exchange.format import ControlEntry, LayerEntry, MethodEntry, Metric, Provenance, ScheduleFile, Spent
 from metasched.exchange.pbt import import_policy
 from metasched.exchange.schedule_file import dumps, loads
-from metasched.methods.ana import NOISE_MEAN, NOISE_SCALE
+from metasched.methods.ana import ACTIVATION_NOISE, NOISE_MEAN, WEIGHT_NOISE
 
 ROOT = Path(__file__).parents[2]
 SCHEDULES = (
@@ -120,7 +120,7 @@ def random_schedule(rng: random.Random) -> ScheduleFile:
     knots = sorted({0.0, 1.0, *(rng.random() for _ in range(rng.randrange(6)))})
     layers = [f"{rng.choice(['conv', 'features.', 'A_b.'])}{i}" for i in range(rng.randint(1, 5))]
     controls, values = [], {}
-    for name in rng.sample(["noise_scale", "noise_mean", "freeze_fraction", "z9_", "b" * 64], rng.randrange(4)):
+    for name in rng.sample(["weight_noise", "noise_mean", "freeze_fraction", "z9_", "b" * 64], rng.randrange(4)):
         direction: Literal["free", "nonincreasing", "nondecreasing"]
         direction = rng.choice(["free", "nonincreasing", "nondecreasing"])
         low, high = sorted([_number(rng), _number(rng)])
@@ -260,7 +260,7 @@ def try_policies(count: int, folder: Path, seed: int = SEED) -> dict[str, Any]:
             name="x",
             method_name="ana",
             method_parameters={},
-            controls=[NOISE_SCALE, NOISE_MEAN],
+            controls=[WEIGHT_NOISE, ACTIVATION_NOISE, NOISE_MEAN],
             layers=[Layer(f"conv{i}", i - 1.0, "conv", "weight", 9, 72, 1.0) for i in (1, 2)],
         )
         assert loads(dumps(file), "schedule.json") == file

@@ -26,7 +26,7 @@ from metasched.exchange.pbt import import_policy
 from metasched.exchange.quantlab.controllers import read_quantlab
 from metasched.exchange.schedule_file import read_schedule
 from metasched.meta.checkpoint import read_checkpoint
-from metasched.methods.ana import NOISE_MEAN, NOISE_SCALE
+from metasched.methods.ana import ACTIVATION_NOISE, NOISE_MEAN, WEIGHT_NOISE
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
@@ -153,7 +153,7 @@ ATTACKS = {
     "policies/no_array.txt": ("line 1", "must be an array of 6"),
     "policies/overflow.txt": ("line 1[5].noise_scale", FINITE),
     "policies/pickle.txt": (NOT_JSON, ""),
-    "policies/rising.txt": ("line 1[5]", "noise_scale of conv1 is nonincreasing, but goes from 0.5 to 0.75"),
+    "policies/rising.txt": ("line 1[5]", "weight_noise of conv1 is nonincreasing, but goes from 0.5 to 0.75"),
     "policies/short_row.txt": ("line 1", "must be an array of 6"),
     "policies/text_value.txt": ("line 1[5].noise_scale", "must be a number in [0.0, 1.0], got '0.25'"),
     "policies/unknown_layer.txt": ("line 1[5]['noise_scale/../planted']", "unknown name"),
@@ -241,7 +241,7 @@ def read_policy(path: Path) -> object:
         name="x",
         method_name="ana",
         method_parameters={},
-        controls=[NOISE_SCALE, NOISE_MEAN],
+        controls=[WEIGHT_NOISE, ACTIVATION_NOISE, NOISE_MEAN],
         layers=[Layer("conv1", 0.0, "conv", "weight", 9, 72, 1.5)],
     )
 

@@ -30,7 +30,7 @@ from metasched.training.problem import build_problem
 
 ROOT = Path(__file__).parents[2]
 FORMATS = ROOT / "tests" / "formats"
-GOLDEN = FORMATS / "schedule_v1.json"
+GOLDEN = FORMATS / "schedule_v1_noises.json"
 OWNED = "\x1b]0;owned\x07\x1b[2J\x9b1m\r\n\u202egood\ud83d"[:-1]
 
 
@@ -190,7 +190,7 @@ def test_a_valid_schedule_cannot_steer_the_terminal(tmp_path: Path, capsys: pyte
         assert main(arguments) == 0
         shown.append(capsys.readouterr().out)
     assert all(line.isprintable() for text in shown for line in text.splitlines())
-    assert shown[0].count("owned") == 2 + 3 + 1 + 1  # parameters and source, units, tasks, metric
+    assert shown[0].count("owned") == 2 + 4 + 1 + 1  # parameters and source, units, tasks, metric
     assert read_schedule(path) == hostile  # shown escaped, kept as it is
 
 
@@ -232,7 +232,7 @@ def test_an_arm_of_any_name_can_be_drawn(tmp_path: Path) -> None:
 def test_a_playable_schedule_plays_finite_numbers() -> None:
     """Any two values in a range that a file may declare can be interpolated."""
     file = loads(GOLDEN.read_bytes(), "schedule.json")
-    control = dataclasses.replace(file.controls[2], low=-8e307, high=8e307)
+    control = dataclasses.replace(file.controls[3], low=-8e307, high=8e307)
     curve = (-8e307, 8e307, -8e307, 8e307, -8e307)
     wild = dataclasses.replace(file, controls=(control,), values={control.name: (curve,) * 3})
     played = PlayedSchedule(wild)

@@ -64,7 +64,7 @@ def schedule() -> ScheduleFile:
         method=MethodEntry(name="ana", parameters={"noise": "uniform"}),
         controls=(
             ControlEntry(
-                name="noise_scale",
+                name="weight_noise",
                 low=0.0,
                 high=1.0,
                 unit="quantum",
@@ -88,7 +88,7 @@ def schedule() -> ScheduleFile:
             )
             for i in range(2)
         ),
-        values={"noise_scale": ((0.5, 0.25, 0.0), (0.75, 0.5, 0.0))},
+        values={"weight_noise": ((0.5, 0.25, 0.0), (0.75, 0.5, 0.0))},
         interpolation="linear",
         provenance=Provenance(
             kind="learned",
@@ -187,7 +187,7 @@ def test_show(tmp_path: Path, schedule: ScheduleFile, capsys: pytest.CaptureFixt
         "learned in 40 outer steps on digits\n"
         "found in 600 inner steps by tpe + 1200 inner steps by es\n"
         "score: 0.8765 (n = 16, 95 % interval 0.87 to 0.88)\n"
-        "noise_scale in [0, 1] (quantum), nonincreasing, ends at 0\n"
+        "weight_noise in [0, 1] (quantum), nonincreasing, ends at 0\n"
         "  layer  depth  u = 0  u = 0.5  u = 1\n"
         "  conv0  0      0.5    0.25     0\n"
         "  conv1  1      0.75   0.5      0\n"

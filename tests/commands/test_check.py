@@ -52,7 +52,7 @@ def run(experiment: Experiment) -> tuple[dict[str, Any], str]:
 def test_says_what_each_control_was_held_against(objective, held_against, bound):
     result, shown = run(experiment(objective))
     assert result["method"] == "joint" and result["passed"] is True and result["seconds"] > 0
-    assert list(result["controls"]) == ["noise_scale", "noise_mean", "freeze_fraction"]
+    assert list(result["controls"]) == ["weight_noise", "activation_noise", "noise_mean", "freeze_fraction"]
     for name, found in result["controls"].items():
         assert found["gate"] == held_against and found["points"] == 3 and found["passed"] is True
         assert 0 <= found["error"] <= bound
@@ -73,8 +73,8 @@ def test_defaults_of_every_method_pass(method, estimator):
 
 
 def test_looks_at_learned_controls_only():
-    frozen_hard = replace(experiment("relaxed", relaxation=0.0), schedule=ScheduleConfig(learn=("noise_scale",)))
-    assert list(run(frozen_hard)[0]["controls"]) == ["noise_scale"]
+    frozen_hard = replace(experiment("relaxed", relaxation=0.0), schedule=ScheduleConfig(learn=("weight_noise",)))
+    assert list(run(frozen_hard)[0]["controls"]) == ["weight_noise"]
 
 
 def test_finds_nothing_to_check_in_a_method_without_controls():

@@ -72,12 +72,28 @@ def test_the_test_split_is_read_by_the_comparison_only(tmp_path: Path, monkeypat
 def test_learned_controls() -> None:
     controls = build_method(MethodConfig(name="joint")).controls
     assert learned_controls(Experiment().method.name, Experiment().schedule.learn, controls) == [
-        "noise_scale",
+        "weight_noise",
+        "activation_noise",
         "noise_mean",
         "freeze_fraction",
     ]
     some = Experiment(schedule=ScheduleConfig(learn=("freeze_fraction",)))
     assert learned_controls(some.method.name, some.schedule.learn, controls) == ["freeze_fraction"]
-    wrong = Experiment(schedule=ScheduleConfig(learn=("noise_scale", "noise")))
+    wrong = Experiment(schedule=ScheduleConfig(learn=("weight_noise", "noise")))
     with pytest.raises(MetaschedError, match=r"schedule\.learn\[1\]: joint has no control 'noise'"):
         learned_controls(wrong.method.name, wrong.schedule.learn, controls)
+
+
+@pytest.mark.parametrize(
+    ("activation_levels", "now"), [("ternary", ["weight_noise", "activation_noise"]), (None, ["weight_noise"])]
+)
+def test_the_former_name_of_two_controls_is_refused_with_what_to_write(
+    activation_levels: str | None, now: list[str]
+) -> None:
+    controls = build_method(MethodConfig(name="ana", activation_levels=activation_levels)).controls
+    with pytest.raises(MetaschedError) as caught:
+        learned_controls("ana", ("noise_mean", "noise_scale"), controls)
+    became, written = " and ".join(now), ", ".join(now)
+    assert str(caught.value) == f"schedule.learn[1]: 'noise_scale' has become {became}; write {written} in its place"
+    with pytest.raises(MetaschedError, match="inq has no control 'noise_scale'"):
+        learned_controls("inq", ("noise_scale",), build_method(MethodConfig(name="inq")).controls)

@@ -137,7 +137,7 @@ BUILT = {  # field -> (what it changes, another value, settings under which it c
     "quantize.first": (layers_of, "false", []),
     "quantize.last": (layers_of, "true", []),
     "schedule.kind": (schedule_of, "family", []),
-    "schedule.learn": (schedule_of, "[noise_scale]", ["--schedule.kind=family"]),
+    "schedule.learn": (schedule_of, "[weight_noise]", ["--schedule.kind=family"]),
     "schedule.knots": (schedule_of, "7", []),
     "schedule.hidden": (schedule_of, "7", []),
     "schedule.directions": (schedule_of, "12", []),

@@ -88,7 +88,7 @@ def learned_by(estimator: str, workers: int = 1) -> Any:
     experiment = tiny(estimator=estimator, workers=workers)
     network, start = build_problem(experiment.problem).network, hand_coded("joint")["joint_linear"]
     learn = (
-        ["noise_scale"]
+        ["weight_noise"]
         if estimator == "forward"
         else learned_controls(experiment.method.name, experiment.schedule.learn, network.method.controls)
     )

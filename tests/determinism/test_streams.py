@@ -42,7 +42,7 @@ def drawn(purpose: str) -> torch.Tensor:
 def schedule() -> ScheduleNetwork:
     controls = build_method(MethodConfig(name="joint")).controls
     start = hand_coded("joint")["joint_linear"]
-    return ScheduleNetwork(controls, start, ["noise_scale"], knots=3, hidden=2, seed=11)
+    return ScheduleNetwork(controls, start, ["weight_noise"], knots=3, hidden=2, seed=11)
 
 
 def float_weights() -> Any:

@@ -59,7 +59,7 @@ def test_its_numbers_are_those_of_single_reverse_passes(felt: Path) -> None:
     found, experiment = read(felt), load_experiment(felt / "config.resolved.yaml")
     runs = local_runs(experiment.problem, experiment.meta)
     seeds = [derive_seed(experiment.seed, "sensitivity", i) for i in range(RUNS)]
-    problem, learn = runs.problem, ["noise_scale", "noise_mean"]
+    problem, learn = runs.problem, ["weight_noise", "activation_noise", "noise_mean"]
     layers, controls = problem.network.layers, problem.network.method.controls
     start = derive_seed(experiment.seed, "schedule network")
     base = hand_coded("ana")["ana_linear"]

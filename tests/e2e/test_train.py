@@ -140,7 +140,7 @@ def test_controls_that_are_not_learned_stay_as_they_start(cli: Cli, config: Path
     progress = progress_of_steps(4)  # the knots
     now = played(progress, played.layers)
     base = hand_coded("joint")["joint_linear"](progress, played.layers)
-    assert torch.equal(now["noise_scale"], base["noise_scale"]) and torch.equal(now["noise_mean"], base["noise_mean"])
+    assert torch.equal(now["weight_noise"], base["weight_noise"]) and torch.equal(now["noise_mean"], base["noise_mean"])
     assert not torch.allclose(now["freeze_fraction"], base["freeze_fraction"], atol=1e-3)
 
 

@@ -121,7 +121,7 @@ def test_a_run_that_breaks_leaves_the_others_alone_and_is_named(monkeypatch: pyt
     whole = one_by_one(inner, [runs[0], runs[2]], OuterLoss())
     for found, expected in zip((first, last), whole, strict=True):
         assert found.nonfinite == 0 and not found.faults and found.loss == pytest.approx(expected.loss, rel=1e-12)
-        assert torch.allclose(found.wrt["noise_scale"], expected.wrt["noise_scale"], rtol=1e-10, atol=1e-14)
+        assert torch.allclose(found.wrt["weight_noise"], expected.wrt["weight_noise"], rtol=1e-10, atol=1e-14)
     (fault,) = broken.faults
     assert math.isnan(broken.loss) and (fault.place, fault.step) == ("linear2", 2)
 
@@ -132,7 +132,7 @@ def test_what_cannot_be_mapped_is_done_one_after_the_other(monkeypatch: pytest.M
     runs = [Run(controls_of(inner, i), seed) for i, seed in enumerate(SEEDS)]
     found = LocalRuns(inner, inner, OuterLoss(), find_unroll("sweep"), sweeps=True).gradients(runs)
     expected = one_by_one(inner, runs, OuterLoss())
-    assert all(torch.equal(f.wrt["noise_scale"], e.wrt["noise_scale"]) for f, e in zip(found, expected, strict=True))
+    assert all(torch.equal(f.wrt["weight_noise"], e.wrt["weight_noise"]) for f, e in zip(found, expected, strict=True))
 
 
 def test_on_a_cpu_hypergradients_are_not_mapped() -> None:

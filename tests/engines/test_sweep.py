@@ -146,7 +146,8 @@ def test_the_loss_is_an_ordinary_tensor_with_one_way_back():
     shape = (STEPS, len(here.network.layers))
 
     def through(estimate) -> torch.Tensor:
-        controls = {"noise_scale": theta.expand(shape), "noise_mean": torch.zeros(shape)}
+        noise = theta.expand(shape)
+        controls = {"weight_noise": noise, "activation_noise": noise, "noise_mean": torch.zeros(shape)}
         return 3 * estimate(here, controls, OuterLoss()).loss.square()
 
     loss = through(find_unroll("sweep"))
@@ -346,7 +347,8 @@ def test_the_budget_of_a_configuration_reaches_the_sweep():
     default = Experiment(task=task, method=MethodConfig(name="ana"))
     assert default.meta.estimator == "sweep" and default.meta.memory is None
     layers = len(build_problem(default.problem).network.layers)
-    controls = {"noise_scale": torch.full((6, layers), 0.5), "noise_mean": torch.zeros(6, layers)}
+    noise = torch.full((6, layers), 0.5)
+    controls = {"weight_noise": noise, "activation_noise": noise, "noise_mean": torch.zeros(6, layers)}
     large, by_unroll, small = (
         replace(default, meta=MetaConfig(**meta))
         for meta in ({"memory": 2**30}, {"estimator": "unroll"}, {"memory": 1000})

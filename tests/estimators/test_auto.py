@@ -226,7 +226,9 @@ def test_in_the_outer_loop(estimator):
     controls = build_method(experiment.method).controls
 
     def learned(workers: int) -> tuple[torch.Tensor, list[OuterStep]]:
-        network = ScheduleNetwork(controls, hand_coded("ana")["ana_linear"], ["noise_scale"], knots=4, hidden=4, seed=0)
+        network = ScheduleNetwork(
+            controls, hand_coded("ana")["ana_linear"], ["weight_noise"], knots=4, hidden=4, seed=0
+        )
         log: list[OuterStep] = []
         with Pool(workers) as pool:
             learn(experiment, network, pool, log.append)

@@ -95,7 +95,8 @@ def test_a_control_that_nothing_reads_has_a_gradient_of_zeros():
 def test_layers_without_noise_are_counted_as_dead(estimator, activation_levels, silent, dead):
     problem = build_problem(ana("expectation", activation_levels).problem)
     controls = drawn(problem)
-    controls["noise_scale"][:2, silent] = 0  # at two of the three steps
+    for name in ("weight_noise", *(["activation_noise"] if activation_levels else [])):
+        controls[name][:2, silent] = 0  # at two of the three steps
     found = control_gradient(find_unroll(estimator), problem, controls, OuterLoss())
     assert found.dead_layers == pytest.approx(2 * dead / (3 * 3))
 
@@ -114,7 +115,7 @@ def test_values_that_are_not_finite_are_counted_one_by_one():
     factors = torch.tensor([[1.0, float("inf"), -2.0], [float("nan"), 1.0, 1.0], [1.0, 1.0, 1.0]])
 
     def unroll(problem: InnerProblem, controls: Any, outer: OuterLoss) -> Unrolled:
-        loss = (factors * controls["noise_scale"]).sum()
+        loss = (factors * controls["weight_noise"]).sum()
         return Unrolled(loss, torch.tensor(0.5), 0.25)
 
     problem = build_problem(ana().problem)
@@ -131,8 +132,10 @@ class Linear(nn.Module):
         self.unused = nn.Parameter(torch.ones(2))
 
     def forward(self, progress: torch.Tensor, layers: Any) -> dict[str, torch.Tensor]:
+        noise = self.theta[0] + (self.theta[1] * progress)[:, None].expand(-1, len(layers))
         return {
-            "noise_scale": self.theta[0] + (self.theta[1] * progress)[:, None].expand(-1, len(layers)),
+            "weight_noise": noise,
+            "activation_noise": noise,
             "noise_mean": (self.theta[2] * progress)[:, None].expand(-1, len(layers)),
         }
 
@@ -145,7 +148,7 @@ def test_the_gradient_of_the_schedule_is_that_of_the_controls_pulled_back(estima
     progress = progress_of_steps(problem.steps)
     values = {name: v.detach() for name, v in schedule(progress, problem.network.layers).items()}
     wrt = control_gradient(unroll, problem, values, outer).wrt
-    scale, mean = wrt["noise_scale"].sum(1), wrt["noise_mean"].sum(1)
+    scale, mean = (wrt["weight_noise"] + wrt["activation_noise"]).sum(1), wrt["noise_mean"].sum(1)
     expected = torch.stack([scale.sum(), (scale * progress).sum(), (mean * progress).sum()])
     torch.testing.assert_close(found.gradient[0], expected, rtol=1e-12, atol=1e-14)
     assert torch.equal(found.gradient[1], torch.zeros(2))
@@ -171,10 +174,10 @@ def test_floored_bounds_the_noise_alone_and_has_the_parameters_of_its_schedule()
         schedule.theta.copy_(torch.tensor([0.5, -0.5, -0.25]))
     floored = Floored(schedule, build_method(MethodConfig(name="ana")).controls, 0.1)
     values = floored(torch.tensor([0.0, 0.5, 1.0]), range(2))
-    torch.testing.assert_close(values["noise_scale"][:, 0], torch.tensor([0.5, 0.25, 0.1]))
+    torch.testing.assert_close(values["weight_noise"][:, 0], torch.tensor([0.5, 0.25, 0.1]))
     torch.testing.assert_close(values["noise_mean"][:, 0], torch.tensor([0.0, -0.125, -0.25]))
     assert next(iter(floored.parameters())) is schedule.theta
-    (slope,) = torch.autograd.grad(values["noise_scale"].sum(), schedule.theta)
+    (slope,) = torch.autograd.grad(values["weight_noise"].sum(), schedule.theta)
     assert slope.tolist() == [4.0, 1.0, 0.0]  # nothing from the floored step
 
 
@@ -208,7 +211,8 @@ STEPS, LAYERS = 3, 3
 
 
 def wrt(scale: torch.Tensor) -> Tensors:
-    return {"noise_scale": scale, "noise_mean": torch.zeros(STEPS, LAYERS)}
+    none = torch.zeros(STEPS, LAYERS)
+    return {"weight_noise": scale, "activation_noise": none, "noise_mean": none}
 
 
 def plain(step: int, run: int) -> Tensors:
@@ -216,14 +220,14 @@ def plain(step: int, run: int) -> Tensors:
 
 
 def broken(step: int, run: int) -> Tensors:
-    scale = plain(step, run)["noise_scale"]
+    scale = plain(step, run)["weight_noise"]
     scale[1, 2] = float("nan")
     return wrt(scale)
 
 
 def schedule_network() -> ScheduleNetwork:
     controls = build_problem(ana().problem).network.method.controls
-    return ScheduleNetwork(controls, hand_coded("ana")["ana_linear"], ["noise_scale"], knots=5, hidden=4, seed=0)
+    return ScheduleNetwork(controls, hand_coded("ana")["ana_linear"], ["weight_noise"], knots=5, hidden=4, seed=0)
 
 
 def learn(plan: Callable[[int, int], Tensors], **meta: Any) -> tuple[MetaTraining, Planted, list[OuterStep]]:
@@ -265,7 +269,7 @@ def test_the_update_is_along_the_mean_over_runs():
 
 def test_an_exploding_run_cannot_outvote_the_others():
     def exploding(step: int, run: int) -> Tensors:
-        return wrt(plain(0, 0)["noise_scale"] * (-1e8 if run == 1 else 1))
+        return wrt(plain(0, 0)["weight_noise"] * (-1e8 if run == 1 else 1))
 
     norm = float(pulled(0, 0).norm())
     trained, _, log = learn(exploding, clip=2 * norm)
@@ -298,7 +302,7 @@ def test_two_bad_steps_do_not_stop_it_and_leave_no_trace_in_the_optimizer():
 
 
 def test_three_bad_steps_in_a_row_stop_it():
-    fault = "hypergradient noise_scale of conv3 at inner step 1"
+    fault = "hypergradient weight_noise of conv3 at inner step 1"
     expected = rf"outer step 4: no update on digits in 3 steps in a row, .* \({fault}\)"
     with pytest.raises(RunStopped, match=expected) as caught:
         learn(lambda step, run: (plain if step == 0 else broken)(step, run), steps=9)
@@ -308,8 +312,8 @@ def test_three_bad_steps_in_a_row_stop_it():
 def test_inner_runs_never_see_noise_below_the_floor():
     _, pool, _ = learn(plain, noise_floor=0.3)
     for controls, _ in pool.seen:
-        assert float(controls["noise_scale"].min()) == 0.3 < float(controls["noise_scale"].max())
-        assert not controls["noise_scale"].requires_grad
+        assert float(controls["weight_noise"].min()) == 0.3 < float(controls["weight_noise"].max())
+        assert not controls["weight_noise"].requires_grad
 
 
 def test_keep_drops_what_is_not_finite():

@@ -51,7 +51,7 @@ def tiny(estimator: str = "es", objective: str = "hardened", **meta: Any) -> Exp
 
 def schedule_network(hidden: int = 8) -> ScheduleNetwork:
     controls = build_method(MethodConfig(name="joint")).controls
-    learn = ["noise_scale", "freeze_fraction"]
+    learn = ["weight_noise", "freeze_fraction"]
     return ScheduleNetwork(controls, hand_coded("joint")["joint_linear"], learn, knots=6, hidden=hidden, seed=0)
 
 
@@ -165,7 +165,7 @@ def test_the_runs_of_a_pair_share_their_seed_and_lie_opposite_each_other():
         expected = functional_call(schedule, moved, (progress_of_steps(5), runs.problem.network.layers))
         for name, values in run.controls.items():
             assert torch.equal(values, expected[name]) and not values.requires_grad
-    assert not torch.equal(runs.asked[0].controls["noise_scale"], runs.asked[1].controls["noise_scale"])
+    assert not torch.equal(runs.asked[0].controls["weight_noise"], runs.asked[1].controls["weight_noise"])
 
 
 # --- losses that are not finite ---
@@ -229,7 +229,7 @@ def test_controls_at_leave_the_schedule_as_it_is():
     here = controls_at(schedule, problem, delta, 0.0)
     expected = schedule(progress_of_steps(5), problem.network.layers)
     assert all(torch.equal(here[n], v) for n, v in expected.items())
-    assert not torch.equal(controls_at(schedule, problem, delta, 1.0)["noise_scale"], here["noise_scale"])
+    assert not torch.equal(controls_at(schedule, problem, delta, 1.0)["weight_noise"], here["weight_noise"])
     assert torch.equal(before, flat([p.detach() for p in schedule.parameters()]))
 
 

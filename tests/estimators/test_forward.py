@@ -87,7 +87,7 @@ def test_the_family_gets_the_gradient_of_reverse_mode(method, rule):
     whole = experiment(method, rule)
     objective = OBJECTIVES[(METHODS.index(method) + [*RULES].index(rule)) % 3]
     runs = replace(local_runs(whole.problem, whole.meta), outer=OuterLoss(objective))  # type: ignore[arg-type]
-    schedule = family(runs.problem, f"{method}_linear", learn=["noise_scale", "freeze_fraction"])
+    schedule = family(runs.problem, f"{method}_linear", learn=["weight_noise", "freeze_fraction"])
     forward, reverse = Forward(0.02), Reverse(0.02)
     found = forward.estimate(schedule, runs, [1], forward.begin(schedule, runs))
     expected = reverse.estimate(schedule, runs, [1], {})
@@ -280,7 +280,7 @@ def test_no_step_outlives_the_next_one(monkeypatch):
 
 def test_directions_are_the_columns_of_the_jacobian():
     here = build_problem(experiment().problem)
-    learned = family(here, "joint_cosine", learn=["noise_scale", "freeze_fraction"])
+    learned = family(here, "joint_cosine", learn=["weight_noise", "freeze_fraction"])
     schedule = Floored(learned, here.network.method.controls, 0.35)
     controls, found = directions(schedule, here)
     values = schedule(progress_of_steps(here.steps), here.network.layers)

@@ -433,7 +433,7 @@ def tiny(estimator: str, **sections: Any) -> Experiment:
 
 def schedule_network(hidden: int = 4) -> ScheduleNetwork:
     controls = build_method(MethodConfig(name="joint")).controls
-    learn = ["noise_scale", "freeze_fraction"]
+    learn = ["weight_noise", "activation_noise", "freeze_fraction"]
     return ScheduleNetwork(controls, hand_coded("joint")["joint_linear"], learn, knots=4, hidden=hidden, seed=0)
 
 

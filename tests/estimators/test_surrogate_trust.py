@@ -30,14 +30,15 @@ def test_knots_are_factors_of_the_noise_and_shifts_of_the_freeze_fraction(trust)
     u = torch.linspace(0, 1, 7)
     at_zero = trust.controls_of(torch.zeros(2, 4), case, steps=7, num_layers=3)
     assert {name: tuple(v.shape) for name, v in at_zero.items()} == dict.fromkeys(
-        ("noise_scale", "noise_mean", "freeze_fraction"), (7, 3)
+        ("weight_noise", "activation_noise", "noise_mean", "freeze_fraction"), (7, 3)
     )
-    assert bool((at_zero["noise_scale"] == 0.5).all()) and not bool(at_zero["noise_mean"].any())
+    assert bool((at_zero["weight_noise"] == 0.5).all()) and not bool(at_zero["noise_mean"].any())
+    assert torch.equal(at_zero["activation_noise"], at_zero["weight_noise"])
     torch.testing.assert_close(at_zero["freeze_fraction"][:, 1], u.clamp(0.01, 0.99))
     theta = torch.tensor([[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 2.0]])
     moved = trust.controls_of(theta, case, steps=7, num_layers=3)
     torch.testing.assert_close(
-        (moved["noise_scale"][:, 0] / 0.5).log(), torch.tensor([0.0, 0.5, 1.0, 0.5, 0.0, 0.0, 0.0])
+        (moved["weight_noise"][:, 0] / 0.5).log(), torch.tensor([0.0, 0.5, 1.0, 0.5, 0.0, 0.0, 0.0])
     )
     shift = torch.logit(moved["freeze_fraction"]) - torch.logit(at_zero["freeze_fraction"])
     torch.testing.assert_close(shift[:, 2], torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 2.0]))
@@ -73,7 +74,7 @@ def test_extremes_of_the_noise_width(trust):
     """Wide noise: the surrogate points the right way. Narrow noise: it explodes, by orders of magnitude."""
     task = TaskConfig(model="mlp", width=16, train=200, validation=200, batch=32, steps=20)
     (wide,) = trust.measure(trust.Case("ana", "mode", "noise", 0.75, None), task, runs=6, pairs=12)
-    assert wide["control"] == "noise_scale" and wide["unusable"] == 0
+    assert wide["control"] == "noise" and wide["unusable"] == 0
     estimate, low, _ = wide["one_run"]
     assert estimate > 0.3 and low > 0 and wide["size"] < 10
     (narrow,) = trust.measure(trust.Case("ana", "mode", "noise", 0.1, None), task, runs=2, pairs=2)

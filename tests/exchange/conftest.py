@@ -1,4 +1,4 @@
-"""A small valid schedule file, kept as it was written when version 1 was new: it has to be readable for ever."""
+"""A small valid schedule file, kept as it was written: it has to be readable for ever."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-GOLDEN = Path(__file__).parents[1] / "formats" / "schedule_v1.json"
+GOLDEN = Path(__file__).parents[1] / "formats" / "schedule_v1_noises.json"
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from metasched.exchange.baselines import TOLERANCE, vgg8_layers, write_baselines
 from metasched.exchange.player import PlayedSchedule, check_method
 from metasched.exchange.schedule_file import read_schedule
 from metasched.methods import build_method
-from metasched.methods.ana import NOISE_MEAN, NOISE_SCALE
+from metasched.methods.ana import ACTIVATION_NOISE, NOISE_MEAN, WEIGHT_NOISE
 from metasched.methods.blend import ACTIVATION_BLEND, WEIGHT_BLEND
 from metasched.methods.config import MethodConfig
 from metasched.methods.gxnor import STEP_TEMPERATURE
@@ -32,14 +32,14 @@ REGENERATE = (
 )
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 CONTROLS = {
-    "ana": [NOISE_SCALE, NOISE_MEAN],
+    "ana": [WEIGHT_NOISE, ACTIVATION_NOISE, NOISE_MEAN],
     "blend": [WEIGHT_BLEND, ACTIVATION_BLEND],
     "widths": build_method(MethodConfig(name="widths")).controls,
     "inq": [FREEZE_FRACTION],
     "temperature": build_method(MethodConfig(name="temperature")).controls,
     "parq": [INVERSE_SLOPE],
     "oscillation": [FREEZE_THRESHOLD],
-    "joint": [NOISE_SCALE, NOISE_MEAN, FREEZE_FRACTION],
+    "joint": [WEIGHT_NOISE, ACTIVATION_NOISE, NOISE_MEAN, FREEZE_FRACTION],
     "gxnor": [STEP_TEMPERATURE],
     "metropolis": [TEMPERATURE],
 }
@@ -115,7 +115,7 @@ def test_layers_are_those_of_the_paper() -> None:
 def test_another_network_plays_a_baseline() -> None:
     layers = [Layer(f"l{i}", i / 2, "conv", "weight", 9, 9, 1.0) for i in range(2)]
     file = read_schedule(FOLDER / "ana_same_start_homogeneous_static.json")
-    values = PlayedSchedule(file)(torch.tensor([0.0, 0.05, 1.0], dtype=torch.float64), layers)["noise_scale"]
+    values = PlayedSchedule(file)(torch.tensor([0.0, 0.05, 1.0], dtype=torch.float64), layers)["weight_noise"]
     # At progress 0.05 layer l of 7 has 0.5 (1 - 0.05 / (0.1 (l + 1)))^2; depth 0 is l = 0 and depth 1 / 2 is l = 3.
     assert values[1].tolist() == pytest.approx([0.5 * 0.5**2, 0.5 * 0.875**2], abs=TOLERANCE)
     assert values[0].tolist() == [0.5, 0.5] and values[2].tolist() == [0.0, 0.0]

@@ -18,7 +18,7 @@ from metasched.exchange.format import ScheduleFile
 from metasched.exchange.pbt import import_policy, read_policy
 from metasched.exchange.player import PlayedSchedule, SchedulePlayer
 from metasched.exchange.schedule_file import read_schedule
-from metasched.methods.ana import NOISE_MEAN, NOISE_SCALE
+from metasched.methods.ana import ACTIVATION_NOISE, NOISE_MEAN, WEIGHT_NOISE
 from metasched.methods.base import Control
 from metasched.methods.inq import FREEZE_FRACTION
 
@@ -28,7 +28,9 @@ LAYERS = tuple(Layer(f"conv{i}", i - 1.0, "conv", "weight", 9, 72, 1.0) for i in
 FREE = Control("free", -1.0, 1.0, "unit", "free", end=None)
 
 
-def imported(path: Path, total: int, controls: Sequence[Control] = (NOISE_SCALE, NOISE_MEAN)) -> ScheduleFile:
+def imported(
+    path: Path, total: int, controls: Sequence[Control] = (WEIGHT_NOISE, ACTIVATION_NOISE, NOISE_MEAN)
+) -> ScheduleFile:
     return import_policy(
         path,
         total=total,
@@ -70,7 +72,8 @@ def test_the_file_in_the_folder_of_formats() -> None:
     file = imported(POLICY, 40)
     assert file.progress == (0.0, 0.25, 0.5, 1.0) and file.interpolation == "previous"
     assert file.values == {
-        "noise_scale": ((0.5, 0.4, 0.32, 0.0), (0.5, 0.4, 0.3, 0.0)),  # ends at 0, as the method demands
+        # one noise in the file; it ends at 0, as the method demands
+        **dict.fromkeys(("weight_noise", "activation_noise"), ((0.5, 0.4, 0.32, 0.0), (0.5, 0.4, 0.3, 0.0))),
         "noise_mean": ((0.0, 0.01, 0.01, 0.0), (0.0, 0.01, 0.01, 0.0)),
     }
     assert file.method.parameters == {"noise": "uniform"}
@@ -161,4 +164,4 @@ def test_the_command_writes_a_file_that_the_experiment_can_play(
     assert file.provenance.name == "digits_ana_shallow" and file.method.name == "ana"
     assert [layer.name for layer in file.layers] == ["conv1", "conv2", "conv3"]
     values = PlayedSchedule(file)(torch.tensor([0.5]), PlayedSchedule(file).layers)
-    assert values["noise_scale"].tolist() == [pytest.approx([0.32, 0.3, 0.32])]
+    assert values["weight_noise"].tolist() == [pytest.approx([0.32, 0.3, 0.32])]

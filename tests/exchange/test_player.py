@@ -86,11 +86,11 @@ def test_names_and_kinds_in_order_decide_whether_layers_are_the_same(golden: str
     file = loads(golden, "schedule.json")
     played = PlayedSchedule(file)
     progress = progress_of_steps(7)
-    own = played(progress, played.layers)["noise_scale"]
+    own = played(progress, played.layers)["weight_noise"]
     moved = [dataclasses.replace(known, depth=1.0, bits=8.0) for known in played.layers]
-    assert torch.equal(played(progress, moved)["noise_scale"], own)
+    assert torch.equal(played(progress, moved)["weight_noise"], own)
     renamed = [dataclasses.replace(known, name=f"new.{known.name}") for known in moved]
-    by_depth = played(progress, renamed)["noise_scale"]
+    by_depth = played(progress, renamed)["weight_noise"]
     assert torch.equal(by_depth, own[:, [1, 1, 2]])  # at depth 1 both convolutions are nearest to the second one
 
 
@@ -119,8 +119,8 @@ def test_any_network_keeps_the_range_and_the_end(features: list[tuple[float, Kin
     values = table(file, 33, layers)
     for control in file.controls:
         assert values[control.name].min() >= control.low and values[control.name].max() <= control.high
-    assert (values["noise_scale"][-1] == 0).all() and (values["freeze_fraction"][-1] == 1).all()
-    assert (values["noise_scale"][24:] == 0).all()  # it dwells there from progress 0.75 on
+    assert (values["weight_noise"][-1] == 0).all() and (values["freeze_fraction"][-1] == 1).all()
+    assert (values["weight_noise"][24:] == 0).all()  # it dwells there from progress 0.75 on
 
 
 def test_rounding_does_not_carry_a_value_out_of_the_range(golden: str) -> None:
@@ -129,7 +129,7 @@ def test_rounding_does_not_carry_a_value_out_of_the_range(golden: str) -> None:
     depths, curves = (1.6653345369377348e-16, 1.0), ((0.03,) * 5, (0.29,) * 5)
     two = dataclasses.replace(
         file,
-        controls=(dataclasses.replace(file.controls[2], high=0.29),),
+        controls=(dataclasses.replace(file.controls[3], high=0.29),),
         layers=tuple(dataclasses.replace(file.layers[0], name=f"l{i}", depth=d) for i, d in enumerate(depths)),
         values={"noise_mean": curves},
     )
@@ -199,7 +199,7 @@ def test_a_path_plays_as_the_file_in_it(tmp_path: Path, golden: str) -> None:
 def test_any_schedule_can_be_played_on_given_layers() -> None:
     linear = hand_coded("ana")["ana_linear"]
     player = SchedulePlayer(linear, 5, OTHERS)
-    assert [player.step()["stem"]["noise_scale"] for _ in range(5)] == [0.5, 0.375, 0.25, 0.125, 0.0]
+    assert [player.step()["stem"]["weight_noise"] for _ in range(5)] == [0.5, 0.375, 0.25, 0.125, 0.0]
     with pytest.raises(MetaschedError, match=r"^layers: none given"):
         SchedulePlayer(linear, 5)
 
@@ -227,8 +227,8 @@ def test_an_exported_schedule_plays_what_the_inner_loop_saw(kind: Literal["linea
 
 def test_values_have_the_dtype_of_progress_and_are_computed_in_float64(file: ScheduleFile) -> None:
     played = PlayedSchedule(file)
-    short = played(torch.tensor([0.2], dtype=torch.float32), played.layers)["noise_scale"]
-    exact = played(torch.tensor([0.2], dtype=torch.float32).double(), played.layers)["noise_scale"]
+    short = played(torch.tensor([0.2], dtype=torch.float32), played.layers)["weight_noise"]
+    exact = played(torch.tensor([0.2], dtype=torch.float32).double(), played.layers)["weight_noise"]
     assert short.dtype == torch.float32 and torch.equal(short, exact.float())
 
 
@@ -244,10 +244,10 @@ def test_a_played_schedule_goes_to_another_process(file: ScheduleFile) -> None:
     [
         (lambda p: p.at(-1), "step: must be at least 0, got -1"),
         (
-            lambda p: p.value("noise_scal", "features.0"),
-            "control: unknown name 'noise_scal'; did you mean 'noise_scale'?",
+            lambda p: p.value("weight_nois", "features.0"),
+            "control: unknown name 'weight_nois'; did you mean 'weight_noise'?",
         ),
-        (lambda p: p.value("noise_scale", "feature.0"), "layer: unknown name 'feature.0'; did you mean 'features.0'?"),
+        (lambda p: p.value("weight_noise", "feature.0"), "layer: unknown name 'feature.0'; did you mean 'features.0'?"),
         (lambda p: p.load_state_dict({}), "state_dict: must be"),
         (lambda p: p.load_state_dict({"step": -1}), "state_dict: must be"),
         (lambda p: p.load_state_dict({"step": True}), "state_dict: must be"),
@@ -266,7 +266,7 @@ def test_mistakes_are_named(ask: Any, message: str, golden: str) -> None:
     assert player.state_dict() == {"step": 1}
 
 
-NOISE = Control("noise_scale", 0.0, 1.0, "quantum", "nonincreasing", end=0.0)
+NOISE = Control("weight_noise", 0.0, 1.0, "quantum", "nonincreasing", end=0.0)
 MEAN = Control("noise_mean", -0.5, 0.5, "quantum", "free", end=None)
 
 
@@ -281,13 +281,13 @@ def test_a_file_for_the_method_passes(golden: str) -> None:
     [
         ("ana", NOISE, "schedule.json: method.name: is for method 'joint', not 'ana'"),
         ("joint", dataclasses.replace(NOISE, name="temperature"), "schedule.json: controls: lacks temperature"),
-        ("joint", dataclasses.replace(NOISE, high=0.9), "schedule.json: controls[0].high: noise_scale has 1.0"),
-        ("joint", dataclasses.replace(NOISE, low=0.1), "schedule.json: controls[0].low: noise_scale has 0.0"),
+        ("joint", dataclasses.replace(NOISE, high=0.9), "schedule.json: controls[0].high: weight_noise has 1.0"),
+        ("joint", dataclasses.replace(NOISE, low=0.1), "schedule.json: controls[0].low: weight_noise has 0.0"),
         ("joint", dataclasses.replace(NOISE, direction="nondecreasing"), "schedule.json: controls[0].direction: "),
-        ("joint", dataclasses.replace(NOISE, end=0.5), "schedule.json: controls[0].end: noise_scale has 0.0"),
-        ("joint", dataclasses.replace(NOISE, dwell=0.5), "schedule.json: controls[0].dwell: noise_scale has 0.25"),
-        ("joint", dataclasses.replace(MEAN, end=0.0), "schedule.json: controls[2].end: noise_mean has None"),
-        ("joint", dataclasses.replace(MEAN, direction="nonincreasing"), "schedule.json: controls[2].direction: "),
+        ("joint", dataclasses.replace(NOISE, end=0.5), "schedule.json: controls[0].end: weight_noise has 0.0"),
+        ("joint", dataclasses.replace(NOISE, dwell=0.5), "schedule.json: controls[0].dwell: weight_noise has 0.25"),
+        ("joint", dataclasses.replace(MEAN, end=0.0), "schedule.json: controls[3].end: noise_mean has None"),
+        ("joint", dataclasses.replace(MEAN, direction="nonincreasing"), "schedule.json: controls[3].direction: "),
     ],
 )
 def test_a_file_that_promises_less_than_the_method_needs_is_refused(

@@ -25,13 +25,14 @@ from metasched.exchange.quantlab.controllers import read_quantlab
 from metasched.exchange.quantlab.exporting import export_quantlab, fit_decay
 from metasched.exchange.quantlab.importing import import_quantlab
 from metasched.exchange.schedule_file import read_schedule
-from metasched.methods.ana import NOISE_MEAN, NOISE_SCALE
+from metasched.methods.ana import ACTIVATION_NOISE, NOISE_MEAN, WEIGHT_NOISE
+from metasched.methods.base import Control
 from metasched.methods.inq import FREEZE_FRACTION
 from metasched.schedules.table import hand_coded
 
 ROOT = Path(__file__).parents[2]
 LAYERS = tuple(Layer(f"conv{i}", i - 1.0, "conv", "weight", 9, 72, 1.0) for i in (1, 2))
-CONTROLS = {"ana": (NOISE_SCALE, NOISE_MEAN), "inq": (FREEZE_FRACTION,)}
+CONTROLS = {"ana": (WEIGHT_NOISE, ACTIVATION_NOISE, NOISE_MEAN), "inq": (FREEZE_FRACTION,)}
 DVS128 = {"5": 0.2, "15": 0.4, "30": 0.6, "45": 0.8, "60": 0.9, "75": 0.95, "90": 0.975, "105": 1}
 
 
@@ -106,7 +107,7 @@ def test_each_step_of_each_epoch_gets_what_quantlab_sets_for_it(tmp_path: Path, 
     by_name = {spec["modules"][0]: spec for spec in specs}
     for step in range(epochs * length - 1):
         for name, values in player.step().items():
-            for key, control in (("mi", "noise_mean"), ("sigma", "noise_scale")):
+            for key, control in (("mi", "noise_mean"), ("sigma", "weight_noise"), ("sigma", "activation_noise")):
                 assert values[control] == pytest.approx(set_by_quantlab(by_name[name][key], step // length), rel=1e-12)
     assert all(set(values.values()) == {0.0} for values in player.step().values())  # the end is the methods'
 
@@ -117,7 +118,7 @@ def test_timers_that_do_not_name_the_layers_are_taken_in_order(tmp_path: Path) -
     ]
     file = imported(tmp_path, specs, total=2)
     assert file.progress == (0.0, 0.5, 1.0) and file.interpolation == "previous"
-    assert file.values["noise_scale"] == ((0.5, 0.25, 0.0), (0.25, 0.125, 0.0))
+    assert file.values["weight_noise"] == ((0.5, 0.25, 0.0), (0.25, 0.125, 0.0))
     assert file.provenance.citation == "QuantLab: ANA controller of 2 timers, 2 epochs"
 
 
@@ -125,7 +126,7 @@ def test_timers_that_do_not_name_the_layers_are_taken_in_order(tmp_path: Path) -
 def test_the_authors_start_values_are_half_a_quantum(tmp_path: Path, noise: str, sigma: float) -> None:
     specs = [timer(layer.name, sigma=decay(sigma, "bws", tstart=1, tend=2, alpha=1)) for layer in LAYERS]
     file = imported(tmp_path, experiment({"ctrl_spec": specs}, 4, noise), noise=noise)
-    assert file.values["noise_scale"][0][0] == pytest.approx(0.5, rel=2e-5)
+    assert file.values["weight_noise"][0][0] == pytest.approx(0.5, rel=2e-5)
 
 
 def test_the_stored_schedule_of_inq_is_the_hand_coded_one(tmp_path: Path) -> None:
@@ -169,9 +170,79 @@ def test_a_window_of_quantlab_is_found_again(tmp_path: Path, seed: int) -> None:
     (found, _) = written.config["training"]["quantize"]["kwargs"]["ctrl_spec"]
     assert found["modules"] == ["conv1"] and (found["mi"]["fun"], found["sigma"]["fun"]) == ("uws", "bws")
     again = imported(tmp_path, written.config)
-    for control in ("noise_scale", "noise_mean"):
+    for control in ("weight_noise", "activation_noise", "noise_mean"):
         one, other = (PlayedSchedule(f)(torch.arange(100) / 100, LAYERS)[control] for f in (file, again))
         assert torch.allclose(one, other, atol=1e-12, rtol=0)
+
+
+def test_noises_that_differ_are_two_timers_and_come_back(tmp_path: Path) -> None:
+    """The first layer has one noise for both, the second one each, the third no quantized activation."""
+    kinds = ("weight+activation", "weight+activation", "weight")
+    layers = [Layer(f"conv{i}", i / 2, "conv", kind, 9, 72, 1.0) for i, kind in enumerate(kinds)]  # pyright: ignore
+
+    def noises(progress: torch.Tensor, layers: Sequence[Layer]) -> dict[str, torch.Tensor]:
+        left = (1 - progress)[:, None]
+        weight, own = left * torch.tensor([0.5, 0.75, 0.25]), left**2 * torch.tensor([0.0, 1.0, 0.5])
+        activation = torch.where(torch.tensor([True, False, False]), weight, own)
+        return {"weight_noise": weight, "activation_noise": activation, "noise_mean": torch.zeros_like(weight)}
+
+    def file_of(schedule: Any) -> ScheduleFile:
+        return export(
+            schedule,
+            method_name="ana",
+            method_parameters={"noise": "normal"},
+            controls=CONTROLS["ana"],
+            layers=layers,
+            knots=torch.arange(9) / 8,
+            interpolation="previous",
+            provenance=Provenance(kind="learned", name="apart"),
+        )
+
+    written = export_quantlab(file_of(noises), 8)
+    timers = written.config["training"]["quantize"]["kwargs"]["ctrl_spec"]
+    assert [timer["modules"] for timer in timers] == [["conv0"], ["conv1"], ["conv1.activation"], ["conv2"]]
+    assert [timer["sigma"]["beta"] for timer in timers] == pytest.approx(
+        [0.5 * 0.51021, 0.75 * 0.51021, 0.51021, 0.25 * 0.51021], rel=1e-4
+    )
+    reported = [(fit.layer, fit.control) for fit in written.fits]
+    assert reported.count(("conv1", "activation_noise")) == 1 and ("conv2", "activation_noise") not in reported
+    path = tmp_path / "again.json"
+    path.write_text(json.dumps(written.config))
+    again = import_quantlab(
+        path,
+        total=None,
+        name="again",
+        method_name="ana",
+        method_parameters={"noise": "normal"},
+        controls=CONTROLS["ana"],
+        layers=layers,
+    )
+    one, other = (PlayedSchedule(f)(torch.arange(8) / 8, layers) for f in (file_of(noises), again))
+    for control, read in (("weight_noise", 3), ("activation_noise", 2), ("noise_mean", 3)):
+        assert torch.allclose(one[control][:, :read], other[control][:, :read], rtol=0, atol=1e-12)
+
+
+def test_a_method_without_quantized_activations_takes_the_noise_of_weights(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    specs = [timer(layer.name, sigma=decay(0.5, "bws", tstart=0, tend=2, alpha=1)) for layer in LAYERS]
+    path.write_text(json.dumps(specs))
+
+    def asked(*controls: Control) -> ScheduleFile:
+        return import_quantlab(
+            path,
+            total=2,
+            name="theirs",
+            method_name="ana",
+            method_parameters={},
+            controls=controls,
+            layers=LAYERS,
+        )
+
+    assert asked(WEIGHT_NOISE, NOISE_MEAN).values.keys() == {"weight_noise", "noise_mean"}
+    with pytest.raises(
+        MetaschedError, match="but the file sets weight_noise, activation_noise, noise_mean; set it to ana"
+    ):
+        asked()
 
 
 def squared(curve: Sequence[float], fun: str, start: int, stop: float, alpha: int) -> float:
@@ -246,7 +317,7 @@ REFUSED = {
     "no epochs": (experiment({"ctrl_spec": [timer("a")]}, 0), r"training\.n_epochs: must be an integer of at least 1"),
     "inside": (experiment({"ctrl_spec": [{}]}, 5), r"training\.quantize\.kwargs\.ctrl_spec\[0\]\.modules: missing"),
     "too few timers": (window(), r"has 1 timers for the 2 layers of the network, and does not name all of them"),
-    "too wide": ([*window(beta=1.5), timer("conv2")], r"noise_scale must lie in \[0\.0, 1\.0\], got 1\.5 at epoch 0"),
+    "too wide": ([*window(beta=1.5), timer("conv2")], r"weight_noise must lie in \[0\.0, 1\.0\], got 1\.5 at epoch 0"),
     "other noise": (
         experiment({"ctrl_spec": [timer("conv1", "conv2")]}, 5, "normal"),
         r"^method\.noise: is 'uniform', but the file has noise_type 'normal'",

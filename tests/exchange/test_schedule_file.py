@@ -27,7 +27,7 @@ from metasched.methods.base import Control
 INT64 = st.integers(-(2**63) + 1, 2**63 - 1)
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 ENDS = st.floats(-8e307, 8e307)  # of a range, whose width is finite
-NAMES = st.sampled_from(["a", "z9_", "noise_scale", "freeze_fraction", "b" * 64])
+NAMES = st.sampled_from(["a", "z9_", "weight_noise", "freeze_fraction", "b" * 64])
 MODULES = st.sampled_from(["0", "conv1", "features.0", "A_b.C_1.d", "." * 128])
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 
@@ -147,8 +147,8 @@ def test_another_layout_of_the_same_schedule_has_the_same_canonical_text(
 def test_golden_file_reads_and_writes_back_byte_for_byte(golden: str) -> None:
     file = loads(golden, "schedule.json")
     assert dumps(file) == golden
-    assert file.values["noise_scale"][0][1] == 0.1 + 0.2
-    assert file.values["noise_scale"][2][1] == 5e-324
+    assert file.values["weight_noise"][0][1] == 0.1 + 0.2
+    assert file.values["weight_noise"][2][1] == 5e-324
     assert file.provenance.seeds == (0, 1, 2**63 - 1)
     assert file.method.parameters == {
         "levels": "ternary",
@@ -186,7 +186,7 @@ def test_a_schedule_too_large_to_read_is_not_written(tmp_path: Any, golden: str)
     layer = file.layers[0]
     large = dataclasses.replace(
         file,
-        controls=file.controls[2:],
+        controls=file.controls[3:],
         progress=knots,
         layers=tuple(dataclasses.replace(layer, name=f"l{i}") for i in range(100)),
         values={"noise_mean": [[0.1] * 4096] * 100},
@@ -208,7 +208,7 @@ def test_a_schedule_of_the_largest_size_is_written(tmp_path: Any, golden: str, m
         write_schedule(tmp_path / "schedule.json", file)
 
 
-CONTROL = Control("noise_scale", 0.0, 1.0, "quantum", "nonincreasing", end=0.0)
+CONTROL = Control("weight_noise", 0.0, 1.0, "quantum", "nonincreasing", end=0.0)
 LAYERS = (Layer("a", 0.0, "conv", "weight", 9, 72, 2.0), Layer("b", 1.0, "linear", "weight", 8, 80, 2.0))
 
 
@@ -230,10 +230,10 @@ def test_export_samples_the_schedule_at_the_knots() -> None:
 
     def schedule(progress: torch.Tensor, layers: Any) -> dict[str, torch.Tensor]:
         depth = torch.tensor([layer.depth for layer in layers], dtype=torch.float64)
-        return {"noise_scale": (1 - progress)[:, None] * (slope + depth / 3), "other": progress[:, None]}
+        return {"weight_noise": (1 - progress)[:, None] * (slope + depth / 3), "other": progress[:, None]}
 
     file = exported(schedule, [0.0, 0.3, 1.0])
-    assert file.values == {"noise_scale": ((0.5, 0.7 * 0.5, 0.0), (0.5 + 1 / 3, 0.7 * (0.5 + 1 / 3), 0.0))}
+    assert file.values == {"weight_noise": ((0.5, 0.7 * 0.5, 0.0), (0.5 + 1 / 3, 0.7 * (0.5 + 1 / 3), 0.0))}
     assert file.progress == (0.0, 0.3, 1.0)
     assert [dataclasses.asdict(layer) for layer in file.layers] == [dataclasses.asdict(layer) for layer in LAYERS]
     ((entry,), own) = file.controls, dataclasses.asdict(CONTROL)
@@ -246,7 +246,7 @@ def test_a_log_scale_is_written_and_read() -> None:
     control = dataclasses.replace(CONTROL, low=0.1, end=None, scale="log")
     (layer,) = LAYERS[:1]
     file = export(
-        lambda progress, layers: {"noise_scale": (1 - progress / 2)[:, None]},
+        lambda progress, layers: {"weight_noise": (1 - progress / 2)[:, None]},
         method_name="ana",
         method_parameters={},
         controls=[control],
@@ -264,22 +264,22 @@ def test_a_log_scale_is_written_and_read() -> None:
 @pytest.mark.parametrize(
     ("values", "path"),
     [
-        ([[0.5, 0.5], [0.6, 0.4], [0.0, 0.0]], "values.noise_scale[0][1]"),  # rises
-        ([[0.5, 1.5], [0.4, 0.4], [0.0, 0.0]], "values.noise_scale[1][0]"),  # out of range
-        ([[0.5, 0.5], [0.4, 0.4], [0.0, 0.1]], "values.noise_scale[1][2]"),  # wrong end
-        ([[0.5, 0.5], [0.4, float("nan")], [0.0, 0.0]], "values.noise_scale[1][1]"),
+        ([[0.5, 0.5], [0.6, 0.4], [0.0, 0.0]], "values.weight_noise[0][1]"),  # rises
+        ([[0.5, 1.5], [0.4, 0.4], [0.0, 0.0]], "values.weight_noise[1][0]"),  # out of range
+        ([[0.5, 0.5], [0.4, 0.4], [0.0, 0.1]], "values.weight_noise[1][2]"),  # wrong end
+        ([[0.5, 0.5], [0.4, float("nan")], [0.0, 0.0]], "values.weight_noise[1][1]"),
     ],
 )
 def test_export_refuses_values_that_break_their_control(values: list[list[float]], path: str) -> None:
     with pytest.raises(MetaschedError) as caught:
-        exported(lambda progress, layers: {"noise_scale": torch.tensor(values, dtype=torch.float64)}, [0.0, 0.5, 1.0])
+        exported(lambda progress, layers: {"weight_noise": torch.tensor(values, dtype=torch.float64)}, [0.0, 0.5, 1.0])
     assert caught.value.path == path
 
 
 def test_export_refuses_layer_names_that_no_file_may_have() -> None:
     layers = (LAYERS[0], dataclasses.replace(LAYERS[1], name="../b"))
     with pytest.raises(MetaschedError) as caught:
-        exported(lambda progress, layers: {"noise_scale": torch.zeros(2, 2)}, [0.0, 1.0], layers)
+        exported(lambda progress, layers: {"weight_noise": torch.zeros(2, 2)}, [0.0, 1.0], layers)
     assert caught.value.path == "layers[1].name"
 
 

@@ -52,7 +52,7 @@ def test_the_golden_file_and_all_baselines_are_valid(golden: str) -> None:
         {"progress": [0.0, 1.5]},
         {"layers": []},
         {"values": {"Noise": [[0, 0]]}},
-        {"values": {"noise_scale": [[0, "0"]]}},
+        {"values": {"weight_noise": [[0, "0"]]}},
         {"interpolation": "cubic"},
         {"provenance": {"kind": "learned"}},
     ],

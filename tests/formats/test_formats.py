@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,26 @@ def schedule(path: Path) -> None:
     assert dumps(file).encode() == path.read_bytes()  # the canonical text is a part of the format
     values = SchedulePlayer(file, 7).at(6)
     assert all(math.isfinite(v) for layer in values.values() for v in layer.values())
+
+
+def one_noise(path: Path) -> None:
+    """Files from before weights and activations had a noise each: ``noise_scale`` is that of both."""
+    text, file = path.read_text("ascii"), read_schedule(path)
+    assert '"noise_scale"' in text and not {"noise_scale"} & file.values.keys()
+    old = json.loads(text)
+    curves = tuple(tuple(map(float, curve)) for curve in old["values"]["noise_scale"])
+    assert file.values["weight_noise"] == file.values["activation_noise"] == curves
+    (entry,) = (control for control in old["controls"] if control["name"] == "noise_scale")
+    noises = [asdict(control) for control in file.controls if control.name in ("weight_noise", "activation_noise")]
+    assert [{**noise, "name": "noise_scale"} for noise in noises] == [{**entry, "scale": "linear"}] * 2
+    again = dumps(file)  # with the names of now, and nothing else changed
+    tree = json.loads(again)
+    others = [control for control in tree["controls"] if control["name"] not in ("weight_noise", "activation_noise")]
+    assert others == [control for control in old["controls"] if control["name"] != "noise_scale"]
+    for key in old.keys() - {"controls", "values"}:
+        assert tree[key] == old[key]
+    path.write_text(again)
+    schedule(path)
 
 
 def config(path: Path) -> None:
@@ -87,9 +108,10 @@ def policy(path: Path) -> None:
 
 
 READERS: dict[str, Callable[[Path], None]] = {
-    "schedule_v1.json": schedule,
-    "schedule_v1_joint.json": schedule,
+    "schedule_v1.json": one_noise,
+    "schedule_v1_joint.json": one_noise,
     "schedule_v1_learned.json": schedule,
+    "schedule_v1_noises.json": schedule,
     "schedule_v1_previous.json": schedule,
     "config_v1.yaml": config,
     "metrics_v1.jsonl": metrics,

@@ -142,7 +142,9 @@ def forward_engine(variant: str) -> Entries:
 
 def widened(controls: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """With noise that never gets narrow, as while learning."""
-    return {name: v.clamp_min(0.35) if name == "noise_scale" else v for name, v in controls.items()}
+    return {
+        name: v.clamp_min(0.35) if name in ("weight_noise", "activation_noise") else v for name, v in controls.items()
+    }
 
 
 def learnable(experiment: Experiment) -> LearnableSchedule:

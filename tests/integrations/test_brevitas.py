@@ -69,14 +69,14 @@ def rounding(brevitas: Any) -> nn.Sequential:
 
 def test_the_temperature_of_rounding_follows_the_schedule(brevitas: Any, schedule: Path) -> None:
     model = rounding(brevitas)
-    apply = drive_temperature(model, "noise_scale", lambda scale: max(scale, 0.01))
+    apply = drive_temperature(model, "weight_noise", lambda scale: max(scale, 0.01))
     player = SchedulePlayer(schedule, STEPS)
     for step in range(STEPS):
         values = {"2": player.at(step)["2"]}
         apply(values, step)
         quantized = model[2].quant_weight()
         share = quantized.value / quantized.scale - (model[2].weight / quantized.scale).floor()
-        wanted = torch.sigmoid(torch.linspace(-1, 1, 64).reshape(8, 8) / max(values["2"]["noise_scale"], 0.01))
+        wanted = torch.sigmoid(torch.linspace(-1, 1, 64).reshape(8, 8) / max(values["2"]["weight_noise"], 0.01))
         inside = (model[2].weight / quantized.scale).abs() < 126
         assert torch.allclose(share[inside], wanted[inside], atol=1e-6)
 
@@ -86,4 +86,4 @@ def test_a_layer_without_a_quantizer_is_one_line(brevitas: Any) -> None:
     with pytest.raises(MetaschedError, match=r"^layers\.0: has no QuantProxyFromInjector; quantize it"):
         switch_quant(model, "freeze_fraction", bool)({"0": {"freeze_fraction": 0.0}}, 0)
     with pytest.raises(MetaschedError, match=r"^layers\.0: has no LearnedRoundSigmoid; quantize it"):
-        drive_temperature(model, "noise_scale", abs)({"0": {"noise_scale": 0.5}}, 0)
+        drive_temperature(model, "weight_noise", abs)({"0": {"weight_noise": 0.5}}, 0)

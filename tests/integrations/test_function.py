@@ -16,10 +16,10 @@ STEPS = 9
 
 def test_it_is_the_players_value_in_any_order(schedule: Path) -> None:
     player = SchedulePlayer(schedule, STEPS)
-    first, mean = step_function(player, "noise_scale", "0"), step_function(player, "noise_scale")
+    first, mean = step_function(player, "weight_noise", "0"), step_function(player, "weight_noise")
     wanted = [SchedulePlayer(schedule, STEPS).at(step) for step in range(STEPS)]
     for step in (5, 0, 8, 5, 3):
-        own, other = (wanted[step][layer]["noise_scale"] for layer in ("0", "2"))
+        own, other = (wanted[step][layer]["weight_noise"] for layer in ("0", "2"))
         assert first(step) == own
         assert mean(step) == (own + other) / 2
     assert any(first(step) != mean(step) for step in range(STEPS))
@@ -32,7 +32,7 @@ def test_it_stays_at_the_last_value(schedule: Path) -> None:
 
 
 def test_it_drives_the_learning_rate_of_torch_across_a_resume(schedule: Path) -> None:
-    factor = step_function(SchedulePlayer(schedule, STEPS), "noise_scale")
+    factor = step_function(SchedulePlayer(schedule, STEPS), "weight_noise")
 
     def build() -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
@@ -55,8 +55,8 @@ def test_it_drives_the_learning_rate_of_torch_across_a_resume(schedule: Path) ->
 @pytest.mark.parametrize(
     ("control", "layer", "line"),
     [
-        ("noise_scal", None, r"^control: unknown name 'noise_scal'; did you mean 'noise_scale'\?"),
-        ("noise_scale", "conv", r"^layer: unknown name 'conv'; Known: 0, 2"),
+        ("weight_nois", None, r"^control: unknown name 'weight_nois'; did you mean 'weight_noise'\?"),
+        ("weight_noise", "conv", r"^layer: unknown name 'conv'; Known: 0, 2"),
     ],
 )
 def test_unknown_names_are_one_line(schedule: Path, control: str, layer: str | None, line: str) -> None:
@@ -66,4 +66,4 @@ def test_unknown_names_are_one_line(schedule: Path, control: str, layer: str | N
 
 def test_negative_steps_are_refused(schedule: Path) -> None:
     with pytest.raises(MetaschedError, match=r"^step: must be at least 0, got -1"):
-        step_function(SchedulePlayer(schedule, STEPS), "noise_scale")(-1)
+        step_function(SchedulePlayer(schedule, STEPS), "weight_noise")(-1)

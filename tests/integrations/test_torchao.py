@@ -102,7 +102,7 @@ def advance(network: nn.Module, optimizer: Any, steps: range) -> list[float]:
 
 
 def test_training_follows_the_schedule_across_a_resume(schedule: Path) -> None:
-    noise = step_function(SchedulePlayer(schedule, STEPS), "noise_scale")
+    noise = step_function(SchedulePlayer(schedule, STEPS), "weight_noise")
     wanted = [2 * noise(step) for step in range(STEPS)]
 
     def build() -> Any:

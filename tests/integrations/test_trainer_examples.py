@@ -49,7 +49,7 @@ def test_the_example_goes_on_where_it_stopped(
     assert stopped.played + resumed.played == wanted and len(stopped.played) == STOP
 
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("step", "accuracy"))]
-    last = next(line for line in lines if line.startswith("step  10 noise_scale:"))
-    shown = [(layer, f"{values['noise_scale']:.3f}") for layer, values in wanted[10][1].items()]
+    last = next(line for line in lines if line.startswith("step  10 weight_noise:"))
+    shown = [(layer, f"{values['weight_noise']:.3f}") for layer, values in wanted[10][1].items()]
     assert re.findall(r"(conv\d) (\d\.\d{3})", last) == shown
     assert lines[-1] == f"accuracy of the hardened network: {resumed.accuracy:.4f}"

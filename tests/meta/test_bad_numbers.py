@@ -196,7 +196,7 @@ def tiny(estimator: str, width: int = 2) -> Experiment:
     return Experiment(
         task=TaskConfig(model="mlp", width=width, depth=2, train=16, validation=8, test=8, batch=4, steps=STEPS),
         method=MethodConfig(name="ana"),
-        schedule=ScheduleConfig(kind="family" if few else "network", learn=("noise_scale",), knots=3, hidden=2),
+        schedule=ScheduleConfig(kind="family" if few else "network", learn=("weight_noise",), knots=3, hidden=2),
         meta=MetaConfig(estimator=estimator, steps=4, runs=1 if few else 2, window=STEPS),  # type: ignore[arg-type]
         compare=CompareConfig(seeds=3),
         run=RunConfig(workers=1, dtype="float64"),

@@ -140,9 +140,10 @@ def test_the_floor_holds_the_noise_alone() -> None:
     floored = Floored(schedule, schedule.controls, 0.1)
     progress = progress_of_steps(21)
     values, plain = floored(progress, LAYERS), schedule(progress, LAYERS)
-    assert values["noise_scale"].min().item() == 0.1 == values["noise_scale"][-1, 0].item()
-    above = plain["noise_scale"] > 0.1
-    assert torch.equal(values["noise_scale"][above], plain["noise_scale"][above])
+    for name in ("weight_noise", "activation_noise"):
+        assert values[name].min().item() == 0.1 == values[name][-1, 0].item()
+        above = plain[name] > 0.1
+        assert torch.equal(values[name][above], plain[name][above])
     for name in ("noise_mean", "freeze_fraction"):
         assert torch.equal(values[name], plain[name])
     assert [id(p) for p in floored.parameters()] == [id(p) for p in schedule.parameters()]
@@ -151,15 +152,16 @@ def test_the_floor_holds_the_noise_alone() -> None:
 def test_a_control_declares_its_own_floor() -> None:
     schedule = learner()
     own = Floored(schedule, schedule.controls, None)(progress_of_steps(21), LAYERS)
-    assert own["noise_scale"].min().item() == 0.35 and own["freeze_fraction"].min().item() == 0.0
+    assert own["weight_noise"].min().item() == 0.35 == own["activation_noise"].min().item()
+    assert own["freeze_fraction"].min().item() == 0.0
     renamed = [replace(c, learning_floor=0.2 if c.name == "freeze_fraction" else None) for c in schedule.controls]
     other = Floored(schedule, renamed, None)(progress_of_steps(21), LAYERS)
-    assert other["noise_scale"].min().item() == 0.0 and other["freeze_fraction"].min().item() == 0.2
+    assert other["weight_noise"].min().item() == 0.0 and other["freeze_fraction"].min().item() == 0.2
 
 
 def test_no_gradient_comes_from_below_the_floor() -> None:
     schedule = learner()
-    values = Floored(schedule, schedule.controls, 0.1)(progress_of_steps(21), LAYERS)["noise_scale"]
+    values = Floored(schedule, schedule.controls, 0.1)(progress_of_steps(21), LAYERS)["weight_noise"]
     below = values == 0.1
     (of_above,) = torch.autograd.grad(values[~below].sum(), schedule.heads.weight, retain_graph=True)
     (of_below,) = torch.autograd.grad(values[below].sum(), schedule.heads.weight)

@@ -222,18 +222,18 @@ def test_a_value_that_is_held_back_has_no_derivative_and_the_others_have_theirs(
             self.values = nn.Parameter(torch.tensor([[0.6], [0.5], [0.4]]))
 
         def forward(self, progress: torch.Tensor, layers: Any) -> dict[str, torch.Tensor]:
-            return {"noise_scale": self.values * 1, "freeze_fraction": 1 - self.values, "noise_mean": -self.values}
+            return {"weight_noise": self.values * 1, "freeze_fraction": 1 - self.values, "noise_mean": -self.values}
 
-    last = {"noise_scale": torch.tensor([0.5]), "freeze_fraction": torch.tensor([0.5]), "noise_mean": torch.zeros(1)}
+    last = {"weight_noise": torch.tensor([0.5]), "freeze_fraction": torch.tensor([0.5]), "noise_mean": torch.zeros(1)}
     schedule = Plain()
     values = Onward(schedule, build_method(MethodConfig(name="joint")).controls, last)(torch.zeros(3), LAYERS)
     shown = {name: [round(x, 6) for x in v.flatten().tolist()] for name, v in values.items()}
     assert shown == {
-        "noise_scale": [0.5, 0.5, 0.4],
+        "weight_noise": [0.5, 0.5, 0.4],
         "freeze_fraction": [0.5, 0.5, 0.6],
         "noise_mean": [-0.6, -0.5, -0.4],
     }
-    slopes = {"noise_scale": [0, 1, 1], "freeze_fraction": [0, -1, -1], "noise_mean": [-1, -1, -1]}
+    slopes = {"weight_noise": [0, 1, 1], "freeze_fraction": [0, -1, -1], "noise_mean": [-1, -1, -1]}
     for name, expected in slopes.items():
         (slope,) = torch.autograd.grad(values[name].sum(), schedule.values, retain_graph=True)
         assert slope.flatten().tolist() == expected
@@ -284,7 +284,7 @@ def test_the_expected_cost() -> None:
     ("config", "message"),
     [
         (experiment(steps=1), r"task\.steps: leaves nothing to look ahead to"),
-        (experiment(steps=10_000), r"task\.steps: 10000 steps of 9 curves do not fit in a schedule file"),
+        (experiment(steps=10_000), r"task\.steps: 10000 steps of 12 curves do not fit in a schedule file"),
         (experiment(every=10, window=9, steps=60), r"online\.window: 9 steps ahead at every 10 cost about 3\.9 plain"),
         (
             experiment(every=10, window=5, held_out=33),

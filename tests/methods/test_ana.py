@@ -21,7 +21,8 @@ NOISES = {"uniform", "triangular", "normal", "logistic"}
 
 
 def controls(scale: float, mean: float = 0.0, freeze: float | None = None) -> dict[str, torch.Tensor]:
-    noise = {"noise_scale": torch.tensor(scale), "noise_mean": torch.tensor(mean)}
+    noise = {"weight_noise": torch.tensor(scale), "activation_noise": torch.tensor(scale)}
+    noise["noise_mean"] = torch.tensor(mean)
     return noise if freeze is None else {**noise, "freeze_fraction": torch.tensor(freeze)}
 
 
@@ -66,7 +67,7 @@ def test_the_first_mean_shifts_the_initial_weights(name: str, scale: str) -> Non
 
 
 @pytest.mark.parametrize("noise", sorted(NOISES))
-def test_noise_scale_is_the_half_width_in_quanta_in_every_family(noise: str) -> None:
+def test_weight_noise_is_the_half_width_in_quanta_in_every_family(noise: str) -> None:
     """Of the central 95 % of the noise, or of all of it: the share of quanta that noise can push over a threshold."""
     assert set(NOISE_FAMILIES) == NOISES
     config = MethodConfig(name="ana", noise=noise, forward="expectation", levels="binary", scale="max")  # pyright: ignore
@@ -79,7 +80,7 @@ def test_noise_scale_is_the_half_width_in_quanta_in_every_family(noise: str) -> 
     assert covered == pytest.approx(1.0 if noise in ("uniform", "triangular") else 0.95, abs=1e-12)
 
 
-@pytest.mark.parametrize("control", ["noise_scale", "noise_mean"])
+@pytest.mark.parametrize("control", ["weight_noise", "activation_noise", "noise_mean"])
 @pytest.mark.parametrize("noise", ["triangular", "normal", "logistic"])
 def test_derivatives_in_the_controls_against_finite_differences(noise: str, control: str) -> None:
     method = build_method(MethodConfig(name="ana", noise=noise, forward="expectation", scale="max"))  # pyright: ignore

@@ -268,7 +268,7 @@ def test_every_control_has_a_gradient_in_each_of_100_draws(name: str) -> None:
         w, _, state = method.initialize(torch.randn(5, 8), values(method, share), Draw(i, 0, 0))
         leaves = {key: v.requires_grad_() for key, v in values(method, share).items()}
         draw = Draw(i, 1, 0)
-        w, x = w.detach().requires_grad_(), torch.randn(30).requires_grad_()
+        w, x = w.detach().requires_grad_(), torch.randn(300).requires_grad_()
         state = method.prepare(w, state, leaves, draw)
         seen = (
             method.weight(w, state, leaves, draw),
@@ -310,7 +310,8 @@ def test_the_width_of_the_noise_moves_the_weights_though_the_forward_pass_is_har
     problem = small_problem(method)
     ends = []
     for noise in (0.2, 0.4):
-        controls = {"noise_scale": torch.full((2,), noise), "noise_mean": torch.zeros(2)}
+        noises = dict.fromkeys(("weight_noise", "activation_noise"), torch.full((2,), noise))
+        controls = {**noises, "noise_mean": torch.zeros(2)}
         state = problem.initial(controls)
         for step in range(2):
             state, _, _ = inner_step(problem, state, controls, step, differentiable=False)

@@ -37,7 +37,8 @@ def digits(method: str, optimizer: str, partition: str = "magnitude") -> InnerPr
 def controls(problem: InnerProblem, fraction: torch.Tensor) -> dict[str, torch.Tensor]:
     """{control: [T, L]}; falling noise for the joint method."""
     fraction = fraction[:, None].expand(-1, len(problem.network.layers))
-    known = {"freeze_fraction": fraction, "noise_scale": 0.5 * (1 - fraction), "noise_mean": 0 * fraction}
+    noises = dict.fromkeys(("weight_noise", "activation_noise"), 0.5 * (1 - fraction))
+    known = {"freeze_fraction": fraction, **noises, "noise_mean": 0 * fraction}
     return {c.name: known[c.name] for c in problem.network.method.controls}
 
 

@@ -226,7 +226,8 @@ def test_first_scales_do_not_depend_on_the_controls() -> None:
     size = len(problem.network.layers)
 
     def first(noise: float, mean: float) -> Tensors:
-        row = {"noise_scale": torch.full((size,), noise), "noise_mean": torch.full((size,), mean)}
+        noises = dict.fromkeys(("weight_noise", "activation_noise"), torch.full((size,), noise))
+        row = {**noises, "noise_mean": torch.full((size,), mean)}
         return {n: p for n, p in problem.initial(row).params.items() if n.endswith("activation_scale")}
 
     one, other = first(0.5, 0.0), first(1.0, 0.3)

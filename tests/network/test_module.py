@@ -191,5 +191,7 @@ def test_controls_that_lack_something_are_named() -> None:
     del controls["linear2"]["noise_mean"]
     with pytest.raises(MetaschedError, match=r"controls\.linear2: has no value for noise_mean; "):
         module(problem.task.train.x[:2], controls, 0)
-    with pytest.raises(MetaschedError, match=r"controls\.linear1: has no value for freeze_fraction, noise_mean, "):
+    with pytest.raises(
+        MetaschedError, match=r"controls\.linear1: has no value for activation_noise, freeze_fraction, "
+    ):
         module(problem.task.train.x[:2], {}, 0)

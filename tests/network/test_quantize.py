@@ -122,7 +122,8 @@ def test_the_seen_weights_and_activations_are_the_methods() -> None:
     method = build_method(MethodConfig(name="ana", noise="uniform", forward="expectation", scale="unit"))
     x = torch.randn(7, 4)
     network = quantize(model, method, x, last=True)
-    controls = {"noise_scale": torch.tensor([0.5, 0.5]), "noise_mean": torch.zeros(2)}
+    noise = torch.tensor([0.5, 0.5])
+    controls = {"weight_noise": noise, "activation_noise": noise, "noise_mean": torch.zeros(2)}
     params, state = network.initialize(dict(network.module.named_parameters()), controls, seed=3)
     state = network.prepare(params, state, controls, seed=3, step=0)
     run, penalty = network.model(network.call({}), params, state, controls, seed=3, step=0)
@@ -146,7 +147,8 @@ def test_each_layer_reads_its_own_row_of_the_controls() -> None:
     assert rows(controls, 1)["a"].tolist() == [2, 3]
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Sigmoid())
     network = quantize(model, build_method(MethodConfig(name="joint")), torch.zeros(1, 4), last=True)
-    row = {"noise_scale": torch.zeros(2), "noise_mean": torch.zeros(2), "freeze_fraction": torch.tensor([0.25, 0.75])}
+    row = {name: torch.zeros(2) for name in ("weight_noise", "activation_noise", "noise_mean")}
+    row["freeze_fraction"] = torch.tensor([0.25, 0.75])
     params, state = network.initialize(dict(network.module.named_parameters()), row, seed=0)
     state = network.prepare(params, state, row, seed=0, step=0)
     assert [state[f"{k}/frozen"].mean().item() for k in (0, 2)] == [0.25, 0.75]

@@ -119,7 +119,7 @@ def test_it_starts_near_the_hand_coded_schedule(base: HandCoded) -> None:
 
 def test_parameters_are_few_and_edges_of_the_range_have_none() -> None:
     assert {name: len(list(family(hand_coded(name)[f"{name}_linear"]).parameters())) for name in ("ana", "inq")} == {
-        "ana": 12,  # noise_scale and noise_mean
+        "ana": 18,  # weight_noise, activation_noise and noise_mean
         "inq": 5,  # freeze_fraction starts at 0
     }
     free = ScheduleFamily([DECLARED[3]], line(1.0, 2.0), ["c"], knots=5, layers=layers(2))
@@ -143,7 +143,7 @@ def test_the_documented_formula() -> None:
     e = s + (1 - s) * (0.01 + 0.99 * logistic(z["length"] + z["length_over_depth"] * m))
     left = ((e - np.clip(u, s, e)) / (e - s)) ** (16 ** np.tanh(z["power"]))
     expected = logistic(z["first"]) * left
-    found = schedule.at_knots(layers(3))["noise_scale"].detach().numpy()
+    found = schedule.at_knots(layers(3))["weight_noise"].detach().numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-15)
     assert len(np.unique(found)) > 10  # not only the two ends
 
@@ -165,16 +165,16 @@ def test_other_horizons_and_networks() -> None:
     for name in many:
         assert torch.equal(many[name][::10], few[name])
         assert torch.allclose(alone[name][:, 0], few[name][:, 2], rtol=0, atol=1e-14)
-    assert not torch.allclose(few["noise_scale"][:, 2], few["noise_scale"][:, 3])
+    assert not torch.allclose(few["weight_noise"][:, 2], few["weight_noise"][:, 3])
 
 
 def test_what_is_not_learned_keeps_the_values_of_the_base() -> None:
     base = hand_coded("joint")["joint_inq_alexnet_5bit"]
-    schedule = ScheduleFamily(CONTROLS["joint"], base, ["noise_scale"], knots=9, layers=layers(3))
+    schedule = ScheduleFamily(CONTROLS["joint"], base, ["weight_noise"], knots=9, layers=layers(3))
     values, expected = schedule.at_knots(layers(3)), base(schedule.knots, layers(3))
     assert torch.equal(values["freeze_fraction"], expected["freeze_fraction"])
     assert torch.equal(values["noise_mean"], expected["noise_mean"])
-    assert values["noise_scale"].requires_grad and not values["noise_mean"].requires_grad
+    assert values["weight_noise"].requires_grad and not values["noise_mean"].requires_grad
 
 
 def test_it_is_a_function_of_its_arguments_and_can_be_saved() -> None:

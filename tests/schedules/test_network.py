@@ -90,7 +90,7 @@ def test_sums_of_shares_that_round_above_one_stay_in_the_range() -> None:
     for seed in range(150):
         randomize(network, seed, 1 + seed / 20)
         with torch.no_grad():
-            values = network.at_knots(layers(3))["noise_scale"]
+            values = network.at_knots(layers(3))["weight_noise"]
         check_contract(CONTROLS["ana"][0], network.knots, values)
 
 
@@ -221,7 +221,7 @@ def test_other_horizons_and_networks() -> None:
         assert torch.equal(many[name][::10], few[name])
         assert torch.allclose(alone[name][:, 0], few[name][:, 2], rtol=0, atol=1e-14)
         assert not torch.allclose(few[name][:, 2], few[name][:, 3])
-    assert network(progress_of_steps(1), layers(2))["noise_scale"].tolist() == [[0.0, 0.0]]
+    assert network(progress_of_steps(1), layers(2))["weight_noise"].tolist() == [[0.0, 0.0]]
 
 
 def test_it_is_linear_between_its_knots() -> None:
@@ -229,7 +229,7 @@ def test_it_is_linear_between_its_knots() -> None:
     randomize(network, 2, 0.7)
     knots = network.knots
     at_knots = network.at_knots(layers(3))
-    assert torch.equal(network(knots, layers(3))["noise_scale"], at_knots["noise_scale"])
+    assert torch.equal(network(knots, layers(3))["weight_noise"], at_knots["weight_noise"])
     for share in (0.25, 0.5, 0.9):
         between = knots[:-1] + share * knots.diff()
         values = network(between, layers(3))
@@ -239,12 +239,12 @@ def test_it_is_linear_between_its_knots() -> None:
 
 def test_controls_that_are_not_learned_keep_the_values_of_the_base_at_the_knots() -> None:
     base = hand_coded("joint")["joint_inq_dvs128"]
-    network = ScheduleNetwork(CONTROLS["joint"], base, ["noise_scale"], knots=5, hidden=4, seed=0)
+    network = ScheduleNetwork(CONTROLS["joint"], base, ["weight_noise"], knots=5, hidden=4, seed=0)
     randomize(network, 3, 1.0)
     values, expected = network(network.knots, layers(3)), base(network.knots, layers(3))
     assert torch.equal(values["freeze_fraction"], expected["freeze_fraction"])
     assert torch.equal(values["noise_mean"], expected["noise_mean"])
-    assert not torch.allclose(values["noise_scale"], expected["noise_scale"])
+    assert not torch.allclose(values["weight_noise"], expected["weight_noise"])
     halfway = network((network.knots[1:] + network.knots[:-1]) / 2, layers(3))["freeze_fraction"]
     means = (expected["freeze_fraction"][1:] + expected["freeze_fraction"][:-1]) / 2
     assert torch.allclose(halfway, means, rtol=0, atol=1e-15)
@@ -323,7 +323,7 @@ def test_the_seed_and_nothing_else_makes_the_initial_weights() -> None:
 def test_initial_weights_and_scales_are_of_the_order_of_their_inputs() -> None:
     """11 inputs: progress, its four cosines, and six features of a layer."""
     base = hand_coded("ana")["ana_linear"]
-    network = ScheduleNetwork(CONTROLS["ana"], base, ["noise_scale"], knots=3, hidden=256, seed=0)
+    network = ScheduleNetwork(CONTROLS["ana"], base, ["weight_noise"], knots=3, hidden=256, seed=0)
     own = network.state_dict()
     for name, inputs in (("body.0.weight", 11), ("body.2.weight", 256)):
         assert own[name].shape == (256, inputs)

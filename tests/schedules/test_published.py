@@ -25,32 +25,33 @@ RAMPS = ("linear", "cosine", "cubic", "input_first", "output_first")
 CONTROLS = {  # family -> the controls of its method
     "float": set(),
     "ste": set(),
-    "ana": {"noise_scale", "noise_mean"},
+    "ana": {"weight_noise", "activation_noise", "noise_mean"},
     "blend": {"weight_blend", "activation_blend"},
     "inq": {"freeze_fraction"},
     "temperature": {"weight_temperature", "weight_blend", "activation_temperature"},
     "parq": {"inverse_slope"},
     "oscillation": {"freeze_threshold"},
-    "joint": {"noise_scale", "noise_mean", "freeze_fraction"},
+    "joint": {"weight_noise", "activation_noise", "noise_mean", "freeze_fraction"},
     "gxnor": {"temperature"},
     "metropolis": {"temperature"},
 }
 BLENDS = ("weight_blend", "activation_blend")
-RANGES = {"noise_scale": (0.0, 1.0), "noise_mean": (-0.5, 0.0), "freeze_fraction": (0.0, 1.0), "temperature": (0, 1)}
+NOISES = ("weight_noise", "activation_noise")
+RANGES = {
+    **dict.fromkeys(NOISES, (0.0, 1.0)),
+    "noise_mean": (-0.5, 0.0),
+    "freeze_fraction": (0.0, 1.0),
+    "temperature": (0, 1),
+}
 RANGES["freeze_threshold"] = (0.01, 1.0)
 COOLED = {"weight_temperature": 0.351, "activation_temperature": 0.351, "inverse_slope": 1.0}  # from there to 0
 RANGES |= {control: (0.0, start) for control, start in COOLED.items()}
 RANGES |= dict.fromkeys(BLENDS, (0.0, 1.0))
-ENDS = {"noise_scale": 0.0, "noise_mean": 0.0, "freeze_fraction": 1.0, **dict.fromkeys(BLENDS, 1.0)}
-STARTS = {"noise_scale": (0.5, *CONSTANTS.values()), "noise_mean": (-0.5, 0.0), "freeze_fraction": (0.0,)}
+ENDS = {**dict.fromkeys(NOISES, 0.0), "noise_mean": 0.0, "freeze_fraction": 1.0, **dict.fromkeys(BLENDS, 1.0)}
+STARTS = {**dict.fromkeys(NOISES, (0.5, *CONSTANTS.values())), "noise_mean": (-0.5, 0.0), "freeze_fraction": (0.0,)}
 STARTS |= dict.fromkeys(BLENDS, (0.0, 0.5, 1.0))
-SIGNS = {
-    "noise_scale": -1,
-    "noise_mean": 1,
-    "freeze_fraction": 1,
-    "freeze_threshold": -1,
-    **dict.fromkeys(BLENDS, 1),
-}  # of every change
+SIGNS = {"noise_mean": 1, "freeze_fraction": 1, "freeze_threshold": -1}  # of every change
+SIGNS |= dict.fromkeys(NOISES, -1) | dict.fromkeys(BLENDS, 1)
 
 
 def network(num_layers: int) -> list[Layer]:
@@ -97,7 +98,7 @@ def test_ana_2022_by_the_papers_formula(interval: str, power: str, mean: str) ->
         zip(INTERVALS[interval], POWERS[power], strict=True)
     ):
         left = (end - t.clip(start, end)) / (end - start)
-        scale = values["noise_scale"][:, layer].numpy()
+        scale = values["weight_noise"][:, layer].numpy()
         np.testing.assert_allclose(scale, 0.5 * left**alpha_scale, rtol=0, atol=1e-12)
         beta = {"static": 0.0, "dynamic": -0.5}[mean]
         np.testing.assert_allclose(values["noise_mean"][:, layer].numpy(), beta * left**alpha_mean, rtol=0, atol=1e-12)
@@ -105,7 +106,7 @@ def test_ana_2022_by_the_papers_formula(interval: str, power: str, mean: str) ->
 
 def test_ana_2022_golden_values() -> None:
     u = epochs(0, 10, 25, 50, 100, 200, 300, of=500)
-    scale = hand_coded("ana")["ana_overlapped_progressive_static"](u, network(7))["noise_scale"]
+    scale = hand_coded("ana")["ana_overlapped_progressive_static"](u, network(7))["weight_noise"]
     slowest, fastest = scale[:, 6], scale[:, 0]  # alpha 2 and 14
     torch.testing.assert_close(
         slowest, torch.tensor([0.5, 0.4718, 0.4311, 0.3673, 0.2551, 0.0918, 0.0102]), rtol=0, atol=5e-5
@@ -122,23 +123,23 @@ def test_ana_2019_starts_one_layer_every_50_epochs_after_a_gap() -> None:
     assert (values["noise_mean"] == 0).all()
     for layer, start in enumerate([0, 100, 150, 200, 250, 300, 350, 400, 450]):
         expected = 0.5 * np.interp(t, [start, start + 50], [1.0, 0.0])
-        np.testing.assert_allclose(values["noise_scale"][:, layer].numpy(), expected, rtol=0, atol=1e-12)
+        np.testing.assert_allclose(values["weight_noise"][:, layer].numpy(), expected, rtol=0, atol=1e-12)
     assert "method.backward: fixed" in hand_coded("ana")["ana_2019"].citation
 
 
 @pytest.mark.parametrize(("name", "half_width"), [("ana_static", 0.5), *CONSTANTS.items()])
 def test_a_constant_holds_until_the_last_step(name: str, half_width: float) -> None:
     values = hand_coded("ana")[name](progress_of_steps(100), network(2))
-    assert values["noise_scale"][:, 0].tolist() == [half_width] * 99 + [0.0]
+    assert values["weight_noise"][:, 0].tolist() == [half_width] * 99 + [0.0]
     assert not values["noise_mean"].any()
     assert torch.equal(
-        hand_coded("joint")[f"joint_{name}"](progress_of_steps(100), network(2))["noise_scale"], values["noise_scale"]
+        hand_coded("joint")[f"joint_{name}"](progress_of_steps(100), network(2))["weight_noise"], values["weight_noise"]
     )
 
 
 def test_ana_static_holds_until_the_last_step() -> None:
     values = hand_coded("ana")["ana_static"](progress_of_steps(100), network(2))
-    assert (values["noise_scale"][:-1] == 0.5).all() and (values["noise_scale"][-1] == 0).all()
+    assert (values["weight_noise"][:-1] == 0.5).all() and (values["weight_noise"][-1] == 0).all()
     assert (values["noise_mean"] == 0).all()
 
 
@@ -261,7 +262,7 @@ def test_joint_ramps_are_the_ramps_of_both_methods(name: str) -> None:
 @pytest.mark.parametrize("family", ["ana", "inq"])
 def test_joint_with_one_method_alone(family: str) -> None:
     progress, layers = progress_of_steps(50), network(4)
-    held = {"noise_scale": 0.5, "noise_mean": 0.0, "freeze_fraction": 0.0}
+    held = {**dict.fromkeys(NOISES, 0.5), "noise_mean": 0.0, "freeze_fraction": 0.0}
     own = {name: schedule for name, schedule in hand_coded(family).items() if name != "inq_none"}
     for name, schedule in own.items():
         joint, alone = hand_coded("joint")[f"joint_{name}"](progress, layers), schedule(progress, layers)

@@ -28,7 +28,7 @@ def script() -> ModuleType:
 
 def values(path: Path) -> torch.Tensor:
     played = PlayedSchedule(read_schedule(path))
-    return played(progress_of_steps(25), played.layers)["noise_scale"].detach()
+    return played(progress_of_steps(25), played.layers)["weight_noise"].detach()
 
 
 def test_a_level_rule_is_the_least_squares_line_over_depth(script, tmp_path, capsys) -> None:

@@ -24,8 +24,8 @@ def test_a_panel_for_each_file(tmp_path: Path, capsys: pytest.CaptureFixture[str
             widths.append(picture.width)
     assert widths[1] > 1.5 * widths[0]
     with pytest.raises(SystemExit):
-        script.main([FILES[0], "--control", "noise_scale", "-o", str(tmp_path / "none.png")])
-    assert "inq_linear.json has no control noise_scale; it has freeze_fraction" in capsys.readouterr().err
+        script.main([FILES[0], "--control", "weight_noise", "-o", str(tmp_path / "none.png")])
+    assert "inq_linear.json has no control weight_noise; it has freeze_fraction" in capsys.readouterr().err
     for wrong, said in ((["nothing.json"], "nothing.json"), (FILES[:1] * 2, "a second schedule named 'inq_linear'")):
         with pytest.raises(SystemExit) as stopped:
             script.main([*wrong, "--control", "freeze_fraction", "-o", str(tmp_path / "none.png")])

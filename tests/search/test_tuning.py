@@ -48,7 +48,7 @@ EXPERIMENT = Experiment(
     schedule=ScheduleConfig(knots=5),
     tune=TuneConfig(search="random", inner_steps=600, runs=2, finalists=3, final_runs=4),
 )
-DOWN = Control("noise_scale", 0.0, 1.0, "quantum", "nonincreasing", end=0.0)
+DOWN = Control("weight_noise", 0.0, 1.0, "quantum", "nonincreasing", end=0.0)
 UP = Control("freeze_fraction", 0.0, 1.0, "share", "nondecreasing", end=1.0, dwell=0.2)
 FREE = Control("noise_mean", -0.5, 0.5, "quantum", "free", end=None)
 
@@ -74,7 +74,7 @@ class Recorder:
 def family() -> tuple[ScheduleFamily, tuple[Any, ...]]:
     network = build_problem(EXPERIMENT.problem).network
     base = hand_coded("ana")["ana_static"]
-    made = ScheduleFamily(network.method.controls, base, ["noise_scale"], knots=5, layers=network.layers)
+    made = ScheduleFamily(network.method.controls, base, ["weight_noise"], knots=5, layers=network.layers)
     return made, network.layers
 
 
@@ -115,7 +115,7 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", SEARCHERS)
 def test_the_budget_is_spent_and_not_more(name: str) -> None:
     experiment = replace(EXPERIMENT, tune=replace(EXPERIMENT.tune, search=name))
-    pool = Recorder(lambda controls: float(controls["noise_scale"].mean()))
+    pool = Recorder(lambda controls: float(controls["weight_noise"].mean()))
     made, layers = family()
     rows: list[tuple[int, float]] = []
     tried = search(
@@ -145,14 +145,14 @@ def test_candidates_obey_what_the_controls_declare() -> None:
     for candidate in search(
         EXPERIMENT.problem, EXPERIMENT.tune, EXPERIMENT.seed, Box(made, layers), pool, lambda *_: None
     ):
-        noise = candidate.schedule(progress_of_steps(23), layers)["noise_scale"]
+        noise = candidate.schedule(progress_of_steps(23), layers)["weight_noise"]
         assert bool((noise.diff(dim=0) <= 0).all()) and bool((noise[-1] == 0).all())
         assert 0 <= float(noise.min()) and float(noise.max()) <= 1
 
 
 def test_the_first_candidate_is_the_start_of_learning() -> None:
     made, layers = family()
-    start = made.at_knots(layers)["noise_scale"].detach().clone()
+    start = made.at_knots(layers)["weight_noise"].detach().clone()
     tried = search(
         EXPERIMENT.problem,
         EXPERIMENT.tune,
@@ -161,12 +161,12 @@ def test_the_first_candidate_is_the_start_of_learning() -> None:
         Recorder(lambda controls: 0.5),
         lambda *_: None,
     )
-    torch.testing.assert_close(tried[0].schedule.values["noise_scale"], start)
+    torch.testing.assert_close(tried[0].schedule.values["weight_noise"], start)
 
 
 def test_finalists_are_judged_on_seeds_that_no_trial_had() -> None:
     made, layers = family()
-    pool = Recorder(lambda controls: float(controls["noise_scale"][0].mean()))
+    pool = Recorder(lambda controls: float(controls["weight_noise"][0].mean()))
     tried = search(EXPERIMENT.problem, EXPERIMENT.tune, EXPERIMENT.seed, Box(made, layers), pool, lambda *_: None)
     seen, pool.seeds = set(pool.seeds), []
     assert len(seen) == 2 * len(tried)
@@ -177,9 +177,9 @@ def test_finalists_are_judged_on_seeds_that_no_trial_had() -> None:
 
 def test_a_good_start_with_bad_luck_is_judged_again() -> None:
     made, layers = family()
-    pool = Recorder(lambda controls: float(controls["noise_scale"].mean()))
+    pool = Recorder(lambda controls: float(controls["weight_noise"].mean()))
     tried = search(EXPERIMENT.problem, EXPERIMENT.tune, EXPERIMENT.seed, Box(made, layers), pool, lambda *_: None)
-    truth = [float(c.schedule.values["noise_scale"].mean()) for c in tried]
+    truth = [float(c.schedule.values["weight_noise"].mean()) for c in tried]
     best = tried[truth.index(max(truth))].schedule
     unlucky = [c._replace(score=-1.0) if c.schedule is best else c for c in tried]
     assert best_of(EXPERIMENT.problem, EXPERIMENT.tune, EXPERIMENT.seed, best, unlucky, pool).schedule is best
@@ -205,7 +205,7 @@ class Trace:
             seen = {name: v[step : s.stop] for name, v in s.controls.items()}
             if s.since:
                 seen = {name: torch.cat([s.since.state.method[name], v]) for name, v in seen.items()}
-            score = -float(seen["noise_scale"].sum())
+            score = -float(seen["weight_noise"].sum())
             found.append(Reached(s.stop, TrainingState({}, {}, {}, seen, {}), -score, score))
         return found
 
@@ -223,7 +223,7 @@ def box_of(*learned: Control) -> Box:
     def base(progress: torch.Tensor, layers: Sequence[Layer]) -> dict[str, torch.Tensor]:
         noise = (0.5 * (1 - progress))[:, None].repeat(1, len(layers))
         frozen = progress[:, None].repeat(1, len(layers))
-        return {"noise_scale": noise, "freeze_fraction": frozen, "noise_mean": torch.full_like(noise, 0.1)}
+        return {"weight_noise": noise, "freeze_fraction": frozen, "noise_mean": torch.full_like(noise, 0.1)}
 
     names = [control.name for control in learned]
     return Box(ScheduleFamily([DOWN, UP, FREE], base, names, knots=6, layers=LAYERS), LAYERS)
@@ -253,7 +253,7 @@ def test_the_first_member_begins_at_the_start_of_learning_and_the_others_anywher
     box = box_of(DOWN, UP)
     start = box.member(box.first)(progress_of_steps(10), LAYERS)
     assert all(torch.equal(paths[0][name], start[name]) for name in start)
-    noise = torch.stack([path["noise_scale"][0, 0] for path in paths[1:]])
+    noise = torch.stack([path["weight_noise"][0, 0] for path in paths[1:]])
     assert float(noise.min()) < 0.3 and float(noise.max()) > 0.7
 
 
@@ -261,14 +261,14 @@ def test_a_member_that_is_copied_plays_its_own_past_and_a_point_near_by() -> Non
     experiment = population(interval=5)  # one exchange: the worst two take over from the best two
     before, _ = evolved(DOWN, experiment=population(interval=10))
     after, _ = evolved(DOWN, experiment=experiment)
-    first_half = [float(path["noise_scale"][:5].sum()) for path in before]
+    first_half = [float(path["weight_noise"][:5].sum()) for path in before]
     order = sorted(range(10), key=lambda i: -first_half[i])
     for i in range(10):
-        changed = not torch.equal(after[i]["noise_scale"], before[i]["noise_scale"])
+        changed = not torch.equal(after[i]["weight_noise"], before[i]["weight_noise"])
         assert changed == (i in order[:2]), i
     for worst, best in zip(order[:2], reversed(order), strict=False):
-        assert torch.equal(after[worst]["noise_scale"][:5], before[best]["noise_scale"][:5])
-        assert not torch.equal(after[worst]["noise_scale"][5:], before[best]["noise_scale"][5:])
+        assert torch.equal(after[worst]["weight_noise"][:5], before[best]["weight_noise"][:5])
+        assert not torch.equal(after[worst]["weight_noise"][5:], before[best]["weight_noise"][5:])
 
 
 def test_a_copied_point_moves_by_a_fifth_of_half_the_box_in_each_coordinate(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,11 +291,11 @@ def test_a_copied_point_moves_by_a_fifth_of_half_the_box_in_each_coordinate(monk
 def test_a_path_obeys_direction_end_and_dwell() -> None:
     paths, _ = evolved(DOWN, UP, FREE)
     for path in paths:
-        noise, frozen, mean = path["noise_scale"], path["freeze_fraction"], path["noise_mean"]
+        noise, frozen, mean = path["weight_noise"], path["freeze_fraction"], path["noise_mean"]
         assert bool((noise.diff(dim=0) <= 0).all()) and bool((noise[-1] == 0).all())
         assert bool((frozen.diff(dim=0) >= 0).all()) and bool((frozen[8:] == 1).all())
         assert float(mean.abs().max()) <= 0.5
-    assert len({tuple(path["noise_scale"].flatten().tolist()) for path in paths}) > 1
+    assert len({tuple(path["weight_noise"].flatten().tolist()) for path in paths}) > 1
 
 
 def test_a_population_moves_towards_what_scores() -> None:

@@ -190,8 +190,9 @@ def test_training_starts_at_the_pretrained_state_and_unit_scales_which_lose_it_a
 
 def test_controls_of_other_layers_are_refused() -> None:
     problem = build_problem(experiment(data_task()).problem)
-    with pytest.raises(MetaschedError, match="control noise_scale: is for 3 layers, and the network has 1"):
-        train(problem, {"noise_scale": torch.full((STEPS, 3), 0.5), "noise_mean": torch.zeros(STEPS, 3)})
+    with pytest.raises(MetaschedError, match="control weight_noise: is for 3 layers, and the network has 1"):
+        noise = torch.full((STEPS, 3), 0.5)
+        train(problem, {"weight_noise": noise, "activation_noise": noise, "noise_mean": torch.zeros(STEPS, 3)})
 
 
 # --- what is refused ---

@@ -55,7 +55,7 @@ def test_each_is_against_its_axis_or_against_compute() -> None:
 
 def test_schedules_are_found_by_their_pattern() -> None:
     patterns = [panel.metric_regex for panel in panels() if getattr(panel, "metric_regex", None)]
-    for control in ("noise_scale", "noise_mean", "freeze_fraction"):
+    for control in ("weight_noise", "noise_mean", "freeze_fraction"):
         assert sum(bool(re.fullmatch(p, f"schedule/{control}/layer1.conv")) for p in patterns) == 1
 
 

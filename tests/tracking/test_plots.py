@@ -26,13 +26,13 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[matplotlib.figure.Figure]:
 def curves(num_layers: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     u = torch.linspace(0, 1, 100)
     depth = torch.linspace(0, 1, num_layers)
-    return u, {"noise_scale": 0.5 * (1 - u[:, None]) ** (1 + depth), "freeze_fraction": u[:, None] ** (1 + depth)}
+    return u, {"weight_noise": 0.5 * (1 - u[:, None]) ** (1 + depth), "freeze_fraction": u[:, None] ** (1 + depth)}
 
 
 @pytest.mark.parametrize("num_layers", [1, 5, 12, 13, 40])
 def test_schedule(tmp_path: Path, figures, num_layers: int) -> None:
     u, values = curves(num_layers)
-    values["noise_scale"].requires_grad_()
+    values["weight_noise"].requires_grad_()
     names = [f"features.{i}" for i in range(num_layers)]
     path = tmp_path / "plots" / "schedule.png"
     plot_schedule(path, values, names, u)

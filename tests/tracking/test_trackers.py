@@ -97,8 +97,8 @@ def test_a_torn_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
 def test_names_of_metrics() -> None:
     plain = [name for name in METRICS if "<" not in name]
     assert unknown_metrics(plain) == []
-    assert unknown_metrics(["schedule/noise_scale/features.0.conv"]) == []
-    wrong = ["outer/los", "loss", "schedule/noise_scale", "schedule/a/b/c", "outer/loss/x", "xouter/loss"]
+    assert unknown_metrics(["schedule/weight_noise/features.0.conv"]) == []
+    wrong = ["outer/los", "loss", "schedule/weight_noise", "schedule/a/b/c", "outer/loss/x", "xouter/loss"]
     assert unknown_metrics(wrong) == wrong
     assert all(metric.unit and metric.meaning for metric in METRICS.values())
     assert set(AXES.values()) <= set(METRICS)

@@ -40,7 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, 
     for step, loss in enumerate([0.5, math.nan, 0.25], 1):
         tracker.log({"outer/step": step, "outer/loss": loss})
     for u in (0.0, 0.5, 1.0):
-        tracker.log({"schedule/progress": u, "schedule/noise_scale/features.0.conv": 1 - u})
+        tracker.log({"schedule/progress": u, "schedule/weight_noise/features.0.conv": 1 - u})
     folder.schedule.write_text('{"a": 1}')
     tracker.artifact(folder.schedule, "learned", "schedule", {"sha256": "ab"})
     tracker.table("comparison", ["arm", "score"], [["learned", 0.75]])
@@ -75,9 +75,9 @@ def test_every_row_arrives_with_its_axis(run) -> None:
         {"outer/step": 1, "outer/loss": 0.5},
         {"outer/step": 2, "outer/loss": "NaN"},
         {"outer/step": 3, "outer/loss": 0.25},
-        {"schedule/progress": 0, "schedule/noise_scale/features.0.conv": 1},
-        {"schedule/progress": 0.5, "schedule/noise_scale/features.0.conv": 0.5},
-        {"schedule/progress": 1, "schedule/noise_scale/features.0.conv": 0},
+        {"schedule/progress": 0, "schedule/weight_noise/features.0.conv": 1},
+        {"schedule/progress": 0.5, "schedule/weight_noise/features.0.conv": 0.5},
+        {"schedule/progress": 1, "schedule/weight_noise/features.0.conv": 0},
     ]
     assert all(key.startswith("comparison.") for key in ours[7])
 

@@ -53,7 +53,7 @@ def controls_of() -> Tensors:
 
 @pytest.mark.pairwise
 @pytest.mark.parametrize("step", [0, 3])
-@pytest.mark.parametrize("name", ["noise_scale", "noise_mean", "freeze_fraction"])
+@pytest.mark.parametrize("name", ["weight_noise", "noise_mean", "freeze_fraction"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_control_is_named_with_layer_and_step(name: str, step: int, bad: float) -> None:
     """A share of frozen weights that is no number freezes none: the network alone would not tell."""
@@ -78,7 +78,7 @@ def test_a_run_is_broken_from_the_step_on_at_which_it_broke() -> None:
     ("fault", "text"),
     [
         (Fault("inner loss", step=0), "inner loss at inner step 0"),
-        (Fault("hypergradient", "noise_scale", "conv2", 7), "hypergradient noise_scale of conv2 at inner step 7"),
+        (Fault("hypergradient", "weight_noise", "conv2", 7), "hypergradient weight_noise of conv2 at inner step 7"),
         (Fault("outer loss"), "outer loss"),
     ],
 )

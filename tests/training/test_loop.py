@@ -37,7 +37,7 @@ def problem(method: str = "joint", steps: int = 12, examples: int = 90, seed: in
 
 
 def play(inner: InnerProblem) -> InnerRun:
-    family = {"freeze_fraction": "joint_linear", "noise_scale": "ana_linear"}
+    family = {"freeze_fraction": "joint_linear", "weight_noise": "ana_linear"}
     names = {c.name for c in inner.network.method.controls}
     name = next(family[key] for key in family if key in names)
     schedule = hand_coded(name.split("_")[0])[name]
@@ -73,7 +73,7 @@ def test_a_run_of_one_step_is_at_its_end() -> None:
     assert run.losses.shape == (1,) and bool(run.losses.isfinite())
     for layer in inner.network.layers:
         assert bool((run.state.method[f"{layer.name}/frozen"] == 1).all())
-        initial = inner.initial({"noise_scale": torch.zeros(2), "noise_mean": torch.zeros(2)}).params
+        initial = inner.initial(inner.network.neutral()).params
         assert torch.equal(run.state.params[f"{layer.name}.weight"], initial[f"{layer.name}.weight"])
     assert 0 <= hardened_score(inner, run.state, "test") <= 1
 

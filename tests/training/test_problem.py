@@ -30,7 +30,7 @@ EXPERIMENT = Experiment(
 def test_everything_has_the_configured_dtype(dtype: str) -> None:
     problem = build_problem(replace(EXPERIMENT, run=RunConfig(dtype=dtype)).problem)  # pyright: ignore
     expected = getattr(torch, dtype)
-    values = {"noise_scale": 0.3, "noise_mean": 0.0, "freeze_fraction": 0.5}
+    values = {"weight_noise": 0.3, "activation_noise": 0.3, "noise_mean": 0.0, "freeze_fraction": 0.5}
     controls = {key: torch.full((5, 3), v, dtype=torch.float64) for key, v in values.items()}
     run = train(problem, controls)
     tensors = [*run.state.params.values(), *run.state.buffers.values(), *run.state.optimizer.values(), run.losses]

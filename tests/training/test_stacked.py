@@ -89,8 +89,8 @@ def controls_of(inner: InnerProblem, runs: int = len(SEEDS)) -> Tensors:
     each = [random_controls(declared, inner.steps, layers, 0, i) for i in range(runs)]
     like = next(inner.network.module.parameters())
     controls = {name: torch.stack([c[name] for c in each]).to(like) for name in each[0]}
-    if "noise_scale" in controls:
-        controls["noise_scale"][0, :, 1] = 0
+    if "weight_noise" in controls:
+        controls["weight_noise"][0, :, 1] = 0
     return controls
 
 

@@ -125,7 +125,7 @@ def test_the_penalty_is_part_of_the_loss() -> None:
 
 def joint() -> tuple[InnerProblem, dict[str, torch.Tensor]]:
     inner = problem(build_method(MethodConfig(name="joint", forward="random")))
-    values = {"noise_scale": 0.4, "noise_mean": 0.0, "freeze_fraction": 0.3}
+    values = {"weight_noise": 0.4, "activation_noise": 0.4, "noise_mean": 0.0, "freeze_fraction": 0.3}
     return inner, {key: torch.full((len(inner.network.layers),), v) for key, v in values.items()}
 
 
@@ -227,7 +227,8 @@ def test_the_derivative_in_the_learning_rate_against_finite_differences() -> Non
 
 def test_parameters_that_the_loss_does_not_reach_get_a_gradient_of_zero() -> None:
     inner = problem(build_method(MethodConfig(name="ana")))
-    controls = {"noise_scale": torch.tensor([0.5, 0.0, 0.5]), "noise_mean": torch.zeros(3)}
+    noise = torch.tensor([0.5, 0.0, 0.5])
+    controls = {"weight_noise": noise, "activation_noise": noise, "noise_mean": torch.zeros(3)}
     state = inner.initial(controls)
     _, _, gradients = inner_step(inner, state, controls, 0, differentiable=False)
     # without noise a layer and all below it learn nothing; the layer above does

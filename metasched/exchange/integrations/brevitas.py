@@ -47,7 +47,7 @@ def drive_temperature(model: nn.Module, control: str, temperature: Callable[[flo
     Args:
         model: model whose weight quantizers use ``LearnedRoundSigmoid``, without brevitas's JIT, which would make the
             temperature a constant.
-        control: name of the control to read, such as ``noise_scale``.
+        control: name of the control to read, such as ``weight_noise``.
         temperature: value of the control -> temperature > 0, such as ``lambda scale: max(2 * scale, 0.01)``.
 
     Raises:

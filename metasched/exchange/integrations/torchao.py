@@ -50,7 +50,7 @@ def scheduled_parq(inverse_slope: Callable[[int], float]) -> ProxPARQ:
 
     In PARQ, the inverse slope falls from 1 (the identity) to 0 (rounding) along a sigmoid with hand-set start, end,
     steepness and center. Here it is ``inverse_slope(step)``, for instance twice ``step_function(player,
-    "noise_scale")``. The step is the optimizer's own count, ``num_steps``, which is in its state dict.
+    "weight_noise")``. The step is the optimizer's own count, ``num_steps``, which is in its state dict.
 
     Args:
         inverse_slope: step -> number; at 0 or below weights are rounded, at 1 or above they are unchanged.

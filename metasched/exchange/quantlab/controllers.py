@@ -85,6 +85,11 @@ def uws(epoch: int, start: int, stop: float, alpha: int) -> float:
 FUNCTIONS: dict[str, tuple[str, Callable[[int, int, float, int], float]]] = {"bws": ("tend", bws), "uws": ("eps", uws)}
 
 
+def activation_module(layer: str) -> str:
+    """The name that stands for the activation of a layer among the modules of a timer, where its noise is its own."""
+    return f"{layer}.activation"
+
+
 def read_quantlab(path: str | os.PathLike[str]) -> Controller:
     """Reads the controller in a file.
 

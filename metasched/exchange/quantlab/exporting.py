@@ -16,7 +16,7 @@ import torch
 from metasched.core.errors import MetaschedError
 from metasched.exchange.format import ScheduleFile
 from metasched.exchange.player import PlayedSchedule
-from metasched.exchange.quantlab.controllers import FUNCTIONS, Decay
+from metasched.exchange.quantlab.controllers import FUNCTIONS, Decay, activation_module
 from metasched.exchange.quantlab.importing import MAX_EPOCHS
 from metasched.quantizers.noise import NOISE_FAMILIES
 
@@ -50,8 +50,9 @@ def export_quantlab(file: ScheduleFile, epochs: int) -> Written:
     """The QuantLab controller that is closest to a schedule.
 
     INQ: the fractions of the schedule; if layers differ, their mean, because QuantLab has one schedule for all layers.
-    All weights are frozen in the last epoch. ANA: one timer per layer, with the layer's name. QuantLab also needs the
-    names of the activation modules there, which schedule files do not contain.
+    All weights are frozen in the last epoch. ANA: one timer per layer, with the layer's name; where the noise of the
+    layer's activation differs from that of its weight, a second one with the name ``<layer>.activation``. QuantLab
+    needs the names of the activation modules there, which schedule files do not contain.
 
     Args:
         file: a schedule of method ``ana`` or ``inq``.
@@ -92,15 +93,22 @@ def _ana(file: ScheduleFile, played: dict[str, Array]) -> tuple[dict[str, Any], 
     unit = NOISE_FAMILIES[str(file.method.parameters.get("noise", "uniform"))].unit
     timers, fits = [], []
     for i, layer in enumerate(file.layers):
-        timer: dict[str, Any] = {"modules": [layer.name]}
-        for key, control, scale in (("mi", "noise_mean", 1.0), ("sigma", "noise_scale", unit)):
-            curve = played[control][:, i]
-            decay = fit_decay(curve)
-            fitted = np.array([decay.at(t) for t in range(len(curve))])
-            fits.append(_compare(control, layer.name, curve, fitted))
-            timer[key] = _spec(decay._replace(beta=decay.beta * scale))
-        timers.append(timer)
+        noises = {"weight_noise": layer.name}
+        if layer.quantizes == "weight+activation":
+            noises["activation_noise"] = activation_module(layer.name)
+        found = {control: fit_decay(played[control][:, i]) for control in ("noise_mean", *noises)}
+        for control, decay in found.items():
+            fitted = np.array([decay.at(t) for t in range(len(played[control]))])
+            fits.append(_compare(control, layer.name, played[control][:, i], fitted))
+        for control, module in noises.items():
+            if control == "weight_noise" or found[control] != found["weight_noise"]:
+                timers.append(_timer(module, found["noise_mean"], found[control], unit))
     return {"function": "all_ana_controller", "kwargs": {"ctrl_spec": timers}}, fits
+
+
+def _timer(module: str, mean: Decay, noise: Decay, unit: float) -> dict[str, Any]:
+    """A timer of QuantLab; the noise in quanta becomes ``sigma``, in the unit of its family."""
+    return {"modules": [module], "mi": _spec(mean), "sigma": _spec(noise._replace(beta=noise.beta * unit))}
 
 
 def _inq(file: ScheduleFile, played: dict[str, Array]) -> tuple[dict[str, Any], list[Fit]]:

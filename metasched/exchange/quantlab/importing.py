@@ -11,7 +11,7 @@ from metasched.core.errors import MetaschedError
 from metasched.core.layer import Layer
 from metasched.exchange.export import export
 from metasched.exchange.format import MAX_KNOTS, Provenance, ScheduleFile
-from metasched.exchange.quantlab.controllers import Controller, read_quantlab
+from metasched.exchange.quantlab.controllers import Controller, activation_module, read_quantlab
 from metasched.io.strict_json import show
 from metasched.methods.base import Control
 
@@ -32,8 +32,9 @@ def import_quantlab(
 
     Every step has the value that QuantLab has in its epoch; but where a control must be at its end (``end``,
     ``dwell``), it is, whatever the file says. A layer uses the timer that names it; if not all layers are named, there
-    must be as many timers as layers, in the order of the data flow. ``sigma`` is converted to ``noise_scale`` with the
-    unit of the method's noise family.
+    must be as many timers as layers, in the order of the data flow. ``sigma`` is converted to a half-width in quanta
+    with the unit of the method's noise family. It is the noise of the layer's weight and of its activation, unless
+    another timer names ``<layer>.activation``, as ``export_quantlab`` writes it.
 
     Args:
         path: path of the file.
@@ -63,7 +64,8 @@ def import_quantlab(
     else:
         assert found.fractions is not None
         what, given = f"INQ controller of {len(found.fractions)} fractions", _freezing(found, epochs, layers)
-    if {control.name for control in controls} != set(given):
+    declared = {control.name for control in controls}
+    if not declared or not declared <= given.keys():  # a method without quantized activations leaves their noise out
         problem = f"is {method_name}, but the file sets {', '.join(given)}"
         raise MetaschedError("method.name", problem, f"set it to {'ana' if found.timers is not None else 'inq'}")
 
@@ -109,15 +111,17 @@ def _noise(found: Controller, parameters: Mapping[str, Any], layers: Sequence[La
     named = {module: timer for timer in found.timers for module in timer.modules}
     if all(layer.name in named for layer in layers):
         timers = [named[layer.name] for layer in layers]
+        of_activations = [named.get(activation_module(layer.name), named[layer.name]) for layer in layers]
     elif len(found.timers) == len(layers):
-        timers = list(found.timers)
+        timers = of_activations = list(found.timers)
     else:
         problem = (
             f"has {len(found.timers)} timers for the {len(layers)} layers of the network, and does not name all of them"
         )
         raise MetaschedError(found.place, problem, f"name them in modules: {', '.join(layer.name for layer in layers)}")
     return {
-        "noise_scale": lambda t: [timer.scale.at(t) / unit for timer in timers],
+        "weight_noise": lambda t: [timer.scale.at(t) / unit for timer in timers],
+        "activation_noise": lambda t: [timer.scale.at(t) / unit for timer in of_activations],
         "noise_mean": lambda t: [timer.mean.at(t) for timer in timers],
     }
 
