@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 from metasched.commands.exporting import Found, write_found
 from metasched.config.load import to_dict
 from metasched.config.schema import Experiment
+from metasched.core.randomness import derive_seed
 from metasched.evaluation.compare import compare, plan_of, publish
 from metasched.evaluation.contenders import Contender, joined
 from metasched.evaluation.floors import with_tuned_rates
@@ -21,7 +23,7 @@ from metasched.meta.start import Start, best_start, given_start, learned_control
 from metasched.runs.cells import CachedPool
 from metasched.runs.pooled import PooledRuns
 from metasched.runs.ranks import open_pool
-from metasched.schedules.family import ScheduleFamily
+from metasched.schedules.learnable import build_learnable
 from metasched.search.config import TuneConfig
 from metasched.search.population import population_search
 from metasched.search.table import SEARCHES
@@ -69,13 +71,20 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
                 tracker.log({"tune/trial": trial + 1, "tune/score": score})
                 console.note(f"{settings.search} {trial + 1}: {score:.4f}")
 
-            family = ScheduleFamily(
-                network.method.controls, start.schedule, learn, knots=experiment.schedule.knots, layers=network.layers
+            # a network with all of its weights is too large a box
+            kind = "network" if experiment.schedule.directions else "family"
+            searched = build_learnable(
+                replace(experiment.schedule, kind=kind),
+                network.method.controls,
+                start.schedule,
+                learn,
+                network.layers,
+                derive_seed(experiment.seed, "schedule network"),
             )
-            box = Box(family, network.layers)
+            box = Box(searched, network.layers)
             if searcher is None:
                 runs = PooledRuns(experiment.problem, experiment.meta, pool)
-                tried = population_search(settings, problem.steps, experiment.seed, box, family.learned, runs, log)
+                tried = population_search(settings, problem.steps, experiment.seed, box, searched.learned, runs, log)
             else:
                 tried = search(experiment.problem, settings, experiment.seed, box, cells, log)
             first = box.member(box.first)

@@ -73,10 +73,15 @@ class Pairs(NamedTuple):
     notes: dict[str, float]
 
 
-def antithetic_pairs(schedule: nn.Module, runs: Runs, seeds: Sequence[int], sigma: float) -> Pairs:
-    """Two plain runs for each seed, at theta + sigma delta and theta - sigma delta."""
+def antithetic_pairs(
+    schedule: nn.Module, runs: Runs, seeds: Sequence[int], sigma: float, deltas: Sequence[Tensors] | None = None
+) -> Pairs:
+    """Two plain runs for each seed, at theta + sigma delta and theta - sigma delta.
+
+    ``deltas`` has {parameter: change [...]} for each seed; None: those of evolution strategies (perturbation.py).
+    """
     start = time.perf_counter()
-    deltas = [direction(schedule, seed) for seed in seeds]
+    deltas = [direction(schedule, seed) for seed in seeds] if deltas is None else list(deltas)
     both = [
         Run(controls_at(schedule, runs.problem, delta, sign * sigma), seed)
         for delta, seed in zip(deltas, seeds, strict=True)

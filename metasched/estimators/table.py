@@ -64,6 +64,18 @@ for _row in (
     ),
     EstimatorSpec("es", "evolution strategies, of whole runs", Lazy("metasched.estimators.es:build"), ("sigma",)),
     EstimatorSpec(
+        "weighted",
+        "sweep, each moment weighed by how far runs agree",
+        Lazy("metasched.estimators.weighted:build"),
+        ("memory", *REVERSE),
+    ),
+    EstimatorSpec(
+        "guided",
+        "es, perturbed mostly along exact hypergradients",
+        Lazy("metasched.estimators.guided:build"),
+        ("memory", "sigma", *REVERSE),
+    ),
+    EstimatorSpec(
         "pes", "evolution strategies, of windows", Lazy("metasched.estimators.pes:build"), ("sigma", "window")
     ),
     EstimatorSpec("nres", "as pes, with noise reused", Lazy("metasched.estimators.nres:build"), ("sigma", "window")),

@@ -153,6 +153,13 @@ class ScheduleNetwork(nn.Module):
             values[control.name] = out_of(control, found, len(layers))
         return values
 
+    def blocks(self) -> dict[str, list[int]]:
+        """{control, output and moment: indices of the numbers that move it}; empty where all weights are learned."""
+        found: dict[str, list[int]] = {}
+        for i, d in enumerate(self.directions):
+            found.setdefault(f"{d.control} {d.output} at {d.moment:.2f}", []).append(i)
+        return found
+
     def scales(self) -> dict[str, float]:
         """{parameter: change that moves the correction by about one}, for estimators that perturb parameters.
 

@@ -13,7 +13,7 @@ from metasched.search.table import SEARCHES
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class TuneConfig:
-    """A hand-coded family tuned by search: `metasched tune`."""
+    """A hand-coded family, or the numbers of `schedule.directions`, tuned by search: `metasched tune`."""
 
     search: Annotated[Word, RowOf(SEARCHES)] = "tpe"
     """how the family is searched"""

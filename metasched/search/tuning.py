@@ -1,10 +1,11 @@
 """Tuning of hand-coded schedules by search, with as many inner steps as learning takes; the baseline of learning.
 
 A candidate is a member of the family of schedules/family.py (for each control, a window with a decay, of five to seven
-numbers). Its score is the mean hardened score of ``tune.runs`` fresh inner runs on meta-validation. The best of many
-noisy scores is biased upwards, so a part of the budget is reserved: the ``tune.finalists`` best candidates are played
-again from ``tune.final_runs`` new seeds, the same for all, and the candidate with the best mean wins. The initial
-schedule is one of the finalists, because a few noisy runs may rank a good one below many worse candidates.
+numbers), or a network at some numbers of its directions (schedules/directions.py). Its score is the mean hardened score
+of ``tune.runs`` fresh inner runs on meta-validation. The best of many noisy scores is biased upwards, so a part of the
+budget is reserved: the ``tune.finalists`` best candidates are played again from ``tune.final_runs`` new seeds, the same
+for all, and the candidate with the best mean wins. The initial schedule is one of the finalists, because a few noisy
+runs may rank a good one below many worse candidates.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from metasched.config.schema import ProblemConfig
 from metasched.core.errors import MetaschedError
@@ -23,15 +25,16 @@ from metasched.network.quantize import Tensors
 from metasched.runs.cells import cell_scores, played
 from metasched.runs.pool import Mapper
 from metasched.schedules.base import Schedule
-from metasched.schedules.family import ScheduleFamily
 from metasched.schedules.interpolation import Interpolation, interpolate
+from metasched.schedules.learnable import LearnableSchedule
 from metasched.search.config import TuneConfig
 from metasched.search.table import SEARCHES
 from metasched.training.problem import build_problem
 
 # Half-widths of the searched box around 0. It covers 2 to 98 % of a control's range and of the run, slopes over depth
 # that place the first and the last layer at opposite ends, and powers from 1/12 to 12.
-_BOX = {"power": 1.5}
+# A number of a network's directions is about a log-correction: a factor of up to 7 each way.
+_BOX = {"power": 1.5, "numbers": 2.0}
 _WIDTH = 4.0
 
 
@@ -69,28 +72,33 @@ def trials_within(tune: TuneConfig, steps: int) -> int:
 
 
 class Box:
-    """Maps points of [-1, 1]^n to schedules of a family.
+    """Maps points of [-1, 1]^n to schedules of a family, or of a network that learns directions.
 
     Args:
-        family: the family; ``first`` is the point nearest to the schedule that it was fitted to. Its parameters are
-            overwritten.
+        searched: the family or network; ``first`` is the point nearest to the schedule that it starts at. Its
+            parameters are overwritten.
         layers: layers at which the schedules are sampled.
     """
 
-    def __init__(self, family: ScheduleFamily, layers: Sequence[Layer]) -> None:
-        self._family, self._layers = family, layers
-        names = [name for name, _ in family.named_parameters()]
-        self._widths = [_BOX.get(name.rpartition(".")[2], _WIDTH) for name in names]
-        values = zip(family.parameters(), self._widths, strict=True)
-        self.first = [min(max(float(p.detach()) / width, -1.0), 1.0) for p, width in values]
+    def __init__(self, searched: LearnableSchedule, layers: Sequence[Layer]) -> None:
+        self._searched, self._layers = searched, layers
+        widths = [p.new_full((p.numel(),), _width(name)) for name, p in searched.named_parameters()]
+        self._widths = torch.cat(widths)
+        values = parameters_to_vector(p.detach() for p in searched.parameters())
+        self.first = (values / self._widths).clamp(-1, 1).tolist()
 
     def member(self, point: Sequence[float]) -> Sampled:
-        """The schedule of the family at a point, sampled at the knots."""
+        """The schedule at a point, sampled at the knots."""
+        assert len(point) == len(self._widths), (len(point), len(self._widths))
         with torch.no_grad():
-            for p, share, width in zip(self._family.parameters(), point, self._widths, strict=True):
-                p.fill_(share * width)
-            values = {n: v.detach() for n, v in self._family.at_knots(self._layers).items()}
-        return Sampled(self._family.knots, values, "linear")
+            vector_to_parameters(self._widths.new_tensor(point) * self._widths, self._searched.parameters())
+            values = {n: v.detach().clone() for n, v in self._searched.at_knots(self._layers).items()}
+        return Sampled(self._searched.knots, values, "linear")
+
+
+def _width(parameter: str) -> float:
+    """Half of the width of the box of a parameter."""
+    return _BOX.get(parameter.rpartition(".")[2], _WIDTH)
 
 
 def search(

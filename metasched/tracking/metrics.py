@@ -30,7 +30,9 @@ METRICS: dict[str, Metric] = {
     "guard/skipped": Metric("outer steps", "outer steps so far without an update, because of non-finite numbers"),
     "guard/fault": Metric("text", "which numbers of this step were not finite; logged only if there are any"),
     "estimator/tangents": Metric("inner runs", "runs with a tangent for each seed: parameters that move (forward)"),
-    "estimator/pairs": Metric("pairs", "antithetic pairs of inner runs (es, pes, nres)"),
+    "estimator/pairs": Metric("pairs", "antithetic pairs of inner runs (es, guided, pes, nres)"),
+    "estimator/guides": Metric("directions", "independent guides that perturbations are stretched along (guided)"),
+    "estimator/guided_share": Metric("share", "of the estimate's squared norm that lies along the guides (guided)"),
     "estimator/spread": Metric("loss", "standard deviation over pairs of the slope along the perturbation"),
     "estimator/bad_losses": Metric("inner runs", "inner runs whose loss was not finite; their pairs are left out (es)"),
     "estimator/resets": Metric("pairs", "pairs restarted because of a non-finite loss or state (pes, nres)"),
@@ -42,7 +44,14 @@ METRICS: dict[str, Metric] = {
     "estimator/agreement": Metric("cosine", "of slopes that exact gradients predict and pairs measure, average (auto)"),
     "estimator/agreement_error": Metric("cosine", "standard error of the agreement (auto)"),
     "estimator/exact_weight": Metric("share", "weight of the exact part in the mix (mixed, auto)"),
-    "estimator/exact_runs": Metric("inner runs", "exact runs of this step that are finite (mixed, auto)"),
+    "estimator/exact_runs": Metric("inner runs", "exact runs of this step that are finite (mixed, auto, weighted)"),
+    "estimator/agreement_mean": Metric(
+        "squared length", "of the mean unit vector of exact runs, all blocks (weighted)"
+    ),
+    "estimator/agreement_most": Metric("squared length", "the same of the block in which runs agree most (weighted)"),
+    "estimator/agreement/<block>": Metric(
+        "squared length", "the same of one block; 0 in the mean for noise (weighted)"
+    ),
     "estimator/exact_norm": Metric("loss", "norm of the exact mean, parameters in units of scale (mixed, auto)"),
     "estimator/es_norm": Metric("loss", "norm of the mean over pairs, parameters in units of scale (mixed, auto)"),
     "estimator/cosine": Metric("cosine", "of the exact mean and the mean over pairs (mixed, auto)"),

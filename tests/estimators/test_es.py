@@ -51,7 +51,7 @@ def tiny(estimator: str = "es", objective: str = "hardened", **meta: Any) -> Exp
 
 def schedule_network(hidden: int = 8) -> ScheduleNetwork:
     controls = build_method(MethodConfig(name="joint")).controls
-    learn = ["weight_noise", "freeze_fraction"]
+    learn = ["weight_noise", "activation_noise", "freeze_fraction"]
     return ScheduleNetwork(controls, hand_coded("joint")["joint_linear"], learn, knots=6, hidden=hidden, seed=0)
 
 

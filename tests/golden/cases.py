@@ -89,7 +89,16 @@ DIFFERENTIATED = (
     "metropolis",
 )
 OBJECTIVES = ("relaxed", "trajectory")
-ESTIMATORS = ("sweep", "es", "pes", "nres", "mixed", "auto")  # and forward, which takes a run for each parameter
+ESTIMATORS = (
+    "sweep",
+    "weighted",
+    "es",
+    "guided",
+    "pes",
+    "nres",
+    "mixed",
+    "auto",
+)  # and forward, which takes a run for each parameter
 
 
 def experiment_of(variant: str, optimizer: str = "adam", model: Any = "mlp", width: int = 8, **meta: Any) -> Experiment:

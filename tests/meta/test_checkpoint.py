@@ -371,7 +371,7 @@ def test_adam_counts_in_the_default_dtype_of_the_process_that_wrote(
         check_fit(checkpoint._replace(state=state._replace(optimizer=mixed)), schedule, 1)
 
 
-@pytest.mark.parametrize("estimator", ["sweep", "es", "mixed", "auto", "pes", "nres"])
+@pytest.mark.parametrize("estimator", ["sweep", "weighted", "es", "guided", "mixed", "auto", "pes", "nres"])
 def test_the_state_of_another_estimator_does_not_fit(estimator: str) -> None:
     experiment, schedule, state = learned(estimator)
     check = build_estimator(experiment.meta).check
