@@ -2,8 +2,9 @@
 
 The rules are in verdict.py. Growth of the adjoint is seen wherever there are exact runs; the rest needs antithetic
 pairs too. So pairs are run at every step in ``mixed``, at each CHECK-th one in ``exact``; and in ``es`` exact runs are
-done at each CHECK-th step. A change of mind needs two measurements in a row that ask for it (the second follows at the
-next step); an explosion needs one.
+done at each CHECK-th step. Between them, evolution strategies are guided by the latest exact hypergradients
+(guided.py). A change of mind needs two measurements in a row that ask for it (the second follows at the next step); an
+explosion needs one.
 Biased as the estimator that it has chosen (reverse.py, mixed.py, es.py).
 """
 
@@ -20,6 +21,7 @@ from metasched.engines.base import Hypergradient
 from metasched.estimators.base import PLACE, Estimate, State, check_like, check_range
 from metasched.estimators.diagnosis import adjoint_growth
 from metasched.estimators.es import Pairs, antithetic_pairs
+from metasched.estimators.guided import no_guides, orthonormal, stretched, with_new
 from metasched.estimators.mixed import Mix, require_spread
 from metasched.estimators.reverse import Differentiated, differentiate
 from metasched.estimators.verdict import (
@@ -52,7 +54,8 @@ class Auto:
 
     def begin(self, schedule: nn.Module, runs: Runs) -> State:
         """Nothing decided (-1), nothing measured."""
-        return {"mode": torch.tensor(-1), "asked": torch.tensor(-1), "step": torch.tensor(0), **unexamined()}
+        counts = {"mode": torch.tensor(-1), "asked": torch.tensor(-1), "step": torch.tensor(0)}
+        return {**counts, "guides": no_guides(schedule), **unexamined()}
 
     def check(self, schedule: nn.Module, runs: Runs, num_runs: int, state: State) -> None:
         """See Estimator."""
@@ -66,7 +69,11 @@ class Auto:
         before = MODES[mode] if mode >= 0 else None
         check = before is None or mode != asked or step % CHECK == 0
         exact = differentiate(schedule, runs, seeds, self.noise_floor) if check or before != "es" else None
-        pairs = antithetic_pairs(schedule, runs, seeds, self.sigma) if check or before != "exact" else None
+        guides = with_new(schedule, state["guides"], exact.found) if exact else state["guides"]
+        # what is measured are pairs of evolution strategies; what is only learned from goes along the guides
+        basis = orthonormal(guides) if before == "es" and not check else None
+        deltas = None if basis is None or not basis.numel() else [stretched(schedule, basis, seed) for seed in seeds]
+        pairs = antithetic_pairs(schedule, runs, seeds, self.sigma, deltas) if check or before != "exact" else None
         notes: dict[str, float] = dict(pairs.notes) if pairs else {}
         now, wanted, why, mix = before, before, "", None
         if exact and pairs:
@@ -88,7 +95,7 @@ class Auto:
         spent = (len(seeds) if exact else 0) + (2 * len(seeds) if pairs else 0)
         return Estimate(
             found=_of_mode(now, exact, pairs, mix),
-            state={**state, **{name: torch.tensor(value) for name, value in decided.items()}},
+            state={**state, "guides": guides, **{name: torch.tensor(value) for name, value in decided.items()}},
             inner_steps=spent * runs.problem.steps,
             notes={**notes, "mode": float(decided["mode"])},
             line=line if now != before else None,

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from metasched.core.randomness import generator
+from metasched.engines.base import Hypergradient
 from metasched.estimators.agreement import blocks_of, flat, normalized
 from metasched.estimators.base import PLACE, Estimate, State, check_like
 from metasched.estimators.es import Pairs, antithetic_pairs
@@ -52,8 +53,7 @@ class Guided:
 
     def begin(self, schedule: nn.Module, runs: Runs) -> State:
         """No guide yet: zeros."""
-        size = sum(p.numel() for p in schedule.parameters())
-        return {"guides": torch.zeros(min(GUIDES, size), size, dtype=torch.float64)}
+        return {"guides": no_guides(schedule)}
 
     def check(self, schedule: nn.Module, runs: Runs, num_runs: int, state: State) -> None:
         """See Estimator."""
@@ -63,17 +63,28 @@ class Guided:
         """See Estimator."""
         chosen = seeds[: max(1, len(seeds) // FEWER)]
         exact = differentiate(schedule, runs, chosen, self.noise_floor).found
-        new = [flat(schedule, e.gradient).double() for e in exact if e.diagnostics.nonfinite == 0]
-        guides = state["guides"]
-        if new:
-            units = normalized(torch.stack(new), blocks_of(schedule))
-            guides = torch.cat([units.to(guides), guides])[: len(guides)]
+        guides = with_new(schedule, state["guides"], exact)
         basis = orthonormal(guides)
         deltas = [stretched(schedule, basis, seed) for seed in seeds]
         pairs = antithetic_pairs(schedule, runs, seeds, self.sigma, deltas)
         steps = (2 * len(seeds) + len(chosen)) * runs.problem.steps
         notes = {**pairs.notes, "guides": float(basis.shape[1]), "guided_share": guided_share(schedule, pairs, basis)}
         return Estimate([pairs.mean], {"guides": guides}, steps, notes)
+
+
+def no_guides(schedule: nn.Module) -> torch.Tensor:
+    """Guides before the first exact hypergradient: zeros [k, D]."""
+    size = sum(p.numel() for p in schedule.parameters())
+    return torch.zeros(min(GUIDES, size), size, dtype=torch.float64)
+
+
+def with_new(schedule: nn.Module, guides: torch.Tensor, exact: Sequence[Hypergradient]) -> torch.Tensor:
+    """The latest guides [k, D], those that are finite among ``exact`` first."""
+    new = [flat(schedule, e.gradient).double() for e in exact if e.diagnostics.nonfinite == 0]
+    if not new:
+        return guides
+    units = normalized(torch.stack(new), blocks_of(schedule))
+    return torch.cat([units.to(guides), guides])[: len(guides)]
 
 
 def orthonormal(guides: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,8 @@ from metasched.core.randomness import derive_seed, generator
 from metasched.estimators.auto import CHECK, MODES, Auto, summary
 from metasched.estimators.base import Estimate
 from metasched.estimators.diagnosis import Growth
-from metasched.estimators.es import EvolutionStrategies
+from metasched.estimators.es import EvolutionStrategies, antithetic_pairs
+from metasched.estimators.guided import orthonormal, stretched
 from metasched.estimators.mixed import Mixed
 from metasched.estimators.verdict import CLEAR, EXPLODING, ONE_SIDED, Measured, verdict
 from metasched.meta.config import MetaConfig
@@ -141,6 +142,12 @@ def test_an_explosion_leads_to_evolution_strategies_and_is_looked_at_again(plant
     assert [exact for _, exact, _ in found] == [RUNS if step % CHECK == 0 else 0 for step in range(CHECK + 2)]
     for step, (estimate, _, plain) in enumerate(found):
         es = EvolutionStrategies(SIGMA).estimate(schedule, planted(slope, linear), seeds_of(step), {})
+        if step % CHECK and slope is exploding:  # learned from, not measured: along what the last check found
+            basis = orthonormal(found[step - step % CHECK][0].state["guides"])
+            deltas = [stretched(schedule, basis, seed) for seed in seeds_of(step)]
+            pairs = antithetic_pairs(schedule, planted(slope, linear), seeds_of(step), SIGMA, deltas)
+            es = es._replace(found=[pairs.mean])
+            assert basis.shape[1] == RUNS
         assert same(estimate, es) and plain == 2 * RUNS
     lines = [estimate.line for estimate, _, _ in found if estimate.line]
     assert len(lines) == 1 and lines[0].startswith("outer step 1: estimator es: ") and why in lines[0]
