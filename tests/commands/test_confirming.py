@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,8 @@ def train(
     """The result of a run whose confirming gives planned scores, and what it says."""
 
     def planned(*arguments: Any) -> Confirmation:
-        *first, pool, tracker = arguments
-        return confirm(*first, pool if scores is None else Scored(*scores), tracker)
+        config, learned, start, runs, seed, pool, tracker = arguments
+        return confirm(config, learned, start, runs, seed, pool if scores is None else Scored(*scores), tracker)
 
     capsys.readouterr()
     with (
@@ -260,35 +261,39 @@ def test_one_run_is_refused(config: Path, capsys: pytest.CaptureFixture[str]) ->
 # --- stopped and resumed ---
 
 
-@pytest.mark.parametrize("stopped", [1, RUNS + 1, 2 * RUNS + 1])
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run, which ends without a gain."""
+    place = tmp_path_factory.mktemp("whole")
+    assert main(["train", str(write(place / "tiny.yaml")), "--folder", str(place / "run")]) == 0
+    assert (place / "run" / "schedule_learned.json").exists()
+    return place / "run"
+
+
+@pytest.mark.parametrize(
+    ("function", "call"),
+    [
+        *(("metasched.runs.cells.train_each", call) for call in (1, RUNS + 1, 2 * RUNS)),
+        *(("metasched.commands.confirming.write_schedule", call) for call in (1, 2)),
+    ],
+)
 def test_a_run_that_is_stopped_while_it_confirms_leaves_the_same_bytes(
-    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], stopped: int
+    config: Path, whole: Path, tmp_path: Path, function: str, call: int
 ) -> None:
-    """Stopped before its n-th score, or (the last case) before the first file is written."""
-    whole, folder = tmp_path / "whole", tmp_path / "run"
-    assert main(["train", str(config), "--folder", str(whole)]) == 0
+    plain, calls, folder = pkgutil.resolve_name(function), [], tmp_path / "run"
 
-    class Stopping(Memory):
-        def log(self, metrics: Any) -> None:
-            calls.append(1)
-            if len(calls) == stopped:
-                raise KeyboardInterrupt
-            super().log(metrics)
+    def interrupted(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return plain(*arguments)
 
-    calls: list[int] = []
-
-    def interrupted(*arguments: Any) -> Confirmation:
-        *first, tracker = arguments
-        with mock.patch.object(tracker, "log", side_effect=Stopping().log):
-            confirm(*first, tracker)
-        raise AssertionError("not stopped")
-
-    with mock.patch("metasched.commands.confirming.confirm", interrupted):
+    with mock.patch(function, interrupted):
         assert main(["train", str(config), "--folder", str(folder)]) == 130
     assert not (folder / "schedule.json").exists()
     assert main(["train", "--resume", str(folder)]) == 0
-    names = ["schedule.json", "comparison.json", *(p.name for p in whole.glob("schedule_learned.json"))]
-    assert all((folder / name).read_bytes() == (whole / name).read_bytes() for name in names)
-    left = [[r for r in read_json_lines(f / "metrics.jsonl") if "outer/step" not in r] for f in (folder, whole)]
-    assert left[0] == left[1]
-    assert (folder / "cells.jsonl").read_bytes() == (whole / "cells.jsonl").read_bytes()
+    for name in ("schedule.json", "schedule_learned.json", "comparison.json", "cells.jsonl"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+    rows = [read_json_lines(f / "metrics.jsonl") for f in (folder, whole)]
+    timeless = [[{k: v for k, v in row.items() if k != "outer/seconds"} for row in own] for own in rows]
+    assert timeless[0] == timeless[1]
