@@ -16,6 +16,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
         cli/show cli/train cli/tune
     """,
     "commands/test_check.py": "cli/check",
+    "commands/test_confirming.py": "evaluation/confirm meta/config",
     "config/test_ignored.py": "config/retired",
     "config/test_load.py": """
         config/fields config/schema core/field_types methods/config tasks/config

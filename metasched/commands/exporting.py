@@ -12,7 +12,7 @@ from metasched.config.load import config_hash, to_dict
 from metasched.config.schema import Experiment
 from metasched.core.layer import Layer
 from metasched.exchange.export import export
-from metasched.exchange.format import Metric, Provenance, Spent
+from metasched.exchange.format import Metric, Provenance, ScheduleFile, Spent
 from metasched.exchange.schedule_file import write_schedule
 from metasched.io.environment import version
 from metasched.io.run_folder import RunFolder
@@ -70,6 +70,14 @@ def write_found(found: Found, experiment: Experiment, problem: InnerProblem, fol
     Raises:
         MetaschedError: a value outside the range, direction or end of its control.
     """
+    file = file_of(found, experiment, problem)
+    write_schedule(folder.schedule, file)
+    assert file.provenance.config_hash is not None
+    return file.provenance.config_hash
+
+
+def file_of(found: Found, experiment: Experiment, problem: InnerProblem) -> ScheduleFile:
+    """The schedule file of what a command found; arguments and errors as for ``write_found``."""
     has_score = found.runs and math.isfinite(found.score)
     provenance = Provenance(
         kind=found.kind,
@@ -83,19 +91,32 @@ def write_found(found: Found, experiment: Experiment, problem: InnerProblem, fol
         metric=Metric(name="meta-validation score", value=found.score, n=found.runs) if has_score else None,
         spent=found.spent,
     )
-    file = export(
-        found.schedule,
+    return sampled(found.schedule, found.knots, found.interpolation, provenance, experiment, problem)
+
+
+def sampled(
+    schedule: Schedule,
+    knots: torch.Tensor,
+    interpolation: Literal["linear", "previous"],
+    provenance: Provenance,
+    experiment: Experiment,
+    problem: InnerProblem,
+) -> ScheduleFile:
+    """The file of any schedule for the method and the layers of an experiment, with values at the knots [K], float64.
+
+    Raises:
+        MetaschedError: a value outside the range, direction or end of its control.
+    """
+    return export(
+        schedule,
         method_name=experiment.method.name,
         method_parameters={name: v for name, v in to_dict(experiment)["method"].items() if name != "name"},
         controls=problem.network.method.controls,
         layers=problem.network.layers,
-        knots=found.knots,
-        interpolation=found.interpolation,
+        knots=knots,
+        interpolation=interpolation,
         provenance=provenance,
     )
-    write_schedule(folder.schedule, file)
-    assert provenance.config_hash is not None
-    return provenance.config_hash
 
 
 def show(values: Tensors, progress: torch.Tensor, layers: Sequence[Layer], folder: RunFolder, tracker: Tracker) -> None:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import Any
 
 import torch
 
-from metasched.commands.exporting import Found, show, versions, write_found
+from metasched.commands.confirming import export_confirmed, start_file
+from metasched.commands.exporting import Found, show, versions
 from metasched.config.load import to_dict
 from metasched.config.schema import Experiment
 from metasched.core.randomness import derive_seed
 from metasched.estimators.auto import summary
 from metasched.evaluation.compare import compare, plan_of, publish
 from metasched.evaluation.comparison import Comparison
+from metasched.evaluation.confirm import steps_to_confirm
 from metasched.evaluation.contenders import Contender, joined
 from metasched.evaluation.floors import with_tuned_rates
 from metasched.evaluation.references import given_arms
-from metasched.exchange.player import PlayedSchedule
-from metasched.exchange.schedule_file import read_schedule
 from metasched.io.atomic import settled_size
 from metasched.io.json_lines import cut_back
 from metasched.io.run_folder import RunFolder
@@ -32,19 +32,21 @@ from metasched.meta.start import Start, best_start, given_start, learned_control
 from metasched.runs.cells import CachedPool, digest, played
 from metasched.runs.pooled import PooledRuns
 from metasched.runs.ranks import open_pool
+from metasched.schedules.curves import HandCoded
 from metasched.schedules.learnable import build_learnable
 from metasched.tracking.console import Console
 from metasched.tracking.opening import open_tracker
 from metasched.tracking.tracker import Tracker
 from metasched.training.problem import build_problem
 
-LEARNED = "learned"
+LEARNED, START = "learned", "start"
 _DRAWN = 101  # points of the curves that are drawn and logged
 
 
 def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[str, Any]:
-    """Learn a schedule, write ``schedule.json`` and compare it with the hand-coded ones.
+    """Learn a schedule, write ``schedule.json`` and compare what was learned with the hand-coded ones.
 
+    If what was learned is not better than its start on fresh seeds, ``schedule.json`` is the start (confirming.py).
     Goes on where the run in the folder was stopped, if it was: what is left there is what an uninterrupted run leaves.
 
     Args:
@@ -81,6 +83,7 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
             else:
                 select = (experiment.meta.select_runs, experiment.seed)
                 start = Start(*given, 0) if given else best_start(experiment.problem, *select, cells, tracker, console)
+            fallback = start_file(start, experiment, problem) if experiment.meta.confirm_runs else None
             base = digest([], played(experiment.problem, start.schedule, experiment.task.steps))
             seed = derive_seed(experiment.seed, "schedule network")
             schedule = build_learnable(experiment.schedule, controls, start.schedule, learn, layers, seed)
@@ -107,23 +110,31 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
             log = _logger(experiment.meta.steps, tracker, console, since)
             outcome = meta_train(runs, experiment.seed, schedule, log, since, save)
             found = _found(outcome, start, experiment.meta, experiment.seed)
-            identity = write_found(found, experiment, problem, folder)
-            learned = PlayedSchedule(read_schedule(folder.schedule))  # what is compared is what was exported
+            exported = export_confirmed(found, start, fallback, experiment, problem, folder, cells, tracker, console)
             progress = torch.linspace(0, 1, _DRAWN, dtype=torch.float64)
-            show(learned(progress, layers), progress, layers, folder, tracker)
-            arms = joined((LEARNED, Contender(experiment.problem, learned)), *others.items())
+            show(exported.learned(progress, layers), progress, layers, folder, tracker)
+            own = {LEARNED: Contender(experiment.problem, exported.learned)}
+            arm = LEARNED
+            if exported.is_start:
+                arm = start.name if _plays(others, start, experiment) else START
+                own |= {START: Contender(experiment.problem, start.schedule)} if arm == START else {}
+            arms = joined(*own.items(), *others.items())
             arms = with_tuned_rates(experiment, arms, cells, tracker, console)
             comparison = compare(plan_of(experiment), arms, [LEARNED], cells, tracker, console)
-        published = publish(config, comparison, arms, folder, tracker, console)
+        confirmation = exported.confirmation
+        published = publish(config, comparison, arms, folder, tracker, console, confirmation)
         spent = {"selecting": start.selecting, "learning": outcome.inner_steps}
+        spent["confirming"] = confirmation.inner_steps if confirmation else 0
         console.note(
             f"inner steps spent: {start.selecting} to choose the start ({start.name}), {outcome.inner_steps} to learn, "
-            f"{sum(a.inner_steps for a in comparison.arms)} to compare"
+            f"{spent['confirming']} to confirm, {sum(a.inner_steps for a in comparison.arms)} to compare"
         )
-        tracker.artifact(folder.schedule, experiment.name, "schedule", _metadata(identity, comparison))
+        tracker.artifact(folder.schedule, experiment.name, "schedule", _metadata(exported.config_hash, comparison, arm))
     finally:
         tracker.close()
     result: dict[str, Any] = {"schedule": str(folder.schedule), "start": start.name, "inner_steps": spent}
+    result["exported"] = START if exported.is_start else LEARNED
+    result["confirmed"] = confirmation.to_dict() if confirmation else None
     result["verdict"] = published["verdict"]
     if experiment.meta.estimator == "auto" and outcome.history:
         result["estimator"] = summary([step.notes for step in outcome.history])
@@ -168,10 +179,17 @@ def _found(outcome: MetaTraining, start: Start, meta: MetaConfig, seed: int) -> 
         outer_steps=meta.steps,
         score=sum(r.score for r in tail) / len(tail) if tail else math.nan,
         runs=sum(r.inner_steps for r in tail) // outcome.horizon,
-        spent=start.spent(meta.estimator, outcome.inner_steps),
+        spent=start.spent(meta.estimator, outcome.inner_steps, steps_to_confirm(meta.confirm_runs, outcome.horizon)),
     )
 
 
-def _metadata(config: str, comparison: Comparison) -> dict[str, Any]:
-    first = comparison.at(comparison.horizons[0])[LEARNED].summary
+def _plays(arms: Mapping[str, Contender], start: Start, experiment: Experiment) -> bool:
+    """Whether a hand-coded start is among the arms."""
+    arm = arms.get(start.name)
+    return arm is not None and isinstance(start.schedule, HandCoded) and arm.problem == experiment.problem
+
+
+def _metadata(config: str, comparison: Comparison, exported: str) -> dict[str, Any]:
+    """What is stored with the schedule: its arm's scores at the first horizon."""
+    first = comparison.at(comparison.horizons[0])[exported].summary
     return {"format_version": 1, "config_hash": config, "test_score": first.mean, "n": first.n}

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from metasched.config.schema import Experiment
 from metasched.evaluation.comparison import Arm, Comparison
+from metasched.evaluation.confirm import Confirmation
 from metasched.evaluation.contenders import Contender, fresh_seeds
 from metasched.evaluation.report import write_report
 from metasched.evaluation.statistics import counted, lowest, summarize
@@ -118,6 +119,7 @@ def publish(
     folder: RunFolder,
     tracker: Tracker,
     console: Console,
+    confirmation: Confirmation | None = None,
 ) -> dict[str, Any]:
     """Writes comparison.json, the plot and the report; shows and logs the verdicts and tables.
 
@@ -127,15 +129,20 @@ def publish(
         contenders: the arms by name.
         folder: where it is written.
         tracker, console: receive verdicts and tables.
+        confirmation: of what was learned, if it was confirmed.
 
     Returns:
         a summary for programs: paths, verdicts and mean scores.
     """
     said = verdicts(comparison)
     entry = {**comparison.to_dict(), "verdicts": [verdict.to_dict() for verdict in said]}
+    if confirmation is not None:
+        entry["confirmed"] = confirmation.to_dict()
     write_atomic(folder.comparison, (json_text(entry, indent=2) + "\n").encode())
     for verdict in said:
         console.note(str(verdict))
+    if confirmation is not None:
+        console.note(str(confirmation))
     shown = comparison.learned if len(comparison.learned) <= _SHOWN else comparison.learned[:1]
     for horizon in comparison.horizons:
         console.table(f"Hardened test score after {horizon} steps", *comparison.rows(horizon, shown))
@@ -147,7 +154,8 @@ def publish(
     picture = folder.plots / "comparison.png"
     plot_comparison(picture, scores, comparison.learned)
     tracker.picture(SCORES_PICTURE, picture)
-    report = write_report(config, comparison, contenders, folder)
+    notes = [] if confirmation is None else [str(confirmation)]
+    report = write_report(config, comparison, contenders, folder, notes)
     return {
         "report": str(report),
         "comparison": str(folder.comparison),

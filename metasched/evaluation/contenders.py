@@ -20,7 +20,7 @@ from metasched.exchange.player import PlayedSchedule, check_method, warn_of_othe
 from metasched.exchange.schedule_file import read_schedule
 from metasched.schedules.base import Schedule
 from metasched.schedules.curves import HandCoded
-from metasched.schedules.table import families, hand_coded, schedules_of
+from metasched.schedules.table import NO_SCHEDULE, families, floor_of, hand_coded, has_floor, schedules_of
 from metasched.training.problem import build_problem
 
 _SAME_DATA = (
@@ -125,23 +125,26 @@ def described_arm(experiment: Experiment, words: Sequence[str]) -> tuple[str, Co
 
 
 def named_schedule(config: ProblemConfig, named: str, path: str) -> Schedule:
-    """The hand-coded schedule of the problem's method that has a name, or the schedule in a file.
+    """The hand-coded schedule of the problem's method that has a name, its floor, or the schedule in a file.
 
     Args:
         config: what plays it.
-        named: a name or a path.
+        named: a name, ``floor`` (no schedule), or a path.
         path: what error messages begin with.
 
     Raises:
-        MetaschedError: neither a hand-coded schedule of the method nor a schedule file for it.
+        MetaschedError: neither a hand-coded schedule of the method nor a schedule file for it, or it has no floor.
     """
+    if named == NO_SCHEDULE:
+        return floor_of(config.method, path)
     family = schedules_of(config.method)
     if named in family:
         return family[named]
     file = Path(named)
     if file.suffix != ".json" and not os.path.exists(file):  # Path.exists raises on a name too long
         problem = f"{named!r} is neither a hand-coded schedule of {config.method.name} nor a file"
-        raise MetaschedError(path, problem, f"use a file, or one of {', '.join(family)}")
+        names = [*[NO_SCHEDULE] * has_floor(config.method), *family]
+        raise MetaschedError(path, problem, f"use a file, or one of {', '.join(names)}")
     return read_playable(file, config)
 
 

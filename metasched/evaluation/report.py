@@ -39,7 +39,11 @@ summary { cursor: pointer; padding: .25rem 0; }
 
 
 def write_report(
-    config: Mapping[str, Any], comparison: Comparison, contenders: Mapping[str, Contender], folder: RunFolder
+    config: Mapping[str, Any],
+    comparison: Comparison,
+    contenders: Mapping[str, Contender],
+    folder: RunFolder,
+    notes: Sequence[str] = (),
 ) -> Path:
     """Writes ``report.html`` into the run folder.
 
@@ -48,6 +52,7 @@ def write_report(
         comparison: the scores.
         contenders: the arms by name.
         folder: the run folder, in which ``plots/comparison.png`` must exist.
+        notes: lines that come after the verdicts.
 
     Returns:
         path of the report.
@@ -55,6 +60,7 @@ def write_report(
     task = config["task"].get("factory") or config["task"]["name"]
     parts = [f"<h1>{escape(config['name'])}: {escape(config['method']['name'])} on {escape(task)}</h1>"]
     parts += [f"<p><strong>{escape(str(verdict))}</strong></p>" for verdict in verdicts(comparison)]
+    parts += [f"<p>{escape(note)}</p>" for note in notes]
     parts.append(f"<p>{escape(_setting(comparison))}</p>")
     for horizon in comparison.horizons:
         parts.append(f"<h2>After {horizon} steps</h2>")

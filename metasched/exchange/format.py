@@ -119,7 +119,7 @@ class Spent:
     """Training steps that were spent on finding the schedule, by one estimator or search."""
 
     by: Name
-    """estimator or search, such as es or tpe; best: choosing the initial schedule among the hand-coded ones"""
+    """estimator or search, such as es or tpe; best: choosing the initial schedule; confirm: playing both once more"""
     inner_steps: Natural
     """training steps; backward passes through them, for hypergradients, are not counted"""
 

@@ -62,12 +62,17 @@ class PlayedSchedule:
 
     Values are computed in float64 for any dtype of progress; at the file's own knots and layers they equal its values.
     For other layers see ``match_layers``.
+
+    Attributes:
+        file: the file.
+        layers: those of the file.
+        knots: [K] progress, float64, at which the file has values.
     """
 
     def __init__(self, file: ScheduleFile) -> None:
         self.file = file
         self.layers = tuple(Layer(**asdict(layer)) for layer in file.layers)
-        self._knots = torch.tensor(file.progress, dtype=torch.float64)
+        self.knots = torch.tensor(file.progress, dtype=torch.float64)
         self._values = {
             control.name: torch.tensor(file.values[control.name], dtype=torch.float64).T for control in file.controls
         }
@@ -79,7 +84,7 @@ class PlayedSchedule:
         below = torch.tensor([m.below for m in matches], device=device)
         above = torch.tensor([m.above for m in matches], device=device)
         weight = torch.tensor([m.weight for m in matches], dtype=torch.float64, device=device)
-        knots, steps = self._knots.to(device), progress.to(torch.float64)
+        knots, steps = self.knots.to(device), progress.to(torch.float64)
         played = {}
         for name, values in self._values.items():
             known = interpolate(steps, knots, values.to(device), self.file.interpolation)

@@ -140,7 +140,7 @@ class RunFolder:
 
     @property
     def cells(self) -> Path:
-        """Scores of the inner runs for choosing the initial schedule and for comparing, as JSON lines."""
+        """Scores of the inner runs for choosing the start, for confirming and for comparing, as JSON lines."""
         return self.path / "cells.jsonl"
 
     @property
@@ -150,8 +150,13 @@ class RunFolder:
 
     @property
     def schedule(self) -> Path:
-        """The learned schedule."""
+        """The schedule that the run exports."""
         return self.path / "schedule.json"
+
+    @property
+    def learned(self) -> Path:
+        """What was learned, where it gave no gain over the schedule that learning started at."""
+        return self.path / "schedule_learned.json"
 
     @property
     def schedules(self) -> Path:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from metasched.core.field_types import STRICT, Bytes, Float, Int, NonNegative, Positive, Repeats, RowOf, Word
+from metasched.core.field_types import (
+    STRICT,
+    Bytes,
+    Float,
+    Int,
+    NonNegative,
+    Positive,
+    Refused,
+    Repeats,
+    RowOf,
+    Word,
+    refusal,
+)
 from metasched.estimators.table import ESTIMATORS
 
 
@@ -41,6 +53,15 @@ class MetaConfig:
     """lowest noise while learning, in quanta (default: as the method's control declares, 0.35); 0 switches it off"""
     select_runs: Repeats = 4
     """paired inner runs for each hand-coded schedule when `schedule.start` is best"""
+    confirm_runs: Annotated[Int, Field(ge=0, le=10_000)] = 8
+    """fresh paired runs of what was learned and of its start, the better of which is exported; 0: export unconfirmed"""
+
+    @model_validator(mode="after")
+    def _an_interval_needs_two(self) -> Self:
+        if self.confirm_runs == 1:
+            problem = "is 1, and one run has no interval"
+            raise refusal("meta", Refused("confirm_runs", 1, problem, "set it to 2 or more, or to 0 for none"))
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

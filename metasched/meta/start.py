@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from metasched.config.schema import ProblemConfig
 from metasched.core.errors import MetaschedError, unknown_name
 from metasched.core.randomness import derive_seed
 from metasched.evaluation.contenders import name_of, named_schedule
-from metasched.evaluation.statistics import counted, lowest, summarize
+from metasched.evaluation.statistics import counted, lowest, paired_difference, summarize
 from metasched.exchange.format import MAX_RUNS, Spent
 from metasched.exchange.player import spent_on
 from metasched.meta.checkpoint import Checkpoint
@@ -20,7 +20,7 @@ from metasched.methods.spec import find_method
 from metasched.runs.cells import cell_scores, played
 from metasched.runs.pool import Mapper
 from metasched.schedules.base import Schedule
-from metasched.schedules.table import HandCoded, schedules_of
+from metasched.schedules.table import NO_SCHEDULE, HandCoded, floor_of, has_floor, schedules_of
 from metasched.tracking.console import Console
 from metasched.tracking.tracker import Tracker
 from metasched.training.problem import build_problem
@@ -33,9 +33,16 @@ class Start(NamedTuple):
     schedule: Schedule
     selecting: int
 
-    def spent(self, by: str, inner_steps: int) -> tuple[Spent, ...]:
-        """What finding a schedule from here took: finding or choosing this one, and then so many steps by ``by``."""
-        own = (Spent(by="best", inner_steps=self.selecting), Spent(by=by, inner_steps=inner_steps))
+    def spent(self, by: str, inner_steps: int, confirming: int = 0) -> tuple[Spent, ...]:
+        """What finding a schedule from here took: finding or choosing this one, and then so many steps by ``by``.
+
+        Args:
+            by: estimator or search.
+            inner_steps: that it took.
+            confirming: inner steps that what was found and this schedule were played for then.
+        """
+        entries = (("best", self.selecting), (by, inner_steps), ("confirm", confirming))
+        own = [Spent(by=name, inner_steps=steps) for name, steps in entries]
         before = spent_on(self.schedule)[: MAX_RUNS - len(own)]  # what a file may hold
         return (*before, *(entry for entry in own if entry.inner_steps))
 
@@ -63,7 +70,7 @@ def given_start(config: ProblemConfig, start: str) -> tuple[str, Schedule] | Non
     """Name and schedule that learning starts at, where the configuration gives them; None for ``best``.
 
     Raises:
-        MetaschedError: neither the name of a hand-coded schedule nor a schedule file that fits.
+        MetaschedError: neither the name of a hand-coded schedule nor a schedule file that fits, or no floor.
     """
     if start == "best":
         return None
@@ -77,16 +84,18 @@ def start_of(checkpoint: Checkpoint, given: tuple[str, Schedule] | None, method:
     Raises:
         MetaschedError: there is no such schedule.
     """
-    known = dict([given]) if given else schedules_of(method)
+    known = dict([given]) if given else _candidates(method)
     if checkpoint.start not in known:
         raise unknown_name("the checkpoint's start", checkpoint.start, known)
     return Start(checkpoint.start, known[checkpoint.start], checkpoint.selecting)
 
 
 def best_start(config: ProblemConfig, runs: int, seed: int, pool: Mapper, tracker: Tracker, console: Console) -> Start:
-    """The best hand-coded schedule.
+    """The floor, or the hand-coded schedule that is best on meta-validation, if that is above the floor.
 
-    Every hand-coded schedule of the method is played on the same seeds; the best mean score on meta-validation wins.
+    Every schedule is played on the same seeds. With a floor, those count whose paired difference to it has a 95 %
+    interval (Student's t) above 0; the one with the best mean wins, and without any the floor does. A single run has no
+    interval, so then nothing is played. Without a floor the best mean wins.
 
     Args:
         config: the problem that is trained.
@@ -95,16 +104,53 @@ def best_start(config: ProblemConfig, runs: int, seed: int, pool: Mapper, tracke
         pool: does the inner runs.
         tracker, console: receive the scores.
     """
-    family, steps = schedules_of(config.method), config.task.steps
+    candidates, steps = _candidates(config.method), config.task.steps
+    if NO_SCHEDULE in candidates and runs < 2:
+        console.note(f"start: {NO_SCHEDULE}, because meta.select_runs is 1 and one run has no interval")
+        return Start(NO_SCHEDULE, candidates[NO_SCHEDULE], 0)
     seeds = [derive_seed(seed, "select", i) for i in range(runs)]
-    values = {name: played(config, s, steps) for name, s in family.items()}
-    work = [(config, values[name], [seed], steps, "validation") for name in family for seed in seeds]
+    values = {name: played(config, s, steps) for name, s in candidates.items()}
+    work = [(config, values[name], [seed], steps, "validation") for name in candidates for seed in seeds]
     found = [score for (score,) in pool.map(cell_scores, work)]
     worst = build_problem(config).task.worst_score
     scores = counted(found, lowest(found) if worst is None else worst)
-    means = {name: summarize(scores[i * runs : (i + 1) * runs]).mean for i, name in enumerate(family)}
-    for name, mean in means.items():
-        tracker.log({"select/name": name, "select/score": mean})
-    best = max(means, key=lambda name: means[name])
-    console.note(f"start: {best}, {means[best]:.4f} on meta-validation, best of {len(family)} hand-coded schedules")
-    return Start(best, family[best], len(work) * steps)
+    of_each = {name: scores[i * runs : (i + 1) * runs] for i, name in enumerate(candidates)}
+    for name, own in of_each.items():
+        tracker.log({"select/name": name, "select/score": summarize(own).mean})
+    best, why = chosen(of_each)
+    console.note(f"start: {best}, {summarize(of_each[best]).mean:.4f} on meta-validation, {why}")
+    return Start(best, candidates[best], len(work) * steps)
+
+
+def chosen(scores: Mapping[str, Sequence[float]]) -> tuple[str, str]:
+    """The schedule that learning starts at, and why.
+
+    Args:
+        scores: {schedule: one score a seed}, at least 2 if the floor is among them.
+    """
+    means = {name: summarize(own).mean for name, own in scores.items()}
+    others = [name for name in scores if name != NO_SCHEDULE]
+    if NO_SCHEDULE not in scores:
+        return max(
+            means, key=lambda name: means[name]
+        ), f"best of {len(others)} hand-coded schedules; there is no floor"
+    over = {name: paired_difference(scores[name], scores[NO_SCHEDULE]) for name in others}
+    above = [name for name, d in over.items() if d.low > 0 and d.p < 1]
+    best = max(above or others, key=lambda name: means[name], default=NO_SCHEDULE)
+    if best == NO_SCHEDULE:
+        return NO_SCHEDULE, "there is no hand-coded schedule"
+    d = over[best]
+    interval = f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}], n = {d.n}"
+    if above:
+        of = (
+            f"best of {len(above)} out of {len(others)} hand-coded schedules that are above the floor by their interval"
+        )
+        return best, f"{interval} against the floor: {of}"
+    none = f"no one of {len(others)} hand-coded schedules is above it by its interval"
+    return NO_SCHEDULE, f"{none}; the best, {best}: {interval}"
+
+
+def _candidates(method: MethodConfig) -> dict[str, HandCoded]:
+    """What ``best`` chooses from: the floor, if there is one, and the hand-coded schedules."""
+    floor = {NO_SCHEDULE: floor_of(method, "schedule.start")} if has_floor(method) else {}
+    return {**floor, **schedules_of(method)}

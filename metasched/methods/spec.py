@@ -33,6 +33,11 @@ def only_activations(config: Any) -> tuple[str, ...]:
     return ("activation_scale",)
 
 
+def nothing(config: Any) -> str:
+    """Empty: nothing is missing."""
+    return ""
+
+
 def no_parts(config: Any) -> tuple[str, ...]:
     """A method that is not made of others has no parts."""
     return ()
@@ -53,6 +58,8 @@ class MethodSpec:
         shown: names of the controls on the dashboard; None: all.
         activation_parameters: the own parameters that count for activations only.
         learns: config -> those of the fields ``scale`` and ``activation_scale`` that may be ``learned``.
+        floor_needs: config -> what to set so that the network trains as without a schedule if each control has its
+            ``none_value``; empty if it does.
         part: whether it can be a part of ``joint``, which needs float weights.
         parts: config -> names of the methods that it is made of; () for a method of its own.
         former: former name of a control -> the controls that have its meaning now; each gets what was written for it.
@@ -66,6 +73,7 @@ class MethodSpec:
     shown: tuple[str, ...] | None = None
     activation_parameters: tuple[str, ...] = ()
     learns: Callable[[Any], tuple[str, ...]] = only_activations
+    floor_needs: Callable[[Any], str] = nothing
     part: bool = True
     parts: Callable[[Any], tuple[str, ...]] = no_parts
     former: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)

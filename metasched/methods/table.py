@@ -210,6 +210,10 @@ def _both(config: MethodConfig) -> tuple[str, ...]:
     return SCALES
 
 
+def _hard_live_weights(config: INQConfig) -> str:
+    return "set method.live to hard" if config.live == "float" else ""
+
+
 def _in_float(config: INQConfig) -> bool:
     return config.activation_levels is None and config.live == "float"
 
@@ -283,6 +287,7 @@ ROWS = (
         Lazy("metasched.schedules.freezing:inq"),
         _in_float,
         learns=_both,
+        floor_needs=_hard_live_weights,
     ),
     MethodSpec(
         OscillationConfig,

@@ -11,13 +11,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
 
+from metasched.core.errors import MetaschedError
 from metasched.methods import METHODS, MethodSpec, build_method, find_method
 from metasched.methods.base import Control
 from metasched.methods.config import MethodConfig
 from metasched.schedules.curves import RAMPS, Curve, HandCoded, falling, rising, steps
 from metasched.schedules.published import NO_MEAN, RAMP_CITATIONS, START, STATIC_NOISE, ana, both_noises, inq
 
-__all__ = ["HandCoded", "hand_coded", "schedules_of"]
+__all__ = ["HandCoded", "floor_of", "hand_coded", "has_floor", "schedules_of"]
+
+NO_SCHEDULE = "floor"  # name of the schedule of floor_of
 
 _FREEZE_AT_END: Curve = partial(steps, times=(1.0,), values=(0.0, 1.0))
 
@@ -108,6 +111,37 @@ def schedules_of(config: MethodConfig) -> dict[str, HandCoded]:
     fitting = [s for s in own.values() if s.curves.keys() <= names]
     fitting = fitting or [s for part in parts for s in _family(find_method(part)).values()]
     return {s.name: whole for s in fitting if (whole := completed(s, controls)) is not None}
+
+
+def has_floor(config: MethodConfig) -> bool:
+    """Whether a configured method has a schedule that means no schedule; see ``floor_of``."""
+    controls = build_method(config).controls
+    return not find_method(config.name).floor_needs(config) and all(c.none_value is not None for c in controls)
+
+
+def floor_of(config: MethodConfig, path: str) -> HandCoded:
+    """No schedule, as a schedule of a configured method: each control keeps its ``none_value`` until its end.
+
+    The end, if there is one, holds in the last step. The name of the schedule is ``floor``.
+
+    Args:
+        config: of the method.
+        path: what error messages begin with.
+
+    Raises:
+        MetaschedError: the method does not train as without a schedule, or a control has no such value.
+    """
+    name, controls = config.name, build_method(config).controls
+    if needs := find_method(name).floor_needs(config):
+        problem = f"{NO_SCHEDULE} is no schedule at all, and {name} does not train like that as it is configured"
+        raise MetaschedError(path, problem, needs)
+    floor = completed(HandCoded(NO_SCHEDULE, name, "no schedule: the controls do not move", {}, "previous"), controls)
+    if floor is None:
+        without = next(c.name for c in controls if c.none_value is None)
+        problem = f"{NO_SCHEDULE} is no schedule at all, and {without} of {name} has no value that means this"
+        fix = "name a hand-coded schedule or a file, or use a method whose controls all have one, such as widths"
+        raise MetaschedError(path, problem, fix)
+    return floor
 
 
 def completed(schedule: HandCoded, controls: Sequence[Control]) -> HandCoded | None:

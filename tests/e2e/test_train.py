@@ -97,7 +97,7 @@ def test_the_same_seed_gives_the_same_bytes_on_one_process_and_on_two(
     capsys.readouterr()
     assert cli("train", config, "--folder", two, "--run.workers", "2", "--json") == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["inner_steps"] == {"selecting": 0, "learning": 24}
+    assert result["inner_steps"] == {"selecting": 0, "learning": 24, "confirming": 0}
     schedules = [json.loads(files(f)[0]) for f in (two, trained)]
     for schedule in schedules:
         del schedule["provenance"]["config_hash"]  # of run.workers too
@@ -161,7 +161,7 @@ def test_start_at_the_best(cli: Cli, config: Path, tmp_path: Path, capsys: pytes
     tried = [r for r in read_json_lines(tmp_path / "run" / "metrics.jsonl") if "select/name" in r]
     first_best = max(tried, key=lambda r: r["select/score"])["select/name"]
     assert result["start"] == first_best and len(tried) > 5
-    assert result["inner_steps"] == {"selecting": 6 * len(tried), "learning": 0}
+    assert result["inner_steps"] == {"selecting": 6 * len(tried), "learning": 0, "confirming": 0}
     spent = read_schedule(tmp_path / "run" / "schedule.json").provenance.spent
     assert [(s.by, s.inner_steps) for s in spent] == [("best", 6 * len(tried))]
 

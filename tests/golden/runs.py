@@ -29,7 +29,7 @@ STEPS = 6
 BASE: dict[str, dict[str, Any]] = {
     "task": {"model": "mlp", "width": 8, "steps": STEPS, "batch": 16, "train": 64, "validation": 32, "test": 32},
     "optimizer": {"lr": 0.02, "eps": 1e-2},  # eps far above rounding, which derivatives through Adam else multiply
-    "meta": {"steps": 3, "runs": 2},
+    "meta": {"steps": 3, "runs": 2, "confirm_runs": 0},
     "tracking": {"wandb": "disabled"},
     "run": {"workers": 1, "dtype": "float64"},
 }

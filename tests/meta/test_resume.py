@@ -165,7 +165,7 @@ CONFIG = {
     "task": {"model": "mlp", "width": 3, "steps": 4, "batch": 16, "train": 64, "validation": 32, "test": 32},
     "method": {"name": "inq"},
     "schedule": {"start": "best", "knots": 4, "hidden": 4},
-    "meta": {"steps": 3, "runs": 2, "select_runs": 1, "estimator": "pes", "window": 2},
+    "meta": {"steps": 3, "runs": 2, "select_runs": 1, "confirm_runs": 0, "estimator": "pes", "window": 2},
     "compare": {"seeds": 2, "baselines": ["inq_linear"]},
     "tracking": {"wandb": "disabled"},
     "run": {"workers": 1},
@@ -229,7 +229,7 @@ def left(folder: Path) -> tuple[bytes, bytes, list[dict[str, Any]]]:
         ("write_checkpoint", 0),  # nothing saved: starts over
         ("write_checkpoint", 1),
         ("write_checkpoint", 3),  # a row of metrics after the last save
-        ("write_found", 0),
+        ("export_confirmed", 0),
         ("compare", 0),
         ("publish", 0),
     ],
