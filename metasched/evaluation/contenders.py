@@ -35,6 +35,7 @@ _SAME_DATA = (
     "image_size",
     "steps",
     "batch",
+    "pretrained",
 )
 
 

@@ -10,6 +10,7 @@ from metasched.core.rows import find_row, from_outside
 from metasched.tasks.base import Task
 from metasched.tasks.config import TaskConfig
 from metasched.tasks.live import LIVE, find_live
+from metasched.tasks.pretraining import pretrained
 from metasched.tasks.table import TASKS
 
 
@@ -56,6 +57,8 @@ def made(builder: Callable[..., object], config: TaskConfig) -> Task:
     place = "task.name" if config.factory is None else "task.factory"
     try:
         task = builder(config) if config.factory is None else builder(**config.args)
+        if config.pretrained:
+            task = pretrained(task, config)
     except MetaschedError:
         raise
     except Exception as error:  # whatever the user's code raises

@@ -33,13 +33,15 @@ class TaskConfig:
     """data set; most are read under `root`"""
     root: PathText | None = None
     """folder of the data set, as torchvision lays it out (cifar10_npz: the folder of the npz file; imagenet: that of
-    the folders train and val, with a folder for each class)"""
+    the folders train and val, with a folder for each class; text: a file in UTF-8, in place of Python's documentation)
+    """
     download: Boolean = False
     """let torchvision fetch the data set into `root`"""
     train: Positive | None = None
-    """training examples (default: all that the split leaves)"""
+    """training examples (default: all that the split leaves; text: windows of 33 characters)"""
     validation: Positive | None = None
-    """meta-validation examples, taken from the training part (default: a fifth of it; imagenet: 512, in memory)"""
+    """meta-validation examples, taken from the training part (default: a fifth of it; imagenet: 512, in memory; text: a
+    twentieth of all)"""
     test: Positive | None = None
     """test examples (default: all)"""
     image_size: Annotated[Int, Field(ge=1, le=2048)] = 224
@@ -49,13 +51,17 @@ class TaskConfig:
     model: Annotated[Word, RowOf(MODELS)] = "convnet"
     """the float network"""
     width: Units = 8
-    """channels of the first block (units of the hidden layers for the MLP)"""
+    """channels of the first block (MLP: units of the hidden layers; text: channels of the transformer, at most 16 or a
+    multiple of 16)"""
     depth: Annotated[Int, Field(ge=1, le=1024)] | None = None
-    """convolutions of the convnet, hidden layers of the MLP (default: 3); the other models have their own"""
+    """convolutions of the convnet, hidden layers of the MLP (default: 3), blocks of the transformer of text (default:
+    2); the other models have their own"""
     steps: Annotated[Int, Field(ge=1, le=10**7)] = 100
     """T, the training steps of an inner run"""
     batch: Positive = 64
     """examples of a step"""
+    pretrained: Annotated[Int, Field(ge=0, le=10**6)] = 0
+    """steps of training in float before any inner run; all start from the same weights (0: drawn anew for each seed)"""
 
     @property
     def outside(self) -> bool:

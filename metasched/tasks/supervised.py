@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from metasched.core.randomness import generator, permutation
-from metasched.tasks.base import Model, Part, Task
+from metasched.tasks.base import Model, Part, Task, place
 
 _EVALUATION_BATCH = 1000
 _EVALUATION_NUMBERS = _EVALUATION_BATCH * 3 * 64 * 64  # of larger images there are fewer in a batch
@@ -19,7 +19,7 @@ _MOST_FOR_STATISTICS = 100_000  # examples
 
 
 class Split(NamedTuple):
-    """Inputs [N, ...] and targets [N]."""
+    """Inputs [N, ...] and targets [N, ...]."""
 
     x: torch.Tensor
     y: torch.Tensor
@@ -141,7 +141,7 @@ class SupervisedTask(Task):
             model(_read(x, places))
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Self:
-        """The task with its inputs on a device and in a floating dtype (integer targets keep theirs)."""
+        """The task with its tensors on a device, and the floating ones in a dtype."""
         return replace(
             self,
             train=self.train._replace(**_moved(self.train, device, dtype)),
@@ -151,8 +151,8 @@ class SupervisedTask(Task):
 
 
 def _moved(part: Split | Stored, device: torch.device | str, dtype: torch.dtype) -> dict[str, Any]:
-    y = part.y.to(device, dtype) if part.y.is_floating_point() else part.y.to(device)
-    return {"x": part.x.to(device, dtype), "y": y}
+    x = place(part.x, device, dtype) if isinstance(part.x, torch.Tensor) else part.x.to(device, dtype)
+    return {"x": x, "y": place(part.y, device, dtype)}
 
 
 def _evaluation_batch(x: torch.Tensor | Inputs) -> int:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 SIZES = ("train", "validation", "test", "batch")  # fields that say how many examples there are
 IMAGES = (*SIZES, "model", "depth")  # what classification_task reads
+IN_MEMORY = (*IMAGES, "pretrained")
 
 
 @dataclass(frozen=True)
@@ -59,15 +60,24 @@ def register_task(spec: TaskSpec) -> TaskSpec:
 _TORCHVISION = Lazy("metasched.tasks.vision:torchvision_task")
 
 for _row in (
-    TaskSpec("digits", "8x8, comes with scikit-learn", Lazy("metasched.tasks.digits:digits_task"), IMAGES),
-    TaskSpec("mnist", "28x28", _TORCHVISION, ("root", "download", *IMAGES)),
-    TaskSpec("fashion_mnist", "28x28", _TORCHVISION, ("root", "download", *IMAGES)),
-    TaskSpec("cifar10", "32x32, RGB", _TORCHVISION, ("root", "download", *IMAGES)),
+    TaskSpec("digits", "8x8, comes with scikit-learn", Lazy("metasched.tasks.digits:digits_task"), IN_MEMORY),
+    TaskSpec("mnist", "28x28", _TORCHVISION, ("root", "download", *IN_MEMORY)),
+    TaskSpec("fashion_mnist", "28x28", _TORCHVISION, ("root", "download", *IN_MEMORY)),
+    TaskSpec("cifar10", "32x32, RGB", _TORCHVISION, ("root", "download", *IN_MEMORY)),
     TaskSpec(
-        "cifar10_npz", "12,000 images of it in a numpy file", Lazy("metasched.tasks.vision:npz_task"), ("root", *IMAGES)
+        "cifar10_npz",
+        "12,000 images of it in a numpy file",
+        Lazy("metasched.tasks.vision:npz_task"),
+        ("root", *IN_MEMORY),
     ),
     TaskSpec(
         "imagenet", "from image files", Lazy("metasched.tasks.imagenet:imagenet_task"), ("root", "image_size", *IMAGES)
+    ),
+    TaskSpec(
+        "text",
+        "next character of Python's documentation",
+        Lazy("metasched.tasks.text:text_task"),
+        ("root", "depth", "pretrained", *SIZES),
     ),
     TaskSpec("quadratic", "least squares in closed form", Lazy("metasched.tasks.quadratic:default_quadratic")),
 ):

@@ -90,7 +90,8 @@ def harden(problem: InnerProblem, state: TrainingState) -> tuple[Tensors, Tensor
         buffers = {name: b.clone() for name, b in state.buffers.items()}
         with _reestimating(network.module, buffers):
             model = network.hardened_model(network.call(buffers), state.params, state.method)
-            problem.task.calibrate(_placing(problem, model))
+            if buffers:  # without any there is nothing to estimate
+                problem.task.calibrate(_placing(problem, model))
     return hardened, buffers
 
 

@@ -161,6 +161,7 @@ BUILT = {  # field -> (what it changes, another value, settings under which it c
 ELSEWHERE = {  # field -> the test that shows what it changes
     **dict.fromkeys(("task.root", "task.download"), "tests/tasks/test_vision.py"),
     "task.image_size": "tests/tasks/test_imagenet.py",
+    "task.pretrained": "tests/tasks/test_pretraining.py",
     **dict.fromkeys(("task.factory", "task.args"), "tests/tasks/test_own_task.py"),
     "optimizer.parameters": "tests/training/optimizers/test_outside.py",
     "schedule.start": "tests/e2e/test_train.py",
