@@ -134,6 +134,9 @@ def _in_memory(task: Task) -> tuple[Split, Split]:
     if isinstance(task.train, Stored) or isinstance(task.test, Stored):
         what = f"{task.name} stays on disk, and all of its images are coded at once"
         raise MetaschedError("task.name", what, "deploy from a data set that fits into memory")
+    if task.train.x.ndim != 4:
+        what = f"{task.name} has no images, which are what is coded"
+        raise MetaschedError("task.name", what, "deploy from a data set of images")
     return task.train, task.test
 
 

@@ -113,6 +113,7 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         (["--schedule", str(ROOT / "experiments" / "baselines" / "inq_linear.json")], "is for method 'inq', not 'ana'"),
         (["--schedule", "ana_linear", "--task.model", "resnet20"], "model: is a ResNet20, which has no integer form"),
         (["--schedule", "ana_linear", "--method.activation_levels", "null"], "is an activation that is not quantized"),
+        (["--schedule", "ana_linear", "--task.name", "text"], "task.name: text has no images, which are what is coded"),
         (["--learn", "--schedule", "ana_linear"], "--schedule: cannot be combined with --learn"),
         (["--learn", "--task.model", "resnet20"], "model: is a ResNet20, which has no integer form"),
         (["--schedule", "ana_linear", "--folder", "run"], "--folder: has no effect without --learn"),
