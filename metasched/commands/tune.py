@@ -9,6 +9,7 @@ from typing import Any
 from metasched.commands.exporting import Found, write_found
 from metasched.config.load import to_dict
 from metasched.config.schema import Experiment
+from metasched.core.errors import MetaschedError
 from metasched.core.randomness import derive_seed
 from metasched.evaluation.compare import compare, plan_of, publish
 from metasched.evaluation.contenders import Contender, joined
@@ -54,6 +55,9 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
     keep_fingerprint(folder, problem.fingerprint)
     learn = learned_controls(experiment.method.name, experiment.schedule.learn, network.method.controls)
     trials_within(settings, problem.steps)
+    if settings.space == "directions" and experiment.schedule.directions is None:
+        fix = "set schedule.directions, such as to 20"
+        raise MetaschedError("tune.space", "is directions, and schedule.directions is null", fix)
     searcher = SEARCHES[settings.search].builder
     if searcher is not None:
         searcher([0.0], 0)  # is its library there?
@@ -71,8 +75,7 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
                 tracker.log({"tune/trial": trial + 1, "tune/score": score})
                 console.note(f"{settings.search} {trial + 1}: {score:.4f}")
 
-            # a network with all of its weights is too large a box
-            kind = "network" if experiment.schedule.directions else "family"
+            kind = "network" if settings.space == "directions" else "family"
             searched = build_learnable(
                 replace(experiment.schedule, kind=kind),
                 network.method.controls,

@@ -36,9 +36,10 @@ class MetaConfig:
     estimator: Annotated[Word, RowOf(ESTIMATORS)] = "sweep"
     """how hypergradients are computed"""
     memory: Bytes | None = None
-    """sweep, mixed, auto: bytes, or a text such as 2 GiB, that an inner run may take (default: little; more: faster)"""
+    """sweep, weighted, guided, mixed, auto: bytes, or a text such as 2 GiB, that an inner run may take (default:
+    little; more: faster)"""
     sigma: Annotated[Float, Field(gt=0)] = 0.5
-    """es, pes, nres, mixed, auto: standard deviation of the perturbations, about that of a log-correction"""
+    """es, guided, pes, nres, mixed, auto: standard deviation of the perturbations, about that of a log-correction"""
     window: Positive | None = None
     """pes, nres: steps of a window (default: a tenth of the run)"""
     relaxation: NonNegative = 0.3

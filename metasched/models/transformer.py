@@ -25,7 +25,7 @@ class Transformer(nn.Module):
         depth: number of blocks, at least 1.
 
     >>> sum(p.numel() for p in Transformer(vocabulary=100, width=48, depth=2).parameters())
-    66052
+    66340
     """
 
     def __init__(self, vocabulary: int, width: int, depth: int) -> None:

@@ -22,7 +22,7 @@ class ScheduleConfig:
     """controls that are learned (default: all differentiable ones of the method); the others stay as they start"""
     knots: Annotated[Int, Field(ge=2, le=512)] = 25
     """points in progress that the schedule is linear between"""
-    directions: Positive | None = None
-    """network only: learn at most so many smooth directions of the schedule, in place of all weights"""
+    directions: Positive | None = 60
+    """network only: at most so many smooth directions of the schedule are learned; null learns all weights"""
     hidden: Units = 32
     """network only: units of each of the two hidden layers"""

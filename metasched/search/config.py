@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -17,6 +17,8 @@ class TuneConfig:
 
     search: Annotated[Word, RowOf(SEARCHES)] = "tpe"
     """how the family is searched"""
+    space: Literal["family", "directions"] = "family"
+    """what is searched: the hand-coded family, or the numbers of `schedule.directions`"""
     inner_steps: Positive = 20_000
     """training steps in all, the finalists' included: as many as learning took, for a fair comparison"""
     runs: Repeats = 2

@@ -15,7 +15,7 @@ TINY = {
     "name": "tiny",
     "task": {"model": "mlp", "width": 3, "steps": 6, "batch": 16, "train": 64, "validation": 32, "test": 32},
     "method": {"name": "inq"},
-    "schedule": {"start": "inq_linear", "knots": 4, "hidden": 4},
+    "schedule": {"start": "inq_linear", "knots": 4, "hidden": 4, "directions": None},
     "meta": {"steps": 2, "runs": 2, "confirm_runs": 0},
     "compare": {"seeds": 2, "baselines": ["inq_linear", "inq_cubic"], "horizons": [1, 2]},
     "tracking": {"wandb": "disabled"},

@@ -75,7 +75,7 @@ def learned(pool: Mapper) -> list[torch.Tensor]:
     experiment = Experiment(
         task=TaskConfig(model="mlp", width=2, depth=3, train=32, validation=16, test=16, batch=8, steps=4),
         method=MethodConfig(name="gxnor"),
-        schedule=ScheduleConfig(knots=3, hidden=2),
+        schedule=ScheduleConfig(knots=3, hidden=2, directions=None),
         meta=MetaConfig(steps=2, runs=3),
     )
     network, start = build_problem(experiment.problem).network, hand_coded("gxnor")["gxnor_linear"]

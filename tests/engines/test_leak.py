@@ -45,7 +45,7 @@ def test_no_leak(memory: int | None) -> None:
     experiment = Experiment(
         task=TaskConfig(model="mlp", width=2, steps=3, batch=8, train=32, validation=16),
         method=MethodConfig(name="ana"),
-        schedule=ScheduleConfig(knots=3, hidden=2),
+        schedule=ScheduleConfig(knots=3, hidden=2, directions=None),
         meta=MetaConfig(steps=301, runs=1, noise_floor=0.1, memory=memory),
         run=RunConfig(workers=1),
     )

@@ -109,7 +109,7 @@ def experiment_of(variant: str, optimizer: str = "adam", model: Any = "mlp", wid
         task=TaskConfig(model=model, width=width, steps=STEPS, batch=16, train=64, validation=32, test=32),
         optimizer=OPTIMIZERS[optimizer],
         method=method,
-        schedule=ScheduleConfig(start=start, kind=kind, knots=3, hidden=2),
+        schedule=ScheduleConfig(start=start, kind=kind, knots=3, hidden=2, directions=None),
         meta=MetaConfig(runs=2, window=WINDOW, **meta),
         run=RunConfig(workers=1, dtype="float64"),
     )

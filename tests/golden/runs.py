@@ -36,7 +36,7 @@ BASE: dict[str, dict[str, Any]] = {
 TRAINED: dict[str, dict[str, dict[str, Any]]] = {
     "inq_pes_network": {
         "method": {"name": "inq"},
-        "schedule": {"start": "best", "knots": 4, "hidden": 4},
+        "schedule": {"start": "best", "knots": 4, "hidden": 4, "directions": None},
         "meta": {"estimator": "pes", "window": 2, "select_runs": 1},
         "compare": {"seeds": 2, "baselines": ["inq_linear"]},
     },
@@ -136,7 +136,7 @@ def interrupting(call: int) -> Callable[..., None]:
 
 def online() -> Entries:
     """``metasched online``: what it played and logged."""
-    schedule = {"start": "joint_linear", "knots": 4, "hidden": 4}
+    schedule = {"start": "joint_linear", "knots": 4, "hidden": 4, "directions": None}
     asked = {"every": 3, "window": 1, "lr": 0.5}
     with prepared(method={"name": "joint"}, schedule=schedule, online=asked) as (config, folder):
         command("online", config, "--folder", folder)
@@ -145,7 +145,7 @@ def online() -> Entries:
 
 def sensitivity() -> Entries:
     """``metasched sensitivity``: means over two runs, and their t values."""
-    schedule = {"start": "joint_linear", "knots": 4, "hidden": 4}
+    schedule = {"start": "joint_linear", "knots": 4, "hidden": 4, "directions": None}
     with prepared(method={"name": "joint"}, schedule=schedule) as (config, folder):
         command("sensitivity", config, "--folder", folder, "--runs", "2")
         found = json.loads((folder / "sensitivity.json").read_text())

@@ -303,7 +303,7 @@ def experiment_of(estimator: Any) -> Experiment:
     return Experiment(
         task=TaskConfig(model="mlp", width=2, steps=4, batch=4, train=16, validation=8, test=8),
         method=MethodConfig(name="inq"),
-        schedule=ScheduleConfig(knots=3, hidden=2),
+        schedule=ScheduleConfig(knots=3, hidden=2, directions=None),
         meta=MetaConfig(steps=1, runs=2, estimator=estimator, window=2),
         run=RunConfig(workers=1),
     )
@@ -311,7 +311,7 @@ def experiment_of(estimator: Any) -> Experiment:
 
 def schedule_of(experiment: Experiment, hidden: int = 2) -> LearnableSchedule:
     network = build_problem(experiment.problem).network
-    config = ScheduleConfig(knots=3, hidden=hidden)
+    config = ScheduleConfig(knots=3, hidden=hidden, directions=None)
     base = hand_coded("inq")["inq_linear"]
     return build_learnable(config, network.method.controls, base, ["freeze_fraction"], network.layers, 0)
 

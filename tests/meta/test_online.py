@@ -58,7 +58,7 @@ def experiment(method: str = "joint", dtype: str = "float64", steps: int = STEPS
         task=TaskConfig(model="mlp", width=4, steps=steps, batch=16, train=64, validation=VALIDATION, test=32),
         optimizer=OptimizerConfig(lr=0.02, decay="cosine"),
         method=MethodConfig(name=method),  # type: ignore[arg-type]
-        schedule=ScheduleConfig(start=f"{method}_linear", knots=4, hidden=4),
+        schedule=ScheduleConfig(start=f"{method}_linear", knots=4, hidden=4, directions=None),
         meta=MetaConfig(noise_floor=0.1, clip=0.02),
         compare=CompareConfig(seeds=2),
         online=OnlineConfig(**{"every": 2, "window": 1, "lr": 0.5, **online}),

@@ -24,7 +24,7 @@ def test_the_schedule_has_the_mean_of_the_parameters_after_the_steps_of_the_last
     experiment = Experiment(
         task=TaskConfig(model="mlp", width=2, steps=2, batch=4, train=16, validation=8, test=8),
         method=MethodConfig(name="joint"),
-        schedule=ScheduleConfig(knots=3, hidden=2),
+        schedule=ScheduleConfig(knots=3, hidden=2, directions=None),
         meta=MetaConfig(steps=steps, runs=2, estimator="es"),
     )
     network = build_problem(experiment.problem).network

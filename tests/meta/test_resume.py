@@ -66,7 +66,9 @@ def experiment_of(method: str, estimator: Any) -> Experiment:
     return Experiment(
         task=TaskConfig(model="mlp", width=2, steps=STEPS, batch=4, train=16, validation=8, test=8),
         method=MethodConfig(name=method),  # type: ignore[arg-type]
-        schedule=ScheduleConfig(knots=3, hidden=2, kind="family" if estimator == "forward" else "network"),
+        schedule=ScheduleConfig(
+            knots=3, hidden=2, directions=None, kind="family" if estimator == "forward" else "network"
+        ),
         meta=MetaConfig(steps=OUTER, runs=1 if estimator == "forward" else 2, estimator=estimator, window=WINDOW),
         run=RunConfig(workers=1),
     )
@@ -164,7 +166,7 @@ CONFIG = {
     "name": "tiny",
     "task": {"model": "mlp", "width": 3, "steps": 4, "batch": 16, "train": 64, "validation": 32, "test": 32},
     "method": {"name": "inq"},
-    "schedule": {"start": "best", "knots": 4, "hidden": 4},
+    "schedule": {"start": "best", "knots": 4, "hidden": 4, "directions": None},
     "meta": {"steps": 3, "runs": 2, "select_runs": 1, "confirm_runs": 0, "estimator": "pes", "window": 2},
     "compare": {"seeds": 2, "baselines": ["inq_linear"]},
     "tracking": {"wandb": "disabled"},

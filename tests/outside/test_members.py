@@ -34,7 +34,7 @@ TINY = {
     },
     "optimizer": {"name": "lion", "lr": 0.02, "clip_norm": 5.0, "parameters": {"sharpness": 5.0}},
     "method": {"name": "alpha_blending", "stretch": 0.9, "activation_levels": None, "scale": "max"},
-    "schedule": {"start": "alpha_linear", "knots": 4, "hidden": 4},
+    "schedule": {"start": "alpha_linear", "knots": 4, "hidden": 4, "directions": None},
     "meta": {"steps": 3, "runs": 2, "objective": "relaxed"},
     "tune": {"inner_steps": 60, "runs": 1, "finalists": 2, "final_runs": 1, "search": "random"},
     "online": {"every": 4, "window": 1, "held_out": 4},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -10,15 +11,21 @@ from typing import Any
 import pytest
 import torch
 
+from metasched.commands.tune import tune
 from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
 from metasched.core.layer import Layer
+from metasched.evaluation.config import CompareConfig
+from metasched.exchange.schedule_file import read_schedule
+from metasched.io.run_folder import RunFolder
+from metasched.methods import build_method
 from metasched.methods.base import Control
 from metasched.methods.config import MethodConfig
 from metasched.runs.local import Reached, Segment
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.config import ScheduleConfig
 from metasched.schedules.family import ScheduleFamily
+from metasched.schedules.network import ScheduleNetwork
 from metasched.schedules.table import hand_coded
 from metasched.search.config import TuneConfig
 from metasched.search.population import evolve, population_search
@@ -26,6 +33,7 @@ from metasched.search.searchers import Searcher
 from metasched.search.table import SEARCHES
 from metasched.search.tuning import Box, best_of, search, trials_within
 from metasched.tasks.config import TaskConfig
+from metasched.tracking.console import open_console
 from metasched.training.faults import Fault
 from metasched.training.problem import build_problem
 from metasched.training.state import TrainingState
@@ -336,3 +344,42 @@ def test_populations_fill_the_budget() -> None:
     )  # type: ignore[arg-type]
     assert rows == list(range(len(tried))) == list(range((600 // 10 - 3 * 4) // 8))
     assert all(c.schedule.kind == "previous" and len(c.schedule.knots) == 10 for c in tried)
+
+
+def test_the_numbers_of_directions_are_a_box_of_log_corrections() -> None:
+    """Point 0 is the start; half of the box is a log-correction of 1 in all numbers, as the network itself says."""
+    method = build_method(MethodConfig(name="rates"))
+    network = ScheduleNetwork(
+        method.controls,
+        hand_coded("rates")["rates_constant"],
+        ["lr_scale"],
+        knots=5,
+        hidden=8,
+        seed=0,
+        layers=LAYERS,
+        most=10,
+    )
+    box = Box(network, LAYERS)
+    size = len(network.directions)
+    assert 1 < size <= 10 and box.first == [0.0] * size
+    assert torch.allclose(box.member([0.0] * size).values["lr_scale"], torch.ones(5, len(LAYERS)))
+    found = box.member([0.5] * size).values
+    with torch.no_grad():
+        network.numbers.fill_(1.0)
+        wanted = network.at_knots(LAYERS)
+    assert all(torch.equal(found[name], v) for name, v in wanted.items())
+
+
+def test_tune_searches_directions_and_refuses_a_network_without(tmp_path: Any) -> None:
+    experiment = replace(
+        EXPERIMENT,
+        method=MethodConfig(name="rates"),
+        schedule=ScheduleConfig(knots=5, hidden=8, start="floor", directions=6),
+        tune=replace(EXPERIMENT.tune, space="directions", inner_steps=300, finalists=2, final_runs=2),
+        compare=CompareConfig(seeds=2, baselines=()),
+    )
+    result = tune(experiment, RunFolder.create(tmp_path, "run"), open_console(io.StringIO()))
+    assert read_schedule(result["schedule"]).method.name == "rates"
+    without = replace(experiment, schedule=replace(experiment.schedule, directions=None))
+    with pytest.raises(MetaschedError, match=r"^tune\.space: is directions, and schedule\.directions is null"):
+        tune(without, RunFolder.create(tmp_path, "other"), open_console(io.StringIO()))
