@@ -42,7 +42,6 @@ def text(page: str) -> str:
 def test_the_readmes_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", README.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     assert blocks
-    shutil.copy(ROOT / "experiments" / "baselines" / "joint_input_first.json", tmp_path / "schedule.json")
     monkeypatch.chdir(tmp_path)
     torch.set_default_dtype(torch.float32)
     names: dict[str, Any] = {}
