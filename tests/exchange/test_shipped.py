@@ -109,7 +109,7 @@ def test_a_word_is_a_path_with_a_separator_or_json_only(tmp_path: Path, monkeypa
 
 
 def test_a_hand_coded_schedule_has_no_file(tmp_path: Path) -> None:
-    with pytest.raises(MetaschedError, match="inq_linear: is hand-coded: .*; use metasched.load"):
+    with pytest.raises(MetaschedError, match=r"inq_linear: is hand-coded: .*; use metasched\.load"):
         metasched.read_schedule("inq_linear")
     assert schedule_of("inq_linear") == metasched.read_schedule(ROOT / "experiments" / "baselines" / "inq_linear.json")
     with pytest.raises(MetaschedError, match="ste: has no values: ste has no controls"):
