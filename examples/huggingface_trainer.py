@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -24,8 +23,6 @@ from metasched.exchange.integrations.driven import DrivenModule
 from metasched.exchange.integrations.huggingface import callback
 from metasched.tasks.config import TaskConfig
 from metasched.tasks.digits import digits_task
-
-LEARNED = Path(__file__).parents[1] / "experiments" / "learned" / "digits_ana.json"
 
 
 class Done(NamedTuple):
@@ -63,7 +60,7 @@ class StopAt(transformers.TrainerCallback):
 def main(argv: Sequence[str] | None = None) -> Done:
     """Trains, or goes on."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--schedule", default=str(LEARNED), metavar="FILE")
+    parser.add_argument("--schedule", default="digits_ana", metavar="NAME_OR_FILE")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--folder", required=True, help="of the checkpoints")
     parser.add_argument("--stop", type=int, metavar="STEP", help="stop after this step")

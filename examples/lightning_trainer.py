@@ -26,7 +26,6 @@ from metasched.exchange.integrations.lightning import callback
 from metasched.tasks.config import TaskConfig
 from metasched.tasks.digits import digits_task
 
-LEARNED = Path(__file__).parents[1] / "experiments" / "learned" / "digits_ana.json"
 STOPPED = "stopped.ckpt"
 
 
@@ -71,7 +70,7 @@ class StopAt(lightning.Callback):
 def main(argv: Sequence[str] | None = None) -> Done:
     """Trains, or goes on."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--schedule", default=str(LEARNED), metavar="FILE")
+    parser.add_argument("--schedule", default="digits_ana", metavar="NAME_OR_FILE")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--folder", required=True, type=Path, help="of the checkpoint")
     parser.add_argument("--stop", type=int, metavar="STEP", help="stop after this step")

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from metasched.exchange.export import export as export
     from metasched.exchange.player import PlayedSchedule as PlayedSchedule
     from metasched.exchange.player import SchedulePlayer as SchedulePlayer
+    from metasched.exchange.player import load as load
     from metasched.exchange.schedule_file import read_schedule as read_schedule
     from metasched.exchange.schedule_file import write_schedule as write_schedule
+    from metasched.exchange.shipped import list_schedules as list_schedules
     from metasched.meta.outer import meta_train as meta_train
     from metasched.methods import METHODS as METHODS
     from metasched.methods import MethodSpec as MethodSpec
@@ -77,6 +79,8 @@ MODULES: dict[str, str] = {  # public name -> module
     "QuantizedModule": "metasched.network.module",
     "find_unroll": "metasched.engines",
     "export": "metasched.exchange.export",
+    "list_schedules": "metasched.exchange.shipped",
+    "load": "metasched.exchange.player",
     "read_schedule": "metasched.exchange.schedule_file",
     "write_schedule": "metasched.exchange.schedule_file",
     "PlayedSchedule": "metasched.exchange.player",

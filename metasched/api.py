@@ -24,6 +24,7 @@ from metasched.commands.tune import tune as tune_family
 from metasched.config.load import differing, experiment_of, load_experiment, require_learnable, to_dict
 from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
+from metasched.core.extras import from_extra
 from metasched.core.imports import allow
 from metasched.evaluation.comparison import Comparison, comparison_of
 from metasched.evaluation.contenders import described_arm, schedule_arm
@@ -95,12 +96,8 @@ class Result:
         Raises:
             MetaschedError: pandas is not installed.
         """
-        try:
+        with from_extra("dataframe"):
             import pandas  # pyright: ignore[reportMissingImports]: an extra
-        except ImportError:
-            raise MetaschedError(
-                "to_dataframe", "needs pandas, which is not installed", "pip install 'metasched[dataframe]'"
-            ) from None
         found = self.comparison
         rows = [
             {"arm": arm.name, "method": arm.method, "horizon": arm.horizon, "seed": seed, "score": score}

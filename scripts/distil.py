@@ -1,7 +1,6 @@
 """Approximates a learned schedule by a simple rule with two to seven numbers per control.
 
-    python scripts/distil.py experiments/learned/digits_inq.json --form window --name rule_inq \
-        -o experiments/learned/rule_inq.json
+    python scripts/distil.py digits_inq --form window --name rule_inq -o experiments/learned/rule_inq.json
 
 ``level`` is for a control that hardly changes before its end: a value a + b d, kept until the last step, where d is the
 relative depth of the layer. ``window`` is the nearest schedule of the family in schedules/family.py. Both are fitted by
@@ -79,7 +78,7 @@ def distil(file: ScheduleFile, form: str, name: str) -> tuple[ScheduleFile, list
 def main(argv: Sequence[str] | None = None) -> None:
     """Read, fit, write and say."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("schedule", type=Path)
+    parser.add_argument("schedule", help="schedule file, or the name of a learned schedule")
     parser.add_argument("--form", choices=["level", "window"], required=True)
     parser.add_argument("--name", required=True, help="of the rule")
     parser.add_argument("-o", "--output", type=Path, required=True)

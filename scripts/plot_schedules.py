@@ -1,6 +1,6 @@
 """Plots one control of several schedule files side by side.
 
-    python scripts/plot_schedules.py experiments/baselines/inq_linear.json experiments/learned/fashion_inq.json \
+    python scripts/plot_schedules.py experiments/baselines/inq_linear.json metasched/data/learned/fashion_inq.json \
         --control freeze_fraction -o OUT.png
 
 Each panel is a file, each curve a layer of the first file; the other files are played on these layers.

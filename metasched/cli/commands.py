@@ -6,7 +6,20 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from metasched.cli import check, compare, dashboard, deploy, export, import_, online, sensitivity, show, train, tune
+from metasched.cli import (
+    check,
+    compare,
+    dashboard,
+    deploy,
+    export,
+    import_,
+    list_,
+    online,
+    sensitivity,
+    show,
+    train,
+    tune,
+)
 
 
 @dataclass(frozen=True)
@@ -82,8 +95,13 @@ COMMANDS = {
         import_.add,
         import_.run,
     ),
+    "list": Command(
+        "list the schedules that come with metasched",
+        list_.add,
+        list_.run,
+    ),
     "show": Command(
-        "describe a schedule file",
+        "describe a schedule",
         show.add,
         show.run,
     ),

@@ -12,8 +12,8 @@ from metasched.cli.run_folders import add_resumable, resumable_folder
 def add(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     add_json(parser)
-    also = "schedule files to compare as well"
-    parser.add_argument("--schedule", nargs="+", action="extend", default=[], metavar="FILE", help=also)
+    also = "schedules to compare as well, by file or by their name in `metasched list`"
+    parser.add_argument("--schedule", nargs="+", action="extend", default=[], metavar="NAME_OR_FILE", help=also)
     arm = "an arm of any method to compare as well: a schedule, and fields of the experiment to change (repeatable)"
     words = ("NAME", "SCHEDULE [FIELD=VALUE ...]")
     parser.add_argument("--arm", nargs="+", action="append", default=[], metavar=words, help=arm)
@@ -30,6 +30,6 @@ def run(arguments: argparse.Namespace) -> None:
     ):
         from metasched.commands.compare import run as compare
 
-        schedules, reuse = [Path(path) for path in arguments.schedule], [Path(path) for path in arguments.reuse]
-        result = compare(experiment, schedules, folder, console, reuse, arguments.arm)
+        reuse = [Path(path) for path in arguments.reuse]
+        result = compare(experiment, arguments.schedule, folder, console, reuse, arguments.arm)
     print_result({"folder": str(folder.path), **result}, arguments.json)

@@ -22,7 +22,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     parser.add_argument("config", metavar="CONFIG", help="the experiment, a YAML file, or the folder of a run")
     parser.add_argument(
-        "--schedule", metavar="NAME_OR_FILE", help="hand-coded schedule or a file (default: that of the run)"
+        "--schedule", metavar="NAME_OR_FILE", help="schedule, by its name or file (default: that of the run)"
     )
     first = "learn the schedule first: in a new run folder, or resume the given run if it was stopped"
     parser.add_argument("--learn", action="store_true", help=first)

@@ -10,7 +10,7 @@ from metasched.core.errors import MetaschedError
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
-    parser.add_argument("run", metavar="RUN", help="run folder, or a schedule file")
+    parser.add_argument("run", metavar="RUN", help="run folder, schedule file, or the name of a schedule")
     parser.add_argument("--to", choices=["quantlab"], help="as a controller of QuantLab (methods ana and inq)")
     parser.add_argument("--epochs", type=int, metavar="N", help="with --to quantlab: epochs of the whole run there")
     add_output(parser)

@@ -10,15 +10,16 @@ from metasched.cli.output import add_json, console_of, print_result
 def add(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
     add_json(parser)
-    parser.add_argument("schedule", metavar="SCHEDULE", help="schedule file (JSON)")
+    which = "schedule file (JSON), or a name from `metasched list`; hand-coded ones are shown for VGG8"
+    parser.add_argument("schedule", metavar="SCHEDULE", help=which)
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Prints a summary of a schedule file."""
-    from metasched.exchange.schedule_file import read_schedule
+    from metasched.exchange.baselines import file_named
     from metasched.exchange.summary import show_schedule, summarize
 
-    schedule = read_schedule(arguments.schedule)
+    schedule = file_named(arguments.schedule)
     if arguments.json:
         print_result(summarize(schedule), as_json=True)
     else:

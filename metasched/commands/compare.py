@@ -19,6 +19,7 @@ from metasched.evaluation.contenders import Contender, described_arm, file_arm, 
 from metasched.evaluation.floors import with_tuned_rates
 from metasched.evaluation.references import given_arms
 from metasched.exchange.schedule_file import read_schedule, write_schedule
+from metasched.exchange.shipped import file_of, unknown_schedule
 from metasched.io.atomic import write_atomic
 from metasched.io.environment import environment
 from metasched.io.json_lines import cut_back
@@ -28,6 +29,7 @@ from metasched.io.strict_yaml import read_mapping
 from metasched.meta.resume import keep_fingerprint
 from metasched.runs.cells import CachedPool
 from metasched.runs.ranks import open_pool
+from metasched.schedules.table import NO_SCHEDULE, method_of_hand_coded
 from metasched.tracking.console import Console
 from metasched.tracking.opening import open_tracker
 from metasched.training.problem import build_problem
@@ -37,17 +39,17 @@ _SAME_BITS = ("metasched", "torch", "cpu", "cpu_capability", "inner_threads", "d
 
 def run(
     experiment: Experiment,
-    paths: Sequence[Path],
+    schedules: Sequence[str],
     folder: RunFolder,
     console: Console,
     reuse: Sequence[Path] = (),
     described: Sequence[Sequence[str]] = (),
 ) -> dict[str, Any]:
-    """``metasched compare``: schedule files and described arms against the hand-coded schedules, floors and ceiling.
+    """``metasched compare``: schedules and described arms against the hand-coded schedules, floors and ceiling.
 
     Args:
         experiment: task, method, seeds, horizons.
-        paths: schedule files; each is named by its file's stem.
+        schedules: names of schedules of the package, and paths of schedule files, which are named by their stem.
         folder: where the comparison is written.
         console: where it is shown.
         reuse: folders of other runs; cells that were computed there are not computed again.
@@ -57,6 +59,11 @@ def run(
         MetaschedError: a file that is no schedule, an arm that does not fit, two of one name, a folder without cells.
     """
     others = [_cells_of(path) for path in reuse]
+    paths = [path for named in schedules if (path := file_of(named)) is not None]
+    described = [*([named, named] for named in schedules if file_of(named) is None), *described]
+    for named in schedules:
+        if file_of(named) is None and named not in (NO_SCHEDULE, *method_of_hand_coded()):
+            raise unknown_schedule("--schedule", named)
     keep_fingerprint(folder, build_problem(experiment.problem).fingerprint)
     if folder.resumes.exists():
         paths, described = _of_the_run(folder, paths, described)
@@ -136,8 +143,8 @@ def _keep(paths: Sequence[Path], described: Sequence[Sequence[str]], folder: Run
         copied(path, name_of(path), "", i)
     kept = []
     for i, (name, named, *fields) in enumerate(described):
-        if os.path.isfile(named):
-            named = str(copied(Path(named), "schedule", "arms", i).relative_to(folder.path))
+        if (file := file_of(named)) is not None:
+            named = str(copied(file, "schedule", "arms", i).relative_to(folder.path))
         kept.append([name, named, *fields])
     write_atomic(made / "arms.json", json_text(kept).encode())
     made.rename(folder.schedules)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from metasched.core.errors import MetaschedError
+from metasched.exchange.baselines import file_named
 from metasched.exchange.format import ScheduleFile
 from metasched.exchange.quantlab.exporting import export_quantlab
 from metasched.exchange.schedule_file import read_schedule
@@ -16,14 +17,14 @@ from metasched.io.run_folder import RunFolder
 
 
 def schedule_of(run: str) -> ScheduleFile:
-    """The schedule of a run folder, or of a schedule file.
+    """The schedule of a run folder, or the one that a name or the path of a file means; a folder goes first.
 
     Raises:
-        MetaschedError: the folder holds no schedule, or the file is none.
+        MetaschedError: the folder holds no schedule, or the file is none, or there is no schedule of that name.
     """
-    path = Path(run)
-    if not os.path.isfile(path):
-        path = RunFolder(path).schedule
+    if not os.path.isdir(run):
+        return file_named(run)
+    path = RunFolder(Path(run)).schedule
     if not os.path.isfile(path):
         fix = "give the folder of a `metasched train` run that has come to its end"
         raise MetaschedError(run, f"holds no {path.name}", fix)

@@ -16,10 +16,10 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from scipy.special import stdtrit
 
 from metasched.config.schema import Experiment, ProblemConfig
 from metasched.core.errors import MetaschedError
+from metasched.core.extras import from_extra
 from metasched.core.randomness import derive_seed
 from metasched.estimators.es import antithetic_pairs
 from metasched.estimators.reverse import differentiate
@@ -33,6 +33,7 @@ from metasched.runs.ranks import open_pool
 from metasched.schedules.base import Schedule
 from metasched.schedules.learnable import build_learnable
 from metasched.tracking.console import Console
+from metasched.tracking.opening import require_report
 from metasched.tracking.plots import plot_sensitivity
 from metasched.training.problem import build_problem
 
@@ -83,6 +84,7 @@ def sensitivity(
     """
     if num_runs < 2:
         raise MetaschedError("--runs", f"must be at least 2, got {num_runs}", "from one run no spread can be told")
+    require_report()
     experiment = replace(experiment, meta=replace(experiment.meta, estimator="sweep"))
     network = build_problem(experiment.problem).network
     controls, layers = network.method.controls, network.layers
@@ -137,6 +139,9 @@ def slopes(of_runs: torch.Tensor) -> Slopes:
 
 def cells(of_runs: torch.Tensor, layers: Sequence[str]) -> list[Cell]:
     """A row for each layer and third of the run, from the derivatives [runs, T, L] of one control."""
+    with from_extra("train"):
+        from scipy.special import stdtrit
+
     summed = torch.stack([part.sum(1) for part in of_runs.tensor_split(len(PARTS), dim=1)], 1)
     mean, t = slopes(summed)  # [3, L]
     clear = float(stdtrit(len(of_runs) - 1, 0.975)) if len(of_runs) > 1 else math.inf

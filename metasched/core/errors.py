@@ -47,6 +47,14 @@ def unknown_name(path: str, name: str, known: Iterable[str]) -> MetaschedError:
     "method.name: unknown name 'anna'; did you mean 'ana'? Known: ana, inq"
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return MetaschedError(path, f"unknown name {name!r}", f"{hint}Known: {', '.join(names)}")
+    return MetaschedError(path, f"unknown name {name!r}", f"{did_you_mean(name, names)}Known: {', '.join(names)}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The question for the most similar known name, with a space after it; empty if none is similar.
+
+    >>> did_you_mean("anna", ["ana", "inq"]), did_you_mean("x", ["ana"])
+    ("did you mean 'ana'? ", '')
+    """
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]!r}? " if near else ""

@@ -19,12 +19,13 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from metasched.core.errors import MetaschedError, unknown_name
+from metasched.core.extras import from_extra
 from metasched.training.optimizers.adam import Adam
 from metasched.training.optimizers.adamw import AdamW
 from metasched.training.optimizers.base import Optimizer, OptState
 from metasched.training.optimizers.sgd import SGD
 
-with warnings.catch_warnings():
+with warnings.catch_warnings(), from_extra("train"):
     # Two slips in the released source, seen when Python first compiles it; an error where warnings are errors.
     warnings.filterwarnings("ignore", message='"is" with', category=SyntaxWarning)
     warnings.filterwarnings("ignore", message=".*invalid escape sequence")

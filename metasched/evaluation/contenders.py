@@ -5,7 +5,6 @@ Those that every comparison has are in references.py.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +12,15 @@ from typing import NamedTuple
 
 from metasched.config.load import of_method, with_fields
 from metasched.config.schema import Experiment, ProblemConfig
-from metasched.core.errors import MetaschedError, unknown_name
+from metasched.core.errors import MetaschedError, did_you_mean, unknown_name
 from metasched.core.randomness import derive_seed
 from metasched.evaluation.comparison import REFERENCES, TunedRate
 from metasched.exchange.player import PlayedSchedule, check_method, warn_of_other_kinds
 from metasched.exchange.schedule_file import read_schedule
+from metasched.exchange.shipped import file_of, is_local_file, learned_names
 from metasched.schedules.base import Schedule
 from metasched.schedules.curves import HandCoded
-from metasched.schedules.table import NO_SCHEDULE, families, floor_of, hand_coded, has_floor, schedules_of
+from metasched.schedules.table import NO_SCHEDULE, floor_of, hand_coded, has_floor, method_of_hand_coded, schedules_of
 from metasched.training.problem import build_problem
 
 _SAME_DATA = (
@@ -105,8 +105,8 @@ def schedule_arm(config: ProblemConfig, schedule: Schedule) -> Contender:
 def described_arm(experiment: Experiment, words: Sequence[str]) -> tuple[str, Contender]:
     """Name and arm from the words ``NAME SCHEDULE [FIELD=VALUE ...]`` of the option ``--arm``.
 
-    SCHEDULE is the name of a hand-coded schedule or the path of a schedule file. The method of the arm is that of the
-    schedule, unless a field ``method.name`` is given.
+    SCHEDULE is the name of a schedule of the package, or the path of a schedule file. The method of the arm is that of
+    the schedule, unless a field ``method.name`` is given.
 
     Raises:
         MetaschedError: too few words, no such schedule, an invalid field, or different data, steps or seeds.
@@ -116,8 +116,8 @@ def described_arm(experiment: Experiment, words: Sequence[str]) -> tuple[str, Co
     name, named, *fields = words
     if not any(field.startswith("method.name=") for field in fields):
         method = of_method(experiment.method, method_of_hand_coded().get(named, experiment.method.name))
-        if os.path.isfile(named):
-            method = file_arm(experiment.problem, Path(named)).problem.method
+        if (file := file_of(named)) is not None:
+            method = file_arm(experiment.problem, file).problem.method
         experiment = replace(experiment, method=method)
     own = with_fields(experiment, fields, f"--arm {name}")
     if any(getattr(own.task, f) != getattr(experiment.task, f) for f in _SAME_DATA) or own.seed != experiment.seed:
@@ -126,11 +126,11 @@ def described_arm(experiment: Experiment, words: Sequence[str]) -> tuple[str, Co
 
 
 def named_schedule(config: ProblemConfig, named: str, path: str) -> Schedule:
-    """The hand-coded schedule of the problem's method that has a name, its floor, or the schedule in a file.
+    """The hand-coded schedule of the problem's method that has a name, its floor, a learned one, or that in a file.
 
     Args:
         config: what plays it.
-        named: a name, ``floor`` (no schedule), or a path.
+        named: a name, ``floor`` (no schedule), or a path; see shipped.py.
         path: what error messages begin with.
 
     Raises:
@@ -141,11 +141,12 @@ def named_schedule(config: ProblemConfig, named: str, path: str) -> Schedule:
     family = schedules_of(config.method)
     if named in family:
         return family[named]
-    file = Path(named)
-    if file.suffix != ".json" and not os.path.exists(file):  # Path.exists raises on a name too long
+    file = file_of(named)
+    if file is None:
         problem = f"{named!r} is neither a hand-coded schedule of {config.method.name} nor a file"
-        names = [*[NO_SCHEDULE] * has_floor(config.method), *family]
-        raise MetaschedError(path, problem, f"use a file, or one of {', '.join(names)}")
+        names = [*[NO_SCHEDULE] * has_floor(config.method), *family, *learned_names(config.method.name)]
+        hint = is_local_file(named) + did_you_mean(named, names)
+        raise MetaschedError(path, problem, f"{hint}use a file, or one of {', '.join(names)}")
     return read_playable(file, config)
 
 
@@ -160,11 +161,6 @@ def read_playable(path: Path, config: ProblemConfig) -> PlayedSchedule:
     schedule = PlayedSchedule(file)
     warn_of_other_kinds(schedule.layers, network.layers, str(path))
     return schedule
-
-
-def method_of_hand_coded() -> dict[str, str]:
-    """Name of each hand-coded schedule -> name of its method."""
-    return {name: family for family in families() for name in hand_coded(family)}
 
 
 def name_of(path: Path) -> str:

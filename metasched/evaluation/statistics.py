@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from scipy.special import stdtr, stdtrit  # scipy.stats takes two seconds to import
+from metasched.core.extras import from_extra
 
 _ROUNDING = 1e-6  # relative rounding error of scores, which are computed in float32
 
@@ -85,6 +85,9 @@ def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float 
     >>> paired_difference([0.75, 0.5], [0.5, 0.25]).p
     0.5
     """
+    with from_extra("train"):
+        from scipy.special import stdtr, stdtrit  # scipy.stats takes two seconds to import
+
     assert len(a) == len(b) >= 2, (len(a), len(b))
     mean, sd, n = summarize([x - y for x, y in zip(a, b, strict=True)])
     rounding = _ROUNDING * max(abs(score) for score in (*a, *b))

@@ -9,16 +9,17 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from metasched.core.errors import MetaschedError
 from metasched.core.layer import Layer
 from metasched.exchange.export import export
 from metasched.exchange.format import Provenance, ScheduleFile
-from metasched.exchange.schedule_file import write_schedule
+from metasched.exchange.schedule_file import read_schedule, write_schedule
 from metasched.methods import METHODS, build_method
 from metasched.methods.config import MethodConfig
 from metasched.models.vgg8 import VGG8
 from metasched.schedules.curves import JUMP, RAMPS, HandCoded
 from metasched.schedules.interpolation import interpolate
-from metasched.schedules.table import hand_coded
+from metasched.schedules.table import hand_coded, method_of_hand_coded
 
 TOLERANCE = 1e-3
 
@@ -44,7 +45,22 @@ def baselines() -> dict[str, ScheduleFile]:
         if method != "joint" or name in ramps
     ]
     layers = vgg8_layers()
-    return {schedule.name: _baseline(schedule, layers) for schedule in schedules}
+    return {schedule.name: sampled(schedule, layers) for schedule in schedules}
+
+
+def file_named(named: str) -> ScheduleFile:
+    """The schedule file that a name or a path means; a hand-coded schedule is sampled for the layers of VGG8.
+
+    Raises:
+        MetaschedError: no schedule of that name, or without controls; or the file cannot be read.
+    """
+    known = method_of_hand_coded()
+    if named not in known:
+        return read_schedule(named)
+    schedule = hand_coded(known[named])[named]
+    if not schedule.curves:
+        raise MetaschedError(named, f"has no values: {schedule.family} has no controls", "name another schedule")
+    return sampled(schedule, vgg8_layers())
 
 
 def vgg8_layers() -> tuple[Layer, ...]:
@@ -94,7 +110,8 @@ def knots_within(schedule: HandCoded, layers: Sequence[Layer], tolerance: float)
         knots = torch.cat([knots, inside[off, 7]]).unique()
 
 
-def _baseline(schedule: HandCoded, layers: Sequence[Layer]) -> ScheduleFile:
+def sampled(schedule: HandCoded, layers: Sequence[Layer]) -> ScheduleFile:
+    """The schedule file of a hand-coded schedule on some layers, with an interpolation error within TOLERANCE."""
     return export(
         schedule,
         method_name=schedule.family,

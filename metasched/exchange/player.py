@@ -17,8 +17,11 @@ from metasched.core.layer import Layer
 from metasched.exchange.format import ScheduleFile, Spent
 from metasched.exchange.schedule_file import read_schedule
 from metasched.methods.base import Control
+from metasched.methods.config import MethodConfig
 from metasched.schedules.base import Schedule, progress_of_steps
+from metasched.schedules.curves import HandCoded
 from metasched.schedules.interpolation import interpolate
+from metasched.schedules.table import hand_coded, method_of_hand_coded
 
 
 class Match(NamedTuple):
@@ -77,6 +80,11 @@ class PlayedSchedule:
             control.name: torch.tensor(file.values[control.name], dtype=torch.float64).T for control in file.controls
         }
 
+    @property
+    def method(self) -> MethodConfig:
+        """The method that plays it, with the parameters that it was made for."""
+        return MethodConfig(name=self.file.method.name, **self.file.method.parameters)
+
     def __call__(self, progress: torch.Tensor, layers: Sequence[Layer]) -> dict[str, torch.Tensor]:
         """The values [T, L] of each control at progress [T], in the dtype of ``progress``."""
         device = progress.device
@@ -96,6 +104,25 @@ class PlayedSchedule:
         return played
 
 
+def load(schedule: str | os.PathLike[str]) -> HandCoded | PlayedSchedule:
+    """The schedule that a name or a path means; it is played on any layers, and its ``method`` is what plays it.
+
+    Args:
+        schedule: the name of a schedule that comes with the package, see ``list_schedules``; or the path of a schedule
+            file, with a path separator or the ending ``.json``.
+
+    Raises:
+        MetaschedError: no schedule of that name, or the file cannot be read.
+
+    >>> load("inq_linear").method.name, load("digits_inq").method.name
+    ('inq', 'inq')
+    """
+    known = method_of_hand_coded()
+    if isinstance(schedule, str) and schedule in known:
+        return hand_coded(known[schedule])[schedule]
+    return PlayedSchedule(read_schedule(schedule))
+
+
 def spent_on(schedule: Schedule) -> tuple[Spent, ...]:
     """The cost of finding a schedule, from its file; empty if it is not from a file."""
     return schedule.file.provenance.spent if isinstance(schedule, PlayedSchedule) else ()
@@ -113,12 +140,13 @@ class SchedulePlayer:
     not change. The only state is the number of steps taken.
 
     Args:
-        schedule: path of a schedule file, result of ``read_schedule``, or any schedule.
+        schedule: name or path as for ``load``, result of ``read_schedule``, or any schedule.
         total_steps: length of the run in steps, at least 1.
-        layers: layers of the network, from ``quantize(...).layers``; default: those of the file.
+        layers: layers of the network, from ``quantize(...).layers``; default: those of the file. A hand-coded schedule
+            needs them.
 
     Raises:
-        MetaschedError: the file cannot be read, or there are no steps or no layers.
+        MetaschedError: the file cannot be read, no schedule of that name, or there are no steps or no layers.
     """
 
     def __init__(
@@ -128,7 +156,7 @@ class SchedulePlayer:
         layers: Sequence[Layer] | None = None,
     ) -> None:
         if isinstance(schedule, str | os.PathLike):
-            schedule = read_schedule(schedule)
+            schedule = load(schedule)
         if isinstance(schedule, ScheduleFile):
             schedule = PlayedSchedule(schedule)
         if layers is None and isinstance(schedule, PlayedSchedule):

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from metasched.core.errors import MetaschedError, printable
 from metasched.exchange.format import FORMAT, VERSIONS, ScheduleFile
 from metasched.exchange.former import renamed
+from metasched.exchange.shipped import file_of, unknown_schedule
 from metasched.io.reading import read_regular
 from metasched.io.strict_json import MAX_BYTES, join, parse, show
 
@@ -82,11 +83,27 @@ def write_schedule(path: str | os.PathLike[str], file: ScheduleFile) -> None:
 def read_schedule(path: str | os.PathLike[str]) -> ScheduleFile:
     """Reads a schedule file; see ``loads``.
 
+    Args:
+        path: of the file, with a path separator or the ending ``.json``; or the name of a learned schedule that comes
+            with the package.
+
     Raises:
-        MetaschedError: the file cannot be read or is not a valid schedule.
+        MetaschedError: the file cannot be read or is not a valid schedule, or there is no schedule of that name.
     """
-    data = read_regular(path, MAX_BYTES, "give the path of a schedule file")
+    file = file_of(path)
+    if file is None:
+        raise _without_file(str(path))
+    data = read_regular(file, MAX_BYTES, "give the path of a schedule file")
     return loads(data, printable(os.fspath(path)))
+
+
+def _without_file(named: str) -> MetaschedError:
+    from metasched.schedules.table import method_of_hand_coded
+
+    if named in method_of_hand_coded():
+        problem = "is hand-coded: a function of any layers, with no table of values"
+        return MetaschedError(named, problem, "use metasched.load, or `metasched export` for the values on VGG8")
+    return unknown_schedule("schedule", named)
 
 
 def _check_version(tree: Any) -> None:

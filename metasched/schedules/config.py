@@ -17,7 +17,7 @@ class ScheduleConfig:
     kind: Literal["network", "family"] = "network"
     """a network, or a family of hand-coded schedules: a window with a decay, of five to seven parameters a control"""
     start: PathText = "best"
-    """a hand-coded schedule, a schedule file, `floor`: no schedule, or `best`: what is above the floor, or the floor"""
+    """a schedule by name or file, `floor`: no schedule, or `best`: what is above the floor, or the floor"""
     learn: tuple[Word, ...] | None = None
     """controls that are learned (default: all differentiable ones of the method); the others stay as they start"""
     knots: Annotated[Int, Field(ge=2, le=512)] = 25

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 
 from metasched.core.layer import Layer
+from metasched.methods.config import MethodConfig
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.interpolation import Interpolation
 
@@ -172,6 +173,11 @@ class HandCoded:
     curves: Mapping[str, Curve]
     interpolation: Interpolation
     jumps: tuple[float, ...] = ()
+
+    @property
+    def method(self) -> MethodConfig:
+        """The method that plays it, with its default parameters."""
+        return MethodConfig(name=self.family)
 
     def __call__(self, progress: torch.Tensor, layers: Sequence[Layer]) -> dict[str, torch.Tensor]:
         """The values [T, L] of each control at progress [T]."""

@@ -95,6 +95,11 @@ def families() -> tuple[str, ...]:
     return tuple(name for name, spec in METHODS.items() if _family(spec))
 
 
+def method_of_hand_coded() -> dict[str, str]:
+    """Name of each hand-coded schedule -> name of its method."""
+    return {name: family for family in families() for name in hand_coded(family)}
+
+
 def schedules_of(config: MethodConfig) -> dict[str, HandCoded]:
     """The hand-coded schedules that a configured method can play, by name.
 

@@ -93,4 +93,4 @@ def _library(name: str, shown: str) -> Any:
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
-        raise MetaschedError("tune.search", f"{shown} is not installed", "install metasched[tuning]") from error
+        raise MetaschedError("tune.search", f"{shown} is not installed", "pip install 'metasched[tuning]'") from error

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from metasched.core.extras import missing
 from metasched.tasks.classification import classification_task
 from metasched.tasks.config import TaskConfig
 from metasched.tasks.supervised import Split, SupervisedTask
@@ -30,7 +31,8 @@ def _table() -> np.ndarray:
     The file that scikit-learn keeps them in is read where it is: importing scikit-learn takes longer than many a run.
     """
     found = find_spec("sklearn")
-    assert found is not None and found.origin is not None, "scikit-learn is a dependency"
+    if found is None or found.origin is None:
+        raise missing("scikit-learn", "train")
     file = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"
     if file.is_file():
         return np.loadtxt(file, delimiter=",", dtype=np.int64)

@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from metasched.core.errors import MetaschedError
+from metasched.core.extras import from_extra
 from metasched.models import build_model, check_model
 from metasched.tasks.classification import accuracy, choose
 from metasched.tasks.config import TaskConfig
@@ -116,7 +117,8 @@ def labelled_files(folder: Path) -> dict[str, list[str]]:
     Raises:
         MetaschedError: no such folder, no class in it, or a class without images.
     """
-    from torchvision.datasets import ImageFolder
+    with from_extra("train"):
+        from torchvision.datasets import ImageFolder
 
     try:
         found = ImageFolder(str(folder))
@@ -135,8 +137,9 @@ def read_image(path: str, size: int) -> torch.Tensor:
     Raises:
         MetaschedError: the file is no image.
     """
-    from PIL import Image
-    from torchvision.transforms import functional
+    with from_extra("train"):
+        from PIL import Image
+        from torchvision.transforms import functional
 
     try:
         with Image.open(path) as file:

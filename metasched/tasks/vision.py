@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from metasched.core.errors import MetaschedError
+from metasched.core.extras import from_extra
 from metasched.tasks.classification import NUM_CLASSES, classification_task
 from metasched.tasks.config import TaskConfig
 from metasched.tasks.supervised import Split, SupervisedTask
@@ -30,7 +31,8 @@ def torchvision_task(config: TaskConfig) -> SupervisedTask:
     Raises:
         MetaschedError: no root, or no readable data set in it; and as for ``classification_task``.
     """
-    from torchvision import datasets
+    with from_extra("train"):
+        from torchvision import datasets
 
     class_name, folder = _TORCHVISION[config.name]
     fix = f"set task.root to the folder that holds {folder}; task.download: true fetches it there"

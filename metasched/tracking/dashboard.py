@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
+from metasched.core.extras import from_extra
 from metasched.methods import METHODS, build_method
 from metasched.tracking.metrics import AXES, METRICS, SCORES_PICTURE
 
@@ -26,13 +27,9 @@ def build(experiment: Experiment, entity: str) -> Workspace:
     Raises:
         MetaschedError: wandb-workspaces is not installed.
     """
-    try:
+    with from_extra("dashboard"):
         import wandb_workspaces.reports.v2 as reports
         import wandb_workspaces.workspaces as workspaces
-    except ModuleNotFoundError as error:
-        raise MetaschedError(
-            "dashboard", "wandb-workspaces is not installed", "install metasched[dashboard]"
-        ) from error
 
     def line(name: str, axis: str, **more: Any) -> Any:
         unit = METRICS[name].unit

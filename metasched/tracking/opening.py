@@ -6,6 +6,7 @@ from pathlib import Path
 
 from metasched.config.load import to_dict
 from metasched.config.schema import Experiment
+from metasched.core.extras import require
 from metasched.io.json_lines import JsonLines
 from metasched.io.run_folder import RunFolder
 from metasched.tracking.tracker import Several, Tracker, warn_dropped
@@ -19,7 +20,11 @@ def open_tracker(experiment: Experiment, folder: RunFolder, job_type: str) -> Se
         experiment: its section ``tracking`` configures wandb; its name is the group in wandb.
         folder: the run folder.
         job_type: ``outer``, ``online`` or ``compare``.
+
+    Raises:
+        MetaschedError: a package that the run needs at its end is not installed.
     """
+    require_report()
     trackers: list[Tracker] = [JsonLines(folder.metrics)]
     mode = experiment.tracking.wandb
     if mode != "disabled":
@@ -38,3 +43,12 @@ def open_tracker(experiment: Experiment, folder: RunFolder, job_type: str) -> Se
         except Exception as error:  # not installed, no login or no network: the run goes on without wandb
             warn_dropped("Wandb", error)
     return Several(trackers)
+
+
+def require_report() -> None:
+    """Raises before a run begins if it cannot end: its statistics and plots need packages of the extra ``train``.
+
+    Raises:
+        MetaschedError: one of them is not installed.
+    """
+    require("train", "scipy", "matplotlib", "PIL")

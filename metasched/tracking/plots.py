@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from metasched.core.extras import from_extra
 from metasched.io.atomic import write_atomic
 
 if TYPE_CHECKING:
@@ -34,9 +35,10 @@ def plot_schedule(
         layers: the L names, from input to output.
         progress: [T], in [0, 1].
     """
-    from matplotlib import colormaps
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import ListedColormap, Normalize
+    with from_extra("train"):
+        from matplotlib import colormaps
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import ListedColormap, Normalize
 
     figure, axes = _panels(len(values), width=5.0, height=3.4)
     colors = colormaps["viridis"](np.linspace(0, 0.9, len(layers)))
@@ -154,9 +156,10 @@ def plot_sensitivity(path: Path, maps: Mapping[str, tuple[torch.Tensor, torch.Te
         maps: control -> (mean, t), [T, L] each; non-finite values are white.
         layers: the L names, from input to output; shown from top to bottom.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.colors import Normalize, SymLogNorm
-    from matplotlib.figure import Figure
+    with from_extra("train"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.colors import Normalize, SymLogNorm
+        from matplotlib.figure import Figure
 
     height = 1.2 + 0.25 * min(len(layers), _MANY_ROWS)
     figure = Figure(figsize=(11, height * len(maps)), layout="constrained")
@@ -181,7 +184,8 @@ def plot_sensitivity(path: Path, maps: Mapping[str, tuple[torch.Tensor, torch.Te
 
 def _half_interval(sample: np.ndarray) -> float:
     """Half the width of the 95 % t-interval of the mean; 0 for a single number."""
-    from scipy.special import stdtrit
+    with from_extra("train"):
+        from scipy.special import stdtrit
 
     n = len(sample)
     return float(stdtrit(n - 1, 0.975) * sample.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
@@ -189,8 +193,9 @@ def _half_interval(sample: np.ndarray) -> float:
 
 def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Any]]:
     """A row of panels; without pyplot, which keeps every figure alive."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    with from_extra("train"):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width * count + 1.2, height), layout="constrained")
     FigureCanvasAgg(figure)
@@ -202,7 +207,8 @@ def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Any]]
 
 
 def _save(figure: Figure, path: Path) -> None:
-    from PIL import Image
+    with from_extra("train"):
+        from PIL import Image
 
     drawn, small = BytesIO(), BytesIO()
     figure.savefig(drawn, format="png", dpi=110, bbox_inches="tight")  # long labels are not cut

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from metasched.core.errors import MetaschedError
+from metasched.core.extras import from_extra
 from metasched.io.atomic import write_atomic
 from metasched.io.reading import read_regular
 from metasched.tracking.metrics import AXES
@@ -32,7 +33,7 @@ class Wandb:
     delete rows: rows that are logged again after a resume appear twice.
 
     Raises:
-        ImportError: wandb is not installed.
+        MetaschedError: wandb is not installed.
         wandb.Error: wandb cannot start, for instance online without a login.
     """
 
@@ -47,7 +48,8 @@ class Wandb:
         job_type: str,
         name: str,
     ) -> None:
-        import wandb
+        with from_extra("train"):
+            import wandb
 
         self._redirected = [v for v in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR") if v not in os.environ]
         os.environ.update(dict.fromkeys(self._redirected, str((folder / "wandb").resolve())))

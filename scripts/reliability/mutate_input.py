@@ -36,7 +36,7 @@ from metasched.methods.ana import ACTIVATION_NOISE, NOISE_MEAN, WEIGHT_NOISE
 ROOT = Path(__file__).parents[2]
 SCHEDULES = (
     "tests/formats/schedule_v1.json",
-    "experiments/learned/digits_inq.json",
+    "metasched/data/learned/digits_inq.json",
     "experiments/baselines/ana_2019.json",
 )
 CONFIGS = ("tests/formats/config_v1.yaml", "experiments/digits.yaml", "experiments/digits_inq.yaml")

@@ -174,7 +174,7 @@ def test_compare(config: Path, called: list[Any]) -> None:
     (_, experiment, paths, folder, reuse, arms) = called[0]
     assert arms == [["slow", "ste", "optimizer.lr=0.1"], ["b", "b.json"]]
     assert reuse == [Path("runs/a"), Path("runs/b")]
-    assert paths == [Path("a.json"), Path("b.json"), Path("c.json")] and experiment.schedule.start == "ana_linear"
+    assert paths == ["a.json", "b.json", "c.json"] and experiment.schedule.start == "ana_linear"
     assert folder.done.exists()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -42,7 +41,6 @@ def text(page: str) -> str:
 def test_the_readmes_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = re.findall(r"^```python\n(.*?)^```", README.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     assert blocks
-    shutil.copy(ROOT / "experiments" / "baselines" / "joint_input_first.json", tmp_path / "schedule.json")
     monkeypatch.chdir(tmp_path)
     torch.set_default_dtype(torch.float32)
     names: dict[str, Any] = {}

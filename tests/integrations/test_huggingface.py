@@ -18,7 +18,6 @@ from metasched.exchange.player import SchedulePlayer
 transformers = pytest.importorskip("transformers", reason="optional: transformers")
 pytest.importorskip("accelerate", reason="optional: transformers")
 
-LEARNED = Path(__file__).parents[2] / "experiments" / "learned"
 STEPS, STOP = 6, 3
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the library, whose warnings differ from release to release
@@ -73,7 +72,7 @@ def test_the_same_values_as_the_plain_player_across_a_resume(
     schedule: Path, tmp_path: Path, learned: str | None, accumulated: int
 ) -> None:
     torch.set_default_dtype(torch.float32)
-    schedule = LEARNED / f"{learned}.json" if learned else schedule
+    source = learned or schedule
     seen: list[tuple[int, Any]] = []
     settled: list[int] = []
 
@@ -81,13 +80,13 @@ def test_the_same_values_as_the_plain_player_across_a_resume(
         seen.append((step, values))
 
     def run(**options: Any) -> None:
-        played = callback(schedule, record, settle=lambda: settled.append(len(seen)))
+        played = callback(source, record, settle=lambda: settled.append(len(seen)))
         train(nn.Linear(4, 1), tmp_path / "run", played, gradient_accumulation_steps=accumulated, **options)
 
     run(stop=STOP)
     assert [step for step, _ in seen] == [0, 1, 2]
     run(resume=True)
-    player = SchedulePlayer(schedule, STEPS)
+    player = SchedulePlayer(source, STEPS)
     assert seen == [(step, player.step()) for step in range(STEPS)]
     assert settled == [1, 2, 3, 4, 5, 6]  # once after each of them
 

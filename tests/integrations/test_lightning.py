@@ -17,7 +17,6 @@ from metasched.exchange.player import SchedulePlayer
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the library, whose warnings differ from release to release
 
-LEARNED = Path(__file__).parents[2] / "experiments" / "learned"
 STEPS, STOP = 6, 3
 
 
@@ -80,13 +79,13 @@ def test_the_same_values_as_the_plain_player_across_a_resume(
     lightning: Any, schedule: Path, tmp_path: Path, learned: str | None, accumulated: int
 ) -> None:
     torch.set_default_dtype(torch.float32)
-    schedule = LEARNED / f"{learned}.json" if learned else schedule
+    source = learned or schedule
     seen: list[tuple[int, Any]] = []
     settled: list[int] = []
 
     def run(**options: Any) -> None:
         played = callback(
-            schedule, lambda values, step: seen.append((step, values)), settle=lambda: settled.append(len(seen))
+            source, lambda values, step: seen.append((step, values)), settle=lambda: settled.append(len(seen))
         )
         train(lightning, nn.Linear(4, 1), tmp_path, played, accumulated=accumulated, **options)
 
@@ -94,7 +93,7 @@ def test_the_same_values_as_the_plain_player_across_a_resume(
         run(killed=True)
     assert len(seen) == STOP * accumulated
     run(resume=True)
-    player = SchedulePlayer(schedule, STEPS)
+    player = SchedulePlayer(source, STEPS)
     wanted = [(step, player.step()) for step in range(STEPS)]
     assert seen == [pair for pair in wanted for _ in range(accumulated)]
     assert settled == [accumulated * step for step in range(1, STEPS + 1)]

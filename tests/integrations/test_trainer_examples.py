@@ -13,7 +13,7 @@ import torch
 from metasched.exchange.player import SchedulePlayer
 
 ROOT = Path(__file__).parents[2]
-LEARNED = ROOT / "experiments" / "learned" / "digits_ana.json"
+LEARNED = "digits_ana"
 STEPS, STOP = 12, 5
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries, whose warnings differ from release to release

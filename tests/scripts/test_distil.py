@@ -26,14 +26,14 @@ def script() -> ModuleType:
     return module
 
 
-def values(path: Path) -> torch.Tensor:
+def values(path: str | Path) -> torch.Tensor:
     played = PlayedSchedule(read_schedule(path))
     return played(progress_of_steps(25), played.layers)["weight_noise"].detach()
 
 
 def test_a_level_rule_is_the_least_squares_line_over_depth(script, tmp_path, capsys) -> None:
-    learned = ROOT / "experiments" / "learned" / "digits_ana.json"
-    script.main([str(learned), "--form", "level", "--name", "rule", "-o", str(tmp_path / "rule.json")])
+    learned = "digits_ana"
+    script.main([learned, "--form", "level", "--name", "rule", "-o", str(tmp_path / "rule.json")])
     spent = [read_schedule(path).provenance.spent for path in (tmp_path / "rule.json", learned)]
     assert spent[0] == spent[1] != ()  # a rule costs what it was taken from
     found, wanted = values(tmp_path / "rule.json"), values(learned)
@@ -57,6 +57,6 @@ def test_a_rule_of_a_rule_is_itself(script, tmp_path) -> None:
 def test_the_kept_rules_are_those_of_the_kept_schedules(script) -> None:
     for form, name, source in (("level", "rule_ana", "digits_ana"), ("window", "rule_inq", "digits_inq")):
         kept = read_schedule(ROOT / "experiments" / "learned" / f"{name}.json")
-        made, _ = script.distil(read_schedule(ROOT / "experiments" / "learned" / f"{source}.json"), form, name)
+        made, _ = script.distil(read_schedule(source), form, name)
         for control, curves in made.values.items():
             np.testing.assert_allclose(np.array(kept.values[control]), np.array(curves), atol=1e-3)

@@ -8,16 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from metasched.core.errors import MetaschedError
+from metasched.core.extras import missing
+
+__all__ = ["Apply", "LayerValues", "missing"]
 
 LayerValues = Mapping[str, Mapping[str, float]]  # layer name -> control -> value, from SchedulePlayer
 Apply = Callable[[LayerValues, int], object]  # called before each step, with its values and its number
-
-
-def missing(package: str, extra: str) -> MetaschedError:
-    """The error for a missing optional library.
-
-    >>> str(missing("torchao", "torchao"))
-    'torchao: is not installed; install metasched[torchao]'
-    """
-    return MetaschedError(package, "is not installed", f"install metasched[{extra}]")

@@ -1,0 +1,40 @@
+"""``metasched list``."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+
+from metasched.cli.output import add_json, console_of, print_result
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of the command."""
+    add_json(parser)
+    parser.add_argument("--method", metavar="NAME", help="only schedules that this method plays")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prints the schedules that come with the package."""
+    from metasched.exchange.shipped import list_schedules
+
+    found = list_schedules(arguments.method)
+    if arguments.json:
+        print_result({"schedules": [asdict(shipped) for shipped in found]}, as_json=True)
+        return
+    learned = [(s, s.headline) for s in found if s.headline is not None]
+    by_hand = [(s.name, s.method, s.summary) for s in found if s.kind == "hand-coded"]
+    with console_of(arguments) as console:
+        if learned:
+            columns = ("name", "method", "learned on", "what it does", "score", "no schedule", "float", "n")
+            rows = [
+                (s.name, s.method, s.task or "", s.summary, h.score, _known(h.floor), _known(h.ceiling), h.n)
+                for s, h in learned
+            ]
+            console.table("learned, with the hardened test score on their own task", columns, rows)
+        if by_hand:
+            console.table("hand-coded", ("name", "method", "source"), by_hand)
+
+
+def _known(score: float | None) -> float | str:
+    return "-" if score is None else score

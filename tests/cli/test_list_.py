@@ -1,0 +1,40 @@
+"""``metasched list``, and names in ``show`` and ``export``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+import metasched
+from metasched.cli import main
+from metasched.exchange.shipped import list_schedules
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--method", "inq"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"\n  {shipped.name} " in said for shipped in list_schedules("inq"))
+    assert "ana_linear" not in said and "digits_inq " in said and "0.928 " in said  # the floor of digits_inq
+    assert main(["list", "--method", "ste"]) == 0
+    assert "learned, with" not in capsys.readouterr().out
+
+
+def test_list_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["schedules"] == [asdict(shipped) for shipped in list_schedules()]
+
+
+def test_names_in_show_and_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "digits_inq"]) == 0
+    assert "digits_inq: a learned schedule for inq" in capsys.readouterr().out
+    assert main(["show", "ana_linear", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["provenance"]["name"] == "ana_linear"
+    assert main(["export", "digits_inq", "-o", str(tmp_path / "a.json")]) == 0
+    assert metasched.read_schedule(tmp_path / "a.json") == metasched.read_schedule("digits_inq")
+    assert main(["show", "digits_in"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "did you mean 'digits_inq'?" in line
+    assert main(["list", "--method", "inqq"]) == 2
