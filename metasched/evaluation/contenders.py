@@ -18,9 +18,18 @@ from metasched.evaluation.comparison import REFERENCES, TunedRate
 from metasched.exchange.player import PlayedSchedule, check_method, warn_of_other_kinds
 from metasched.exchange.schedule_file import read_schedule
 from metasched.exchange.shipped import file_of, is_local_file, learned_names
+from metasched.methods.spec import FLOOR
 from metasched.schedules.base import Schedule
 from metasched.schedules.curves import HandCoded
-from metasched.schedules.table import NO_SCHEDULE, floor_of, hand_coded, has_floor, method_of_hand_coded, schedules_of
+from metasched.schedules.table import (
+    NO_SCHEDULE,
+    floor_of,
+    hand_coded,
+    has_floor,
+    joined_schedules,
+    method_of_hand_coded,
+    schedules_of,
+)
 from metasched.training.problem import build_problem
 
 _SAME_DATA = (
@@ -59,18 +68,26 @@ def hand_coded_arms(config: ProblemConfig, names: Sequence[str] | None) -> list[
     Those of the floor and the ceiling are left out: every comparison has them.
 
     Raises:
-        MetaschedError: no method has a schedule of that name.
+        MetaschedError: no method has a schedule of that name, or schedules that are joined do not fit together.
     """
     if names is None:
         return [(n, Contender(config, s)) for n, s in schedules_of(config.method).items() if n not in REFERENCES]
+    arms = [(name, _hand_coded_arm(config, name, f"compare.baselines[{i}]")) for i, name in enumerate(names)]
+    return [(name, arm) for name, arm in arms if name not in REFERENCES]
+
+
+def _hand_coded_arm(config: ProblemConfig, name: str, path: str) -> Contender:
+    """A hand-coded schedule, or several of different methods joined by +, which ``joint`` plays together."""
     known = method_of_hand_coded()
-    arms = []
-    for i, name in enumerate(names):
-        if name not in known:
-            raise unknown_name(f"compare.baselines[{i}]", name, known)
-        if name not in REFERENCES:
-            arms.append((name, Contender(by_method(config, known[name]), hand_coded(known[name])[name])))
-    return arms
+    parts = name.split("+")
+    for part in parts:
+        if part not in known:
+            raise unknown_name(path, part, known)
+    if len(parts) == 1:
+        return Contender(by_method(config, known[name]), hand_coded(known[name])[name])
+    of = "+".join(known[part] for part in parts)
+    method = of_method(of_method(config.method, FLOOR), "joint", {"of": of}, path)
+    return Contender(config._replace(method=method), joined_schedules(parts, method, path))
 
 
 def file_arm(config: ProblemConfig, path: Path) -> Contender:

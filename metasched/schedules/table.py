@@ -149,6 +149,30 @@ def floor_of(config: MethodConfig, path: str) -> HandCoded:
     return floor
 
 
+def joined_schedules(names: Sequence[str], config: MethodConfig, path: str) -> HandCoded:
+    """Hand-coded schedules of the parts of a joint method as one, whose name is theirs joined by +.
+
+    Args:
+        names: one of each part.
+        config: of the joint method.
+        path: what error messages begin with.
+
+    Raises:
+        MetaschedError: step functions, or a control that none of them sets and that needs a value.
+    """
+    every = {name: schedule for spec in METHODS.values() for name, schedule in _family(spec).items()}
+    chosen, name = [every[name] for name in names], "+".join(names)
+    if any(s.interpolation != "linear" for s in chosen):
+        raise MetaschedError(path, f"{name} has a step function", "join schedules that are linear between their knots")
+    curves = {control: curve for s in chosen for control, curve in s.curves.items()}
+    jumps = tuple(sorted({jump for s in chosen for jump in s.jumps}))
+    citation = "; ".join(s.citation for s in chosen)
+    found = completed(HandCoded(name, config.name, citation, curves, "linear", jumps), build_method(config).controls)
+    if found is None:
+        raise MetaschedError(path, f"{name} leaves a control without a value", "name a schedule of each part")
+    return found
+
+
 def completed(schedule: HandCoded, controls: Sequence[Control]) -> HandCoded | None:
     """The schedule with a curve for each control; None if one that it leaves out has no value without a schedule."""
     missing = [c for c in controls if c.name not in schedule.curves]

@@ -17,6 +17,11 @@ _NARROWING = (
     "this project, random search over 40 candidates on digits (nine convolutions, ternary, learned scales, 60 steps): "
     "wide at first, narrower later; weights wider towards the output, activations wider towards the input"
 )
+_WIDE_FIRST = (
+    "this project, six numbers fitted to what the network learned on digits (nine convolutions, ternary, fixed "
+    "scales, 30 steps), within the range: weights 3 quanta wide at first and 0.3 at the end, activations 2.2 and 1.0, "
+    "both wider towards the output"
+)
 
 
 def exponential(
@@ -49,6 +54,11 @@ def widths() -> list[HandCoded]:
         "activation_width": partial(exponential, middle=0.84, depth=-0.41, time=-0.54),
     }
     found.append(HandCoded("widths_narrowing", "widths", _NARROWING, curves, "linear"))
+    learned: dict[str, Curve] = {
+        "weight_width": partial(exponential, middle=1.0, depth=0.2, time=-1.15),
+        "activation_width": partial(exponential, middle=1.5, depth=0.55, time=-0.4),
+    }
+    found.append(HandCoded("widths_wide_first", "widths", _WIDE_FIRST, learned, "linear"))
     halving: Curve = partial(exponential, middle=math.sqrt(0.5), depth=0.0, time=-math.log(2) / 2)
     found.append(_both("widths_halving", "this project: from 1 to 0.5, geometrically, in all layers alike", halving))
     return found

@@ -205,8 +205,36 @@ def test_two_arms_of_a_name_are_refused() -> None:
         joined(("ste", other), *reference_arms(EXPERIMENT.problem))
 
 
-def test_the_main_job_leaves_out_the_hand_coded_schedules_that_it_says() -> None:
-    listed = load_experiment(Path(__file__).parents[2] / "experiments" / "digits.yaml").compare.baselines
-    every = hand_coded("joint")
-    out = [name for name in every if "_progressive_" in name or name.endswith("_dynamic")]
-    assert listed == tuple(name for name in every if name not in out) and len(out) == 12
+def test_the_main_job_plays_hand_coded_schedules_of_every_kind_beside_the_floors() -> None:
+    experiment = load_experiment(Path(__file__).parents[2] / "experiments" / "digits.yaml")
+    arms = hand_coded_arms(experiment.problem, experiment.compare.baselines)
+    methods = {arm.problem.method.name for _, arm in arms}
+    assert methods == {"widths", "rates", "ana", "inq", "temperature", "parq", "blend"}
+    assert experiment.compare.tune_floors == "as_learned" and experiment.schedule.start == "floor"
+
+
+def test_hand_coded_schedules_of_several_methods_are_played_together_by_joint() -> None:
+    """Each alone is an arm of its method; joined, the values of both are played, whatever the method is."""
+    for method in ("ana", "joint"):
+        problem = Experiment(method=MethodConfig(name=method)).problem
+        ((name, arm),) = hand_coded_arms(problem, ["widths_wide_first+rates_rising"])
+        assert name == "widths_wide_first+rates_rising"
+        assert arm.problem.method == MethodConfig(name="joint", of="widths+rates")
+        found = played(arm.problem, arm.schedule, 5)
+        for part in name.split("+"):
+            ((_, alone),) = hand_coded_arms(problem, [part])
+            assert all(torch.equal(found[c], v) for c, v in played(alone.problem, alone.schedule, 5).items())
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("widths_wide_first+nope", "unknown name 'nope'"),
+        ("widths_wide_first+widths_narrowing", "'widths' is named twice"),
+        ("widths_wide_first+ana_linear", "both say what the forward pass sees"),
+        ("widths_wide_first+inq_dvs128", "has a step function"),
+    ],
+)
+def test_schedules_that_do_not_go_together_are_refused(name: str, match: str) -> None:
+    with pytest.raises(MetaschedError, match=match):
+        hand_coded_arms(Experiment().problem, [name])

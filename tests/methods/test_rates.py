@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -128,3 +129,11 @@ def test_on_a_hard_path_the_engines_agree(scales: dict[str, Any]) -> None:
     for other in found[1:]:
         assert all(torch.allclose(other[name], g, rtol=1e-8, atol=1e-12) for name, g in found[0].items())
     assert all(bool(g.any()) for g in found[0].values())
+
+
+def test_the_rising_rate_is_a_line_in_logarithms() -> None:
+    problem = problem_of("rates")
+    values = played(problem, "rates_rising")["lr_scale"]
+    depths = torch.tensor([layer.depth for layer in problem.network.layers], dtype=values.dtype)
+    u = progress_of_steps(STEPS)[:, None]
+    assert torch.allclose(values.log(), math.log(0.9) - 0.5 * (2 * depths - 1) + 1.3 * (2 * u - 1))
