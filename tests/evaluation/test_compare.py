@@ -29,7 +29,6 @@ from metasched.methods.config import MethodConfig
 from metasched.runs.cells import cell_score, played
 from metasched.runs.config import RunConfig
 from metasched.runs.pool import Pool
-from metasched.schedules.table import hand_coded
 from metasched.tasks.config import TaskConfig
 from metasched.tracking.tracker import Memory
 from metasched.training.problem import build_problem
