@@ -1,6 +1,6 @@
 """Adds the floors, the ceiling and hand-coded schedules to a result file, with its seeds, without repeating its runs.
 
-    python scripts/join_arms.py experiments/results/digits.json experiments/digits.yaml \
+    python scripts/join_arms.py experiments/results/digits.json experiments/digits_joint.yaml \
         --compare.baselines [joint_ana_constant_085]
 
 The configuration and its overrides must be those of the result's own command: the seeds are checked against the file.

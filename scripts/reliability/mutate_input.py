@@ -39,7 +39,7 @@ SCHEDULES = (
     "metasched/data/learned/digits_inq.json",
     "experiments/baselines/ana_2019.json",
 )
-CONFIGS = ("tests/formats/config_v1.yaml", "experiments/digits.yaml", "experiments/digits_inq.yaml")
+CONFIGS = ("tests/formats/config_v1.yaml", "experiments/digits_joint.yaml", "experiments/digits_inq.yaml")
 POLICY = "tests/formats/pbt_policy_ray.txt"
 SEED = 0
 SHOWN = 10  # seeds of failures that the result names
