@@ -68,7 +68,9 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "models/test_models.py": """
         models/convnet models/cutie models/lenet models/mlp models/resnet models/vgg7 models/vgg8
     """,
-    "network/test_quantize.py": "core/layer network/sites",
+    "network/test_own_loops.py": "network/identity network/recomputing network/starts",
+    "network/test_quantize.py": "core/layer",
+    "network/test_sites.py": "network/flow",
     "quantizers/test_stair.py": "quantizers/constants quantizers/noise",
     "runs/test_pool.py": "runs/pooled",
     "schedules/test_family.py": "schedules/learnable schedules/space",

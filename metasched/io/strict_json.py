@@ -23,14 +23,15 @@ class _Pairs(list):
     """The members of a JSON object in order, including duplicate keys."""
 
 
-def parse(text: str | bytes) -> Any:
+def parse(text: str | bytes, depth: int = MAX_DEPTH) -> Any:
     """The value of a JSON text: dict, list, str, int, float, bool or None.
 
     Args:
         text: JSON in UTF-8 without byte-order mark, at most 1 MiB.
+        depth: largest number of levels.
 
     Raises:
-        MetaschedError: the text violates RFC 8259, or has more than 8 levels, more than 1024 members in an object,
+        MetaschedError: the text violates RFC 8259, or has more levels, more than 1024 members in an object,
             duplicate keys, lone surrogates, integers beyond 64 bits, or numbers that are infinite in float64. The path
             of the error is that of the value in the text.
 
@@ -54,8 +55,8 @@ def parse(text: str | bytes) -> Any:
         where = f"line {error.lineno} column {error.colno}"
         raise MetaschedError(where, f"not JSON: {error.msg}", "correct it there") from None
     except RecursionError:
-        raise _too_deep("") from None
-    return _plain(raw, "", 1)
+        raise _too_deep("", depth) from None
+    return _plain(raw, "", depth, depth)
 
 
 def join(path: str, key: str | int) -> str:
@@ -87,9 +88,9 @@ def _parse_constant(name: str) -> float:
     return math.nan  # _plain raises for NaN and the infinities, with their path
 
 
-def _plain(raw: Any, path: str, depth: int) -> Any:
-    if isinstance(raw, list) and depth > MAX_DEPTH:
-        raise _too_deep(path)
+def _plain(raw: Any, path: str, left: int, depth: int) -> Any:
+    if isinstance(raw, list) and left == 0:
+        raise _too_deep(path, depth)
     if isinstance(raw, _Pairs):
         if len(raw) > MAX_MEMBERS:
             raise MetaschedError(path, f"has {len(raw)} members, more than {MAX_MEMBERS}", "leave some out")
@@ -98,10 +99,10 @@ def _plain(raw: Any, path: str, depth: int) -> Any:
             where = join(path, key)
             if key in members:
                 raise MetaschedError(where, "this key occurs twice in its object", "keep one of the two")
-            members[_plain(key, where, depth)] = _plain(value, where, depth + 1)
+            members[_plain(key, where, left, depth)] = _plain(value, where, left - 1, depth)
         return members
     if isinstance(raw, list):
-        return [_plain(value, f"{path}[{i}]", depth + 1) for i, value in enumerate(raw)]
+        return [_plain(value, f"{path}[{i}]", left - 1, depth) for i, value in enumerate(raw)]
     if isinstance(raw, int | float) and not (math.isfinite(raw) and (isinstance(raw, float) or abs(raw) < 2**63)):
         raise MetaschedError(path, "must be a finite number, and an integer must fit in 64 bits", "correct it")
     if isinstance(raw, str) and not raw.isascii() and any("\ud800" <= c <= "\udfff" for c in raw):
@@ -109,5 +110,5 @@ def _plain(raw: Any, path: str, depth: int) -> Any:
     return raw
 
 
-def _too_deep(path: str) -> MetaschedError:
-    return MetaschedError(path, f"nested more than {MAX_DEPTH} levels deep", "use fewer levels; a schedule needs 4")
+def _too_deep(path: str, depth: int) -> MetaschedError:
+    return MetaschedError(path, f"nested more than {depth} levels deep", "use fewer levels; a schedule needs 4")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 import torch
@@ -139,6 +139,13 @@ class Method(ABC):
             trainable tensor, and the state ``{"scale": [C_out or 1, 1, ...]}``; a learned scale is a trainable tensor.
         """
         return self.quantizer.initialize(w, draw)
+
+    def keeping(self) -> Self:
+        """The method for a layer that keeps its weights. Default: a scale fits them where ``unit`` draws new ones."""
+        own = self._own_quantizer
+        if own is None or own.scale != "unit":
+            return self
+        return replace(self, quantizer=replace(own, scale="least_squares"))  # pyright: ignore[reportArgumentType]
 
     @property
     def fits_activations(self) -> bool:

@@ -50,10 +50,10 @@ class Blend(Modifier):
         return (WEIGHT_BLEND, ACTIVATION_BLEND)
 
     def seen_weight(self, seen: torch.Tensor, w: torch.Tensor, state: State, controls: Values) -> torch.Tensor:
-        return torch.lerp(w, seen, controls["weight_blend"])  # lerp is exact at 0 and at 1
+        return torch.lerp(w, seen, controls["weight_blend"].to(w.dtype))  # lerp is exact at 0 and at 1
 
     def seen_activation(self, seen: torch.Tensor, x: torch.Tensor, state: State, controls: Values) -> torch.Tensor:
-        return torch.lerp(self._clipped(x, state), seen, controls["activation_blend"])
+        return torch.lerp(self._clipped(x, state), seen, controls["activation_blend"].to(x.dtype))
 
     def _clipped(self, x: torch.Tensor, state: State) -> torch.Tensor:
         """The input x [N, ...], bounded by the outermost levels times the scale."""

@@ -84,7 +84,7 @@ class INQ(Modifier):
         state["frozen"] = torch.zeros_like(w)
         if self.partition != "magnitude":
             state["key"] = draw.uniform("partition", w)
-            state["fraction"] = torch.zeros((), dtype=w.dtype, device=w.device)
+            state["fraction"] = torch.zeros((), dtype=_counting(w.dtype), device=w.device)
         if self.live == "hard":
             state["level"] = hard(w / (state | trainable)["scale"], self.quantizer.levels)
         return w, trainable, state
@@ -102,7 +102,7 @@ class INQ(Modifier):
         frozen = state["frozen"].detach()
         if self.partition == "relaxation":
             # drawn in every step, needed or not: under torch.vmap the condition has no truth value
-            changed = fraction.detach() != state["fraction"]
+            changed = fraction.detach().to(state["fraction"].dtype) != state["fraction"]
             state["key"] = key = torch.where(changed, draw.uniform("partition", w), state["key"])
             state["fraction"] = fraction.detach()
         else:
@@ -143,16 +143,21 @@ def build(config: INQConfig) -> INQ:
     return INQ(layer_quantizer(config), config.partition, live=config.live)
 
 
+def _counting(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of ranks and fractions beside weights of this dtype: float16 ends at 65504, bfloat16 counts to 256."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def _ranks(key: torch.Tensor) -> torch.Tensor:
-    """The ranks (i + 1/2) / n in increasing order, [n]."""
+    """The ranks (i + 1/2) / n in increasing order, [n], in float32 or float64."""
     n = key.numel()
-    return (torch.arange(n, dtype=key.dtype, device=key.device) + 0.5) / n
+    return (torch.arange(n, dtype=_counting(key.dtype), device=key.device) + 0.5) / n
 
 
 def _relaxed_mask(key: torch.Tensor, fraction: torch.Tensor, width: float) -> torch.Tensor:
     """The mask S((f (1 + omega) - r) / omega), with the shape of ``key``; the largest key has the lowest rank r."""
     z = ((fraction * (1 + width) - _ranks(key)) / width).clamp(0, 1)
-    return _in_order(key, z * z * (3 - 2 * z))
+    return _in_order(key, (z * z * (3 - 2 * z)).to(key.dtype))
 
 
 def _mask(key: torch.Tensor, fraction: torch.Tensor) -> torch.Tensor:

@@ -55,6 +55,9 @@ class Joint(Method):
             state = {**part.initialize(w, controls, draw)[2], **state}
         return first, trainable, {name: t for name, t in state.items() if name not in trainable}
 
+    def keeping(self) -> Joint:
+        return replace(self, base=self.base.keeping(), modifiers=tuple(part.keeping() for part in self.modifiers))
+
     def prepare(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
         for part in self._parts:
             state = part.prepare(w, state, controls, draw)

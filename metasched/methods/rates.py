@@ -43,7 +43,7 @@ class Rates(Modifier):
         self, w: torch.Tensor, proposed: torch.Tensor, state: State, controls: Values, draw: Draw
     ) -> tuple[torch.Tensor, State]:
         # lerp is exact at 1
-        return torch.lerp(w, proposed, controls["lr_scale"]) - controls["weight_decay"] * w, state
+        return torch.lerp(w, proposed, controls["lr_scale"].to(w.dtype)) - controls["weight_decay"] * w, state
 
 
 def build(config: RatesConfig) -> Rates:

@@ -49,7 +49,7 @@ class Temperature(Method):
 
     def weight(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
         level = soft(w / state["scale"], self.quantizer.levels, controls["weight_temperature"]) * state["scale"]
-        return torch.lerp(w, level, controls["weight_blend"])  # lerp is exact at 0 and at 1
+        return torch.lerp(w, level, controls["weight_blend"].to(w.dtype))  # lerp is exact at 0 and at 1
 
     def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
         levels, unit = self.quantizer.activation_levels, self.quantizer.activation_unit(state)

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-import copy
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import nn
 
 from metasched.core.errors import MetaschedError
+from metasched.core.layer import Layer
+from metasched.network.flow import Example, run_example
+from metasched.network.identity import identity, same
 from metasched.network.quantize import QuantizedNetwork, Tensors
-from metasched.network.sites import Example, run_example
+from metasched.network.recomputing import Calls
+from metasched.network.sites import ActivationSite, copied, running
+from metasched.network.starts import Starts
+
+
+class _Step(NamedTuple):
+    """The step that ``settle`` ends: parameters before it, the method's state in it, controls and number."""
+
+    before: Tensors
+    state: Tensors
+    values: dict[str, list[float]]
+    step: int
 
 
 class _Damped(torch.autograd.Function):
@@ -60,22 +75,29 @@ class QuantizedModule(nn.Module):
         seed: seed of the method's random numbers, and of the initial weights if the method redraws them.
         example: a first batch, as for ``quantize``; needed for learned scales of activations, which start at it.
 
+    Layers whose weight has ``requires_grad=False`` are not drawn anew, and what is in eval mode in a network in
+    training mode stays there; a warning names both, and what stays in float. Scales fit the weights at the first step:
+    of those that are loaded before it, too. The scales of layers that start at zero follow them until some are frozen.
+
     Raises:
         MetaschedError: here or in a call, if the controls lack a layer or one of the method's controls; an example is
-            missing, or does not reach a layer whose activation is quantized.
+            missing, or does not reach a layer whose activation is quantized; a state dict is of other layers or levels.
     """
+
+    method_identity: torch.Tensor
 
     def __init__(
         self, network: QuantizedNetwork, first: LayerValues, seed: int = 0, example: Example | None = None
     ) -> None:
         super().__init__()
-        network = replace(network, module=copy.deepcopy(network.module))
+        network = replace(network, module=copied(network.module))
         self.network = network
         self.seed = seed
         own = {name: p.detach().clone() for name, p in network.module.named_parameters()}
-        params, state = network.initialize(own, self._rows(first), seed)
+        fixed = {layer.name for layer in network.layers if not self._weight(layer).requires_grad}
+        params, state = network.initialize(own, self._rows(first), seed, fixed)
         if network.method.fits_activations:
-            trainable, fitted = self._fitted(own, example)
+            trainable, fitted = self.fitted(own, example, fixed)
             params, state = params | trainable, state | fitted
         with torch.no_grad():
             for name, p in network.module.named_parameters():
@@ -87,36 +109,85 @@ class QuantizedModule(nn.Module):
         self._state_names = list(state)
         for i, name in enumerate(self._state_names):
             self.register_buffer(f"method_state_{i}", state[name])
-        self._pending: tuple[Tensors, Tensors, Tensors, int] | None = None
+        self.register_buffer("method_identity", identity(network, self._state_names, self._trainable_names))
+        self._still = [name for name, m in self.module.named_modules() if self.module.training and not m.training]
+        self._starts = Starts(self)
+        self._pending: _Step | None = None
+        self._last: dict[str, list[float]] | None = None
+        self._resumed = self._said_fall = False
         self._penalty: torch.Tensor | None = None
+        self._calls = Calls()
+        for layer in network.layers:
+            self._calls.watch(self.module.get_submodule(layer.name), layer.weight_key, running)
+        for m in self.module.modules():
+            if isinstance(m, ActivationSite):
+                m.calls = self._calls
+        self.module.register_load_state_dict_post_hook(partial(_on_load, self))
+        self._say(fixed)
 
-    def forward(self, x: torch.Tensor, controls: LayerValues, step: int) -> torch.Tensor:
+    def forward(
+        self, *inputs: Any, controls: LayerValues | None = None, step: int | None = None, **keywords: Any
+    ) -> Any:
         """Outputs of the quantized network; in training mode, call ``settle`` after the optimizer's step.
 
+        ``module(x, controls, step)``, ``module(x, y, controls, step)`` or ``module(x, mask=m, controls=c, step=n)``. Of
+        several passes in training mode before ``settle``, its step starts at the first one.
+
         Args:
-            x: input of the model, [N, ...].
+            inputs, keywords: those of the model, [N, ...] usually.
             controls: layer -> control -> value at this step.
             step: index of the training step; random numbers are a function of it.
 
         Returns:
-            outputs of the model, [N, ...].
+            outputs of the model, [N, ...] usually.
         """
-        rows = self._rows(controls)
-        params = self.parameters_by_name()
-        state = self.network.prepare(params, self.method_state(), rows, self.seed, step)
+        if step is None and inputs:
+            inputs, step = inputs[:-1], inputs[-1]
+        if controls is None and inputs:
+            inputs, controls = inputs[:-1], inputs[-1]
+        if not isinstance(controls, Mapping) or step is None:
+            raise MetaschedError("controls", "or the step is not given", "call module(*inputs, controls, step)")
         if self.training:
+            self._starts.fit(self, inputs, keywords)
+        values = self._lists(controls)
+        values = self._held(values) if self.training else values
+        rows, params = self._tensors(values), self.parameters_by_name()
+        now = self._pending
+        if now is not None and (now.values, now.step) == (values, step):
+            state = now.state
+        else:
+            state = self.network.prepare(params, self.method_state(), rows, self.seed, step)
+        if self.training and now is None:
             before = {name: p.detach().clone() for name, p in params.items()}
-            self._pending = before, {k: v.detach() for k, v in state.items()}, rows, step
-        call = self.network.call(dict(self.network.module.named_buffers()))
+            self._pending = _Step(before, {k: v.detach() for k, v in state.items()}, values, step)
+        keep = self.training and torch.is_grad_enabled()
+        call = self._noted if keep else self.network.call({})
         model, self._penalty = self.network.model(call, self._damped(params, state), state, rows, self.seed, step)
-        return model(x)
+        return model(*inputs, **keywords)
 
-    def _fitted(self, own: Tensors, example: Example | None) -> tuple[Tensors, Tensors]:
-        """What starts at the first inputs of activations, from the float network's parameters."""
+    def _noted(self, params: Tensors, *args: Any, **kwargs: Any) -> Any:
+        self._calls.begin(running(), params)
+        return self.network.call({})(params, *args, **kwargs)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or eval mode; what was in eval mode when the network was made stays there."""
+        super().train(mode)
+        for name in self._still:
+            self.module.get_submodule(name).training = False
+        return self
+
+    def fitted(self, own: Tensors, example: Example | None, kept: set[str]) -> tuple[Tensors, Tensors]:
+        """What starts at the first inputs of activations: trainable tensors and state [...], as ``layer/name``.
+
+        Args:
+            own: parameters of the float network.
+            example: as for ``quantize``.
+            kept: layers that keep their weights.
+        """
         if example is None:
             problem = "is missing, and learned scales of activations start at a first batch"
             raise MetaschedError("QuantizedModule: example", problem, "pass a batch of the training data")
-        params, state = self.network.initialize(own, self.network.neutral(), self.seed)
+        params, state = self.network.initialize(own, self.network.neutral(), self.seed, kept)
         call = self.network.call(self.network.buffers())
         with torch.random.fork_rng(devices=[]):  # dropout in this pass does not move the user's generator
             return self.network.fit(call, params, state, lambda model: run_example(model, example))
@@ -126,34 +197,44 @@ class QuantizedModule(nn.Module):
 
         Add it to the loss before ``backward``.
         """
-        return next(self.module.parameters()).new_zeros(()) if self._penalty is None else self._penalty
+        return self.network.zero if self._penalty is None else self._penalty
 
     @torch.no_grad()
     def settle(self) -> None:
         """Applies the method's update after ``optimizer.step()``; INQ, for example, restores the frozen weights."""
         assert self._pending is not None, "call settle() after a forward pass in training mode and optimizer.step()"
-        before, state, rows, step = self._pending
-        params = self.parameters_by_name()
-        settled, state = self.network.update(before, params, state, rows, self.seed, step)
+        now, params = self._pending, self.parameters_by_name()
+        rows = self._tensors(now.values)
+        settled, state = self.network.update(now.before, params, now.state, rows, self.seed, now.step)
         for name, p in params.items():
-            p.copy_(settled[name])
+            if p.requires_grad:
+                p.copy_(settled[name])
         for i, name in enumerate(self._state_names):
             self.get_buffer(f"method_state_{i}").copy_(state[name])
-        self._pending = self._penalty = None
+        self._last, self._pending, self._penalty = now.values, None, None
+        self._calls.end()
+        self._starts.follow(self)
+
+    @property
+    def pending(self) -> bool:
+        """Whether a pass in training mode waits for ``settle``."""
+        return self._pending is not None
 
     @torch.no_grad()
     def hardened(self) -> Tensors:
         """The deployed parameters by name; every element of a quantized weight is a level times its scale."""
+        self._starts.fit_weights(self)
         return self.network.harden(self.parameters_by_name(), self.method_state())
 
     @torch.no_grad()
-    def deployed(self, x: torch.Tensor) -> torch.Tensor:
-        """Outputs [N, ...] of the deployed network, with hard weights and activations, for inputs x [N, ...].
+    def deployed(self, *inputs: Any, **keywords: Any) -> Any:
+        """Outputs [N, ...] of the deployed network, with hard weights and activations, for the model's inputs.
 
         Batch normalization uses the mode of the module, training or evaluation.
         """
-        call = self.network.call(dict(self.network.module.named_buffers()))
-        return self.network.hardened_model(call, self.parameters_by_name(), self.method_state())(x)
+        self._starts.fit_weights(self)
+        model = self.network.hardened_model(self.network.call({}), self.parameters_by_name(), self.method_state())
+        return model(*inputs, **keywords)
 
     def method_state(self) -> Tensors:
         """The state of the method by name (``layer/name``), as an argument for ``QuantizedNetwork.harden``."""
@@ -170,15 +251,73 @@ class QuantizedModule(nn.Module):
         factors = self.network.gradients(ones, state) if ones else {}
         return {**params, **{name: _Damped.apply(params[name], f) for name, f in factors.items()}}
 
+    def _weight(self, layer: Layer) -> nn.Parameter:
+        return self.network.module.get_parameter(layer.weight_key)
+
     def _rows(self, values: LayerValues) -> Tensors:
-        like = next(self.network.module.parameters())
+        return self._tensors(self._lists(values))
+
+    def _lists(self, values: LayerValues) -> dict[str, list[float]]:
+        """Control -> the values of all layers."""
         layers, controls = self.network.layers, self.network.method.controls
         for layer in layers:
             if missing := {c.name for c in controls} - set(values.get(layer.name, ())):
                 problem = f"has no value for {', '.join(sorted(missing))}"
                 fix = "create SchedulePlayer with a schedule of this method and with layers=network.layers"
                 raise MetaschedError(f"controls.{layer.name}", problem, fix)
-        return {
-            c.name: torch.tensor([values[layer.name][c.name] for layer in layers], dtype=like.dtype, device=like.device)
-            for c in controls
-        }
+        return {c.name: [values[layer.name][c.name] for layer in layers] for c in controls}
+
+    def _tensors(self, values: Mapping[str, list[float]]) -> Tensors:
+        like = self.network.zero
+        return {name: torch.tensor(row, dtype=like.dtype, device=like.device) for name, row in values.items()}
+
+    def _held(self, values: dict[str, list[float]]) -> dict[str, list[float]]:
+        """The controls, with freeze fractions that do not fall, as they would in a run that is made longer."""
+        if (fractions := values.get("freeze_fraction")) is None or not (before := self._fractions()):
+            return values
+        layers = self.network.layers
+        for layer, was, now in zip(layers, before, fractions, strict=True):
+            if now < was - 1 / layer.num_weights and not self._said_fall:
+                what = f"freeze_fraction of {layer.name} falls from {was:.3g} to {now:.3g}: frozen weights stay frozen"
+                warnings.warn(f"{what}; a run that goes on needs its own total_steps", stacklevel=3)
+                self._said_fall = True
+        return {**values, "freeze_fraction": [max(pair) for pair in zip(before, fractions, strict=True)]}
+
+    def _fractions(self) -> list[float]:
+        """The share of each layer that is frozen: of the last step, or of a state that was loaded; else empty."""
+        if self._last is None and self._resumed:
+            masks = [self.method_state()[f"{layer.name}/frozen"] for layer in self.network.layers]
+            self._last = {"freeze_fraction": [float((mask > 0).double().mean()) for mask in masks]}
+        return [] if self._last is None else self._last["freeze_fraction"]
+
+    def _say(self, fixed: set[str]) -> None:
+        """One line for each thing that is not as one might think."""
+        if fixed and any(self.network.method.keeping() != self.network.method for _ in fixed):
+            what = "requires_grad is False: their weights are kept, where others are drawn anew"
+            warnings.warn(f"model: {', '.join(sorted(fixed))}: {what}", stacklevel=3)
+        if self._still:
+            what = "in eval mode (frozen normalization), and stay there in training"
+            warnings.warn(f"model: {', '.join(self._still)}: are {what}", stacklevel=3)
+        if zero := self._starts.zero:
+            what = "all weights are 0; their scales follow them until some are frozen"
+            warnings.warn(f"model: {', '.join(zero)}: {what}", stacklevel=3)
+        if self.network.floats:
+            warnings.warn(f"model: stay in float: {'; '.join(self.network.floats)}", stacklevel=3)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        key = f"{prefix}method_identity"
+        if key in state_dict and not same(state_dict[key], self.method_identity):
+            names = ", ".join(layer.name for layer in self.network.layers)
+            problem = f"is of other layers, levels or scales than those of this network, which quantizes {names}"
+            raise MetaschedError("state_dict", problem, "quantize the model as it was when the state was saved")
+        given = {name for name in state_dict if name.startswith(f"{prefix}method_")}
+        if given and key not in state_dict:  # of an earlier version
+            state_dict = {**state_dict, key: self.method_identity}
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if given:
+            self._starts.done()
+            self._last, self._resumed = None, True
+
+
+def _on_load(owner: QuantizedModule, module: nn.Module, keys: object) -> None:
+    owner._pending = None

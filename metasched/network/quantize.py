@@ -7,9 +7,9 @@ are arguments of every call; nothing is stored.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import torch
@@ -20,7 +20,8 @@ from metasched.core.errors import MetaschedError
 from metasched.core.layer import Layer
 from metasched.core.randomness import Draw
 from metasched.methods.base import Evaluating, Method
-from metasched.network.sites import Example, activations, find_sites
+from metasched.network.flow import Example
+from metasched.network.sites import activations, find_sites
 
 Tensors = dict[str, torch.Tensor]
 ControlRow = Mapping[str, torch.Tensor]  # control -> [L], the controls of one step
@@ -38,11 +39,13 @@ class QuantizedNetwork:
         module: the copy; read its initial parameters and buffers from it, run it through the methods here.
         method: the quantization method.
         layers: what is quantized, in the order of the data flow; all controls have one value for each.
+        floats: what stays in float though it is a layer or an activation, and why; without first, last and embeddings.
     """
 
     module: nn.Module
     method: Method
     layers: tuple[Layer, ...]
+    floats: tuple[str, ...] = ()
 
     @cached_property
     def draws(self) -> bool:
@@ -50,23 +53,29 @@ class QuantizedNetwork:
         return any(isinstance(m, _DRAWING) for m in self.module.modules())
 
     def describe(self) -> str:
-        """One line a layer: what was chosen."""
-        return "\n".join(
+        """One line a layer: what was chosen; then one for each that stays in float."""
+        chosen = (
             f"{x.name}: {x.kind}, {x.num_weights} weights of {x.bits:.3g} bits, quantizes {x.quantizes}"
             for x in self.layers
         )
+        return "\n".join((*chosen, *(f"in float: {line}" for line in self.floats)))
 
-    def initialize(self, params: Tensors, row: ControlRow, seed: int) -> tuple[Tensors, Tensors]:
+    def initialize(
+        self, params: Tensors, row: ControlRow, seed: int, kept: Collection[str] = ()
+    ) -> tuple[Tensors, Tensors]:
         """Initial parameters and method state, from the float network's parameters and the first step's controls [L].
 
-        The parameters have the method's trainable tensors beside the module's, as ``layer/name``.
+        The parameters have the method's trainable tensors beside the module's, as ``layer/name``. Layers whose names
+        are in ``kept`` keep their weights, also where the method draws new ones.
         """
         params = dict(params)
         state: Tensors = {}
-        values = self._values(row)
+        values, neutral = self._values(row), self._values(self.neutral()) if kept else []
         for i, layer in enumerate(self.layers):
-            key = layer.weight_key
-            params[key], trainable, own = self.method.initialize(params[key], values[i], Draw(seed, 0, i))
+            key, method, now = layer.weight_key, self.method, values[i]
+            if layer.name in kept:
+                method, now = method.keeping(), neutral[i]
+            params[key], trainable, own = method.initialize(params[key], now, Draw(seed, 0, i))
             assert not trainable.keys() & own.keys(), "a tensor is trainable or state"
             params |= _prefixed(layer, trainable)
             state |= _prefixed(layer, own)
@@ -74,8 +83,15 @@ class QuantizedNetwork:
 
     def neutral(self) -> Tensors:
         """The value of each control, [L], that is nearest to 0."""
-        like = next(self.module.parameters())
-        return {c.name: like.new_full((len(self.layers),), min(max(0.0, c.low), c.high)) for c in self.method.controls}
+        nearest = {c.name: min(max(0.0, c.low), c.high) for c in self.method.controls}
+        return {name: self.zero.new_full((len(self.layers),), value) for name, value in nearest.items()}
+
+    @property
+    def zero(self) -> torch.Tensor:
+        """0-d, with the device of the quantized weights, and their dtype if that is wide enough for controls."""
+        weights = [self.module.get_parameter(layer.weight_key) for layer in self.layers]
+        dtype = reduce(torch.promote_types, (w.dtype for w in weights), torch.float32)
+        return torch.zeros((), dtype=dtype, device=weights[0].device)
 
     @torch.no_grad()
     def fit(
@@ -272,7 +288,8 @@ def quantize(
     """Wrap a model: choose its layers and say what each quantizes (see sites.py).
 
     Args:
-        model: any module whose activations are modules (not functional calls) that run once a pass; it is copied.
+        model: any module whose activations are modules (not functional calls) that run once a pass; it is copied, and
+            what is in eval mode in a model in training mode stays there.
         method: what quantizes them.
         example: an input batch, used for one pass in eval mode: a tensor [N, ...], a tuple of arguments, a dict of
             keyword arguments, or a function of the module that runs it (of several passes the first one counts).
@@ -280,10 +297,10 @@ def quantize(
 
     Raises:
         MetaschedError: nothing to quantize, a layer or an activation that runs more than once in a pass, a model that
-            is a single layer, or layers that share a weight.
+            is a single layer, layers that share a weight, or a computed weight.
     """
-    module, layers = find_sites(model, method, example, first=first, last=last)
-    return QuantizedNetwork(module, method, layers)
+    sites = find_sites(model, method, example, first=first, last=last)
+    return QuantizedNetwork(sites.module, method, sites.layers, sites.floats)
 
 
 def _within(activate: Callable[[int, torch.Tensor], torch.Tensor], call: Call, params: Tensors) -> Model:

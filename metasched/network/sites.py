@@ -6,10 +6,10 @@ A copy of the model is made. In it each chosen activation is replaced by a site,
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -17,29 +17,54 @@ from torch import nn
 from metasched.core.errors import MetaschedError
 from metasched.core.layer import Layer, weight_key
 from metasched.methods.base import Method
+from metasched.network.flow import WEIGHTED, Example, Flow, flow_of
+from metasched.network.recomputing import Calls
 
-Example = torch.Tensor | tuple[Any, ...] | Mapping[str, Any] | Callable[[Any], object]
-
-_WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-_ACTIVATIONS = (
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Hardtanh),
-    *(nn.Hardswish, nn.Mish),
-)
+_GATES = (nn.Sigmoid,)  # which stay in float where they are multiplied with another tensor
 _activate: ContextVar[Callable[[int, torch.Tensor], torch.Tensor]] = ContextVar("activate")
 
 
-class ActivationSite(nn.Module):
-    """Stands where an activation stood; what it computes is decided by the call that runs the network."""
+class Sites(NamedTuple):
+    """A copy of a model with its sites, what is quantized, and what stays in float and why, as ``name (type): why``."""
 
-    def __init__(self, layer: int) -> None:
-        super().__init__()
-        self.layer = layer
+    module: nn.Module
+    layers: tuple[Layer, ...]
+    floats: tuple[str, ...]
+
+
+class ActivationSite(nn.Module):
+    """Stands where an activation stood; what it computes is decided by the call that runs the network.
+
+    Attributes:
+        layer: index of the layer that it belongs to.
+        rewrites: whether the activation worked in place on a tensor that is used again, so that this must too.
+        calls: of the ``QuantizedModule`` that it is in; the last one stands in while a backward pass recomputes.
+    """
+
+    layer: int
+    rewrites = False
+    calls: Calls | None = None
+
+    @staticmethod
+    def replace(activation: nn.Module, layer: int, *, rewrites: bool) -> None:
+        """Makes a module a site, in every place of the model that has it."""
+        activation.__class__ = ActivationSite
+        assert isinstance(activation, ActivationSite)
+        activation.layer, activation.rewrites = layer, rewrites
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """What the running call puts out here for an input [N, ...]."""
+        activate = _activate.get(None) or (self.calls.activate_again() if self.calls is not None else None)
+        if activate is None:
+            problem = "runs outside of its quantized network"
+            raise MetaschedError("model", problem, "call the QuantizedModule, or its deployed()")
+        given = x
+        if self.rewrites:
+            x = x.clone()
         if torch.is_autocast_enabled(x.device.type):
             x = x.float()  # noise narrower than bfloat16 can tell apart would be none
-        return _activate.get()(self.layer, x)
+        found = activate(self.layer, x)
+        return given.copy_(found) if self.rewrites else found
 
 
 @contextmanager
@@ -52,37 +77,41 @@ def activations(function: Callable[[int, torch.Tensor], torch.Tensor]) -> Iterat
         _activate.reset(token)
 
 
-def find_sites(
-    model: nn.Module, method: Method, example: Example, *, first: bool = True, last: bool = False
-) -> tuple[nn.Module, tuple[Layer, ...]]:
+def running() -> Callable[[int, torch.Tensor], torch.Tensor] | None:
+    """What the sites compute now; None outside of ``activations``."""
+    return _activate.get(None)
+
+
+def find_sites(model: nn.Module, method: Method, example: Example, *, first: bool = True, last: bool = False) -> Sites:
     """A copy of a model with its sites, and its L quantized layers in the order in which a pass runs them.
 
-    Chosen are all convolutions and linear layers that a forward pass of ``example`` runs; an activation module belongs
-    to the layer that ran last before it, if that layer has none yet.
+    Chosen are all convolutions and linear layers that a forward pass of ``example`` runs. An activation module belongs
+    to the layer whose output it gets, if that layer has none yet; of several layers (a sum of two branches) to the one
+    that ran last. Outputs of the network and Sigmoid gates stay in float.
 
     Args and errors are those of ``quantize``; a tensor as example is [N, ...].
     """
-    module = copy.deepcopy(model)
-    ran = _execution_order(module, example)
-    weighted = [name for name, m in ran if isinstance(m, _WEIGHTED)]
+    module = copied(model)
+    modes = {name: m.training for name, m in module.named_modules()}
+    flow = flow_of(module, example)
+    weighted = [name for name, m in flow.ran if isinstance(m, WEIGHTED)]
     chosen = weighted[0 if first else 1 : len(weighted) if last else len(weighted) - 1]
+    others = _other_layers(module, flow)
     if not chosen:
-        raise MetaschedError("quantize", "the model has no layer left to quantize", "set quantize.last or first: true")
+        has = f" (in float: {', '.join(others)})" if others else ""
+        problem = f"the model has no layer left to quantize{has}"
+        raise MetaschedError("quantize", problem, "set quantize.last or first: true")
     _refuse_unnamed(module, chosen)
-    followed: dict[str, str] = {}
-    current = None
-    for name, m in ran:
-        if isinstance(m, _WEIGHTED):
-            current = name
-        elif current in chosen and current not in followed:
-            followed[current] = name
+    followed, floats = _owners(flow, chosen)
+    quantizes = method.quantizes == "weight+activation"
     layers = []
     for i, name in enumerate(chosen):
         own = module.get_submodule(name)
         weight: torch.Tensor = own.weight  # pyright: ignore[reportAssignmentType]
-        site = method.quantizes == "weight+activation" and name in followed
+        site = quantizes and name in followed
         if site:
-            module.set_submodule(followed[name], ActivationSite(i))
+            activation = followed[name]
+            ActivationSite.replace(module.get_submodule(activation), i, rewrites=activation in flow.reused)
         layers.append(
             Layer(
                 name=name,
@@ -94,8 +123,84 @@ def find_sites(
                 bits=method.bits,
             )
         )
+    _no_fused_path(module)
     module.train()
-    return module, tuple(layers)
+    if model.training:  # what the user has put into eval mode, such as a frozen batch normalization, stays there
+        for name, m in module.named_modules():
+            m.training = modes[name]
+    return Sites(module, tuple(layers), (*others, *floats) if quantizes else others)
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """A deep copy of a module.
+
+    Raises:
+        MetaschedError: a layer has a computed weight, which cannot be copied; the message names it.
+    """
+    for name, m in module.named_modules():
+        for key, value in vars(m).items():
+            if isinstance(value, torch.Tensor) and value.grad_fn is not None:
+                problem = f"has a computed {key}, as torch.nn.utils.prune or weight_norm leave it"
+                fix = "make it a plain parameter first: prune.remove(layer, 'weight') or remove_weight_norm(layer)"
+                raise MetaschedError(f"model.{name}" if name else "model", problem, fix)
+    return copy.deepcopy(module)
+
+
+def _owners(flow: Flow, chosen: list[str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The activation of each chosen layer that has one, and those activations that stay in float."""
+    modules, order = dict(flow.ran), [name for name, _ in flow.ran]
+    followed: dict[str, str] = {}
+    floats = []
+    current = None
+    for name, m in flow.ran:
+        if isinstance(m, WEIGHTED):
+            current = name
+            continue
+        feeding = [s for s in flow.sources[name] if isinstance(modules[s], WEIGHTED)]
+        owner = max(feeding, key=order.index) if feeding else None if flow.sources[name] else current
+        later = any(isinstance(x, WEIGHTED) for _, x in flow.ran[order.index(name) + 1 :])
+        if owner not in chosen:
+            continue
+        why = "is the second activation of its layer" if owner in followed else None
+        if not later and name not in flow.feeds:
+            why = "is the output of the network"
+        elif isinstance(m, _GATES) and name in flow.gates:
+            why = "is a gate"
+        if why is None:
+            followed[owner] = name
+        else:
+            floats.append(f"{name} ({type(m).__name__}): {why}")
+    return followed, (
+        *floats,
+        *(f"{name}: is not an activation module that can be replaced" for name in flow.functions),
+    )
+
+
+def _other_layers(module: nn.Module, flow: Flow) -> tuple[str, ...]:
+    """Layers with a weight of two or more dimensions that cannot be quantized, or that the example does not reach."""
+    found = []
+    ran = {name for name, _ in flow.ran}
+    for name, m in module.named_modules():
+        if isinstance(m, WEIGHTED):
+            why = None if name in ran else "is not run as a layer by the example"
+        elif isinstance(m, nn.Embedding) or not any(p.dim() > 1 for p in m.parameters(recurse=False)):
+            why = None
+        else:
+            why = "is of a type that is not quantized"
+        if why is not None:
+            found.append(f"{name or 'model'} ({type(m).__name__}): {why}")
+    return tuple(found)
+
+
+def _no_fused_path(module: nn.Module) -> None:
+    """Torch's fused transformer layers, used in eval mode, would go around the sites in them."""
+    fused = nn.TransformerEncoderLayer, nn.TransformerEncoder
+    for m in module.modules():
+        if isinstance(m, fused) and any(isinstance(inner, ActivationSite) for inner in m.modules()):
+            if isinstance(m, nn.TransformerEncoder):
+                m.use_nested_tensor = False
+            else:
+                m.activation_relu_or_gelu = 0
 
 
 def _refuse_unnamed(module: nn.Module, chosen: list[str]) -> None:
@@ -103,46 +208,14 @@ def _refuse_unnamed(module: nn.Module, chosen: list[str]) -> None:
     if "" in chosen:
         raise MetaschedError("model", "is a single layer", "wrap it: torch.nn.Sequential(layer)")
     own = {name for name, _ in module.named_parameters()}
+    fix = "give each quantized layer a plain weight of its own"
     for name in chosen:
         if weight_key(name) not in own:
             problem = "shares its weight with another layer, or has it parametrized"
-            raise MetaschedError(f"model.{name}", problem, "give each quantized layer a plain weight of its own")
-
-
-def _execution_order(module: nn.Module, example: Example) -> list[tuple[str, nn.Module]]:
-    """The weighted layers and activations in the order in which the first pass runs them, each once."""
-    ran: list[tuple[str, nn.Module]] = []
-    passes: list[int] = []  # where each one ended
-    hooks = [
-        m.register_forward_hook(lambda m, _in, _out, name=name: ran.append((name, m)))
-        for name, m in module.named_modules()
-        if isinstance(m, _WEIGHTED + _ACTIVATIONS)
-    ]
-    hooks.append(module.register_forward_hook(lambda *_: passes.append(len(ran))))
-    module.eval()
-    try:
-        with torch.no_grad():
-            run_example(module, example)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    del ran[passes[0] if passes else 0 :]
-    names = [name for name, _ in ran]
-    for name in names:
-        if names.count(name) > 1:
-            raise MetaschedError(
-                f"model.{name}", "runs more than once in a forward pass", "give each use a module of its own"
-            )
-    return ran
-
-
-def run_example(module: Callable[..., Any], example: Example) -> None:
-    """One pass of a module on an example ([N, ...] if it is a tensor), or as many as a function runs."""
-    if isinstance(example, torch.Tensor):
-        module(example)
-    elif isinstance(example, tuple):
-        module(*example)
-    elif isinstance(example, Mapping):
-        module(**example)
-    else:
-        example(module)
+            raise MetaschedError(f"model.{name}", problem, fix)
+    for name in chosen:
+        layer = module.get_submodule(name)
+        for other, m in module.named_modules():
+            if m is not layer and any(p is layer.weight for p in m.parameters(recurse=False)):
+                problem = f"shares its weight with {other}, which is not quantized"
+                raise MetaschedError(f"model.{name}", problem, fix)

@@ -152,7 +152,10 @@ IMAGE, ROW = torch.zeros(1, 1, 8, 8), nn.Sequential(nn.Linear(64, 4), nn.ReLU(),
         (nn.Sequential(nn.Conv2d(1, 2, 3), nn.AvgPool2d(2, padding=1), nn.ReLU()), "model.1: is an AvgPool2d with"),
         (nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.ReLU()), "model.1: flattens sums that are not quantized"),
         (nn.Sequential(nn.Linear(8, 2), nn.ReLU()), "model.0: is a linear layer on images"),
-        (nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), Thermometer()), "model.2: is a Thermometer after other layers"),
+        (
+            nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), Thermometer(), nn.Conv2d(16, 2, 6)),
+            "model.2: is a Thermometer after other layers",
+        ),
     ],
 )
 def test_what_has_no_integer_form_is_one_line(model: nn.Module, says: str) -> None:

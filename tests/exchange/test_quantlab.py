@@ -297,7 +297,12 @@ def window(key: str = "sigma", fun: str = "bws", beta: float = 0.5, **kwargs: fl
 OLD = [timer("conv1", sigma={"base": 0.5, "fun": "bws", "kwargs": {}})]
 SHORT = [timer("conv1", sigma=decay(0.5, "bws", tstart=0, tend=2))]
 
+LWS = {"base": 1.0, "fun": "lws", "kwargs": {"tstart": 0, "tend": 8, "alpha": 1}}
+TWO_NOISES = [{"modules": ["conv1"], "fnoise": {"mi": LWS, "sigma": LWS}, "bnoise": {"mi": LWS, "sigma": LWS}}]
+
 REFUSED = {
+    "two noises": (experiment({"ctrl_spec": TWO_NOISES}, 5), r"ctrl_spec\[0\]: is in the older form of QuantLab's ANA"),
+    "two noises alone": (TWO_NOISES, r"\[0\]: is in the older form of QuantLab's ANA"),
     "unknown function": (window(fun="lws"), r"\[0\]\.sigma\.fun: unknown name 'lws'; did you mean"),
     "old key": (OLD, r"\[0\]\.sigma: unknown name 'base'; Known: beta, fun, kwargs"),
     "missing": (SHORT, r"\[0\]\.sigma\.kwargs\.alpha: missing"),

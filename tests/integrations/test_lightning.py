@@ -29,6 +29,12 @@ class Killed(Exception):
     pass
 
 
+def trainer_of(lightning: Any, played: Any, max_epochs: int = 2, **options: Any) -> Any:
+    silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    quiet = {**silent, "enable_model_summary": False, "accelerator": "cpu"}
+    return lightning.Trainer(callbacks=[played], max_epochs=max_epochs, **quiet, **options)
+
+
 def train(
     lightning: Any,
     model: nn.Module,
@@ -60,16 +66,7 @@ def train(
 
     x = torch.randn(24, 4, generator=torch.Generator().manual_seed(1))
     data = torch.utils.data.TensorDataset(x, x.sum(1, keepdim=True))
-    trainer = lightning.Trainer(
-        max_epochs=epochs,
-        accumulate_grad_batches=accumulated,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[played],
-    )
+    trainer = trainer_of(lightning, played, max_epochs=epochs, accumulate_grad_batches=accumulated)
     loader = torch.utils.data.DataLoader(data, batch_size=8 // accumulated)
     trainer.fit(Fit(), loader, ckpt_path=folder / "stopped.ckpt" if resume else None)
 
@@ -122,3 +119,76 @@ def test_a_run_without_end_is_refused(lightning: Any, schedule: Path, tmp_path: 
     played = callback(schedule, lambda values, step: None)
     with pytest.raises(MetaschedError, match=r"^total_steps: the trainer has no end"):
         train(lightning, nn.Linear(4, 1), tmp_path, played, epochs=-1)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_with_two_optimizers_and_skipped_batches_the_schedule_lasts_to_the_end(
+    lightning: Any, schedule: Path, tmp_path: Path, driven: DrivenModule, killed: bool
+) -> None:
+    """Two steps of optimizers a batch, and none of either in the batches that are skipped."""
+    seen: list[tuple[int, Any]] = []
+
+    class Two(lightning.LightningModule):
+        def __init__(self, model: nn.Module, stop: bool) -> None:
+            super().__init__()
+            self.model, self.other, self.automatic_optimization, self.stop = model, nn.Linear(4, 1), False, stop
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            if batch_idx == 1:
+                return
+            for part, optimizer in zip((self.model, self.other), self.optimizers(), strict=True):
+                optimizer.zero_grad()
+                self.manual_backward(part(batch[0]).square().mean())
+                optimizer.step()
+
+        def configure_optimizers(self) -> Any:
+            return [torch.optim.SGD(part.parameters(), lr=0.01) for part in (self.model, self.other)]
+
+        def on_train_epoch_end(self) -> None:
+            if self.stop:
+                self.trainer.save_checkpoint(tmp_path / "stopped.ckpt")
+                raise Killed
+
+    def run(stop: bool, path: Path | None) -> None:
+        def apply(values: Any, step: int) -> None:
+            seen.append((step, values))
+            driven.apply_controls(values, step)
+
+        trainer = trainer_of(lightning, callback(schedule, apply, settle=driven.settle, layers=driven.layers))
+        data = torch.utils.data.TensorDataset(torch.randn(24, 4))
+        trainer.fit(Two(driven, stop), torch.utils.data.DataLoader(data, batch_size=8), ckpt_path=path)
+
+    if killed:
+        with pytest.raises(Killed):
+            run(True, None)
+        run(False, tmp_path / "stopped.ckpt")
+    else:
+        run(False, None)
+    player = SchedulePlayer(schedule, STEPS, driven.layers)
+    assert seen == [(step, player.step()) for step in range(STEPS)]
+
+
+def test_a_batch_that_is_skipped_is_a_step(
+    lightning: Any, schedule: Path, tmp_path: Path, driven: DrivenModule
+) -> None:
+    seen: list[int] = []
+
+    def apply(values: Any, step: int) -> None:
+        seen.append(step)
+        driven.apply_controls(values, step)
+
+    class Fit(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = driven
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor | None:
+            return None if batch_idx == 2 else self.model(batch[0]).square().mean()
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam(self.model.parameters(), lr=0.05)
+
+    trainer = trainer_of(lightning, callback(schedule, apply, settle=driven.settle, layers=driven.layers))
+    data = torch.utils.data.TensorDataset(torch.randn(24, 4))
+    trainer.fit(Fit(), torch.utils.data.DataLoader(data, batch_size=8))
+    assert seen == list(range(STEPS))

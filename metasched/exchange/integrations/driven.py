@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from torch import nn
 
 from metasched.exchange.integrations import LayerValues
@@ -35,13 +36,16 @@ class DrivenModule(nn.Module):
         self._values, self._step = values, step
 
     def settle(self) -> None:
-        """Call it after the optimizer's step; see ``QuantizedModule.settle``."""
-        self.module.settle()
+        """Call it after the optimizer's step; ``QuantizedModule.settle``. A batch that was skipped is nothing."""
+        if self.module.pending:
+            self.module.settle()
 
     def hardened(self) -> Tensors:
         """The deployed parameters by name."""
         return self.module.hardened()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Outputs [N, ...] for inputs x [N, ...]: of the quantized network, or in eval mode of the deployed one."""
-        return self.module(x, self._values, self._step) if self.training else self.module.deployed(x)
+    def forward(self, *inputs: Any, **keywords: Any) -> Any:
+        """Outputs for the model's inputs: of the quantized network, or in eval mode of the deployed one."""
+        if self.training:
+            return self.module(*inputs, controls=self._values, step=self._step, **keywords)
+        return self.module.deployed(*inputs, **keywords)

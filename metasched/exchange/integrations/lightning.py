@@ -34,7 +34,8 @@ def callback(
 
     Before each batch it calls ``apply(values, step)`` with the values {layer: {control: value}} at
     ``trainer.global_step``, the number of optimizer steps taken, which Lightning saves in its checkpoints. Batches with
-    accumulated gradients are one step. With several optimizers, ``global_step`` counts the steps of all of them.
+    accumulated gradients are one step. With several optimizers, whose steps ``global_step`` adds up, each batch is one
+    step.
 
     Args:
         schedule: path of a schedule file, result of ``read_schedule``, or any schedule.
@@ -50,7 +51,7 @@ def callback(
 
     class PlaySchedule(_package().Callback):
         player: SchedulePlayer
-        step: int
+        taken: int  # optimizer steps before this batch
 
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
             length = trainer.estimated_stepping_batches if total_steps is None else total_steps
@@ -61,11 +62,12 @@ def callback(
             self.player = SchedulePlayer(schedule, int(length), layers)
 
         def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-            self.step = trainer.global_step
-            apply(self.player.at(self.step), self.step)
+            self.taken = trainer.global_step
+            step = self.taken if len(trainer.optimizers) < 2 else trainer.fit_loop.epoch_loop.total_batch_idx
+            apply(self.player.at(step), step)
 
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-            if settle is not None and trainer.global_step != self.step:  # not while gradients are accumulated
+            if settle is not None and trainer.global_step != self.taken:  # not while gradients are accumulated
                 settle()
 
     return PlaySchedule()

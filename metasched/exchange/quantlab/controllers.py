@@ -28,6 +28,8 @@ from metasched.io.reading import read_regular
 from metasched.io.strict_json import MAX_BYTES, join, parse, show
 
 _FIX = "give an experiment of QuantLab with a controller of ANA or INQ"
+_DEPTH = 16  # an experiment holds more than its controller
+_OLDER = {"fnoise", "bnoise"}  # noise of the forward and the backward pass apart
 _EPOCH = re.compile(r"0|[1-9][0-9]{0,8}")
 
 
@@ -99,7 +101,7 @@ def read_quantlab(path: str | os.PathLike[str]) -> Controller:
     where = printable(os.fspath(path))
     data = read_regular(path, MAX_BYTES, _FIX)
     try:
-        tree = parse(data)
+        tree = parse(data, _DEPTH)
         return _controller(tree)._replace(place=where)
     except MetaschedError as error:
         raise MetaschedError(f"{where}: {error.path}" if error.path else where, error.problem, error.fix) from None
@@ -135,6 +137,9 @@ def _timers(specs: Any, place: str) -> tuple[Timer, ...]:
     timers, seen = [], set()
     for i, spec in enumerate(specs):
         where = join(place, i)
+        if isinstance(spec, dict) and _OLDER & spec.keys():
+            problem = "is in the older form of QuantLab's ANA controller, with fnoise and bnoise, which is not read"
+            raise MetaschedError(where, problem, "write the noise of its forward pass as mi and sigma")
         _keys(spec, ("modules", "mi", "sigma"), where)
         modules = spec["modules"]
         if not isinstance(modules, list) or not modules or not all(isinstance(name, str) for name in modules):

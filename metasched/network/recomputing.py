@@ -1,0 +1,72 @@
+"""Activation checkpointing: parts of a network that run again in the backward pass, after the call has ended.
+
+They must see the weights and activations of the call: the last one in training mode, whose gradients are computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Calls:
+    """The last call of a network in training; a copy or a pickle of it is empty, since its tensors have a graph.
+
+    Attributes:
+        activate: what its sites compute; None before the first call.
+        weights: name of a quantized weight -> the tensor [C_out, ...] that the forward pass uses.
+    """
+
+    def __init__(self) -> None:
+        self.activate: Callable[[int, torch.Tensor], torch.Tensor] | None = None
+        self.weights: Mapping[str, torch.Tensor] = {}
+        self._kept: dict[str, nn.Parameter] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Calls:
+        return Calls()
+
+    def __reduce__(self) -> tuple[type[Calls], tuple[()]]:
+        return Calls, ()
+
+    def begin(
+        self, activate: Callable[[int, torch.Tensor], torch.Tensor] | None, weights: Mapping[str, torch.Tensor]
+    ) -> None:
+        """Notes a call."""
+        self.activate, self.weights = activate, weights
+
+    def end(self) -> None:
+        """Forgets the last call."""
+        self.begin(None, {})
+
+    def activate_again(self) -> Callable[[int, torch.Tensor], torch.Tensor] | None:
+        """What the sites compute in a backward pass; None outside of one."""
+        return self.activate if _in_backward() else None
+
+    def watch(self, layer: nn.Module, key: str, running: Callable[[], object]) -> None:
+        """Lets a layer see its quantized weight, of the name ``key``, when it runs again.
+
+        ``running()`` is not None while a call runs, which gives the layer its weight itself.
+        """
+        layer.register_forward_pre_hook(partial(_put, self, key, running))
+        layer.register_forward_hook(partial(_take_back, self, key), always_call=True)
+
+
+def _put(calls: Calls, key: str, running: Callable[[], object], layer: nn.Module, args: Any) -> None:
+    if key in calls.weights and running() is None and _in_backward():
+        kept = layer._parameters["weight"]
+        assert kept is not None
+        calls._kept[key] = kept
+        layer._parameters["weight"] = calls.weights[key]  # pyright: ignore[reportArgumentType]
+
+
+def _take_back(calls: Calls, key: str, layer: nn.Module, args: Any, output: Any) -> None:
+    if key in calls._kept:
+        layer._parameters["weight"] = calls._kept.pop(key)
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1
