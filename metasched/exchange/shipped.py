@@ -74,7 +74,7 @@ def list_schedules(method: str | None = None) -> tuple[ShippedSchedule, ...]:
         MetaschedError: no method of that name.
 
     >>> [shipped.name for shipped in list_schedules("rates")]
-    ['rates_constant', 'rates_late']
+    ['rates_rising', 'rates_constant', 'rates_late']
     """
     from metasched.schedules.table import families, hand_coded
 

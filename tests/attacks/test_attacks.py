@@ -178,7 +178,7 @@ ATTACKS |= {
     "quantlab/byte_order_mark.json": ("starts with a byte-order mark", ""),
     "quantlab/constructor_argument.json": (f"{TIMERS}[0].sigma.kwargs", "unknown name 'path'"),
     "quantlab/cut_off.json": ("line 16 column 17", "not JSON"),
-    "quantlab/deep.json": (f"{TIMERS}[0][0][0][0]", "nested more than 8 levels deep"),
+    "quantlab/deep.json": (f"{TIMERS}[0]", "must be an object"),
     "quantlab/duplicate_key.json": ("['5']", "occurs twice"),
     "quantlab/empty.json": ("empty", ""),
     "quantlab/empty_window.json": (f"{TIMERS}[0].sigma.kwargs.tend", "at least 1, got 0"),
