@@ -21,5 +21,4 @@ def test_killed_runs_end_as_whole_ones(tmp_path: Path) -> None:
         "unresumable": 0,
         "different": 0,
     }
-    assert counts["runs"] == 12 and len(counts["phases"]) >= 2
-    assert counts["kills"] >= 6  # on a busy machine a run may end before its moment comes
+    assert counts["runs"] == 12 and counts["kills"] >= 12 and len(counts["phases"]) >= 2
