@@ -40,14 +40,18 @@ def printable(text: str) -> str:
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+_MOST_NAMES = 40  # that a message lists
+
+
 def unknown_name(path: str, name: str, known: Iterable[str]) -> MetaschedError:
-    """The error for an unknown name; suggests the most similar known one.
+    """The error for an unknown name; suggests the most similar known one, and lists all if they are few.
 
     >>> str(unknown_name("method.name", "anna", ["ana", "inq"]))
     "method.name: unknown name 'anna'; did you mean 'ana'? Known: ana, inq"
     """
     names = sorted(known)
-    return MetaschedError(path, f"unknown name {name!r}", f"{did_you_mean(name, names)}Known: {', '.join(names)}")
+    listed = f"Known: {', '.join(names)}" if len(names) <= _MOST_NAMES else f"{len(names)} names are known"
+    return MetaschedError(path, f"unknown name {name!r}", f"{did_you_mean(name, names)}{listed}")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -88,3 +88,15 @@ class Estimator(Protocol):
             state: what the last call (or ``begin``) gave: {name: [...]}.
         """
         ...
+
+
+class Stateless:
+    """What estimators that carry nothing on share: an empty state."""
+
+    def begin(self, schedule: nn.Module, runs: Runs) -> State:
+        """Nothing is carried on."""
+        return {}
+
+    def check(self, schedule: nn.Module, runs: Runs, num_runs: int, state: State) -> None:
+        """See Estimator."""
+        check_like(PLACE, state, {})

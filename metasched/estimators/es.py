@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from metasched.engines.base import Diagnostics, Hypergradient, norm
-from metasched.estimators.base import PLACE, Estimate, State, check_like
+from metasched.estimators.base import Estimate, State, Stateless
 from metasched.estimators.perturbation import controls_at, direction, score_function
 from metasched.meta.config import MetaConfig
 from metasched.network.quantize import Tensors
@@ -32,7 +32,7 @@ from metasched.training.faults import Fault
 
 
 @dataclass(frozen=True)
-class EvolutionStrategies:
+class EvolutionStrategies(Stateless):
     """One hypergradient from all pairs, one pair for each seed.
 
     Attributes:
@@ -40,14 +40,6 @@ class EvolutionStrategies:
     """
 
     sigma: float
-
-    def begin(self, schedule: nn.Module, runs: Runs) -> State:
-        """Nothing is carried on."""
-        return {}
-
-    def check(self, schedule: nn.Module, runs: Runs, num_runs: int, state: State) -> None:
-        """See Estimator."""
-        check_like(PLACE, state, {})
 
     def estimate(self, schedule: nn.Module, runs: Runs, seeds: Sequence[int], state: State) -> Estimate:
         """See Estimator."""

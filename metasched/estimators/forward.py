@@ -22,7 +22,7 @@ from torch.func import functional_call
 
 from metasched.engines.base import Diagnostics, Hypergradient, norm
 from metasched.engines.tangent import Slope, tangents
-from metasched.estimators.base import PLACE, Estimate, State, check_like
+from metasched.estimators.base import Estimate, State, Stateless
 from metasched.estimators.reverse import Floored
 from metasched.meta.config import MetaConfig
 from metasched.network.quantize import Tensors
@@ -32,7 +32,7 @@ from metasched.training.state import InnerProblem
 
 
 @dataclass(frozen=True)
-class Forward:
+class Forward(Stateless):
     """One hypergradient for each seed.
 
     Attributes:
@@ -40,14 +40,6 @@ class Forward:
     """
 
     noise_floor: float | None
-
-    def begin(self, schedule: nn.Module, runs: Runs) -> State:
-        """Nothing is carried on."""
-        return {}
-
-    def check(self, schedule: nn.Module, runs: Runs, num_runs: int, state: State) -> None:
-        """See Estimator."""
-        check_like(PLACE, state, {})
 
     def estimate(self, schedule: nn.Module, runs: Runs, seeds: Sequence[int], state: State) -> Estimate:
         """See Estimator."""

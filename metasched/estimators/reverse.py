@@ -17,7 +17,7 @@ from torch import nn
 
 from metasched.core.layer import Layer
 from metasched.engines.base import ControlGradient, Hypergradient, pull_back
-from metasched.estimators.base import PLACE, Estimate, State, check_like
+from metasched.estimators.base import Estimate, State, Stateless
 from metasched.meta.config import MetaConfig
 from metasched.methods.base import Control
 from metasched.runs.local import Run, Runs
@@ -25,7 +25,7 @@ from metasched.schedules.base import progress_of_steps
 
 
 @dataclass(frozen=True)
-class Reverse:
+class Reverse(Stateless):
     """One hypergradient for each seed.
 
     Attributes:
@@ -33,14 +33,6 @@ class Reverse:
     """
 
     noise_floor: float | None
-
-    def begin(self, schedule: nn.Module, runs: Runs) -> State:
-        """Nothing is carried on."""
-        return {}
-
-    def check(self, schedule: nn.Module, runs: Runs, num_runs: int, state: State) -> None:
-        """See Estimator."""
-        check_like(PLACE, state, {})
 
     def estimate(self, schedule: nn.Module, runs: Runs, seeds: Sequence[int], state: State) -> Estimate:
         """See Estimator."""

@@ -19,7 +19,7 @@ from torch import nn
 
 from metasched.engines.base import Hypergradient, norm
 from metasched.estimators.agreement import agreement, blocks_of, flat, unflat
-from metasched.estimators.base import PLACE, Estimate, State, check_like
+from metasched.estimators.base import Estimate, State, Stateless
 from metasched.estimators.mixed import require_spread
 from metasched.estimators.reverse import differentiate
 from metasched.meta.config import MetaConfig
@@ -27,7 +27,7 @@ from metasched.runs.local import Runs
 
 
 @dataclass(frozen=True)
-class Weighted:
+class Weighted(Stateless):
     """One direction from the exact hypergradients of all seeds.
 
     Attributes:
@@ -35,14 +35,6 @@ class Weighted:
     """
 
     noise_floor: float | None
-
-    def begin(self, schedule: nn.Module, runs: Runs) -> State:
-        """Nothing is carried on."""
-        return {}
-
-    def check(self, schedule: nn.Module, runs: Runs, num_runs: int, state: State) -> None:
-        """See Estimator."""
-        check_like(PLACE, state, {})
 
     def estimate(self, schedule: nn.Module, runs: Runs, seeds: Sequence[int], state: State) -> Estimate:
         """See Estimator."""

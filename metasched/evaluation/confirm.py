@@ -50,7 +50,8 @@ class Confirmation(NamedTuple):
 
     def __str__(self) -> str:
         d = self.difference
-        over = "the floor" if self.start == NO_SCHEDULE else f"the start ({self.start})"
+        # the floor as this experiment has it: its learning rate is not tuned, as it may be in the comparison
+        over = "the floor at this learning rate" if self.start == NO_SCHEDULE else f"the start ({self.start})"
         found, kept = ("gain", "what was learned") if self.gain else ("no gain", "the start")
         return (
             f"{found} over {over}: {d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}] on {d.n} fresh meta-validation seeds; "

@@ -82,7 +82,8 @@ def _hand_coded_arm(config: ProblemConfig, name: str, path: str) -> Contender:
     parts = name.split("+")
     for part in parts:
         if part not in known:
-            raise unknown_name(path, part, known)
+            error = unknown_name(path, part, known)
+            raise MetaschedError(path, error.problem, f"{error.fix}; `metasched list` shows them")
     if len(parts) == 1:
         return Contender(by_method(config, known[name]), hand_coded(known[name])[name])
     of = "+".join(known[part] for part in parts)

@@ -131,9 +131,8 @@ def chosen(scores: Mapping[str, Sequence[float]]) -> tuple[str, str]:
     means = {name: summarize(own).mean for name, own in scores.items()}
     others = [name for name in scores if name != NO_SCHEDULE]
     if NO_SCHEDULE not in scores:
-        return max(
-            means, key=lambda name: means[name]
-        ), f"best of {len(others)} hand-coded schedules; there is no floor"
+        why = f"best of {len(others)} hand-coded schedules; there is no floor"
+        return max(means, key=lambda name: means[name]), why
     over = {name: paired_difference(scores[name], scores[NO_SCHEDULE]) for name in others}
     above = [name for name, d in over.items() if d.low > 0 and d.p < 1]
     best = max(above or others, key=lambda name: means[name], default=NO_SCHEDULE)

@@ -110,13 +110,9 @@ def build(config: JointConfig) -> Joint:
     parts = {name: find_method(name).builder(of_part(config, name)) for name in config.parts}
     bases = [name for name, part in parts.items() if not isinstance(part, Modifier)]
     if len(bases) > 1:
-        able = ", ".join(name for name in parts if name not in bases) or "blend, inq, rates"
         problem = f"has {' and '.join(bases)}, which both say what the forward pass sees"
-        raise MetaschedError("method.of", problem, f"keep one of them; those that go with any other are {able}")
-    if not bases:
-        base = METHODS["ste"].builder(of_part(config, "ste"))
-    else:
-        base = parts[bases[0]]
+        raise MetaschedError("method.of", problem, "keep one of them")
+    base = parts[bases[0]] if bases else METHODS["ste"].builder(of_part(config, "ste"))
     joint = Joint(base, tuple(part for part in parts.values() if isinstance(part, Modifier)))
     names = [control.name for control in joint.controls]
     if twice := sorted({name for name in names if names.count(name) > 1}):

@@ -152,12 +152,14 @@ def test_the_line_says_over_what_and_what_is_exported() -> None:
     d = paired_difference([0.5, 0.7, 0.6], [0.5, 0.6, 0.6])
     found = Confirmation("floor", Summary(0.6, 0.1, 3), d, 24)
     assert str(found) == (
-        "no gain over the floor: +0.0333 [-0.1101, +0.1768] on 3 fresh meta-validation seeds; "
+        "no gain over the floor at this learning rate: +0.0333 [-0.1101, +0.1768] on 3 fresh meta-validation seeds; "
         "schedule.json is the start"
     )
     assert str(found._replace(start="inq_linear")).startswith("no gain over the start (inq_linear): ")
     better = found._replace(difference=paired_difference(*GAIN))
-    assert str(better).startswith("gain over the floor: +0.1033 [") and "is what was learned" in str(better)
+    assert str(better).startswith(
+        "gain over the floor at this learning rate: +0.1033 ["
+    ) and "is what was learned" in str(better)
 
 
 # --- what is exported ---
@@ -171,7 +173,7 @@ def test_a_gain_is_exported(config: Path, tmp_path: Path, capsys: pytest.Capture
     assert file.provenance.spent == (Spent(by="sweep", inner_steps=16), Spent(by="confirm", inner_steps=24))
     assert result["exported"] == "learned" and result["confirmed"]["gain"] is True
     assert result["inner_steps"] == {"selecting": 0, "learning": 16, "confirming": 24}
-    assert "gain over the floor: +0.1033 [" in said and "24 to confirm" in said
+    assert "gain over the floor at this learning rate: +0.1033 [" in said and "24 to confirm" in said
     assert "start" not in arms(folder)
 
 
@@ -192,7 +194,7 @@ def test_without_a_gain_the_start_is_exported_and_nothing_is_lost(
     assert source.metric is not None and source.metric.value == pytest.approx(1.9 / 3) and source.metric.n == 3
     assert source.citation is not None
     assert source.citation.startswith("metasched learned from this schedule without a gain: +0.0333 [")
-    line = "no gain over the floor: +0.0333 ["
+    line = "no gain over the floor at this learning rate: +0.0333 ["
     assert said.count(line) == 2 and "schedule.json is the start" in said  # when it is found, and after the verdict
     assert line in (folder / "report.html").read_text()
     written = json.loads((folder / "comparison.json").read_text())
