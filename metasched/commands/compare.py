@@ -16,7 +16,7 @@ from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
 from metasched.evaluation.compare import compare, plan_of, publish
 from metasched.evaluation.contenders import Contender, described_arm, file_arm, joined, name_of
-from metasched.evaluation.floors import with_tuned_rates
+from metasched.evaluation.floors import runs_of_a_rate, with_tuned_rates
 from metasched.evaluation.references import given_arms
 from metasched.exchange.schedule_file import read_schedule, write_schedule
 from metasched.exchange.shipped import file_of, unknown_schedule
@@ -69,8 +69,7 @@ def run(
         paths, described = _of_the_run(folder, paths, described)
     files = [(name_of(path), file_arm(experiment.problem, path)) for path in paths]
     more = [described_arm(experiment, words) for words in described]
-    given = given_arms(experiment.problem, experiment.compare.baselines)
-    joined(*files, *more, *given)  # two of one name show before anything is kept
+    _all_arms(experiment, [*files, *more])  # mistakes show before anything is kept
     if not folder.schedules.exists():
         _keep(paths, described, folder)
     learned = [name for name, _ in files] or [name for name, _ in more]
@@ -96,9 +95,9 @@ def compare_arms(
         reuse: files of cells that need not be computed again.
 
     Raises:
-        MetaschedError: two arms of one name.
+        MetaschedError: two arms of one name, or a budget of ``compare.tune_floors`` that no arm tells.
     """
-    by_name = joined(*arms, *given_arms(experiment.problem, experiment.compare.baselines))
+    by_name = _all_arms(experiment, arms)
     cut_back(folder.metrics, 0)
     tracker = open_tracker(experiment, folder, "compare")
     try:
@@ -108,6 +107,13 @@ def compare_arms(
         return publish(to_dict(experiment), comparison, by_name, folder, tracker, console)
     finally:
         tracker.close()
+
+
+def _all_arms(experiment: Experiment, arms: Sequence[tuple[str, Contender]]) -> dict[str, Contender]:
+    """The arms and those that every comparison has, which go together: names, and the budget for the floors' rates."""
+    by_name = joined(*arms, *given_arms(experiment.problem, experiment.compare.baselines))
+    runs_of_a_rate(experiment, by_name)
+    return by_name
 
 
 def _cells_of(path: Path) -> Path:

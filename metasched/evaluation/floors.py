@@ -42,7 +42,7 @@ def with_tuned_rates(
     Raises:
         MetaschedError: as many runs as learning took are asked for, and no arm says what it took.
     """
-    runs, steps = _runs_of_a_rate(experiment, arms), experiment.task.steps
+    runs, steps = runs_of_a_rate(experiment, arms), experiment.task.steps
     floors = {name: arms[name] for name in REFERENCES if name in arms}
     if not runs or not floors:
         return dict(arms)
@@ -75,8 +75,12 @@ def with_tuned_rates(
     return {**arms, **tuned}
 
 
-def _runs_of_a_rate(experiment: Experiment, arms: Mapping[str, Contender]) -> int:
-    """Inner runs of each rate of an arm, 0 for no tuning."""
+def runs_of_a_rate(experiment: Experiment, arms: Mapping[str, Contender]) -> int:
+    """Inner runs of each rate of an arm, 0 for no tuning.
+
+    Raises:
+        MetaschedError: as many as learning took are asked for, and no arm says what it took.
+    """
     asked: int | str = experiment.compare.tune_floors
     if asked == "as_learned":
         spent = max(sum(entry.inner_steps for entry in spent_on(arm.schedule)) for arm in arms.values())
