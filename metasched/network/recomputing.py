@@ -55,6 +55,11 @@ class Calls:
         layer.register_forward_hook(partial(_take_back, self, key), always_call=True)
 
 
+def keeps_outputs(hook: object) -> bool:
+    """Whether a hook is one of those of ``Calls.watch``, which leave inputs and outputs as they are."""
+    return isinstance(hook, partial) and hook.func in (_put, _take_back)
+
+
 def _put(calls: Calls, key: str, running: Callable[[], object], layer: nn.Module, args: Any) -> None:
     if key in calls.weights and running() is None and _in_backward():
         kept = layer._parameters["weight"]
