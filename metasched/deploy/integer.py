@@ -80,8 +80,9 @@ def integer_network(
         if getattr(quantizer, key) == "learned":
             what = "is learned, and only fixed scales are folded into integers so far"
             raise MetaschedError(f"method.{key}", what, "set it to a fixed one, such as least_squares or 1.0")
-    if example.dim() != 4:
-        problem = f"has shape {list(example.shape)}, and images [N, C, H, W] are coded"
+    if not isinstance(example, torch.Tensor) or example.dim() != 4:
+        has = f"has shape {list(example.shape)}" if isinstance(example, torch.Tensor) else "is not one tensor"
+        problem = f"{has}, and images [N, C, H, W] are coded"
         raise MetaschedError(
             "example", problem, "give vectors as [N, C, 1, 1] with a Flatten, sequences as [N, C, 1, L]"
         )
