@@ -191,7 +191,8 @@ def _other_layers(module: nn.Module, flow: Flow) -> tuple[str, ...]:
         elif isinstance(m, nn.Embedding) or not any(p.dim() > 1 for p in m.parameters(recurse=False)):
             why = None
         else:
-            why = "is of a type that is not quantized"
+            inside = any(True for _ in m.children())
+            why = "its own parameters are not quantized" if inside else "is of a type that is not quantized"
         if why is not None:
             found.append(f"{name or 'model'} ({type(m).__name__}): {why}")
     return tuple(found)
