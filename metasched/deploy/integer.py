@@ -19,6 +19,7 @@ from torch import nn
 
 from metasched.core.errors import MetaschedError
 from metasched.deploy.folding import Folding, exact, unit_of, unsupported
+from metasched.deploy.sequence import in_order
 from metasched.deploy.stages import (
     Array,
     Convolution,
@@ -38,14 +39,21 @@ from metasched.models.cutie import Thermometer
 from metasched.network.quantize import QuantizedNetwork, Tensors
 from metasched.network.sites import ActivationSite
 
+_SHAPES = "give images of the shape that the model was made for"
+
 
 def input_step(images: torch.Tensor) -> Fraction:
     """The smallest power of two for which images [N, C, H, W], in multiples of it, fit in 8 bits.
 
     >>> input_step(torch.tensor([-0.5, 1.0]))
     Fraction(1, 64)
+
+    Raises:
+        MetaschedError: there are none, or they are not finite.
     """
-    largest = max(float(images.abs().max()), 2.0**-100)
+    if not images.numel() or not bool(images.isfinite().all()):
+        raise MetaschedError("images", "are not finite, or there are none", "leave NaN and infinity out")
+    largest = max(float(images.double().abs().max()), 2.0**-100)
     return Fraction(2) ** math.ceil(math.log2(largest / 127))
 
 
@@ -68,23 +76,27 @@ def integer_network(
     quantizer = getattr(network.method, "quantizer", None)
     if not isinstance(quantizer, LayerQuantizer):
         raise MetaschedError("method", "has no level sets to deploy", "use one of metasched's methods")
+    for key in ("scale", "activation_scale"):
+        if getattr(quantizer, key) == "learned":
+            what = "is learned, and only fixed scales are folded into integers so far"
+            raise MetaschedError(f"method.{key}", what, "set it to a fixed one, such as least_squares or 1.0")
+    if not isinstance(example, torch.Tensor) or example.dim() != 4:
+        has = f"has shape {list(example.shape)}" if isinstance(example, torch.Tensor) else "is not one tensor"
+        problem = f"{has}, and images [N, C, H, W] are coded"
+        raise MetaschedError(
+            "example", problem, "give vectors as [N, C, 1, 1] with a Flatten, sequences as [N, C, 1, L]"
+        )
     channels, height, width = example.shape[1:]
+    params, state = ({name: t.detach() for name, t in tensors.items()} for tensors in (params, state))
     hardened = network.harden(params, state)
     folding = Folding(network, quantizer, {**hardened, **buffers}, state, (channels, height, width), step)
-    for name, module in _sequence(network.module, ""):
+    for name, module in in_order(network.module):
         add = _HANDLERS.get(type(module))
         if add is None:
             raise unsupported(name, f"is a {type(module).__name__}, which has no integer form")
         add(folding, name, module)
     folding.finish()
     return IntegerNetwork((channels, height, width), step, tuple(folding.stages))
-
-
-def _sequence(module: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
-    if not isinstance(module, nn.Sequential):
-        return [(name, module)]
-    prefix = f"{name}." if name else ""
-    return [found for key, child in module.named_children() for found in _sequence(child, prefix + key)]
 
 
 def _pair(value: int | tuple[int, ...]) -> Pair:
@@ -108,6 +120,8 @@ def _convolution(folding: Folding, name: str, module: nn.Module) -> None:
     if isinstance(module.padding, str) or module.padding_mode != "zeros":
         raise unsupported(name, "has a padding other than a fixed number of zeros")
     weight, steps, on_levels = folding.weight(name)
+    if len(folding.shape) != 3 or folding.shape[0] != module.in_channels:
+        raise unsupported(name, f"needs {module.in_channels} channels, and gets {list(folding.shape)}", _SHAPES)
     if not on_levels:
         raise unsupported(
             name, "is not quantized", "set quantize.first and, if it is the last layer, quantize.last to true"
@@ -128,6 +142,8 @@ def _linear(folding: Folding, name: str, module: nn.Module) -> None:
     if len(folding.shape) != 1:
         raise unsupported(name, "is a linear layer on images", "put a Flatten before it")
     weight, steps, on_levels = folding.weight(name)
+    if folding.shape[0] != weight.shape[1]:
+        raise unsupported(name, f"needs {weight.shape[1]} inputs, and gets {folding.shape[0]}", _SHAPES)
     reach = folding.sums(name, weight, steps)
     folding.stages.append(Linear(name, weight, steps, reach, on_levels))
     folding.shape = (len(weight),)

@@ -13,6 +13,8 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 
+from metasched.core.errors import MetaschedError
+
 Array = npt.NDArray[np.int64]
 Pair = tuple[int, int]
 
@@ -167,5 +169,12 @@ class IntegerNetwork:
         return tuple(s for s in self.stages if isinstance(s, Convolution | Linear))
 
     def encode(self, images: npt.ArrayLike) -> Array:
-        """Codes, int64 [N, C, H, W]: images / ``step``, rounded (ties to even) and clamped to 8 bits."""
-        return np.clip(np.rint(np.asarray(images, np.float64) / float(self.step)), -128, 127).astype(np.int64)
+        """Codes, int64 [N, C, H, W]: images / ``step``, rounded (ties to even) and clamped to 8 bits.
+
+        Raises:
+            MetaschedError: an image has NaN; infinity is the largest code.
+        """
+        real = np.asarray(images, np.float64)
+        if np.isnan(real).any():
+            raise MetaschedError("images", "have NaN, which has no code", "leave those images out")
+        return np.clip(np.rint(real / float(self.step)), -128, 127).astype(np.int64)

@@ -27,9 +27,13 @@ ACTIVATIONS = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Hardtanh),
     *(nn.Hardswish, nn.Mish),
 )
-_BASES = "relu relu6 leaky_relu elu selu celu gelu silu tanh sigmoid hardtanh hardswish hardsigmoid mish prelu softplus"
+_BASES = """
+    relu relu6 leaky_relu elu selu celu gelu silu tanh sigmoid hardtanh hardswish hardsigmoid mish prelu rrelu glu
+    softplus softsign logsigmoid threshold tanhshrink softshrink hardshrink
+"""
+_INPUT = ""  # the tag of the network's inputs
 _FUNCTIONS = frozenset(name + end for name in _BASES.split() for end in ("", "_"))
-_PRODUCTS = frozenset(("mul", "mul_", "multiply", "multiply_", "__mul__", "__rmul__", "__imul__"))
+_PRODUCTS = frozenset(("mul", "mul_", "multiply", "multiply_", "__mul__", "__rmul__", "__imul__", "lerp", "addcmul"))
 
 
 @dataclass
@@ -38,12 +42,12 @@ class Flow:
 
     Attributes:
         ran: names and modules of layers and activations that can be quantized, in the order of the pass, each once.
-        sources: activation -> the layers and activations that its input comes from; empty where that is not known.
+        sources: layer or activation -> those that its input comes from; empty where that is not known.
+        lost: whether something ran whose input does not come from that of the network, as far as is known.
         feeds: layers and activations whose output reaches another one.
         gates: activations whose output is multiplied with another tensor.
         reused: activations in place, whose input is used again under its old name.
         functions: activations that are no modules that can be replaced, as ``name (type)``.
-        entered: names of all modules that ran.
     """
 
     ran: list[tuple[str, nn.Module]] = field(default_factory=list)
@@ -52,7 +56,7 @@ class Flow:
     gates: set[str] = field(default_factory=set)
     reused: set[str] = field(default_factory=set)
     functions: dict[str, None] = field(default_factory=dict)
-    entered: set[str] = field(default_factory=set)
+    lost: bool = False
 
 
 def flow_of(module: nn.Module, example: Example) -> Flow:
@@ -95,7 +99,7 @@ class _Tracing(TorchFunctionMode):
         self.done = False
         self.stack: list[tuple[str, nn.Module]] = [("", root)]
         self.tags = WeakIdKeyDictionary()  # tensor -> names of the nearest layers and activations
-        self.in_place = WeakIdKeyDictionary()  # input of an activation in place -> its name
+        self.in_place: dict[int, tuple[str, torch.UntypedStorage]] = {}  # what an activation has rewritten, by address
 
     @contextmanager
     def hooked(self, root: nn.Module) -> Iterator[None]:
@@ -114,10 +118,13 @@ class _Tracing(TorchFunctionMode):
         if self.done:
             return
         self.stack.append((name, module))
-        self.flow.entered.add(name)
+        if not name:
+            for tensor in _tensors((args, kwargs)):
+                self.tags[tensor] = frozenset((_INPUT,))
         if isinstance(module, WEIGHTED + ACTIVATIONS):
             sources = self._sources((args, kwargs))
-            self.flow.sources[name] = sources
+            self.flow.lost |= not sources
+            self.flow.sources[name] = sources - {_INPUT}
             self.flow.feeds |= sources
 
     def leave(self, name: str, module: nn.Module, inputs: Any, output: Any) -> Any:
@@ -130,8 +137,9 @@ class _Tracing(TorchFunctionMode):
         with torch._C.DisableTorchFunction():
             if inputs and output is inputs[0]:  # an activation in place: its input goes on under its old name
                 self.tags[output] = frozenset((name,))
-                self.in_place[output] = name
-                output = output.view_as(output)
+                storage = output.untyped_storage()
+                self.in_place[storage.data_ptr()] = name, storage
+                output = output.clone()  # so that another use of what was rewritten is seen
         for tensor in _tensors(output):
             self.tags[tensor] = frozenset((name,))
         return output
@@ -153,10 +161,16 @@ class _Tracing(TorchFunctionMode):
         found = func(*args, **kwargs)
         outputs = _tensors(found)
         if outputs:  # reading a shape is no use of the values
-            self.flow.reused.update(self.in_place[t] for t in inputs if t in self.in_place)
+            self.flow.reused.update(name for t in inputs if (name := self._rewritten(t)))
         for tensor in outputs:
             self.tags[tensor] = sources
         return found
+
+    def _rewritten(self, tensor: torch.Tensor) -> str | None:
+        """The activation in place that has rewritten the memory of a tensor."""
+        if not self.in_place or tensor.layout != torch.strided:
+            return None
+        return self.in_place.get(tensor.untyped_storage().data_ptr(), (None,))[0]
 
     def _sources(self, inputs: Any) -> frozenset[str]:
         found: frozenset[str] = frozenset()

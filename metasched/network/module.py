@@ -153,15 +153,18 @@ class QuantizedModule(nn.Module):
         values = self._held(values) if self.training else values
         rows, params = self._tensors(values), self.parameters_by_name()
         now = self._pending
-        if now is not None and (now.values, now.step) == (values, step):
+        same_step = now is not None and (now.values, now.step) == (values, step)
+        if self.training and now is not None and not same_step:
+            if all(torch.equal(now.before[name], p) for name, p in params.items()):
+                now = self._pending = None  # no optimizer has moved on since: this pass begins the step
+        if now is not None and same_step:
             state = now.state
         else:
             state = self.network.prepare(params, self.method_state(), rows, self.seed, step)
         if self.training and now is None:
             before = {name: p.detach().clone() for name, p in params.items()}
             self._pending = _Step(before, {k: v.detach() for k, v in state.items()}, values, step)
-        keep = self.training and torch.is_grad_enabled()
-        call = self._noted if keep else self.network.call({})
+        call = self._noted if torch.is_grad_enabled() else self.network.call({})
         model, self._penalty = self.network.model(call, self._damped(params, state), state, rows, self.seed, step)
         return model(*inputs, **keywords)
 

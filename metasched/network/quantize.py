@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.nn.utils.stateless import _reparametrize_module
 
 from metasched.core.errors import MetaschedError
 from metasched.core.layer import Layer
@@ -250,7 +251,14 @@ class QuantizedNetwork:
 
     def call(self, buffers: Tensors) -> Call:
         """A runner of the module with these buffers [...], which batch normalization updates in place."""
-        return lambda params, *args, **kwargs: functional_call(self.module, {**params, **buffers}, args, kwargs)
+
+        def call(params: Tensors, *args: Any, **kwargs: Any) -> Any:
+            if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
+                with _reparametrize_module(self.module, {**params, **buffers}):  # which functional_call refuses then
+                    return self.module(*args, **kwargs)
+            return functional_call(self.module, {**params, **buffers}, args, kwargs)
+
+        return call
 
     def buffers(self) -> Tensors:
         """A copy of the module's initial buffers."""

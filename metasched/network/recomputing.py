@@ -1,6 +1,6 @@
 """Activation checkpointing: parts of a network that run again in the backward pass, after the call has ended.
 
-They must see the weights and activations of the call: the last one in training mode, whose gradients are computed.
+They must see the weights and activations of the call: the last one with gradients.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import nn
 
 
 class Calls:
-    """The last call of a network in training; a copy or a pickle of it is empty, since its tensors have a graph.
+    """The last call of a network with gradients; a copy or a pickle of it is empty, since its tensors have a graph.
 
     Attributes:
         activate: what its sites compute; None before the first call.
@@ -53,6 +53,11 @@ class Calls:
         """
         layer.register_forward_pre_hook(partial(_put, self, key, running))
         layer.register_forward_hook(partial(_take_back, self, key), always_call=True)
+
+
+def keeps_outputs(hook: object) -> bool:
+    """Whether a hook is one of those of ``Calls.watch``, which leave inputs and outputs as they are."""
+    return isinstance(hook, partial) and hook.func in (_put, _take_back)
 
 
 def _put(calls: Calls, key: str, running: Callable[[], object], layer: nn.Module, args: Any) -> None:

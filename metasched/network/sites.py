@@ -135,7 +135,7 @@ def copied(module: nn.Module) -> nn.Module:
     """A deep copy of a module.
 
     Raises:
-        MetaschedError: a layer has a computed weight, which cannot be copied; the message names it.
+        MetaschedError: it cannot be copied; if a layer has a computed weight, the message names it.
     """
     for name, m in module.named_modules():
         for key, value in vars(m).items():
@@ -143,7 +143,11 @@ def copied(module: nn.Module) -> nn.Module:
                 problem = f"has a computed {key}, as torch.nn.utils.prune or weight_norm leave it"
                 fix = "make it a plain parameter first: prune.remove(layer, 'weight') or remove_weight_norm(layer)"
                 raise MetaschedError(f"model.{name}" if name else "model", problem, fix)
-    return copy.deepcopy(module)
+    try:
+        return copy.deepcopy(module)
+    except (RuntimeError, TypeError) as error:
+        fix = "leave tensors with a graph, locks and the like out of its attributes"
+        raise MetaschedError("model", f"cannot be copied: {error}", fix) from error
 
 
 def _owners(flow: Flow, chosen: list[str]) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -159,17 +163,18 @@ def _owners(flow: Flow, chosen: list[str]) -> tuple[dict[str, str], tuple[str, .
         feeding = [s for s in flow.sources[name] if isinstance(modules[s], WEIGHTED)]
         owner = max(feeding, key=order.index) if feeding else None if flow.sources[name] else current
         later = any(isinstance(x, WEIGHTED) for _, x in flow.ran[order.index(name) + 1 :])
-        if owner not in chosen:
+        if owner is not None and owner not in chosen:
             continue
-        why = "is the second activation of its layer" if owner in followed else None
-        if not later and name not in flow.feeds:
+        if name not in flow.feeds and not (flow.lost and later):
             why = "is the output of the network"
+        elif owner is None or owner in followed:
+            why = "does not follow a layer" if not flow.sources[name] else "is the second activation of its layer"
         elif isinstance(m, _GATES) and name in flow.gates:
             why = "is a gate"
-        if why is None:
-            followed[owner] = name
         else:
-            floats.append(f"{name} ({type(m).__name__}): {why}")
+            followed[owner] = name
+            continue
+        floats.append(f"{name} ({type(m).__name__}): {why}")
     return followed, (
         *floats,
         *(f"{name}: is not an activation module that can be replaced" for name in flow.functions),
@@ -186,7 +191,8 @@ def _other_layers(module: nn.Module, flow: Flow) -> tuple[str, ...]:
         elif isinstance(m, nn.Embedding) or not any(p.dim() > 1 for p in m.parameters(recurse=False)):
             why = None
         else:
-            why = "is of a type that is not quantized"
+            inside = any(True for _ in m.children())
+            why = "its own parameters are not quantized" if inside else "is of a type that is not quantized"
         if why is not None:
             found.append(f"{name or 'model'} ({type(m).__name__}): {why}")
     return tuple(found)

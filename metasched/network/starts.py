@@ -10,6 +10,7 @@ import torch
 from metasched.core.layer import Layer
 from metasched.core.randomness import Draw
 from metasched.methods.discrete import Discrete
+from metasched.quantizers.constants import traced
 
 if TYPE_CHECKING:
     from metasched.network.module import QuantizedModule
@@ -62,7 +63,7 @@ class Starts:
     @torch.no_grad()
     def fit_weights(self, module: QuantizedModule) -> bool:
         """Fits the scales of weights, and their state, where the weights have been changed before the first step."""
-        if self._initial is None or torch.compiler.is_compiling():
+        if self._initial is None or traced():
             return False
         tensors, changed = module.parameters_by_name() | module.method_state(), False
         for i, layer in enumerate(module.network.layers):

@@ -1,4 +1,7 @@
-"""Cached 0-d tensors for constants: torch would cast a Python number anew in every operation."""
+"""Cached 0-d tensors for constants: torch would cast a Python number anew in every operation.
+
+Not while a program is recorded, as for its export.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,19 @@ from functools import lru_cache
 import torch
 
 
+def traced() -> bool:
+    """Whether torch.compile, torch.export or torch.jit.trace runs the code to record it."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+
+
 def constants(values: tuple[float, ...], like: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The values as 0-d tensors with the dtype and device of ``like``. They are shared: do not write to them.
 
     >>> [(float(c), c.dtype) for c in constants((1.0, 0.5), torch.zeros(3, dtype=torch.float32))]
     [(1.0, torch.float32), (0.5, torch.float32)]
     """
-    return _constants(values, like.dtype, like.device)
+    make = _constants.__wrapped__ if traced() else _constants  # a tracer's tensors must not be cached
+    return make(values, like.dtype, like.device)
 
 
 @lru_cache(maxsize=1024)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -20,6 +21,7 @@ from metasched.methods import build_method
 from metasched.methods.config import MethodConfig
 from metasched.models import build_model
 from metasched.models.cutie import Thermometer
+from metasched.network.module import QuantizedModule
 from metasched.network.quantize import quantize
 
 RNG = np.random.default_rng(0)
@@ -185,3 +187,37 @@ def test_parameters_that_are_not_finite_are_named() -> None:
     params["3.bias"] = torch.tensor([0.0, torch.inf])
     with pytest.raises(MetaschedError, match=r"model\.3: has non-finite parameters or statistics"):
         integer_network(network, params, state, {}, IMAGE, Fraction(1))
+
+
+@pytest.mark.parametrize("shape", [(64,), (2, 16)])
+def test_vectors_and_sequences_are_one_line(shape: tuple[int, ...]) -> None:
+    layer = nn.Linear(64, 8) if len(shape) == 1 else nn.Conv1d(2, 8, 16)
+    model = nn.Sequential(layer, nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
+    assert refused(model, torch.zeros(1, *shape), last=True).startswith(f"example: has shape {[1, *shape]}")
+
+
+def test_images_of_another_size_or_with_nan_are_one_line(as_trained: Any) -> None:
+    trained = as_trained(build_model("convnet", (1, 8, 8), 10, 2), MethodConfig(name="ste"), IMAGE, 0)
+    for shape in ((1, 1, 12, 12), (1, 3, 8, 8)):
+        with pytest.raises(MetaschedError, match=r"^model\..*: needs \d+ (inputs|channels), and gets"):
+            replace(trained, example=torch.zeros(shape)).integer()
+    with pytest.raises(MetaschedError, match=r"^images: are not finite, or there are none"):
+        input_step(torch.tensor([0.0, torch.nan]))
+    with pytest.raises(MetaschedError, match=r"^images: are not finite, or there are none"):
+        input_step(torch.zeros(0, 1, 8, 8))
+    with pytest.raises(MetaschedError, match=r"^images: have NaN"):
+        trained.integer().encode([0.0, np.nan])
+    assert input_step(torch.tensor([-128], dtype=torch.int8)) == 2
+
+
+@pytest.mark.parametrize("which", ["scale", "activation_scale"])
+def test_learned_scales_are_one_line(which: str) -> None:
+    config = MethodConfig(**({"name": "ste"} | {which: "learned"}))  # type: ignore[arg-type]
+    assert refused(nn.Sequential(nn.Flatten(), *ROW), IMAGE, config).startswith(f"method.{which}: is learned")
+
+
+def test_the_network_of_a_module_for_own_loops_is_deployed() -> None:
+    network = quantize(nn.Sequential(nn.Flatten(), *ROW), build_method(MethodConfig(name="ste", scale="max")), IMAGE)
+    module = QuantizedModule(network, {layer.name: {} for layer in network.layers})
+    params, buffers = module.parameters_by_name(), dict(module.module.named_buffers())
+    assert integer_network(module.network, params, module.method_state(), buffers, IMAGE, Fraction(1)).weighted

@@ -89,6 +89,20 @@ def test_closures_do_not_move_what_was_frozen_before_the_step(partition: str) ->
         assert torch.equal(weight[frozen], was[frozen]) and not torch.equal(weight, was)
 
 
+def test_a_pass_for_a_log_after_settle_does_not_begin_the_next_step() -> None:
+    plain, logged = inq(), inq()
+    for module, extra in ((plain, False), (logged, True)):
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.3)
+        for number in range(4):
+            step(module, optimizer, (number + 1) / 4, number, False)
+            if extra and number < 3:
+                module(X, rows(module.network, freeze_fraction=(number + 1) / 4), number)
+    assert all(
+        torch.equal(a, b) for a, b in zip(plain.state_dict().values(), logged.state_dict().values(), strict=True)
+    )
+    assert bool((logged.method_state()["0/frozen"] == 1).all())
+
+
 def test_a_load_forgets_the_step_that_was_begun() -> None:
     module = inq()
     module(X, rows(module.network, freeze_fraction=1.0), 0)
@@ -337,6 +351,9 @@ def test_checkpointing_gives_the_same_gradients(method: dict[str, Any], reentran
         values = {"freeze_fraction": 0.5, "weight_noise": 0.5, "activation_noise": 0.5}
         controls = rows(network, **{c.name: values.get(c.name, 0.0) for c in network.method.controls})
         module = QuantizedModule(network, controls)
+        module.eval()
+        module(X, controls, 2).square().sum().backward()
+        module.train()
         for number in range(2):
             module(X, controls, number).square().sum().backward()
             own = {name: p.detach().clone() for name, p in module.module.named_parameters()}

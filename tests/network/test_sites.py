@@ -67,7 +67,29 @@ def test_an_output_stays_in_float_and_is_named(end: nn.Module) -> None:
     assert f"in float: 3 ({type(end).__name__}): is the output of the network" in network.describe()
 
 
+class Heads(nn.Module):
+    """Two outputs; the activation of the first one runs before the layer of the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.act, self.head, self.out, self.other = (
+            *(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3), nn.Sigmoid()),
+            nn.Linear(8, 3),
+        )
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.act(self.body(x))
+        return self.out(self.head(x)), self.other(x)
+
+
+def test_the_first_of_two_outputs_stays_in_float() -> None:
+    network = wrap(Heads(), last=True)
+    assert owners(network) == {"act": "body"} and "out (Sigmoid): is the output" in network.describe()
+
+
 class InPlace(nn.Module):
+    view = False
+
     def __init__(self, again: bool) -> None:
         super().__init__()
         self.a, self.act, self.b, self.head = nn.Linear(8, 8), nn.ReLU(inplace=True), nn.Linear(8, 8), nn.Linear(8, 3)
@@ -75,13 +97,15 @@ class InPlace(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = self.a(x)
-        y = self.act(h)
+        y = self.act(h.view(-1)).view(8, 8) if self.view else self.act(h)
         return self.head(self.b(y) + (h if self.again else y))
 
 
+@pytest.mark.parametrize("view", [False, True])
 @pytest.mark.parametrize("again", [False, True])
-def test_an_activation_in_place_rewrites_what_is_used_again(again: bool) -> None:
+def test_an_activation_in_place_rewrites_what_is_used_again(again: bool, view: bool) -> None:
     model = InPlace(again)
+    model.view = view
     network = wrap(model, name="inq", activation_levels="uint8", activation_scale=1 / 64)
     site = network.module.get_submodule("act")
     assert isinstance(site, ActivationSite) and site.rewrites == again
@@ -189,6 +213,13 @@ def test_a_computed_weight_is_one_line() -> None:
         wrap(model)
     prune.remove(model[0], "weight")
     assert [layer.name for layer in wrap(model).layers] == ["0"]
+
+
+def test_what_cannot_be_copied_is_one_line() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    model.cache = [model(X)]  # type: ignore[assignment]
+    with pytest.raises(MetaschedError, match=r"^model: cannot be copied: Only Tensors created explicitly"):
+        wrap(model)
 
 
 def test_the_example_leaves_buffers_as_they_were() -> None:

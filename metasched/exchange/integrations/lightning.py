@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import ModuleType
@@ -52,6 +53,7 @@ def callback(
     class PlaySchedule(_package().Callback):
         player: SchedulePlayer
         taken: int  # optimizer steps before this batch
+        step = 0
 
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
             length = trainer.estimated_stepping_batches if total_steps is None else total_steps
@@ -64,11 +66,20 @@ def callback(
         def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
             self.taken = trainer.global_step
             step = self.taken if len(trainer.optimizers) < 2 else trainer.fit_loop.epoch_loop.total_batch_idx
+            self.step = step
             apply(self.player.at(step), step)
 
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             if settle is not None and trainer.global_step != self.taken:  # not while gradients are accumulated
                 settle()
+
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            if pl_module.automatic_optimization or total_steps is not None:
+                return
+            left = self.player.total_steps - 1 - self.step
+            if left > 0.1 * self.player.total_steps:
+                what = f"training ended {left} steps before the schedule of {self.player.total_steps}"
+                warnings.warn(f"total_steps: {what}; with manual optimization, give total_steps", stacklevel=2)
 
     return PlaySchedule()
 
