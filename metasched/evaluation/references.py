@@ -63,7 +63,7 @@ def _without_learned_scales(config: ProblemConfig) -> ProblemConfig:
     method, optimizer = config.method, config.optimizer
     if method.scale == "learned":
         method = replace(method, scale="least_squares")
-    if method.activation_scale == "learned":
+    if isinstance(method.activation_scale, str):
         method = replace(method, activation_scale=1.0)
     kept = tuple(group for group in optimizer.groups if group.match != "scale")
     config = config._replace(method=method)

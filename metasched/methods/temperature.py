@@ -52,11 +52,8 @@ class Temperature(Method):
         return torch.lerp(w, level, controls["weight_blend"].to(w.dtype))  # lerp is exact at 0 and at 1
 
     def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
-        levels, unit = self.quantizer.activation_levels, self.quantizer.activation_unit(state)
-        assert levels is not None, "the activation of this layer is not quantized"
-        if isinstance(unit, float) and unit == 1:
-            return soft(x, levels, controls["activation_temperature"])
-        return soft(x / unit, levels, controls["activation_temperature"]) * unit
+        temperature = controls["activation_temperature"]
+        return self.quantizer.scaled(x, state, lambda z, levels: soft(z, levels, temperature))
 
 
 def build(config: TemperatureConfig) -> Temperature:

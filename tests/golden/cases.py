@@ -54,6 +54,10 @@ METHODS: dict[str, tuple[MethodConfig, str]] = {  # variant -> method, hand-code
     "temperature": (MethodConfig(name="temperature", scale="learned"), "temperature_hestia"),
     "temperature_both": (MethodConfig(name="temperature", scale="least_squares"), "temperature_cosine"),
     "parq": (MethodConfig(name="parq", scale="learned", granularity="channel"), "parq_sigmoid_10"),
+    "widths_clip": (
+        MethodConfig(name="widths", scale="learned", activation_levels="uint2", activation_scale="clip"),
+        "widths_narrowing",
+    ),
     "inq_magnitude": (MethodConfig(name="inq", partition="magnitude"), "inq_linear"),
     "inq_random": (MethodConfig(name="inq", partition="random"), "inq_linear"),
     "inq_relaxation": (MethodConfig(name="inq", partition="relaxation"), "inq_linear"),
@@ -77,6 +81,7 @@ DIFFERENTIATED = (
     *(
         "ana",
         "joint_of_widths",
+        "widths_clip",
         "blend",
         "blend_learned",
         "temperature_both",
