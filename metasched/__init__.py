@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from metasched.tasks import register_task as register_task
     from metasched.tasks.base import Task as Task
     from metasched.tasks.data import DataTask as DataTask
+    from metasched.training.curvature import hessian_traces as hessian_traces
     from metasched.training.loop import hardened_score as hardened_score
     from metasched.training.loop import train as train
     from metasched.training.optimizers import OptimizerSpec as OptimizerSpec
@@ -75,6 +76,7 @@ MODULES: dict[str, str] = {  # public name -> module
     "ScheduleNetwork": "metasched.schedules.network",
     "build_problem": "metasched.training.problem",
     "train": "metasched.training.loop",
+    "hessian_traces": "metasched.training.curvature",
     "hardened_score": "metasched.training.loop",
     "QuantizedModule": "metasched.network.module",
     "find_unroll": "metasched.engines",

@@ -10,7 +10,8 @@ a cold softmax is almost 0 except close to a threshold.
 Source: Hestia, arXiv 2601.20745; hestia2026/Hestia. Its blend is called pressure there. We differ:
 
 - Each layer has its own temperature. The factor exp(-alpha sigmoid(kappa z)) for each tensor, with z the standardised
-  logarithm of the trace of its Hessian, is left out: it is a constant of the layer that is measured before training.
+  logarithm of the trace of its Hessian, is a part of the schedule ``temperature_hestia_hessian``
+  (schedules/tempering.py), because it is a constant of the layer that is measured before training.
 - The scale is that of ``method.scale``; theirs is mean|w| at each step.
 - Activations have a temperature too; theirs are not quantized.
 - At temperature 0 the derivative is that of STE's window; theirs is 1 everywhere.
