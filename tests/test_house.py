@@ -43,7 +43,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "estimators/test_guided.py": "estimators/agreement",
     "estimators/test_pes.py": "estimators/nres estimators/particles",
     "evaluation/test_compare.py": "evaluation/comparison evaluation/contenders runs/cells",
-    "evaluation/test_floors.py": "evaluation/config",
+    "evaluation/test_floors.py": "evaluation/config evaluation/rates",
     "exchange/test_quantlab.py": """
         commands/export exchange/quantlab/controllers exchange/quantlab/exporting exchange/quantlab/importing
     """,

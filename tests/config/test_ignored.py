@@ -168,6 +168,7 @@ ELSEWHERE = {  # field -> the test that shows what it changes
     **dict.fromkeys(("meta.steps", "meta.runs", "meta.clip"), "tests/estimators/test_contract.py"),
     "meta.lr": "tests/meta/test_resume.py",
     "meta.select_runs": "tests/meta/test_start.py",
+    "meta.tune_lr": "tests/meta/test_rate.py",
     "meta.confirm_runs": "tests/commands/test_confirming.py",
     **dict.fromkeys(("compare.baselines", "compare.horizons"), "tests/evaluation/test_compare.py"),
     "compare.tune_floors": "tests/evaluation/test_floors.py",
