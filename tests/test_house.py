@@ -75,6 +75,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "runs/test_pool.py": "runs/pooled",
     "schedules/test_family.py": "schedules/learnable schedules/space",
     "schedules/test_published.py": "schedules/base schedules/table",
+    "methods/test_clip.py": "quantizers/clip",
     "search/test_tuning.py": "search/population search/searchers",
     "tasks/test_digits.py": "tasks/build tasks/classification",
     "tasks/test_batches.py": "tasks/base tasks/supervised",

@@ -27,6 +27,13 @@ from metasched.tracking.tracker import Tracker
 from metasched.training.problem import build_problem
 
 
+class Searched(NamedTuple):
+    """What a search found before learning, and what it took."""
+
+    schedule: Schedule
+    spent: Spent
+
+
 class Start(NamedTuple):
     """Where learning starts.
 
@@ -34,12 +41,19 @@ class Start(NamedTuple):
         name, schedule: of the schedule.
         selecting: inner steps that choosing it took.
         rate: the learning rate that was tuned with it; None: it is the experiment's.
+        searched: what a search found from there, where hypergradients start then (hybrid.py); None: there was none.
     """
 
     name: str
     schedule: Schedule
     selecting: int
     rate: TunedRate | None = None
+    searched: Searched | None = None
+
+    @property
+    def first(self) -> Schedule:
+        """The schedule that hypergradients start at."""
+        return self.searched.schedule if self.searched else self.schedule
 
     def spent(self, by: str, inner_steps: int, confirming: int = 0) -> tuple[Spent, ...]:
         """What finding a schedule from here took: finding or choosing this one, and then so many steps by ``by``.
@@ -52,6 +66,8 @@ class Start(NamedTuple):
         tuning = self.rate.inner_steps if self.rate else 0
         entries = (("tune_lr", tuning), ("best", self.selecting), (by, inner_steps), ("confirm", confirming))
         own = [Spent(by=name, inner_steps=steps) for name, steps in entries]
+        if self.searched:
+            own.insert(2, self.searched.spent)
         before = spent_on(self.schedule)[: MAX_RUNS - len(own)]  # what a file may hold
         return (*before, *(entry for entry in own if entry.inner_steps))
 

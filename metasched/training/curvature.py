@@ -25,7 +25,7 @@ from metasched.network.quantize import Tensors
 from metasched.tasks.base import start
 from metasched.training.state import InnerProblem, own_draws
 
-PROBES, BATCHES = 4, 5  # of initial_traces: new probes on each batch
+PROBES, BATCHES = 20, 5  # of initial_traces: new probes on each batch
 
 
 def hessian_traces(
