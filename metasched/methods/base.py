@@ -249,6 +249,11 @@ class Method(ABC):
         """
         return self.quantizer.harden_activation(x, state, surrogate)
 
+    @property
+    def hardens_by_levels(self) -> bool:
+        """Whether ``harden_activation`` is the quantizer's level set. Default: whether it is the default."""
+        return type(self).harden_activation is Method.harden_activation
+
     def levels_of(self, state: State) -> torch.Tensor:
         """The values that a layer's deployed weight may take, increasing along the last dimension.
 

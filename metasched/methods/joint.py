@@ -96,6 +96,10 @@ class Joint(Method):
             found = part.hardened(found, w, state, surrogate)
         return found
 
+    @property
+    def hardens_by_levels(self) -> bool:
+        return self.base.hardens_by_levels
+
     def harden_activation(self, x: torch.Tensor, state: State, surrogate: float) -> torch.Tensor:
         return self.base.harden_activation(x, state, surrogate)
 

@@ -159,6 +159,19 @@ def host(owner: nn.Module, key: str, quantizer: Quantizer) -> None:
         owner.register_load_state_dict_post_hook(_after_loading)
 
 
+def unhost(owner: nn.Module, key: str, p: nn.Parameter) -> None:
+    """Makes a module what it was before ``host``, with another parameter."""
+    assert isinstance(owner, _Hosting)
+    del owner._modules[_child(key)]
+    owner._parameters[key] = p
+    keys = tuple(other for other in owner._keys if other != key)
+    if not keys:
+        hooks = owner._load_state_dict_post_hooks
+        for number in [n for n, hook in hooks.items() if hook is _after_loading]:
+            del hooks[number]
+    owner.__class__ = _class_of(owner._base, keys) if keys else owner._base  # pyright: ignore[reportAttributeAccessIssue]
+
+
 class _Hosting(nn.Module):
     """A module some of whose parameters are read through quantizers."""
 
@@ -192,11 +205,6 @@ def _child(key: str) -> str:
 
 def _seen(module: nn.Module, key: str) -> torch.Tensor:
     return module._modules[_child(key)].weight(module._parameters[key])  # pyright: ignore
-
-
-def plain_class(module: nn.Module) -> type[nn.Module]:
-    """The class that a module had before it was a host."""
-    return module._base if isinstance(module, _Hosting) else type(module)
 
 
 def hosted(module: nn.Module) -> list[tuple[str, nn.Module, str, Quantizer]]:
