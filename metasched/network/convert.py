@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from metasched.core.errors import MetaschedError
 from metasched.methods.tensors import LayerQuantizer
 from metasched.network.hosting import Quantizer, Running, hosted, unhost
-from metasched.network.sharding import whole
+from metasched.network.sharding import sharded
 from metasched.network.sites import ActivationSite
 from metasched.network.staircase import staircase
 
@@ -50,6 +50,9 @@ def convert(module: nn.Module, calibrate: Calibration | None = None) -> nn.Modul
         module = getattr(module, inner)
     if not hosted(module):
         raise MetaschedError("convert", "the module has nothing that prepare has made", "give what prepare returned")
+    if any(sharded(p) for p in module.parameters()):
+        fix = "load its full state dict into a module that is prepared alike and not sharded, and convert that"
+        raise MetaschedError("convert", "the module is sharded over processes", fix)
     plain = copy.deepcopy(module).eval()
     if calibrate is not None:
         with torch.no_grad(), _estimating(plain):
@@ -60,7 +63,7 @@ def convert(module: nn.Module, calibrate: Calibration | None = None) -> nn.Modul
         w = owner._parameters[key]
         assert w is not None
         with torch.no_grad():
-            hard = quantizer.weight(whole(w))
+            hard = quantizer.weight(w)
         unhost(owner, key, nn.Parameter(hard.detach(), requires_grad=w.requires_grad))
     return plain
 
@@ -95,8 +98,8 @@ def level_set_of(quantizer: Quantizer) -> tuple[Any, torch.Tensor | float]:
         raise MetaschedError(
             f"model.{quantizer.layer.name}: activation", problem, "let its harden_activation be that of Method"
         )
-    scale = own.activation_unit({**quantizer.state(), **quantizer._parameters})  # pyright: ignore[reportArgumentType]
-    return own.activation_levels, whole(scale) if isinstance(scale, torch.Tensor) else float(scale)
+    scale = own.activation_unit({**quantizer.state(), **quantizer.trainable()})
+    return own.activation_levels, scale if isinstance(scale, torch.Tensor) else float(scale)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from metasched.methods.base import Method, State
 from metasched.methods.discrete import Discrete
 from metasched.network.damping import damped
 from metasched.network.identity import layer_identity, same
+from metasched.network.sharding import sharded
 from metasched.network.starts import fitting_state, levels_used
 from metasched.quantizers.constants import traced
 
@@ -53,8 +54,9 @@ class Quantizer(nn.Module):
     ) -> None:
         super().__init__()
         self.method, self.layer, self.index, self.seed = method, layer, index, seed
-        for name, value in trainable.items():
-            self.register_parameter(name, nn.Parameter(value.detach().clone()))
+        for name, value in trainable.items():  # at least 1-d: FSDP2 shards no scalars
+            self.register_parameter(name, nn.Parameter(value.detach().clone().reshape(value.shape or (1,))))
+        self._scalars = frozenset(name for name, value in trainable.items() if not value.dim())
         for name, value in state.items():
             self.register_buffer(name, value.detach().clone())
         self.register_buffer(_IDENTITY, layer_identity(method, layer, state, trainable))
@@ -84,14 +86,17 @@ class Quantizer(nn.Module):
 
     def tensors(self) -> State:
         """The state and the trainable tensors of the layer; gradients of these are multiplied by their factors."""
-        found = self.state()
-        if trainable := self._parameters:
-            own = {**found, **trainable}
-            factors = self.method.gradient_factors(own)
+        found, trainable = self.state(), self.trainable()
+        if trainable:
+            factors = self.method.gradient_factors({**found, **trainable})
             for name, p in trainable.items():
-                assert p is not None
                 found[name] = damped(p, factors[name]) if name in factors and p.requires_grad else p
         return found
+
+    def trainable(self, read: Callable[[torch.Tensor], torch.Tensor] = lambda p: p) -> State:
+        """The trainable tensors of the layer, with the method's shapes, each as ``read`` gives it."""
+        own = {name: read(p) for name, p in self._parameters.items() if p is not None}
+        return {name: p.reshape(()) if name in self._scalars else p for name, p in own.items()}
 
     def state(self) -> State:
         """The method's state of the layer."""
@@ -204,7 +209,10 @@ def _child(key: str) -> str:
 
 
 def _seen(module: nn.Module, key: str) -> torch.Tensor:
-    return module._modules[_child(key)].weight(module._parameters[key])  # pyright: ignore
+    p = module._parameters[key]
+    if p is None or sharded(p):  # outside of the forward pass
+        return p  # pyright: ignore[reportReturnType]
+    return module._modules[_child(key)].weight(p)  # pyright: ignore
 
 
 def hosted(module: nn.Module) -> list[tuple[str, nn.Module, str, Quantizer]]:

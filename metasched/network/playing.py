@@ -196,12 +196,7 @@ class Player:
 
     def _trainable(self) -> Tensors:
         hosts = zip(self.layers, self._hosts, strict=True)
-        return {
-            f"{layer.name}/{k}": whole(p)
-            for layer, (_, _, q) in hosts
-            for k, p in q._parameters.items()
-            if p is not None
-        }
+        return {f"{layer.name}/{k}": p for layer, (_, _, q) in hosts for k, p in q.trainable(whole).items()}
 
     def _state(self) -> Tensors:
         hosts = zip(self.layers, self._hosts, strict=True)
