@@ -29,6 +29,7 @@ class LevelSet:
     def __post_init__(self) -> None:
         assert len(self.levels) >= 2, "a quantizer needs at least two levels"
         assert all(a < b for a, b in zip(self.levels, self.levels[1:], strict=False)), "levels must increase"
+        assert self.thresholds and self.rounds in (True, False)  # computed now: torch.compile takes no locks
 
     @cached_property
     def thresholds(self) -> tuple[float, ...]:

@@ -38,17 +38,32 @@ def straight_through(x: torch.Tensor, levels: LevelSet, half_width: float) -> to
     >>> x.grad.tolist()
     [0.0, 1.0]
     """
-    return _Hard.apply(x, levels, half_width)  # pyright: ignore[reportReturnType]
+    function = _Compiled if torch.compiler.is_compiling() else _Hard
+    return function.apply(x, levels, half_width)  # pyright: ignore[reportReturnType]
 
 
-class _Hard(torch.autograd.Function):
-    """``backward`` consists of differentiable operations, so that derivatives of any order are exact."""
-
-    generate_vmap_rule = True
+class _Compiled(torch.autograd.Function):
+    """What torch.compile records: it takes no ``jvp``."""
 
     @staticmethod
     def forward(x: torch.Tensor, levels: LevelSet, half_width: float) -> torch.Tensor:
         return hard(x, levels)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        x, ctx.levels, ctx.half_width = inputs
+        ctx.save_for_backward(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # pyright: ignore
+        (x,) = ctx.saved_tensors
+        return grad * _slope(x, ctx.levels, ctx.half_width), None, None
+
+
+class _Hard(_Compiled):
+    """``backward`` consists of differentiable operations, so that derivatives of any order are exact."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -63,14 +78,9 @@ class _Hard(torch.autograd.Function):
             return torch.zeros_like(x)
         return _slope(x, ctx.levels, ctx.half_width) * tangents[0]
 
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # pyright: ignore
-        (x,) = ctx.saved_tensors
-        return grad * _slope(x, ctx.levels, ctx.half_width), None, None
-
 
 # torch reads the signature in each call, and computing it takes longer than several of the operations
-_Hard.forward.__signature__ = inspect.signature(_Hard.forward)  # pyright: ignore[reportFunctionMemberAccess]
+_Compiled.forward.__signature__ = inspect.signature(_Compiled.forward)  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _slope(x: torch.Tensor, levels: LevelSet, half_width: float) -> torch.Tensor:
