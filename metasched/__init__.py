@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from metasched.methods.config import MethodConfig as MethodConfig
     from metasched.models import ModelSpec as ModelSpec
     from metasched.models import register_model as register_model
+    from metasched.network.convert import convert as convert
     from metasched.network.module import QuantizedModule as QuantizedModule
+    from metasched.network.prepare import prepare as prepare
     from metasched.network.quantize import QuantizedNetwork as QuantizedNetwork
     from metasched.network.quantize import quantize as quantize
     from metasched.schedules.base import progress_of_steps as progress_of_steps
@@ -79,6 +81,8 @@ MODULES: dict[str, str] = {  # public name -> module
     "hessian_traces": "metasched.training.curvature",
     "hardened_score": "metasched.training.loop",
     "QuantizedModule": "metasched.network.module",
+    "prepare": "metasched.network.prepare",
+    "convert": "metasched.network.convert",
     "find_unroll": "metasched.engines",
     "export": "metasched.exchange.export",
     "list_schedules": "metasched.exchange.shipped",

@@ -16,7 +16,7 @@ from metasched.methods.config import MethodConfig
 from metasched.quantizers.clip import with_clip_gradient
 from metasched.quantizers.levels import LevelSet, level_set
 from metasched.quantizers.scales import SMALLEST, Granularity, ScaleName, gradient_factor, scale_of
-from metasched.quantizers.stair import straight_through
+from metasched.quantizers.straight import straight_through
 
 _SCALES = ("scale", "activation_scale")
 _CLIP = "activation_clip"
