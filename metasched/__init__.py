@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from metasched.models import ModelSpec as ModelSpec
     from metasched.models import register_model as register_model
     from metasched.network.module import QuantizedModule as QuantizedModule
+    from metasched.network.prepare import prepare as prepare
     from metasched.network.quantize import QuantizedNetwork as QuantizedNetwork
     from metasched.network.quantize import quantize as quantize
     from metasched.schedules.base import progress_of_steps as progress_of_steps
@@ -77,6 +78,7 @@ MODULES: dict[str, str] = {  # public name -> module
     "train": "metasched.training.loop",
     "hardened_score": "metasched.training.loop",
     "QuantizedModule": "metasched.network.module",
+    "prepare": "metasched.network.prepare",
     "find_unroll": "metasched.engines",
     "export": "metasched.exchange.export",
     "list_schedules": "metasched.exchange.shipped",

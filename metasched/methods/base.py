@@ -148,6 +148,11 @@ class Method(ABC):
         return replace(self, quantizer=replace(own, scale="least_squares"))  # pyright: ignore[reportArgumentType]
 
     @property
+    def updates(self) -> bool:
+        """Whether ``prepare`` or ``update`` does anything. Default: whether the method has one of its own."""
+        return type(self).prepare is not Method.prepare or type(self).update is not Method.update
+
+    @property
     def fits_activations(self) -> bool:
         """Whether trainable tensors start at the first inputs of activations; then ``fit_activation`` gives them.
 

@@ -58,6 +58,10 @@ class Joint(Method):
     def keeping(self) -> Joint:
         return replace(self, base=self.base.keeping(), modifiers=tuple(part.keeping() for part in self.modifiers))
 
+    @property
+    def updates(self) -> bool:
+        return any(part.updates for part in self._parts)
+
     def prepare(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
         for part in self._parts:
             state = part.prepare(w, state, controls, draw)

@@ -14,7 +14,7 @@ from metasched.methods.base import State
 from metasched.methods.config import MethodConfig
 from metasched.quantizers.levels import LevelSet, level_set
 from metasched.quantizers.scales import SMALLEST, Granularity, ScaleName, gradient_factor, scale_of
-from metasched.quantizers.stair import straight_through
+from metasched.quantizers.straight import straight_through
 
 _SCALES = ("scale", "activation_scale")
 

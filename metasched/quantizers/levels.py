@@ -40,6 +40,13 @@ class LevelSet:
         """Heights q_{k+1} - q_k of the stair's steps."""
         return tuple(b - a for a, b in zip(self.levels, self.levels[1:], strict=False))
 
+    @cached_property
+    def rounds(self) -> bool:
+        """Whether quantizing is rounding: the levels are multiples of their distance, which is a power of two."""
+        jump = self.jumps[0]
+        even = all(d == jump for d in self.jumps) and self.levels[0] % jump == 0
+        return even and math.frexp(jump)[0] == 0.5
+
     @property
     def bits(self) -> float:
         """log2 of the number of levels."""

@@ -1,0 +1,27 @@
+"""Parameters that are sharded over processes (FSDP2): their whole values outside of forward, and back."""
+
+from __future__ import annotations
+
+import torch
+
+
+def whole(p: torch.Tensor) -> torch.Tensor:
+    """The whole tensor [...], of a sharded one by a collective call, without a graph; others as they are."""
+    return p.detach().full_tensor() if _sharded(p) else p  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def put(p: torch.Tensor, value: torch.Tensor) -> None:
+    """Writes a whole value [...] into a tensor of its shape; each process writes its part of a sharded one."""
+    if not _sharded(p):
+        p.copy_(value)
+        return
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(p, DTensor)
+    if not _sharded(value):
+        value = distribute_tensor(value.detach(), p.device_mesh, p.placements, src_data_rank=None)
+    p.copy_(value)
+
+
+def _sharded(p: torch.Tensor) -> bool:
+    return type(p) is not torch.Tensor and hasattr(p, "full_tensor")
