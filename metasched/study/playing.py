@@ -1,93 +1,43 @@
-"""What a training function gets: a quantized module that is called like the model, and a player of its schedule."""
+"""What a training function gets: an ordinary module that trains quantized, and the player of its schedule."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
-from metasched.exchange.integrations.driven import DrivenModule
-from metasched.exchange.player import SchedulePlayer
+from metasched.core.errors import MetaschedError
 from metasched.methods import build_method
 from metasched.methods.config import MethodConfig
-from metasched.network.module import QuantizedModule
+from metasched.network.playing import Player
+from metasched.network.prepare import prepare
 from metasched.network.quantize import QuantizedNetwork, quantize
 from metasched.schedules.base import Schedule
 
 
-class Player:
-    """Moves a module along its schedule: ``step()`` after each ``optimizer.step()``.
+def method_of(recipe: Any) -> MethodConfig:
+    """The method of a recipe, or of a study that is given one in its place; with scales that fit the model's weights.
 
-    Attributes:
-        total_steps: length of the run in steps; after it the values do not change.
+    Raises:
+        MetaschedError: it is neither, or the method is built already.
     """
-
-    def __init__(self, module: DrivenModule, values: SchedulePlayer) -> None:
-        self._module, self._values = module, values
-        self.layers, self.total_steps = module.layers, values.total_steps
-        self._set(0)
-
-    @property
-    def position(self) -> int:
-        """Number of steps taken."""
-        return self._position
-
-    def step(self) -> None:
-        """Ends a step: applies the method's update, and sets the controls of the next one."""
-        self._module.settle()
-        self._set(self._position + 1)
-
-    def penalty(self) -> torch.Tensor:
-        """The method's penalty at the last forward pass, 0-d; 0 if it has none. Add it to the loss."""
-        return self._module.module.penalty()
-
-    def value(self, control: str, layer: str) -> float:
-        """Value of one control of one layer at this step."""
-        return self._values.value(control, layer)
-
-    def state_dict(self) -> dict[str, int]:
-        """``{"step": n}``: n steps taken."""
-        return self._values.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to the position of a ``state_dict``."""
-        self._values.load_state_dict(state)
-        self._set(self._values.state_dict()["step"])
-
-    def _set(self, position: int) -> None:
-        self._position = position
-        self._values.load_state_dict({"step": position})
-        self._module.apply_controls(self._values.at(position), position)
+    method = MethodConfig(name=recipe) if isinstance(recipe, str) else getattr(recipe, "method", recipe)
+    if not isinstance(method, MethodConfig):
+        problem = f"has a {type(method).__name__}, and floors need the parameters of the method"
+        raise MetaschedError("recipe", problem, "give a metasched.Recipe, a MethodConfig or the name of a method")
+    if (getattr(recipe, "first", True), getattr(recipe, "last", False)) != (True, False):
+        raise MetaschedError("recipe", "has another first or last layer", "leave first and last as they are")
+    return method if method.scale != "unit" else replace(method, scale="least_squares")  # as ``prepare`` does
 
 
-def network_of(model: nn.Module, recipe: Any, method: MethodConfig, example: Any) -> QuantizedNetwork:
-    """The network that a recipe makes of a model, with this method."""
-    return quantize(model, build_method(method), example, first=recipe.first, last=recipe.last)
+def network_of(model: nn.Module, recipe: Any, example: Any) -> QuantizedNetwork:
+    """The network that a recipe makes of a model."""
+    return quantize(model, build_method(method_of(recipe)), example)
 
 
 def prepared(
-    model: nn.Module,
-    recipe: Any,
-    method: MethodConfig,
-    example: Any,
-    schedule: Schedule,
-    total_steps: int,
-    seed: int,
-) -> tuple[DrivenModule, Player]:
-    """A module that is called like the model, and what plays a schedule on it.
-
-    Args:
-        model: float; it is copied.
-        recipe: which of its layers are quantized.
-        method: what quantizes them.
-        example: a batch, as for ``quantize``.
-        schedule: of the method.
-        total_steps: length of the run.
-        seed: of the method's random numbers.
-    """
-    network = network_of(model, recipe, method, example)
-    values = SchedulePlayer(schedule, total_steps, network.layers)
-    first = values.at(0)
-    module = DrivenModule(QuantizedModule(network, first, seed=seed, example=example), first)
-    return module, Player(module, values)
+    model: nn.Module, method: MethodConfig, recipe: Any, example: Any, schedule: Schedule, total_steps: int, seed: int
+) -> tuple[nn.Module, Player]:
+    """``prepare`` with the method in place of the recipe's own."""
+    return prepare(model, method, example, schedule, total_steps, seed)

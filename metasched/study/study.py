@@ -48,7 +48,7 @@ class Study:
 
     Args:
         make_model: gives the float model; torch's global generator has the run's seed.
-        recipe: ``metasched.Recipe``: the method, and what it quantizes.
+        recipe: ``metasched.Recipe``: the method, and what it quantizes; or a MethodConfig, or the name of a method.
         fit: ``fit(model, player, seed, steps)`` trains the model, which is called like that of ``make_model``, with
             ``player.step()`` after each step of the optimizer. Without ``evaluate`` it gives the score.
         example: a batch, as for ``quantize``.

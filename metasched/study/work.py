@@ -24,7 +24,7 @@ from metasched.methods import build_method
 from metasched.methods.base import Control
 from metasched.methods.config import MethodConfig
 from metasched.schedules.base import Schedule
-from metasched.study.playing import network_of, prepared
+from metasched.study.playing import method_of, network_of, prepared
 from metasched.tasks.fingerprint import Seen
 
 FIT = ("model", "player", "seed", "steps")
@@ -61,7 +61,7 @@ class Work:
         evaluate: ``evaluate(model)``, with a parameter ``split`` (``validation`` or ``test``) or ``seed`` if it wants
             them; gives the score, higher is better. It gets the hard network, in eval mode, without gradients.
         make_model: gives the float model; torch's global generator has the run's seed.
-        recipe: ``metasched.Recipe``.
+        recipe: ``metasched.Recipe``, or the method alone.
         example: a batch, as for ``quantize``.
         steps: T, steps of the optimizer in a run.
     """
@@ -81,15 +81,12 @@ class Work:
             raise MetaschedError("make_model", "is no function", "give one that makes the float model, such as a class")
         if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
             raise MetaschedError("steps", f"must be at least 1, got {self.steps!r}", "give the steps of one run")
-        if not isinstance(self.method, MethodConfig):
-            fix = "give the recipe a MethodConfig or the name of a method"
-            raise MetaschedError("recipe.method", "is built already, and floors need its parameters", fix)
         _ = self.layers  # what is wrong with the model shows now
 
     @property
     def method(self) -> MethodConfig:
         """The method that is learned for."""
-        return self.recipe.method
+        return method_of(self.recipe)
 
     @cached_property
     def controls(self) -> tuple[Control, ...]:
@@ -99,7 +96,8 @@ class Work:
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
         """The quantized layers."""
-        return network_of(self._model(0), self.recipe, self.method, self.example).layers
+        with seeded(0):
+            return network_of(self._model(), self.recipe, self.example).layers
 
     def score(self, method: MethodConfig, schedule: Schedule, seed: int, evaluate: Callable[..., Any] | None) -> float:
         """Trains once and gives the score of the hard network; NaN where training diverged.
@@ -115,9 +113,9 @@ class Work:
         """
         evaluate = self.evaluate if evaluate is None else evaluate
         with seeded(seed), warnings.catch_warnings():
-            model = self._model(seed)
-            warnings.filterwarnings("ignore", r"model: |layers: ")  # said once, when the study was made
-            module, player = prepared(model, self.recipe, method, self.example, schedule, self.steps, seed)
+            model = self._model()
+            warnings.filterwarnings("ignore", r"model: |layers: |schedule: ")  # of each of many runs
+            module, player = prepared(model, method, self.recipe, self.example, schedule, self.steps, seed)
             module.train()
             given = self.fit(module, player, seed, self.steps)
             if evaluate is None:
@@ -143,10 +141,8 @@ class Work:
             found[name] = seen.digest()
         return found
 
-    def _model(self, seed: int) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = self.make_model()
+    def _model(self) -> nn.Module:
+        model = self.make_model()
         if not isinstance(model, nn.Module):
             raise MetaschedError("make_model", f"gives a {type(model).__name__}", "let it give an nn.Module")
         return model
