@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from metasched.schedules.curves import HandCoded as HandCoded
     from metasched.schedules.network import ScheduleNetwork as ScheduleNetwork
     from metasched.schedules.table import hand_coded as hand_coded
+    from metasched.study.study import Study as Study
     from metasched.tasks import TaskSpec as TaskSpec
     from metasched.tasks import register_task as register_task
     from metasched.tasks.base import Task as Task
@@ -100,6 +101,7 @@ MODULES: dict[str, str] = {  # public name -> module
     "tune": "metasched.api",
     "paired_difference": "metasched.evaluation.statistics",
     "meta_train": "metasched.meta.outer",
+    "Study": "metasched.study.study",
 }
 
 

@@ -77,6 +77,10 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "schedules/test_published.py": "schedules/base schedules/table",
     "methods/test_clip.py": "quantizers/clip",
     "search/test_tuning.py": "search/population search/searchers",
+    "study/test_study.py": """
+        study/helping study/judging study/learners study/playing study/population study/schedules study/storage
+        study/work
+    """,
     "tasks/test_digits.py": "tasks/build tasks/classification",
     "tasks/test_batches.py": "tasks/base tasks/supervised",
     "tasks/test_own_task.py": "api commands/folders core/imports tasks/check tasks/data tasks/fingerprint tasks/live",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from metasched.commands.confirming import export_confirmed, start_file
-from metasched.commands.exporting import Found, show, versions
+from metasched.commands.exporting import Found, show
 from metasched.config.load import to_dict
 from metasched.config.schema import Experiment
 from metasched.core.randomness import derive_seed
@@ -22,6 +22,7 @@ from metasched.evaluation.contenders import Contender, joined
 from metasched.evaluation.floors import with_tuned_rates
 from metasched.evaluation.references import given_arms
 from metasched.io.atomic import settled_size
+from metasched.io.environment import versions
 from metasched.io.json_lines import cut_back
 from metasched.io.run_folder import RunFolder
 from metasched.meta.checkpoint import Checkpoint, write_checkpoint
