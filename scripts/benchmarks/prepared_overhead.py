@@ -68,7 +68,7 @@ class Ternary(torch.autograd.Function):
 
 
 def rounded(x: torch.Tensor) -> torch.Tensor:
-    """x rounded [...], with the gradient of x."""
+    """Rounds x [...], with the gradient of x."""
     return (x.round() - x).detach() + x
 
 
