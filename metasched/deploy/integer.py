@@ -74,6 +74,9 @@ def integer_network(
         MetaschedError: a layer has no integer form; the message names it.
     """
     quantizer = getattr(network.method, "quantizer", None)
+    if network.methods:
+        problem = "has rules that give some layers other levels or scales, which have no integer form so far"
+        raise MetaschedError("quantize.rules", problem, "use one level set for all layers")
     if not isinstance(quantizer, LayerQuantizer):
         raise MetaschedError("method", "has no level sets to deploy", "use one of metasched's methods")
     for key in ("scale", "activation_scale"):

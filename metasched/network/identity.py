@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import torch
 
+from metasched.methods.base import Method
 from metasched.network.quantize import QuantizedNetwork
 
 _BITS = 64
@@ -21,12 +22,16 @@ def identity(network: QuantizedNetwork, state: Iterable[str], trainable: Iterabl
         network: the network.
         state, trainable: names of the method's tensors, in their order in the state dict.
     """
-    quantizer = getattr(network.method, "quantizer", None)
-    levels = [getattr(getattr(quantizer, key, None), "levels", None) for key in ("levels", "activation_levels")]
+    levels = [level for method in network.methods or (network.method,) for level in _levels(method)]
     layers = [(layer.name, layer.quantizes, layer.num_weights) for layer in network.layers]
     text = repr((layers, levels, list(state), list(trainable)))
     digest = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=_BITS // 8).digest(), "big")
     return torch.tensor([float(digest >> i & 1) for i in range(_BITS)])
+
+
+def _levels(method: Method) -> list[object]:
+    quantizer = getattr(method, "quantizer", None)
+    return [getattr(getattr(quantizer, key, None), "levels", None) for key in ("levels", "activation_levels")]
 
 
 def same(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -96,7 +96,7 @@ class QuantizedModule(nn.Module):
         own = {name: p.detach().clone() for name, p in network.module.named_parameters()}
         fixed = {layer.name for layer in network.layers if not self._weight(layer).requires_grad}
         params, state = network.initialize(own, self._rows(first), seed, fixed)
-        if network.method.fits_activations:
+        if network.fits_activations:
             trainable, fitted = self.fitted(own, example, fixed)
             params, state = params | trainable, state | fitted
         with torch.no_grad():

@@ -6,7 +6,7 @@ A copy of the model is made. In it each chosen activation is replaced by a site,
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import NamedTuple
@@ -17,7 +17,9 @@ from torch import nn
 from metasched.core.errors import MetaschedError
 from metasched.core.layer import Layer, weight_key
 from metasched.methods.base import Method
+from metasched.network.choice import Choice, Rules
 from metasched.network.flow import WEIGHTED, Example, Flow, flow_of
+from metasched.network.recipe import Recipe
 from metasched.network.recomputing import Calls
 
 _GATES = (nn.Sigmoid,)  # which stay in float where they are multiplied with another tensor
@@ -30,6 +32,7 @@ class Sites(NamedTuple):
     module: nn.Module
     layers: tuple[Layer, ...]
     floats: tuple[str, ...]
+    methods: tuple[Method, ...]
 
 
 class ActivationSite(nn.Module):
@@ -82,7 +85,7 @@ def running() -> Callable[[int, torch.Tensor], torch.Tensor] | None:
     return _activate.get(None)
 
 
-def find_sites(model: nn.Module, method: Method, example: Example, *, first: bool = True, last: bool = False) -> Sites:
+def find_sites(model: nn.Module, recipe: Recipe, example: Example) -> Sites:
     """A copy of a model with its sites, and its L quantized layers in the order in which a pass runs them.
 
     Chosen are all convolutions and linear layers that a forward pass of ``example`` runs. An activation module belongs
@@ -94,21 +97,32 @@ def find_sites(model: nn.Module, method: Method, example: Example, *, first: boo
     module = copied(model)
     modes = {name: m.training for name, m in module.named_modules()}
     flow = flow_of(module, example)
+    rules = Rules(recipe, module)
+    about = {name: rules.about(name, name) for name, _ in flow.ran}
+    rules.refuse_unused()
     weighted = [name for name, m in flow.ran if isinstance(m, WEIGHTED)]
-    chosen = weighted[0 if first else 1 : len(weighted) if last else len(weighted) - 1]
-    others = _other_layers(module, flow)
+    ends = {*weighted[: 0 if recipe.first else 1], *weighted[len(weighted) if recipe.last else len(weighted) - 1 :]}
+    chosen = [name for name in weighted if (name not in ends if (q := about[name].quantize) is None else q)]
+    by_rule = [
+        f"{n} ({type(module.get_submodule(n)).__name__}): {about[n].why}"
+        for n in weighted
+        if n not in chosen and about[n].why
+    ]
+    others = (*_other_layers(module, flow), *by_rule)
     if not chosen:
         has = f" (in float: {', '.join(others)})" if others else ""
         problem = f"the model has no layer left to quantize{has}"
         raise MetaschedError("quantize", problem, "set quantize.last or first: true")
     _refuse_unnamed(module, chosen)
-    followed, floats = _owners(flow, chosen)
-    quantizes = method.quantizes == "weight+activation"
+    methods = rules.methods([about[name] for name in chosen])
+    base = recipe.build()
+    followed, floats = _owners(flow, chosen, about)
     layers = []
     for i, name in enumerate(chosen):
         own = module.get_submodule(name)
         weight: torch.Tensor = own.weight  # pyright: ignore[reportAssignmentType]
-        site = quantizes and name in followed
+        method = methods[i] if methods else base
+        site = method.quantizes == "weight+activation" and name in followed
         if site:
             activation = followed[name]
             ActivationSite.replace(module.get_submodule(activation), i, rewrites=activation in flow.reused)
@@ -128,7 +142,8 @@ def find_sites(model: nn.Module, method: Method, example: Example, *, first: boo
     if model.training:  # what the user has put into eval mode, such as a frozen batch normalization, stays there
         for name, m in module.named_modules():
             m.training = modes[name]
-    return Sites(module, tuple(layers), (*others, *floats) if quantizes else others)
+    asked = any(method.quantizes == "weight+activation" for method in methods or (base,))
+    return Sites(module, tuple(layers), (*others, *floats) if asked else others, methods)
 
 
 def copied(module: nn.Module) -> nn.Module:
@@ -150,7 +165,7 @@ def copied(module: nn.Module) -> nn.Module:
         raise MetaschedError("model", f"cannot be copied: {error}", fix) from error
 
 
-def _owners(flow: Flow, chosen: list[str]) -> tuple[dict[str, str], tuple[str, ...]]:
+def _owners(flow: Flow, chosen: list[str], about: Mapping[str, Choice]) -> tuple[dict[str, str], tuple[str, ...]]:
     """The activation of each chosen layer that has one, and those activations that stay in float."""
     modules, order = dict(flow.ran), [name for name, _ in flow.ran]
     followed: dict[str, str] = {}
@@ -165,11 +180,14 @@ def _owners(flow: Flow, chosen: list[str]) -> tuple[dict[str, str], tuple[str, .
         later = any(isinstance(x, WEIGHTED) for _, x in flow.ran[order.index(name) + 1 :])
         if owner is not None and owner not in chosen:
             continue
-        if name not in flow.feeds and not (flow.lost and later):
+        choice = about[name]
+        if choice.quantize is False or choice.activation == "float":
+            why = choice.why or "a rule says so"
+        elif name not in flow.feeds and not (flow.lost and later):
             why = "is the output of the network"
         elif owner is None or owner in followed:
             why = "does not follow a layer" if not flow.sources[name] else "is the second activation of its layer"
-        elif isinstance(m, _GATES) and name in flow.gates:
+        elif isinstance(m, _GATES) and name in flow.gates and not choice.quantize:
             why = "is a gate"
         else:
             followed[owner] = name

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from metasched.core.layer import Layer
 from metasched.core.randomness import Draw
 from metasched.methods.discrete import Discrete
 from metasched.quantizers.constants import traced
@@ -52,7 +51,7 @@ class Starts:
             return
         changed = self.fit_weights(module)
         self._initial = None
-        if changed and module.network.method.fits_activations:
+        if changed and module.network.fits_activations:
             own = {name: p.detach() for name, p in module.module.named_parameters()}
             kept = {layer.name for layer in module.network.layers}
             trainable, _ = module.fitted(own, lambda model: model(*inputs, **keywords), kept)
@@ -71,7 +70,7 @@ class Starts:
             was = was.to(w.device, w.dtype)
             if bool(((w - was).abs() <= _NEAR * was.abs().max()).all()):
                 continue
-            if _unit(module) and len(_hard(module, layer, tensors).unique()) > 1:
+            if _unit(module, i) and len(_hard(module, i, tensors).unique()) > 1:
                 continue
             for name, value in _initial(module, i, w).items():
                 tensors[f"{layer.name}/{name}"].copy_(value)
@@ -96,18 +95,20 @@ class Starts:
             scale.copy_(torch.where(empty.to(scale.device), fitted, scale))
 
 
-def _unit(module: QuantizedModule) -> bool:
-    return module.network.method.keeping() != module.network.method
+def _unit(module: QuantizedModule, i: int) -> bool:
+    method = module.network.method_of(i)
+    return method.keeping() != method
 
 
-def _hard(module: QuantizedModule, layer: Layer, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def _hard(module: QuantizedModule, i: int, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    layer = module.network.layers[i]
     own = {key.rpartition("/")[2]: t for key, t in tensors.items() if key.rpartition("/")[0] == layer.name}
-    return module.network.method.harden(tensors[layer.weight_key].detach(), own, 0.5)
+    return module.network.method_of(i).harden(tensors[layer.weight_key].detach(), own, 0.5)
 
 
 def _initial(module: QuantizedModule, i: int, w: torch.Tensor) -> dict[str, torch.Tensor]:
     """What the method starts with for a layer that keeps its weight w [C_out, ...]."""
     network = module.network
     values = {name: row[i] for name, row in network.neutral().items()}
-    _, trainable, state = network.method.keeping().initialize(w.detach(), values, Draw(module.seed, 0, i))
+    _, trainable, state = network.method_of(i).keeping().initialize(w.detach(), values, Draw(module.seed, 0, i))
     return trainable | state
