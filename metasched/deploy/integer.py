@@ -177,6 +177,10 @@ def _norm(folding: Folding, name: str, module: nn.Module) -> None:
 
 def _activation(folding: Folding, name: str, module: nn.Module) -> None:
     levels = folding.quantizer.activation_levels
+    assert isinstance(module, ActivationSite)
+    if module.keep or module.name:
+        what = f"computes {module.original.__name__} first" if module.keep else "is called several times"
+        raise unsupported(name, f"{what}, which has no integer form so far", "use a ReLU without negative levels")
     if folding.open is None or levels is None:
         raise unsupported(name, "does not follow a convolution or linear layer")
     unit, finest = Fraction(folding.quantizer.activation_scale), unit_of(levels.levels)

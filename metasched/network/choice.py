@@ -40,15 +40,15 @@ class Rules:
         self.modules = dict(module.named_modules(remove_duplicate=False))
         self._matched: set[int] = set()
 
-    def about(self, name: str, owner: str) -> Choice:
-        """What they say about the tensor ``name`` in the module ``owner``."""
+    def about(self, name: str, owner: str, kind: str = "") -> Choice:
+        """What they say about the tensor ``name`` in the module ``owner``; ``kind``: of an activation function."""
         parts = owner.split(".") if owner else []
         around = [".".join(parts[:n]) for n in range(len(parts), -1, -1)]
         owners = [(other, self.modules.get(other)) for other in around]
         quantize, why, activation, where = None, "", None, ""
         overrides: dict[str, Any] = {}
         for i, rule in enumerate(self.recipe.rules):
-            if not matches(rule, name, owners):
+            if rule.match != kind and not matches(rule, name, owners):
                 continue
             self._matched.add(i)
             if rule.quantize is not None:

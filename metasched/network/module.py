@@ -17,7 +17,7 @@ from metasched.network.flow import Example, run_example
 from metasched.network.identity import identity, same
 from metasched.network.quantize import QuantizedNetwork, Tensors
 from metasched.network.recomputing import Calls
-from metasched.network.sites import ActivationSite, copied, running
+from metasched.network.sites import copied, recompute_by, running
 from metasched.network.starts import Starts
 
 
@@ -118,10 +118,8 @@ class QuantizedModule(nn.Module):
         self._penalty: torch.Tensor | None = None
         self._calls = Calls()
         for layer in network.layers:
-            self._calls.watch(self.module.get_submodule(layer.name), layer.weight_key, running)
-        for m in self.module.modules():
-            if isinstance(m, ActivationSite):
-                m.calls = self._calls
+            self._calls.watch(self.module, layer.weight_key, running)
+        recompute_by(self.module, self._calls)
         self.module.register_load_state_dict_post_hook(partial(_on_load, self))
         self._say(fixed)
 

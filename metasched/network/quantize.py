@@ -21,9 +21,10 @@ from metasched.core.errors import MetaschedError
 from metasched.core.layer import Layer
 from metasched.core.randomness import Draw
 from metasched.methods.base import Evaluating, Method
+from metasched.network.choosing import Tensor, choose
 from metasched.network.flow import Example
 from metasched.network.recipe import Recipe
-from metasched.network.sites import activations, find_sites
+from metasched.network.sites import activations
 
 Tensors = dict[str, torch.Tensor]
 ControlRow = Mapping[str, torch.Tensor]  # control -> [L], the controls of one step
@@ -41,9 +42,11 @@ class QuantizedNetwork:
         module: the copy; read its initial parameters and buffers from it, run it through the methods here.
         method: the quantization method.
         layers: what is quantized, in the order of the data flow; all controls have one value for each.
-        floats: what stays in float though it is a layer or an activation, and why; without first, last and embeddings.
+        floats: what stays in float though it is a layer or an activation, and why; without what rules, first
+            and last say, and without what is quantized by a rule only.
         methods: the method of each layer, where rules give some of them other levels or scales; empty: ``method``.
         keeps: whether all layers keep the weights of the module.
+        tensors: everything that could be quantized, with the layer that quantizes it or why it stays in float.
     """
 
     module: nn.Module
@@ -52,6 +55,7 @@ class QuantizedNetwork:
     floats: tuple[str, ...] = ()
     methods: tuple[Method, ...] = ()
     keeps: bool = False
+    tensors: tuple[Tensor, ...] = ()
 
     def method_of(self, i: int) -> Method:
         """The method of layer i."""
@@ -78,7 +82,8 @@ class QuantizedNetwork:
             f"{x.name}: {x.kind}, {x.num_weights} weights of {x.bits:.3g} bits, quantizes {x.quantizes}"
             for x in self.layers
         )
-        return "\n".join((*chosen, *(f"in float: {line}" for line in self.floats)))
+        by_rule = (str(t) for t in self.tensors if t.layer is None and t.excuse == "rule")
+        return "\n".join((*chosen, *(f"in float: {line}" for line in (*self.floats, *by_rule))))
 
     def initialize(
         self, params: Tensors, row: ControlRow, seed: int, kept: Collection[str] = ()
@@ -318,26 +323,27 @@ class QuantizedNetwork:
 def quantize(
     model: nn.Module, recipe: Recipe | Method, example: Example, *, first: bool | None = None, last: bool | None = None
 ) -> QuantizedNetwork:
-    """Wrap a model: choose its layers and say what each quantizes (see sites.py).
+    """Wrap a model: choose its layers and say what each quantizes (see choosing.py).
 
     Args:
-        model: any module whose activations are modules (not functional calls) that run once a pass; it is copied, and
-            what is in eval mode in a model in training mode stays there.
+        model: any module; it is copied, and what is in eval mode in a model in training mode stays there.
         recipe: what quantizes them; a method is a recipe without rules, which may draw the weights anew.
         example: an input batch, used for one pass in eval mode: a tensor [N, ...], a tuple of arguments, a dict of
             keyword arguments, or a function of the module that runs it (of several passes the first one counts).
         first, last: with a method, whether the first (default: yes) and the last layer (no) are quantized too.
 
     Raises:
-        MetaschedError: nothing to quantize, a layer or an activation that runs more than once in a pass, a model that
-            is a single layer, layers that share a weight, a computed weight, or a rule that matches nothing.
+        MetaschedError: nothing to quantize, a model that is a single layer, a layer that shares its weight with one
+            that is not quantized, a computed weight, or a rule that matches nothing.
     """
     if isinstance(recipe, Method):
         recipe = Recipe(recipe, first=first is not False, last=last is True, redraw=True)
     elif first is not None or last is not None:
         raise MetaschedError("quantize", "first and last are of the recipe", "set them there: Recipe(..., last=True)")
-    sites = find_sites(model, recipe, example)
-    return QuantizedNetwork(sites.module, recipe.build(), sites.layers, sites.floats, sites.methods, not recipe.redraw)
+    found = choose(model, recipe, example)
+    floats = tuple(str(t) for t in found.tensors if t.layer is None and not t.excuse)
+    keeps = not recipe.redraw
+    return QuantizedNetwork(found.module, recipe.build(), found.layers, floats, found.methods, keeps, found.tensors)
 
 
 def _within(activate: Callable[[int, torch.Tensor], torch.Tensor], call: Call, params: Tensors) -> Model:
