@@ -74,6 +74,9 @@ def integer_network(
         MetaschedError: a layer has no integer form; the message names it.
     """
     quantizer = getattr(network.method, "quantizer", None)
+    if network.methods:
+        problem = "has rules that give some layers other levels or scales, which have no integer form so far"
+        raise MetaschedError("quantize.rules", problem, "use one level set for all layers")
     if not isinstance(quantizer, LayerQuantizer):
         raise MetaschedError("method", "has no level sets to deploy", "use one of metasched's methods")
     for key in ("scale", "activation_scale"):
@@ -174,6 +177,10 @@ def _norm(folding: Folding, name: str, module: nn.Module) -> None:
 
 def _activation(folding: Folding, name: str, module: nn.Module) -> None:
     levels = folding.quantizer.activation_levels
+    assert isinstance(module, ActivationSite)
+    if module.keep or module.name:
+        what = f"computes {module.original.__name__} first" if module.keep else "is called several times"
+        raise unsupported(name, f"{what}, which has no integer form so far", "use a ReLU without negative levels")
     if folding.open is None or levels is None:
         raise unsupported(name, "does not follow a convolution or linear layer")
     unit, finest = Fraction(folding.quantizer.activation_scale), unit_of(levels.levels)

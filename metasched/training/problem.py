@@ -12,9 +12,9 @@ import torch
 from metasched.config.schema import ProblemConfig
 from metasched.core.errors import MetaschedError
 from metasched.core.imports import allow
-from metasched.methods import build_method
 from metasched.methods.spec import CEILING
 from metasched.network.quantize import quantize
+from metasched.network.recipe import Recipe
 from metasched.tasks.base import Task, start
 from metasched.tasks.build import made, outside_code, task_builder
 from metasched.tasks.check import check_task
@@ -80,23 +80,19 @@ def _built(builder: Callable[..., object], outside: tuple[Callable[..., object],
 def _build(config: ProblemConfig, found: _Found, steps: int, relaxation: float) -> InnerProblem:
     dtype = getattr(torch, config.dtype)
     task = found.task.to(config.device, dtype)
-    method = build_method(config.method)
-    if relaxation > 0:
-        method = method.relaxed(relaxation)
-    if task.initial() is not None and config.method.scale == "unit" and config.method.name != CEILING:
+    chosen = config.quantize
+    pretrained = chosen.redraw is None and task.initial() is not None
+    if pretrained and config.method.scale == "unit" and config.method.name != CEILING:
         problem = "unit draws the weights anew, and the task starts from pretrained ones"
-        raise MetaschedError("method.scale", problem, "set it to max, least_squares or pow2")
+        raise MetaschedError("method.scale", problem, "set it to max, least_squares or pow2, or set quantize.redraw")
+    how = Recipe(config.method, chosen.rules, chosen.first, chosen.last, redraw=chosen.redraw is not False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = start(task).to(config.device, dtype)
         batch = task.placed(task.batch(0, 0))
-        network = quantize(
-            model,
-            method,
-            lambda module: task.loss(module, batch),
-            first=config.quantize.first,
-            last=config.quantize.last,
-        )
+        network = quantize(model, how, lambda module: task.loss(module, batch))
+    if relaxation > 0:
+        network = network.relaxed(relaxation)
     settings = optimizer_of(config.optimizer, task)
     bare = recipe(replace(settings, groups=()))
     hyper = {**bare.hyper, "lr": learning_rates(settings, steps)}

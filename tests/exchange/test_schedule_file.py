@@ -235,7 +235,7 @@ def test_export_samples_the_schedule_at_the_knots() -> None:
     file = exported(schedule, [0.0, 0.3, 1.0])
     assert file.values == {"weight_noise": ((0.5, 0.7 * 0.5, 0.0), (0.5 + 1 / 3, 0.7 * (0.5 + 1 / 3), 0.0))}
     assert file.progress == (0.0, 0.3, 1.0)
-    assert [dataclasses.asdict(layer) for layer in file.layers] == [dataclasses.asdict(layer) for layer in LAYERS]
+    assert [Layer(**dataclasses.asdict(layer)) for layer in file.layers] == list(LAYERS)
     ((entry,), own) = file.controls, dataclasses.asdict(CONTROL)
     assert dataclasses.asdict(entry) == {n: v for n, v in own.items() if n not in ("none_value", "learning_floor")}
     assert '"scale"' not in dumps(file)
