@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from metasched.models import ModelSpec as ModelSpec
     from metasched.models import register_model as register_model
     from metasched.network.config import Rule as Rule
+    from metasched.network.inspect import Inspection as Inspection
+    from metasched.network.inspect import inspect as inspect
     from metasched.network.module import QuantizedModule as QuantizedModule
     from metasched.network.quantize import QuantizedNetwork as QuantizedNetwork
     from metasched.network.quantize import quantize as quantize
@@ -70,6 +72,8 @@ MODULES: dict[str, str] = {  # public name -> module
     "build_method": "metasched.methods",
     "quantize": "metasched.network.quantize",
     "QuantizedNetwork": "metasched.network.quantize",
+    "inspect": "metasched.network.inspect",
+    "Inspection": "metasched.network.inspect",
     "progress_of_steps": "metasched.schedules.base",
     "HandCoded": "metasched.schedules.curves",
     "hand_coded": "metasched.schedules.table",

@@ -19,9 +19,9 @@ PACKAGE = ROOT / "metasched"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 PUBLIC = """
-    Control DataTask Experiment HandCoded Layer METHODS MetaschedError MethodConfig MethodSpec ModelSpec OptimizerSpec
+    Control DataTask Experiment HandCoded Inspection Layer METHODS MetaschedError MethodConfig MethodSpec ModelSpec OptimizerSpec
     PlayedSchedule QuantizedModule QuantizedNetwork Recipe Result Rule ScheduleNetwork SchedulePlayer Task TaskSpec
-    build_method build_problem compare export find_unroll hand_coded hardened_score learn list_schedules load
+    build_method build_problem compare export find_unroll hand_coded hardened_score inspect learn list_schedules load
     load_experiment meta_train paired_difference progress_of_steps quantize read_schedule register_method
     register_model register_optimizer register_task train tune write_schedule
 """.split()

@@ -26,7 +26,7 @@ class Calls:
     def __init__(self) -> None:
         self.activate: Callable[[int, torch.Tensor], torch.Tensor] | None = None
         self.weights: Mapping[str, torch.Tensor] = {}
-        self._kept: dict[tuple[int, str], nn.Parameter] = {}  # by module and name there
+        self._kept: dict[tuple[int, str, int], nn.Parameter] = {}  # by module, name there, and what runs
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Calls:
         return Calls()
@@ -58,10 +58,9 @@ class Calls:
             for owner in parent.children():
                 for name, p in owner._parameters.items():
                     if p is weight:
-                        attention = isinstance(parent, nn.MultiheadAttention)  # which does not call its out_proj
-                        runs = parent if attention else owner
-                        runs.register_forward_pre_hook(partial(_put, self, key, owner, name, running))
-                        runs.register_forward_hook(partial(_take_back, self, key, owner, name), always_call=True)
+                        for runs in (owner, parent):  # which may read the weight without calling its layer
+                            runs.register_forward_pre_hook(partial(_put, self, key, owner, name, running))
+                            runs.register_forward_hook(partial(_take_back, self, owner, name), always_call=True)
 
 
 def keeps_outputs(hook: object) -> bool:
@@ -75,13 +74,13 @@ def _put(
     if key in calls.weights and running() is None and _in_backward():
         kept = owner._parameters[name]
         assert kept is not None
-        calls._kept[id(owner), name] = kept
+        calls._kept[id(owner), name, id(layer)] = kept
         owner._parameters[name] = calls.weights[key]  # pyright: ignore[reportArgumentType]
 
 
-def _take_back(calls: Calls, key: str, owner: nn.Module, name: str, layer: nn.Module, args: Any, output: Any) -> None:
-    if (id(owner), name) in calls._kept:
-        owner._parameters[name] = calls._kept.pop((id(owner), name))
+def _take_back(calls: Calls, owner: nn.Module, name: str, layer: nn.Module, args: Any, output: Any) -> None:
+    if (id(owner), name, id(layer)) in calls._kept:
+        owner._parameters[name] = calls._kept.pop((id(owner), name, id(layer)))
 
 
 def _in_backward() -> bool:
