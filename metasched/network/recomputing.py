@@ -53,14 +53,17 @@ class Calls:
 
         ``running()`` is not None while a call runs, which gives the layers their weights itself.
         """
-        weight = root.get_parameter(key)
-        for parent in root.modules():
-            for owner in parent.children():
-                for name, p in owner._parameters.items():
-                    if p is weight:
-                        for runs in (owner, parent):  # which may read the weight without calling its layer
-                            runs.register_forward_pre_hook(partial(_put, self, key, owner, name, running))
-                            runs.register_forward_hook(partial(_take_back, self, owner, name), always_call=True)
+        for owner, name in holders(root, key):
+            parents = (m for m in root.modules() if owner in m.children())
+            for runs in (owner, *parents):  # which may read the weight without calling its layer
+                runs.register_forward_pre_hook(partial(_put, self, key, owner, name, running))
+                runs.register_forward_hook(partial(_take_back, self, owner, name), always_call=True)
+
+
+def holders(root: nn.Module, key: str) -> list[tuple[nn.Module, str]]:
+    """The modules that have the weight ``key`` of a network, tied ones too, and the name of the weight in each."""
+    weight = root.get_parameter(key)
+    return [(m, name) for m in root.modules() for name, p in m._parameters.items() if p is weight]
 
 
 def keeps_outputs(hook: object) -> bool:

@@ -41,12 +41,7 @@ def output_of(found: Any) -> torch.Tensor:
     """The first tensor of what a model puts out."""
     if isinstance(found, torch.Tensor):
         return found
-    named = getattr(found, "logits", None)
-    return (
-        named
-        if isinstance(named, torch.Tensor)
-        else output_of(next(iter(found.values() if hasattr(found, "values") else found)))
-    )
+    return output_of(next(iter(found.values() if hasattr(found, "values") else found)))
 
 
 def examined(model: nn.Module, *args: Any, steps: int, **kwargs: Any) -> Inspection:
@@ -120,21 +115,20 @@ def transformer(name: str) -> tuple[nn.Module, dict[str, Any]]:
     if name == "bert":
         return t.BertForSequenceClassification(t.BertConfig(vocab_size=30, max_position_embeddings=16, **size)), tokens
     if name == "gpt2":
-        ends = {"bos_token_id": 0, "eos_token_id": 0}
-        return t.GPT2LMHeadModel(
-            t.GPT2Config(vocab_size=30, n_embd=16, n_layer=2, n_head=2, n_positions=16, **ends)
-        ), tokens
+        config = t.GPT2Config(
+            **{"vocab_size": 30, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16},
+            **{"bos_token_id": 0, "eos_token_id": 0},
+        )
+        return t.GPT2LMHeadModel(config), tokens
     if name == "llama":
         config = t.LlamaConfig(vocab_size=30, max_position_embeddings=16, num_key_value_heads=2, **size)
         return t.LlamaForCausalLM(config), tokens
     if name == "vit":
         config = t.ViTConfig(image_size=16, patch_size=8, **size)
         return t.ViTForImageClassification(config), {"pixel_values": torch.randn(2, 3, 16, 16)}
-    config = t.WhisperConfig(
-        d_model=16, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=32, num_mel_bins=8, max_source_positions=8,
-        decoder_layers=1, decoder_attention_heads=2, decoder_ffn_dim=32, vocab_size=30, pad_token_id=0, bos_token_id=0,
-        eos_token_id=0, decoder_start_token_id=0,
-    )  # fmt: skip
+    parts = {f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    ids = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 0)
+    config = t.WhisperConfig(d_model=16, num_mel_bins=8, max_source_positions=8, vocab_size=30, **parts, **ids)
     return t.models.whisper.modeling_whisper.WhisperEncoder(config), {"input_features": torch.randn(2, 8, 16)}
 
 
