@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from metasched.models import register_model as register_model
     from metasched.network.config import Rule as Rule
     from metasched.network.convert import convert as convert
+    from metasched.network.inspect import Inspection as Inspection
+    from metasched.network.inspect import inspect as inspect
     from metasched.network.module import QuantizedModule as QuantizedModule
     from metasched.network.prepare import prepare as prepare
     from metasched.network.quantize import QuantizedNetwork as QuantizedNetwork
@@ -74,6 +76,8 @@ MODULES: dict[str, str] = {  # public name -> module
     "build_method": "metasched.methods",
     "quantize": "metasched.network.quantize",
     "QuantizedNetwork": "metasched.network.quantize",
+    "inspect": "metasched.network.inspect",
+    "Inspection": "metasched.network.inspect",
     "progress_of_steps": "metasched.schedules.base",
     "HandCoded": "metasched.schedules.curves",
     "hand_coded": "metasched.schedules.table",
