@@ -49,7 +49,12 @@ def _transformer(name: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
     import transformers as t
 
     tokens = {"input_ids": torch.arange(32).reshape(1, 32) % 30}
-    size = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256}
+    size: dict[str, Any] = {
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 256,
+    }
     if name == "bert":
         return t.BertForSequenceClassification(t.BertConfig(vocab_size=30, **size)), (), tokens
     if name == "gpt2":
@@ -60,8 +65,10 @@ def _transformer(name: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
     if name == "vit":
         model = t.ViTForImageClassification(t.ViTConfig(image_size=64, patch_size=8, **size))
         return model, (), {"pixel_values": torch.randn(1, 3, 64, 64)}
-    parts = {f"{part}_{key}": 2 for part in ("encoder", "decoder") for key in ("layers", "attention_heads")}
-    ids = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 0)
+    parts: dict[str, Any] = {
+        f"{part}_{key}": 2 for part in ("encoder", "decoder") for key in ("layers", "attention_heads")
+    }
+    ids: dict[str, Any] = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 0)
     config = t.WhisperConfig(d_model=64, num_mel_bins=8, max_source_positions=32, vocab_size=30, **parts, **ids)
     encoder = t.models.whisper.modeling_whisper.WhisperEncoder(config)
     return encoder, (), {"input_features": torch.randn(1, 8, 64)}
@@ -88,7 +95,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
         "network",
         "parameters quantized",
         "MACs quantized",
-        "MACs of activations alone",
+        "without weights",
         "activations",
         "in float",
     )
