@@ -112,6 +112,8 @@ MODULES: dict[str, str] = {  # public name -> module
 
 
 def __getattr__(name: str) -> Any:
+    if name == "deploy":  # a package, which can be called
+        return import_module("metasched.deploy")
     if name not in MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(MODULES[name]), name)

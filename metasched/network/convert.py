@@ -69,7 +69,21 @@ def convert(module: nn.Module, calibrate: Calibration | None = None) -> nn.Modul
     for _, owner, key, _ in found:
         w = owner._parameters[key]
         unhost(owner, key, hard[id(w)])
+    for _, owner, key, quantizer in found:
+        if (weights := weight_levels_of(quantizer)) is not None:
+            owner.quantization = {"weight": key, **weights}  # pyright: ignore[reportArgumentType]
     return without_sites(plain, stairs)
+
+
+def weight_levels_of(quantizer: Quantizer) -> dict[str, Any] | None:
+    """The levels of a layer's weight and their scale, [C_out or 1, 1, ...]; None if the method has none."""
+    own, scale = (
+        getattr(quantizer.method, "quantizer", None),
+        {**quantizer.state(), **quantizer.trainable()}.get("scale"),
+    )
+    if not isinstance(own, LayerQuantizer) or scale is None:
+        return None
+    return {"levels": own.levels.levels, "scale": scale.detach().clone()}
 
 
 def level_set_of(quantizer: Quantizer) -> tuple[Any, torch.Tensor | float]:
@@ -86,7 +100,7 @@ def level_set_of(quantizer: Quantizer) -> tuple[Any, torch.Tensor | float]:
             f"model.{quantizer.layer.name}: activation", problem, "let its harden_activation be that of Method"
         )
     scale = own.activation_unit({**quantizer.state(), **quantizer.trainable()})
-    return own.activation_levels, scale if isinstance(scale, torch.Tensor) else float(scale)
+    return own.activation_levels, scale.detach().clone() if isinstance(scale, torch.Tensor) else float(scale)
 
 
 @contextmanager

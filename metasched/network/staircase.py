@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import fx, nn
 
@@ -17,6 +19,8 @@ def staircase(
     >>> staircase(ternary(), 1.0, rewrites=False)(torch.tensor([-0.6, -0.5, 0.4, 0.5])).tolist()
     [-1.0, 0.0, 0.0, 1.0]
 
+    Its attribute ``quantization`` has the levels, the scale, and the bounds of f, for ``metasched.deploy``.
+
     Args:
         levels: the level set of Q.
         scale: value of level 1, a number or 0-d.
@@ -24,8 +28,17 @@ def staircase(
         function: f, a module of torch; None: the identity.
     """
     made = fx.symbolic_trace(Staircase(levels, scale, rewrites=rewrites, function=function))
-    made.eval()
-    return made
+    made.__dict__["quantization"] = {"levels": levels.levels, "scale": scale, "clip": _clip(function)}
+    return made.eval()
+
+
+def _clip(function: nn.Module | None) -> tuple[float, float] | None:
+    """The bounds of f, if it does nothing but bound its input; else None."""
+    if isinstance(function, nn.Hardtanh):  # ReLU6, too
+        return float(function.min_val), float(function.max_val)
+    if function is None or isinstance(function, nn.ReLU):
+        return (-math.inf if function is None else 0.0), math.inf
+    return None
 
 
 class Staircase(nn.Module):  # a name that shows in prints of the network
