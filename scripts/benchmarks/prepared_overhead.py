@@ -96,13 +96,14 @@ class HandConv(nn.Conv2d):
 class HandActivation(nn.Module):
     """A quantized activation."""
 
-    def __init__(self, scale: torch.Tensor | None, factor: float) -> None:
+    def __init__(self, scale: torch.Tensor | None, factor: float, relu: bool) -> None:
         super().__init__()
         self.scale = None if scale is None else nn.Parameter(scale.clone())
-        self.factor = factor
+        self.factor, self.relu = factor, relu
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The quantized value of each element of x [...]."""
+        x = F.relu(x) if self.relu else x
         return Ternary.apply(x) if self.scale is None else lsq(x, self.scale, self.factor, 0, 15)  # pyright: ignore
 
 
@@ -126,7 +127,9 @@ def by_hand(prepared: nn.Module, bits4: bool) -> nn.Module:
                 found = dict(quantizer.named_parameters()), dict(quantizer.named_buffers())
                 scale = found[0].get("activation_scale")
                 factor = float(found[1].get("activation_scale_factor", 1.0))
-                plain.set_submodule(other, HandActivation(None if scale is None else scale.detach(), factor))
+                plain.set_submodule(
+                    other, HandActivation(None if scale is None else scale.detach(), factor, bool(activation.keep))
+                )
     return plain
 
 
@@ -206,7 +209,7 @@ def main() -> None:
             print(f"{size}, {case}: {cpu:.3f} times the CPU time, {memory:.3f} times the memory", flush=True)
     if arguments.json:
         result = {"environment": environment(), "cpu": cpu_model(), "rows": rows}
-        write_atomic(arguments.json, json_text(result, indent=2) + "\n")
+        write_atomic(arguments.json, (json_text(result, indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":
