@@ -31,14 +31,8 @@ LAYERS = """
     training.optimizers.table training.optimizers.decays training.optimizers.config tasks.table tasks.config
     network.config schedules.config estimators.table meta.config search.table search.config evaluation.config
     tracking.config runs.config config
-<<<<<<< HEAD
-    tasks network schedules training config.ignored config.load engines tracking exchange network.prepare runs
-    estimators evaluation
-    search meta deploy commands api contrib cli __main__
-=======
     tasks network schedules training config.ignored config.load engines tracking exchange network.prepare
     runs estimators evaluation search meta study deploy commands api contrib cli __main__
->>>>>>> study
 """.split()  # each imports from those before it only
 
 FOR_TYPES = ("table.py", "decays.py")

@@ -67,7 +67,7 @@ class Ternary(torch.autograd.Function):
 
 
 def rounded(x: torch.Tensor) -> torch.Tensor:
-    """x rounded [...], with the gradient of x."""
+    """X rounded [...], with the gradient of x."""
     return (x.round() - x).detach() + x
 
 
