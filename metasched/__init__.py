@@ -6,7 +6,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from metasched.api import Recipe as Recipe
     from metasched.api import Result as Result
     from metasched.api import compare as compare
     from metasched.api import learn as learn
@@ -33,11 +32,15 @@ if TYPE_CHECKING:
     from metasched.methods.config import MethodConfig as MethodConfig
     from metasched.models import ModelSpec as ModelSpec
     from metasched.models import register_model as register_model
+    from metasched.network.config import Rule as Rule
     from metasched.network.convert import convert as convert
+    from metasched.network.inspect import Inspection as Inspection
+    from metasched.network.inspect import inspect as inspect
     from metasched.network.module import QuantizedModule as QuantizedModule
     from metasched.network.prepare import prepare as prepare
     from metasched.network.quantize import QuantizedNetwork as QuantizedNetwork
     from metasched.network.quantize import quantize as quantize
+    from metasched.network.recipe import Recipe as Recipe
     from metasched.schedules.base import progress_of_steps as progress_of_steps
     from metasched.schedules.curves import HandCoded as HandCoded
     from metasched.schedules.network import ScheduleNetwork as ScheduleNetwork
@@ -73,6 +76,8 @@ MODULES: dict[str, str] = {  # public name -> module
     "build_method": "metasched.methods",
     "quantize": "metasched.network.quantize",
     "QuantizedNetwork": "metasched.network.quantize",
+    "inspect": "metasched.network.inspect",
+    "Inspection": "metasched.network.inspect",
     "progress_of_steps": "metasched.schedules.base",
     "HandCoded": "metasched.schedules.curves",
     "hand_coded": "metasched.schedules.table",
@@ -94,7 +99,8 @@ MODULES: dict[str, str] = {  # public name -> module
     "SchedulePlayer": "metasched.exchange.player",
     "Task": "metasched.tasks.base",
     "DataTask": "metasched.tasks.data",
-    "Recipe": "metasched.api",
+    "Recipe": "metasched.network.recipe",
+    "Rule": "metasched.network.config",
     "Result": "metasched.api",
     "learn": "metasched.api",
     "compare": "metasched.api",
@@ -106,6 +112,8 @@ MODULES: dict[str, str] = {  # public name -> module
 
 
 def __getattr__(name: str) -> Any:
+    if name == "deploy":  # a package, which can be called
+        return import_module("metasched.deploy")
     if name not in MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(MODULES[name]), name)

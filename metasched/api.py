@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ from metasched.exchange.schedule_file import read_schedule
 from metasched.io.run_folder import RunFolder
 from metasched.meta.resume import keep_fingerprint
 from metasched.methods.config import MethodConfig
+from metasched.network.recipe import Recipe
 from metasched.runs.ranks import launched
 from metasched.schedules.base import Schedule
 from metasched.tasks.base import Task
@@ -45,20 +46,6 @@ if TYPE_CHECKING:
 
 TaskSource = Task | Callable[..., Task] | str
 ArmSource = str | Path | Schedule | tuple[str, Sequence[str]]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a float model becomes a quantized network.
-
-    Attributes:
-        method: the method with its parameters.
-        first, last: whether the first and the last layer are quantized too.
-    """
-
-    method: MethodConfig = field(default_factory=MethodConfig)
-    first: bool = True
-    last: bool = False
 
 
 @dataclass(frozen=True)
@@ -207,13 +194,15 @@ def _experiment(
         fix = "give the task as task.factory in a YAML file, and use `torchrun ... -m metasched train`"
         raise MetaschedError("torchrun", "works with the command line only", fix)
     recipe = recipe or Recipe()
+    if not isinstance(recipe.method, MethodConfig):
+        raise MetaschedError("recipe", "has a method that is built already", "give it a MethodConfig")
     factory, given, live = _factory(task, dict(args or {}))
     document: dict[str, Any] = {
         "tracking": {"wandb": "disabled"},
         **sections,
         "task": {"factory": factory, "args": given, "steps": steps},
         "method": recipe.method,
-        "quantize": {"first": recipe.first, "last": recipe.last},
+        "quantize": {"first": recipe.first, "last": recipe.last, "rules": recipe.rules, **_redrawn(recipe)},
     }
     if live and "run" not in sections:
         document["run"] = {"workers": 1}
@@ -222,6 +211,11 @@ def _experiment(
         problem = "more than one process needs a function that makes the task, and this is an object"
         raise MetaschedError("run.workers", problem, "give a module-level function, or set it to 1")
     return experiment
+
+
+def _redrawn(recipe: Recipe) -> dict[str, Any]:
+    """What the recipe says about new weights; a task without pretrained ones has new ones anyway."""
+    return {"redraw": True} if recipe.redraw else {}
 
 
 def _factory(task: TaskSource, args: dict[str, Any]) -> tuple[str, dict[str, Any], bool]:

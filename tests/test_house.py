@@ -70,9 +70,18 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
         models/convnet models/cutie models/lenet models/mlp models/resnet models/vgg7 models/vgg8
     """,
     "network/test_own_loops.py": "network/identity network/recomputing network/starts",
+    "deploy/test_converted.py": "deploy/writing",
+    "network/test_convert.py": "network/plain network/staircase",
+    "network/test_prepare.py": """
+        network/damping network/fitting network/hosting network/playing network/sharding network/thawing
+    """,
     "network/test_quantize.py": "core/layer",
-    "network/test_sites.py": "network/flow",
-    "quantizers/test_stair.py": "quantizers/constants quantizers/noise",
+    "network/test_inspect.py": "cli/inspect commands/inspect network/operations",
+    "network/test_layers.py": "methods/oriented network/kinds",
+    "network/test_recipe.py": "network/choice",
+    "network/test_sites.py": "network/choosing network/flow",
+    "network/test_uses.py": "network/redirecting",
+    "quantizers/test_stair.py": "quantizers/constants quantizers/noise quantizers/straight",
     "runs/test_pool.py": "runs/pooled",
     "schedules/test_family.py": "schedules/learnable schedules/space",
     "schedules/test_published.py": "schedules/base schedules/table",

@@ -153,7 +153,8 @@ def _unless(setting: str, value: object, *governed: str) -> Rule:
 
 def _quantization() -> Rule:
     """Float networks read nothing of how weights and activations are quantized."""
-    governed = (*(f"method.{name}" for name in _QUANTIZERS), "quantize.first", "quantize.last", "meta.surrogate")
+    chosen = "quantize.first", "quantize.last", "quantize.rules", "quantize.redraw"
+    governed = (*(f"method.{name}" for name in _QUANTIZERS), *chosen, "meta.surrogate")
     reads = {name: () if name == CEILING else governed for name in METHODS}
     return Rule("method.name", reads, lambda look: look("method.name"), "leave it out; it is for methods that quantize")
 

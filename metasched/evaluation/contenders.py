@@ -15,7 +15,7 @@ from metasched.config.schema import Experiment, ProblemConfig
 from metasched.core.errors import MetaschedError, did_you_mean, unknown_name
 from metasched.core.randomness import derive_seed
 from metasched.evaluation.comparison import REFERENCES, TunedRate
-from metasched.evaluation.measured import MEASURED, measured_names, measured_schedule
+from metasched.evaluation.measured import MEASURED, measured_names, measured_schedule, method_of_named
 from metasched.exchange.player import PlayedSchedule, check_method, warn_of_other_kinds
 from metasched.exchange.schedule_file import read_schedule
 from metasched.exchange.shipped import file_of, is_local_file, learned_names
@@ -89,7 +89,7 @@ def _hand_coded_arm(config: ProblemConfig, name: str, path: str) -> Contender:
     parts = name.split("+")
     for part in parts:
         if part not in known:
-            error = unknown_name(path, part, [*known, *MEASURED])
+            error = unknown_name(path, part, method_of_named())
             raise MetaschedError(path, error.problem, f"{error.fix}; `metasched list` shows them")
     if len(parts) == 1:
         return Contender(by_method(config, known[name]), hand_coded(known[name])[name])
@@ -140,8 +140,7 @@ def described_arm(experiment: Experiment, words: Sequence[str]) -> tuple[str, Co
         raise MetaschedError("--arm", f"is {' '.join(words)!r}", "give NAME SCHEDULE [FIELD=VALUE ...]")
     name, named, *fields = words
     if not any(field.startswith("method.name=") for field in fields):
-        known = method_of_hand_coded() | {n: row.family for n, row in MEASURED.items()}
-        method = of_method(experiment.method, known.get(named, experiment.method.name))
+        method = of_method(experiment.method, method_of_named().get(named, experiment.method.name))
         if (file := file_of(named)) is not None:
             method = file_arm(experiment.problem, file).problem.method
         experiment = replace(experiment, method=method)

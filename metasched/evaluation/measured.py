@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from metasched.config.schema import ProblemConfig
 from metasched.schedules.curves import HandCoded
+from metasched.schedules.table import method_of_hand_coded
 from metasched.schedules.tempering import hestia_hessian
 from metasched.training.curvature import initial_traces
 from metasched.training.problem import build_problem
@@ -31,6 +32,11 @@ def _hestia(problem: InnerProblem) -> HandCoded:
 
 
 MEASURED: dict[str, Measured] = {"temperature_hestia_hessian": Measured("temperature", _hestia)}
+
+
+def method_of_named() -> dict[str, str]:
+    """Name of each hand-coded and each measured schedule -> name of its method."""
+    return method_of_hand_coded() | {name: row.family for name, row in MEASURED.items()}
 
 
 def measured_names(method: str) -> tuple[str, ...]:

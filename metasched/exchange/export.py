@@ -54,7 +54,7 @@ def export(
         "method": {"name": method_name, "parameters": dict(method_parameters)},
         "controls": [_entry(control) for control in controls],
         "progress": knots.tolist(),
-        "layers": [asdict(layer) for layer in layers],
+        "layers": [{k: v for k, v in asdict(layer).items() if k != "key"} for layer in layers],
         "values": {control.name: sampled[control.name].double().T.tolist() for control in controls},
         "interpolation": interpolation,
         "provenance": provenance,

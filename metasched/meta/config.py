@@ -57,9 +57,8 @@ class MetaConfig:
     """inner runs on meta-validation that choose the learning rate at the start, before learning: a quarter, half, once,
     twice or four times optimizer.lr; 0: optimizer.lr"""
     search_steps: Annotated[Int, Field(ge=0, le=10**12)] = 0
-    """inner steps of a search before learning, which then starts at what it found; `tune.search`, `tune.runs`,
-    `tune.finalists` and `tune.final_runs` say how; 0: none"""
-    search_numbers: Positive = 6
+    """inner steps of a search before learning, which then starts at what it found; section `tune` says how; 0: none"""
+    search_numbers: Positive = 8
     """schedule.kind network: at most so many smooth directions are searched (at least one for each learned control)"""
     select_runs: Repeats = 4
     """paired inner runs for each hand-coded schedule when `schedule.start` is best"""

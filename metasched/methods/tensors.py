@@ -106,6 +106,13 @@ class LayerQuantizer:
         kept = (*_SCALES, _CLIP)
         return {name: t.clamp_min(SMALLEST) if name in kept else t for name, t in proposed.items()}
 
+    def activation_unit(self, state: State) -> torch.Tensor | float:
+        """The value of level 1 of an activation in the hard network: a number, or 0-d if it is learned."""
+        if self.activation_scale == "clip":
+            assert self.activation_levels is not None, "the activation of this layer is not quantized"
+            return state[_CLIP].detach() / self.activation_levels.levels[-1]
+        return state["activation_scale"] if self.activation_scale == "learned" else float(self.activation_scale)
+
     def scaled(
         self, x: torch.Tensor, state: State, quantized: Callable[[torch.Tensor, LevelSet], torch.Tensor]
     ) -> torch.Tensor:
@@ -119,16 +126,12 @@ class LayerQuantizer:
         Returns:
             shape and dtype of x; the derivative in a learned clip is that of PACT.
         """
-        levels, unit = self.activation_levels, self.activation_scale
+        levels, unit = self.activation_levels, self.activation_unit(state)
         assert levels is not None, "the activation of this layer is not quantized"
-        if unit == "clip":
-            clip = state[_CLIP]
-            fixed = clip.detach() / levels.levels[-1]
-            return with_clip_gradient(quantized(x / fixed, levels) * fixed, x, clip, levels)
-        if unit == 1:
+        if isinstance(unit, float) and unit == 1:
             return quantized(x, levels)
-        a = state["activation_scale"] if isinstance(unit, str) else unit
-        return quantized(x / a, levels) * a
+        found = quantized(x / unit, levels) * unit
+        return with_clip_gradient(found, x, state[_CLIP], levels) if self.activation_scale == "clip" else found
 
     def harden(self, w: torch.Tensor, state: State, surrogate: float) -> torch.Tensor:
         """The weight [C_out, ...] on its nearest levels, with the derivative under uniform noise.

@@ -13,10 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from metasched.core.errors import MetaschedError
 from metasched.methods.tensors import LayerQuantizer
-from metasched.network.hosting import Quantizer, Running, hosted, unhost
+from metasched.network.hosting import Quantizer, hosted, unhost
+from metasched.network.plain import without_sites
 from metasched.network.sharding import sharded
-from metasched.network.sites import ActivationSite
-from metasched.network.staircase import staircase
 
 Calibration = Iterable[Any] | Callable[[nn.Module], object]
 _WRAPPERS = {  # what has the network inside
@@ -58,31 +57,33 @@ def convert(module: nn.Module, calibrate: Calibration | None = None) -> nn.Modul
         with torch.no_grad(), _estimating(plain):
             if not _run(plain, calibrate):
                 raise MetaschedError("calibrate", "has no batches", "give batches of the training data")
-    _replace_sites(plain)
-    for _, owner, key, quantizer in hosted(plain):
+    found = hosted(plain)
+    stairs = {q.index: level_set_of(q) for _, _, _, q in found if "activation" in q.layer.quantizes}
+    hard: dict[int, nn.Parameter] = {}  # by the parameter, which several modules may share
+    for _, owner, key, quantizer in found:
         w = owner._parameters[key]
         assert w is not None
-        with torch.no_grad():
-            hard = quantizer.weight(w)
-        unhost(owner, key, nn.Parameter(hard.detach(), requires_grad=w.requires_grad))
-    return plain
+        if id(w) not in hard:
+            with torch.no_grad():
+                hard[id(w)] = nn.Parameter(quantizer.weight(w).detach(), requires_grad=w.requires_grad)
+    for _, owner, key, _ in found:
+        w = owner._parameters[key]
+        unhost(owner, key, hard[id(w)])
+    for _, owner, key, quantizer in found:
+        if (weights := weight_levels_of(quantizer)) is not None:
+            owner.quantization = {"weight": key, **weights}  # pyright: ignore[reportArgumentType]
+    return without_sites(plain, stairs)
 
 
-def _replace_sites(plain: nn.Module) -> None:
-    made: dict[ActivationSite, nn.Module] = {}
-    for parent in list(plain.modules()):
-        for key, child in parent._modules.items():
-            if isinstance(child, ActivationSite):
-                if child not in made:
-                    made[child] = _staircase_of(child)
-                parent._modules[key] = made[child]
-
-
-def _staircase_of(site: ActivationSite) -> nn.Module:
-    assert isinstance(site.calls, Running)
-    quantizer = site.calls.quantizers[site.layer]
-    levels, scale = level_set_of(quantizer)
-    return staircase(levels, scale, rewrites=site.rewrites)
+def weight_levels_of(quantizer: Quantizer) -> dict[str, Any] | None:
+    """The levels of a layer's weight and their scale, [C_out or 1, 1, ...]; None if the method has none."""
+    own, scale = (
+        getattr(quantizer.method, "quantizer", None),
+        {**quantizer.state(), **quantizer.trainable()}.get("scale"),
+    )
+    if not isinstance(own, LayerQuantizer) or scale is None:
+        return None
+    return {"levels": own.levels.levels, "scale": scale.detach().clone()}
 
 
 def level_set_of(quantizer: Quantizer) -> tuple[Any, torch.Tensor | float]:
@@ -99,7 +100,7 @@ def level_set_of(quantizer: Quantizer) -> tuple[Any, torch.Tensor | float]:
             f"model.{quantizer.layer.name}: activation", problem, "let its harden_activation be that of Method"
         )
     scale = own.activation_unit({**quantizer.state(), **quantizer.trainable()})
-    return own.activation_levels, scale if isinstance(scale, torch.Tensor) else float(scale)
+    return own.activation_levels, scale.detach().clone() if isinstance(scale, torch.Tensor) else float(scale)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ class _Damped(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, p: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(factor)
-        return p.clone()
+        return p.view_as(p)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # pyright: ignore

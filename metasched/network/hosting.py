@@ -193,7 +193,7 @@ _CLASSES: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
 
 def _class_of(base: type[nn.Module], keys: tuple[str, ...]) -> type[nn.Module]:
     if (base, keys) not in _CLASSES:
-        seen = {key: property(lambda self, key=key: _seen(self, key)) for key in keys}
+        seen = {key: property(_reader(key)) for key in keys}
         body = {"_base": base, "_keys": keys, "__module__": base.__module__, "__qualname__": base.__qualname__, **seen}
         _CLASSES[base, keys] = type(base.__name__, (_Hosting, base), body)
     return _CLASSES[base, keys]
@@ -208,11 +208,16 @@ def _child(key: str) -> str:
     return f"{key}_quantizer"
 
 
-def _seen(module: nn.Module, key: str) -> torch.Tensor:
-    p = module._parameters[key]
-    if p is None or sharded(p):  # outside of the forward pass
-        return p  # pyright: ignore[reportReturnType]
-    return module._modules[_child(key)].weight(p)  # pyright: ignore
+def _reader(key: str) -> Callable[[nn.Module], torch.Tensor | None]:
+    child = _child(key)
+
+    def seen(module: nn.Module) -> torch.Tensor | None:
+        p = module._parameters[key]
+        if p is None or sharded(p):  # outside of the forward pass
+            return p
+        return module._modules[child].weight(p)  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
+
+    return seen
 
 
 def hosted(module: nn.Module) -> list[tuple[str, nn.Module, str, Quantizer]]:

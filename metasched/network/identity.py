@@ -24,7 +24,8 @@ def identity(network: QuantizedNetwork, state: Iterable[str], trainable: Iterabl
         state, trainable: names of the method's tensors, in their order in the state dict.
     """
     layers = [_features(layer) for layer in network.layers]
-    return _numbers(repr((layers, _levels(network.method), list(state), list(trainable))))
+    levels = [level for method in network.methods or (network.method,) for level in _levels(method)]
+    return _numbers(repr((layers, levels, list(state), list(trainable))))
 
 
 def layer_identity(method: Method, layer: Layer, state: Iterable[str], trainable: Iterable[str]) -> torch.Tensor:
@@ -32,9 +33,9 @@ def layer_identity(method: Method, layer: Layer, state: Iterable[str], trainable
     return _numbers(repr((_features(layer), _levels(method), list(state), list(trainable))))
 
 
-def fingerprint(method: Method, layers: Iterable[Layer]) -> str:
-    """A hash of layers and levels as 16 hexadecimal digits."""
-    return _digest(repr(([_features(layer) for layer in layers], _levels(method)))).hex()
+def fingerprint(identities: Iterable[torch.Tensor]) -> str:
+    """A hash of the identities [64] of all layers as 16 hexadecimal digits."""
+    return _digest(repr([(one.cpu() > 0.5).tolist() for one in identities])).hex()
 
 
 def same(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -19,7 +19,7 @@ from metasched.network.flow import Example
 from metasched.network.identity import identity, same
 from metasched.network.quantize import QuantizedNetwork, Tensors
 from metasched.network.recomputing import Calls
-from metasched.network.sites import ActivationSite, copied, running
+from metasched.network.sites import copied, recompute_by, running
 from metasched.network.starts import Starts
 from metasched.network.thawing import frozen_share, held
 
@@ -86,7 +86,7 @@ class QuantizedModule(nn.Module):
         own = {name: p.detach().clone() for name, p in network.module.named_parameters()}
         fixed = {layer.name for layer in network.layers if not self._weight(layer).requires_grad}
         params, state = network.initialize(own, self._rows(first), seed, fixed)
-        if network.method.fits_activations:
+        if network.fits_activations:
             trainable, fitted = self.fitted(own, example, fixed)
             params, state = params | trainable, state | fitted
         with torch.no_grad():
@@ -108,10 +108,8 @@ class QuantizedModule(nn.Module):
         self._penalty: torch.Tensor | None = None
         self._calls = Calls()
         for layer in network.layers:
-            self._calls.watch(self.module.get_submodule(layer.name), layer.weight_key, running)
-        for m in self.module.modules():
-            if isinstance(m, ActivationSite):
-                m.calls = self._calls
+            self._calls.watch(self.module, layer.weight_key, running)
+        recompute_by(self.module, self._calls)
         self.module.register_load_state_dict_post_hook(partial(_on_load, self))
         self._say(fixed)
 

@@ -44,8 +44,7 @@ class Player:
     """
 
     def __init__(self, module: nn.Module, network: QuantizedNetwork, values: Values, seed: int) -> None:
-        self._module, self._method, self._values, self._seed = module, network.method, values, seed
-        self._network = network
+        self._network, self._values, self._seed = network, values, seed
         self.layers, self.total_steps = network.layers, values.total_steps
         found = {f"{name}.{key}" if name else key: (m, key, q) for name, m, key, q in hosted(module)}
         self._hosts = [found[layer.weight_key] for layer in network.layers]
@@ -53,9 +52,9 @@ class Player:
         self._last: list[float] = []  # fractions that were frozen in the step before
         self._zeros: dict[int, torch.Tensor] = {}  # layer -> where its scale fits zeros only, in the shape of the scale
         for i, (owner, key, quantizer) in enumerate(self._hosts):
-            scale, w = {**quantizer.state(), **quantizer._parameters}.get("scale"), owner._parameters[key]
+            scale, w = {**quantizer.state(), **quantizer.trainable()}.get("scale"), owner._parameters[key]
             if scale is not None and w is not None and w.requires_grad:
-                if (empty := zeros(w.detach(), scale.detach())) is not None:
+                if (empty := zeros(quantizer.method, w.detach(), scale.detach())) is not None:
                     self._zeros[i] = empty
         self._begin()
 
@@ -93,7 +92,7 @@ class Player:
         """
         if any(q.loaded for _, _, q in self._hosts):
             self._look_again()
-        if self._method.updates or any(q._parameters for _, _, q in self._hosts):
+        if self._updates or any(q._parameters for _, _, q in self._hosts):
             self._update()
         for i in list(self._zeros):
             self._follow(i)
@@ -104,7 +103,7 @@ class Player:
 
     def state_dict(self) -> dict[str, Any]:
         """``{"step": n, "layers": identity}``: n steps taken, and a hash of the layers and their levels."""
-        return {"step": self._position, "layers": fingerprint(self._method, self.layers)}
+        return {"step": self._position, "layers": self._fingerprint()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes to the position of a ``state_dict``; the module's own state is in the state dict of the module.
@@ -116,7 +115,7 @@ class Player:
         if set(state) != {"step", "layers"} or type(step) is not int or step < 0:
             problem = 'must be {"step": n, "layers": ...} with n at least 0'
             raise MetaschedError("state_dict", problem, "pass the result of state_dict()")
-        if state["layers"] != fingerprint(self._method, self.layers):
+        if state["layers"] != self._fingerprint():
             names = ", ".join(layer.name for layer in self.layers)
             problem = f"is of other layers or levels than those of this network, which quantizes {names}"
             raise MetaschedError("state_dict", problem, "prepare the model as it was when the state was saved")
@@ -135,7 +134,7 @@ class Player:
     def _set(self, *, say: bool) -> None:
         """Sets the controls of this step."""
         given = self._values.at(self._position)
-        values = {c.name: [given[layer.name][c.name] for layer in self.layers] for c in self._method.controls}
+        values = {c.name: [given[layer.name][c.name] for layer in self.layers] for c in self._network.method.controls}
         if FRACTION in values:
             values, fell = held(values, self._last, self.layers, say=say and not self._said_fall)
             self._said_fall |= say and fell
@@ -152,11 +151,12 @@ class Player:
     def _begin(self) -> None:
         """Begins a step at the weights as they are."""
         self._set(say=True)
-        if not self._method.updates:
+        if not self._updates:
             return
         weights, state = self._weights(), self._state()
-        state = self._network.prepare({**weights, **self._trainable()}, state, self._row, self._seed, self._position)
-        self._keep(state)
+        if self._position < self.total_steps:  # after the run nothing more is frozen
+            params = {**weights, **self._trainable()}
+            self._keep(self._network.prepare(params, state, self._row, self._seed, self._position))
         for layer, (owner, key, quantizer) in zip(self.layers, self._hosts, strict=True):
             w = weights[layer.weight_key]
             quantizer.before = w.clone() if w is owner._parameters[key] else w
@@ -183,14 +183,21 @@ class Player:
             del self._zeros[i]
             return
         w = whole(_parameter(owner, key))
-        fitted = fitting_state(self._method, w, self._seed, i)["scale"]
+        fitted = fitting_state(quantizer.method, w, self._seed, i)["scale"]
         scale = quantizer._parameters.get("scale", quantizer._buffers.get("scale"))
         assert scale is not None
         put(scale, torch.where(self._zeros[i].to(w.device), fitted, whole(scale)))
 
+    @property
+    def _updates(self) -> bool:
+        return any(q.method.updates for _, _, q in self._hosts)
+
+    def _fingerprint(self) -> str:
+        return fingerprint(q.identity for _, _, q in self._hosts)
+
     def _weights(self) -> Tensors:
         hosts = zip(self.layers, self._hosts, strict=True)
-        if not self._method.updates:  # nothing reads them: sharded ones stay where they are
+        if not self._updates:  # nothing reads them: sharded ones stay where they are
             return {layer.weight_key: _parameter(owner, key) for layer, (owner, key, _) in hosts}
         return {layer.weight_key: whole(_parameter(owner, key)) for layer, (owner, key, _) in hosts}
 

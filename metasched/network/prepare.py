@@ -12,7 +12,6 @@ from torch import nn
 from metasched.core.errors import MetaschedError
 from metasched.exchange.format import ScheduleFile
 from metasched.exchange.player import PlayedSchedule, SchedulePlayer, load
-from metasched.methods import build_method
 from metasched.methods.base import Method
 from metasched.methods.config import MethodConfig
 from metasched.network.fitting import fitted
@@ -20,7 +19,8 @@ from metasched.network.flow import Example
 from metasched.network.hosting import Quantizer, Running, host
 from metasched.network.playing import Player
 from metasched.network.quantize import QuantizedNetwork, quantize
-from metasched.network.sites import ActivationSite
+from metasched.network.recipe import Recipe
+from metasched.network.sites import recompute_by
 from metasched.schedules.base import Schedule
 from metasched.schedules.curves import HandCoded
 from metasched.schedules.table import completed
@@ -30,7 +30,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 def prepare(
     model: Model,
-    recipe: Method | MethodConfig,
+    recipe: Recipe | Method | MethodConfig | str,
     example: Example,
     schedule: str | os.PathLike[str] | ScheduleFile | Schedule | None = None,
     total_steps: int = 1,
@@ -58,8 +58,8 @@ def prepare(
 
     Args:
         model: any module that ``quantize`` takes; it stays as it is.
-        recipe: what quantizes it, and which layers. Layers keep their weights, also where the method would draw new
-            ones, with scales that fit them.
+        recipe: what quantizes it, and which layers; a method, or its name, is a recipe without rules. Layers keep their
+            weights, with scales that fit them, unless the recipe says ``redraw``.
         example: a batch, as for ``quantize``; learned scales of activations start at it.
         schedule: a name or path as for ``load``, a file that was read, or any schedule; None: no schedule, each control
             has the value that means this.
@@ -70,13 +70,11 @@ def prepare(
         MetaschedError: as ``quantize``; the schedule is not known or lacks a control of the method; or there is none,
             and the method needs one.
     """
-    method = build_method(recipe) if isinstance(recipe, MethodConfig) else recipe
-    network = quantize(model, method, example)
-    plays = _played(schedule, network, total_steps)
-    redraw = False
-    _say(network, plays[1], redraw=redraw)
-    module = _hosted(network, example, seed, redraw=redraw)
-    player = Player(module, network, plays[0], seed)
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe(recipe)
+    network = quantize(model, recipe, example)
+    values, plays = _played(schedule, network, total_steps)
+    _say(network, plays, redraw=recipe.redraw)
+    player = Player(module := _hosted(network, example, seed), network, values, seed)
     if zero := player.zero_layers:
         what = "all weights are 0; their scales follow them until some are frozen"
         warnings.warn(f"model: {', '.join(zero)}: {what}", stacklevel=2)
@@ -111,16 +109,14 @@ def _played(
     return player, schedule
 
 
-def _hosted(network: QuantizedNetwork, example: Example, seed: int, *, redraw: bool) -> nn.Module:
+def _hosted(network: QuantizedNetwork, example: Example, seed: int) -> nn.Module:
     """The network's module, with a quantizer in each layer."""
-    module, method = network.module, network.method
+    module = network.module
     own = {name: p.detach().clone() for name, p in module.named_parameters()}
-    kept = {
-        layer.name for layer in network.layers if not (redraw and module.get_parameter(layer.weight_key).requires_grad)
-    }
+    kept = {layer.name for layer in network.layers if not module.get_parameter(layer.weight_key).requires_grad}
     params, state = network.initialize(own, network.neutral(), seed, kept)
     by_activation: dict[str, torch.Tensor] = {}
-    if method.fits_activations:
+    if network.fits_activations:
         found, fits = fitted(network, own, example, seed, kept, "prepare")
         by_activation = {**found, **fits}
         params, state = params | found, state | fits
@@ -129,20 +125,20 @@ def _hosted(network: QuantizedNetwork, example: Example, seed: int, *, redraw: b
         owner_name, _, key = layer.weight_key.rpartition(".")
         owner = module.get_submodule(owner_name)
         with torch.no_grad():
-            owner.get_parameter(key).copy_(params[layer.weight_key])
+            weight = owner.get_parameter(key)
+            weight.copy_(params[layer.weight_key])
         prefix = f"{layer.name}/"
         states, trainable, fits = (
             {n.removeprefix(prefix): t for n, t in tensors.items() if n.rpartition("/")[0] == layer.name}
             for tensors in (state, network.trainable(params), by_activation)
         )
-        quantizer = Quantizer(method, layer, i, seed, states, trainable, tuple(fits))
+        quantizer = Quantizer(network.method_of(i), layer, i, seed, states, trainable, tuple(fits))
         quantizer.train(owner.training)
-        host(owner, key, quantizer)
         quantizers.append(quantizer)
-    running = Running(quantizers)
-    for m in module.modules():
-        if isinstance(m, ActivationSite):
-            m.calls = running  # pyright: ignore[reportAttributeAccessIssue]
+        hosts = [(m, own) for m in module.modules() for own, p in m._parameters.items() if p is weight]
+        for m, own in hosts:  # several where layers are tied
+            host(m, own, quantizer)
+    recompute_by(module, Running(quantizers))  # pyright: ignore[reportArgumentType]
     return module
 
 

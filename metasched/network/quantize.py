@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from typing import Any
 
@@ -21,8 +21,10 @@ from metasched.core.errors import MetaschedError
 from metasched.core.layer import Layer
 from metasched.core.randomness import Draw
 from metasched.methods.base import Evaluating, Method
+from metasched.network.choosing import Tensor, choose
 from metasched.network.flow import Example
-from metasched.network.sites import activations, find_sites
+from metasched.network.recipe import Recipe
+from metasched.network.sites import activations
 
 Tensors = dict[str, torch.Tensor]
 ControlRow = Mapping[str, torch.Tensor]  # control -> [L], the controls of one step
@@ -40,13 +42,34 @@ class QuantizedNetwork:
         module: the copy; read its initial parameters and buffers from it, run it through the methods here.
         method: the quantization method.
         layers: what is quantized, in the order of the data flow; all controls have one value for each.
-        floats: what stays in float though it is a layer or an activation, and why; without first, last and embeddings.
+        floats: what stays in float though it is a layer or an activation, and why; without what rules, first
+            and last say, and without what is quantized by a rule only.
+        methods: the method of each layer, where rules give some of them other levels or scales; empty: ``method``.
+        keeps: whether all layers keep the weights of the module.
+        tensors: everything that could be quantized, with the layer that quantizes it or why it stays in float.
     """
 
     module: nn.Module
     method: Method
     layers: tuple[Layer, ...]
     floats: tuple[str, ...] = ()
+    methods: tuple[Method, ...] = ()
+    keeps: bool = False
+    tensors: tuple[Tensor, ...] = ()
+
+    def method_of(self, i: int) -> Method:
+        """The method of layer i."""
+        return self.methods[i] if self.methods else self.method
+
+    @property
+    def fits_activations(self) -> bool:
+        """Whether trainable tensors of some layer start at first inputs of activations; see ``fit``."""
+        return any(method.fits_activations for method in self.methods or (self.method,))
+
+    def relaxed(self, width: float) -> QuantizedNetwork:
+        """The network whose methods have their discrete choices smoothed over ``width``."""
+        methods = tuple(method.relaxed(width) for method in self.methods)
+        return replace(self, method=self.method.relaxed(width), methods=methods)
 
     @cached_property
     def draws(self) -> bool:
@@ -59,7 +82,8 @@ class QuantizedNetwork:
             f"{x.name}: {x.kind}, {x.num_weights} weights of {x.bits:.3g} bits, quantizes {x.quantizes}"
             for x in self.layers
         )
-        return "\n".join((*chosen, *(f"in float: {line}" for line in self.floats)))
+        by_rule = (str(t) for t in self.tensors if t.layer is None and t.excuse == "rule")
+        return "\n".join((*chosen, *(f"in float: {line}" for line in (*self.floats, *by_rule))))
 
     def initialize(
         self, params: Tensors, row: ControlRow, seed: int, kept: Collection[str] = ()
@@ -71,9 +95,10 @@ class QuantizedNetwork:
         """
         params = dict(params)
         state: Tensors = {}
+        kept = self._names if self.keeps else kept
         values, neutral = self._values(row), self._values(self.neutral()) if kept else []
         for i, layer in enumerate(self.layers):
-            key, method, now = layer.weight_key, self.method, values[i]
+            key, method, now = layer.weight_key, self.method_of(i), values[i]
             if layer.name in kept:
                 method, now = method.keeping(), neutral[i]
             params[key], trainable, own = method.initialize(params[key], now, Draw(seed, 0, i))
@@ -115,8 +140,8 @@ class QuantizedNetwork:
         def activate(i: int, x: torch.Tensor) -> torch.Tensor:
             name = self.layers[i].name
             if name not in found:
-                found[name] = self.method.fit_activation(x, owns[name])
-            return self.method.harden_activation(x, {**owns[name], **found[name][0], **found[name][1]}, 0.5)
+                found[name] = self.method_of(i).fit_activation(x, owns[name])
+            return self.method_of(i).harden_activation(x, {**owns[name], **found[name][0], **found[name][1]}, 0.5)
 
         run(_within(activate, call, self.harden(params, state)))
         for layer in self.layers:
@@ -133,7 +158,7 @@ class QuantizedNetwork:
         values, trainable = self._values(row), self.trainable(params)
         owns = _of_layers({**state, **trainable})
         for i, layer in enumerate(self.layers):
-            own = self.method.prepare(params[layer.weight_key], owns[layer.name], values[i], Draw(seed, step, i))
+            own = self.method_of(i).prepare(params[layer.weight_key], owns[layer.name], values[i], Draw(seed, step, i))
             prepared |= _prefixed(layer, own, without=trainable)
         return prepared
 
@@ -152,13 +177,14 @@ class QuantizedNetwork:
         owns = _of_layers({**state, **trainable})
         for i, layer in enumerate(self.layers):
             key, own, now = layer.weight_key, owns[layer.name], values[i]
-            seen[key] = self.method.weight(params[key], own, now, Draw(seed, step, i))
-            term = self.method.penalty(params[key], own, now)
+            method = self.method_of(i)
+            seen[key] = method.weight(params[key], own, now, Draw(seed, step, i))
+            term = method.penalty(params[key], own, now)
             if term is not None:
                 penalty = term if penalty is None else penalty + term
 
         def activate(i: int, x: torch.Tensor) -> torch.Tensor:
-            return self.method.activation(x, owns[self.layers[i].name], site_values[i], Draw(seed, step, i))
+            return self.method_of(i).activation(x, owns[self.layers[i].name], site_values[i], Draw(seed, step, i))
 
         return _within(activate, call, seen), penalty
 
@@ -182,23 +208,24 @@ class QuantizedNetwork:
             MetaschedError: the method evaluates the loss, and there is none.
         """
         if isinstance(self.method, Evaluating):
-            return self._update_evaluated(self.method, params, proposed, state, row, seed, step, loss)
+            return self._update_evaluated(params, proposed, state, row, seed, step, loss)
         settled, updated = dict(proposed), {}
         values, trainable = self._values(row), self.trainable(params)
         owns, news = _of_layers({**state, **trainable}), _of_layers(self.trainable(proposed))
         for i, layer in enumerate(self.layers):
             key = layer.weight_key
-            settled[key], own = self.method.update(
+            settled[key], own = self.method_of(i).update(
                 params[key], proposed[key], owns[layer.name], values[i], Draw(seed, step, i)
             )
             updated |= _prefixed(layer, own, without=trainable)
             if layer.name in news:
-                settled |= _prefixed(layer, self.method.update_trainable(owns[layer.name], news[layer.name], values[i]))
+                settled |= _prefixed(
+                    layer, self.method_of(i).update_trainable(owns[layer.name], news[layer.name], values[i])
+                )
         return settled, updated
 
     def _update_evaluated(
         self,
-        method: Evaluating,
         params: Tensors,
         proposed: Tensors,
         state: Tensors,
@@ -215,7 +242,8 @@ class QuantizedNetwork:
         here, values, trainable = loss(moved), self._values(row), self.trainable(params)
         owns, news = _of_layers({**state, **trainable}), _of_layers(self.trainable(proposed))
         for i, layer in enumerate(self.layers):
-            key = layer.weight_key
+            key, method = layer.weight_key, self.method_of(i)
+            assert isinstance(method, Evaluating)
             settled[key], own, here = method.update_evaluated(
                 params[key],
                 proposed[key],
@@ -228,16 +256,18 @@ class QuantizedNetwork:
             moved[key] = settled[key].detach()
             updated |= _prefixed(layer, own, without=trainable)
             if layer.name in news:
-                settled |= _prefixed(layer, self.method.update_trainable(owns[layer.name], news[layer.name], values[i]))
+                settled |= _prefixed(
+                    layer, self.method_of(i).update_trainable(owns[layer.name], news[layer.name], values[i])
+                )
         return settled, updated
 
     def harden(self, params: Tensors, state: Tensors, surrogate: float = 0.5) -> Tensors:
         """The deployed parameters of the module: every quantized weight [...] exactly on its level set."""
         trainable = self.trainable(params)
         hardened, owns = _without(params, trainable), _of_layers({**state, **trainable})
-        for layer in self.layers:
+        for i, layer in enumerate(self.layers):
             key = layer.weight_key
-            hardened[key] = self.method.harden(params[key], owns[layer.name], surrogate)
+            hardened[key] = self.method_of(i).harden(params[key], owns[layer.name], surrogate)
         return hardened
 
     def hardened_model(self, call: Call, params: Tensors, state: Tensors, surrogate: float = 0.5) -> Model:
@@ -245,7 +275,7 @@ class QuantizedNetwork:
         owns = _of_layers({**state, **self.trainable(params)})
 
         def activate(i: int, x: torch.Tensor) -> torch.Tensor:
-            return self.method.harden_activation(x, owns[self.layers[i].name], surrogate)
+            return self.method_of(i).harden_activation(x, owns[self.layers[i].name], surrogate)
 
         return _within(activate, call, self.harden(params, state, surrogate))
 
@@ -253,10 +283,15 @@ class QuantizedNetwork:
         """A runner of the module with these buffers [...], which batch normalization updates in place."""
 
         def call(params: Tensors, *args: Any, **kwargs: Any) -> Any:
+            tensors = {**params, **buffers}
+            for name, others in self._tied.items():
+                if name in tensors:
+                    tensors |= dict.fromkeys(others, tensors[name])
             if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
-                with _reparametrize_module(self.module, {**params, **buffers}):  # which functional_call refuses then
+                with _reparametrize_module(self.module, tensors):  # which functional_call refuses then
                     return self.module(*args, **kwargs)
-            return functional_call(self.module, {**params, **buffers}, args, kwargs)
+            # torch's own handling of tied weights does not give back those of a module that has two names
+            return functional_call(self.module, tensors, args, kwargs, tie_weights=False)
 
         return call
 
@@ -280,35 +315,50 @@ class QuantizedNetwork:
         """
         scaled = dict(found)
         for layer, own in _of_layers(state).items():
-            for name, factor in self.method.gradient_factors(own).items():
+            for name, factor in self.method_of(self._names[layer]).gradient_factors(own).items():
                 g = found[key := f"{layer}/{name}"]
                 scaled[key] = g * factor.reshape((*factor.shape, *[1] * (g.dim() - factor.dim())))
         return scaled
 
     @cached_property
-    def _names(self) -> frozenset[str]:
-        return frozenset(layer.name for layer in self.layers)
+    def _tied(self) -> dict[str, tuple[str, ...]]:
+        """Name of a parameter or buffer -> its other names, of other modules; without those that have none."""
+        names: defaultdict[int, list[str]] = defaultdict(list)
+        for module_name, m in self.module.named_modules():
+            for key, tensor in (*m._parameters.items(), *m._buffers.items()):
+                if tensor is not None:
+                    names[id(tensor)].append(f"{module_name}.{key}".lstrip("."))
+        return {first: tuple(others) for first, *others in names.values() if others}
+
+    @cached_property
+    def _names(self) -> dict[str, int]:
+        return {layer.name: i for i, layer in enumerate(self.layers)}
 
 
 def quantize(
-    model: nn.Module, method: Method, example: Example, *, first: bool = True, last: bool = False
+    model: nn.Module, recipe: Recipe | Method, example: Example, *, first: bool | None = None, last: bool | None = None
 ) -> QuantizedNetwork:
-    """Wrap a model: choose its layers and say what each quantizes (see sites.py).
+    """Wrap a model: choose its layers and say what each quantizes (see choosing.py).
 
     Args:
-        model: any module whose activations are modules (not functional calls) that run once a pass; it is copied, and
-            what is in eval mode in a model in training mode stays there.
-        method: what quantizes them.
+        model: any module; it is copied, and what is in eval mode in a model in training mode stays there.
+        recipe: what quantizes them; a method is a recipe without rules, which may draw the weights anew.
         example: an input batch, used for one pass in eval mode: a tensor [N, ...], a tuple of arguments, a dict of
             keyword arguments, or a function of the module that runs it (of several passes the first one counts).
-        first, last: whether the first and the last layer are quantized too.
+        first, last: with a method, whether the first (default: yes) and the last layer (no) are quantized too.
 
     Raises:
-        MetaschedError: nothing to quantize, a layer or an activation that runs more than once in a pass, a model that
-            is a single layer, layers that share a weight, or a computed weight.
+        MetaschedError: nothing to quantize, a model that is a single layer, a layer that shares its weight with one
+            that is not quantized, a computed weight, or a rule that matches nothing.
     """
-    sites = find_sites(model, method, example, first=first, last=last)
-    return QuantizedNetwork(sites.module, method, sites.layers, sites.floats)
+    if isinstance(recipe, Method):
+        recipe = Recipe(recipe, first=first is not False, last=last is True, redraw=True)
+    elif first is not None or last is not None:
+        raise MetaschedError("quantize", "first and last are of the recipe", "set them there: Recipe(..., last=True)")
+    found = choose(model, recipe, example)
+    floats = tuple(str(t) for t in found.tensors if t.layer is None and not t.excuse)
+    keeps = not recipe.redraw
+    return QuantizedNetwork(found.module, recipe.build(), found.layers, floats, found.methods, keeps, found.tensors)
 
 
 def _within(activate: Callable[[int, torch.Tensor], torch.Tensor], call: Call, params: Tensors) -> Model:

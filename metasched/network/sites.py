@@ -1,6 +1,7 @@
-"""Sites: which tensors of a model are quantized, and what stands where an activation stood.
+"""Sites: what stands where an activation stood, and the copy of a model that has them.
 
-A copy of the model is made. In it each chosen activation is replaced by a site, which asks the running call what to do.
+Each chosen activation module is replaced by a site, which asks the running call what to do; functions, and modules that
+are called several times, are told apart by their calls (redirecting.py).
 """
 
 from __future__ import annotations
@@ -9,62 +10,109 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
 
 from metasched.core.errors import MetaschedError
-from metasched.core.layer import Layer, weight_key
-from metasched.methods.base import Method
-from metasched.network.flow import WEIGHTED, Example, Flow, flow_of
 from metasched.network.recomputing import Calls
+from metasched.network.redirecting import Redirecting, Site, redirecting_of
 
-_GATES = (nn.Sigmoid,)  # which stay in float where they are multiplied with another tensor
 _activate: ContextVar[Callable[[int, torch.Tensor], torch.Tensor]] = ContextVar("activate")
-
-
-class Sites(NamedTuple):
-    """A copy of a model with its sites, what is quantized, and what stays in float and why, as ``name (type): why``."""
-
-    module: nn.Module
-    layers: tuple[Layer, ...]
-    floats: tuple[str, ...]
 
 
 class ActivationSite(nn.Module):
     """Stands where an activation stood; what it computes is decided by the call that runs the network.
 
     Attributes:
-        layer: index of the layer that it belongs to.
+        layer: index of the layer that it belongs to; of several calls, that of the first one that is quantized.
+        keep: whether it computes the activation function first, and its output is quantized.
         rewrites: whether the activation worked in place on a tensor that is used again, so that this must too.
+        original: class of the activation.
         calls: of the ``QuantizedModule`` that it is in; the last one stands in while a backward pass recomputes.
+        name: of the module, where it is called several times.
+        redirecting: what tells calls apart in its network; None where nothing is called several times.
     """
 
     layer: int
+    keep = False
     rewrites = False
+    original: type[nn.Module]
     calls: Calls | None = None
+    name = ""
+    redirecting: Redirecting | None = None
 
     @staticmethod
-    def replace(activation: nn.Module, layer: int, *, rewrites: bool) -> None:
+    def replace(activation: nn.Module, site: Site, name: str = "", redirecting: Redirecting | None = None) -> None:
         """Makes a module a site, in every place of the model that has it."""
+        original = type(activation)
         activation.__class__ = ActivationSite
-        assert isinstance(activation, ActivationSite)
-        activation.layer, activation.rewrites = layer, rewrites
+        assert isinstance(activation, ActivationSite) and site.layer is not None
+        activation.layer, activation.keep, activation.rewrites = site.layer, site.keep, site.rewrites
+        activation.original, activation.name, activation.redirecting = original, name, redirecting
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """What the running call puts out here for an input [N, ...]."""
-        activate = _activate.get(None) or (self.calls.activate_again() if self.calls is not None else None)
-        if activate is None:
-            problem = "runs outside of its quantized network"
-            raise MetaschedError("model", problem, "call the QuantizedModule, or its deployed()")
-        given = x
-        if self.rewrites:
-            x = x.clone()
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.float()  # noise narrower than bfloat16 can tell apart would be none
-        found = activate(self.layer, x)
-        return given.copy_(found) if self.rewrites else found
+        site = Site(self.layer, self.keep, self.rewrites)
+        if self.name and self.redirecting is not None:
+            site = self.redirecting.next(self.name)
+            if site.layer is None:
+                return self._function(x, *args, **kwargs)
+
+        def function(x: torch.Tensor) -> torch.Tensor:
+            return self._function(x.clone() if getattr(self, "inplace", False) else x, *args, **kwargs)
+
+        return compute(self, site, function, x)
+
+    def _function(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The activation function itself."""
+        if self.redirecting is None:
+            return self.original.forward(self, x, *args, **kwargs)
+        quiet, self.redirecting.quiet = self.redirecting.quiet, True
+        try:
+            return self.original.forward(self, x, *args, **kwargs)
+        finally:
+            self.redirecting.quiet = quiet
+
+
+def compute(
+    owner: ActivationSite | Redirecting,
+    site: Site,
+    function: Callable[[torch.Tensor], torch.Tensor],
+    x: torch.Tensor,
+) -> torch.Tensor:
+    """What a site puts out, by the running call.
+
+    Args:
+        owner: has the ``calls`` that stand in while a backward pass recomputes.
+        site: which one.
+        function: the activation function, which leaves its input as it is.
+        x: input, [N, ...].
+    """
+    activate = _activate.get(None) or (owner.calls.activate_again() if owner.calls is not None else None)
+    if activate is None:
+        problem = "runs outside of its quantized network"
+        raise MetaschedError("model", problem, "call the QuantizedModule, or its deployed()")
+    assert site.layer is not None
+    given = x
+    if site.keep:
+        x = function(x)
+    elif site.rewrites:
+        x = x.clone()
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.float()  # noise narrower than bfloat16 can tell apart would be none
+    found = activate(site.layer, x)
+    return given.copy_(found) if site.rewrites else found
+
+
+def recompute_by(module: nn.Module, calls: Calls) -> None:
+    """Lets the sites of a network's module ask ``calls`` in a backward pass that recomputes."""
+    for m in module.modules():
+        if isinstance(m, ActivationSite):
+            m.calls = calls
+    if (redirecting := redirecting_of(module)) is not None:
+        redirecting.calls = calls
 
 
 @contextmanager
@@ -80,55 +128,6 @@ def activations(function: Callable[[int, torch.Tensor], torch.Tensor]) -> Iterat
 def running() -> Callable[[int, torch.Tensor], torch.Tensor] | None:
     """What the sites compute now; None outside of ``activations``."""
     return _activate.get(None)
-
-
-def find_sites(model: nn.Module, method: Method, example: Example, *, first: bool = True, last: bool = False) -> Sites:
-    """A copy of a model with its sites, and its L quantized layers in the order in which a pass runs them.
-
-    Chosen are all convolutions and linear layers that a forward pass of ``example`` runs. An activation module belongs
-    to the layer whose output it gets, if that layer has none yet; of several layers (a sum of two branches) to the one
-    that ran last. Outputs of the network and Sigmoid gates stay in float.
-
-    Args and errors are those of ``quantize``; a tensor as example is [N, ...].
-    """
-    module = copied(model)
-    modes = {name: m.training for name, m in module.named_modules()}
-    flow = flow_of(module, example)
-    weighted = [name for name, m in flow.ran if isinstance(m, WEIGHTED)]
-    chosen = weighted[0 if first else 1 : len(weighted) if last else len(weighted) - 1]
-    others = _other_layers(module, flow)
-    if not chosen:
-        has = f" (in float: {', '.join(others)})" if others else ""
-        problem = f"the model has no layer left to quantize{has}"
-        raise MetaschedError("quantize", problem, "set quantize.last or first: true")
-    _refuse_unnamed(module, chosen)
-    followed, floats = _owners(flow, chosen)
-    quantizes = method.quantizes == "weight+activation"
-    layers = []
-    for i, name in enumerate(chosen):
-        own = module.get_submodule(name)
-        weight: torch.Tensor = own.weight  # pyright: ignore[reportAssignmentType]
-        site = quantizes and name in followed
-        if site:
-            activation = followed[name]
-            ActivationSite.replace(module.get_submodule(activation), i, rewrites=activation in flow.reused)
-        layers.append(
-            Layer(
-                name=name,
-                depth=i / (len(chosen) - 1) if len(chosen) > 1 else 0.0,
-                kind="linear" if isinstance(own, nn.Linear) else "conv",
-                quantizes="weight+activation" if site else "weight",
-                fan_in=weight[0].numel(),
-                num_weights=weight.numel(),
-                bits=method.bits,
-            )
-        )
-    _no_fused_path(module)
-    module.train()
-    if model.training:  # what the user has put into eval mode, such as a frozen batch normalization, stays there
-        for name, m in module.named_modules():
-            m.training = modes[name]
-    return Sites(module, tuple(layers), (*others, *floats) if quantizes else others)
 
 
 def copied(module: nn.Module) -> nn.Module:
@@ -148,80 +147,3 @@ def copied(module: nn.Module) -> nn.Module:
     except (RuntimeError, TypeError) as error:
         fix = "leave tensors with a graph, locks and the like out of its attributes"
         raise MetaschedError("model", f"cannot be copied: {error}", fix) from error
-
-
-def _owners(flow: Flow, chosen: list[str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The activation of each chosen layer that has one, and those activations that stay in float."""
-    modules, order = dict(flow.ran), [name for name, _ in flow.ran]
-    followed: dict[str, str] = {}
-    floats = []
-    current = None
-    for name, m in flow.ran:
-        if isinstance(m, WEIGHTED):
-            current = name
-            continue
-        feeding = [s for s in flow.sources[name] if isinstance(modules[s], WEIGHTED)]
-        owner = max(feeding, key=order.index) if feeding else None if flow.sources[name] else current
-        later = any(isinstance(x, WEIGHTED) for _, x in flow.ran[order.index(name) + 1 :])
-        if owner is not None and owner not in chosen:
-            continue
-        if name not in flow.feeds and not (flow.lost and later):
-            why = "is the output of the network"
-        elif owner is None or owner in followed:
-            why = "does not follow a layer" if not flow.sources[name] else "is the second activation of its layer"
-        elif isinstance(m, _GATES) and name in flow.gates:
-            why = "is a gate"
-        else:
-            followed[owner] = name
-            continue
-        floats.append(f"{name} ({type(m).__name__}): {why}")
-    return followed, (
-        *floats,
-        *(f"{name}: is not an activation module that can be replaced" for name in flow.functions),
-    )
-
-
-def _other_layers(module: nn.Module, flow: Flow) -> tuple[str, ...]:
-    """Layers with a weight of two or more dimensions that cannot be quantized, or that the example does not reach."""
-    found = []
-    ran = {name for name, _ in flow.ran}
-    for name, m in module.named_modules():
-        if isinstance(m, WEIGHTED):
-            why = None if name in ran else "is not run as a layer by the example"
-        elif isinstance(m, nn.Embedding) or not any(p.dim() > 1 for p in m.parameters(recurse=False)):
-            why = None
-        else:
-            inside = any(True for _ in m.children())
-            why = "its own parameters are not quantized" if inside else "is of a type that is not quantized"
-        if why is not None:
-            found.append(f"{name or 'model'} ({type(m).__name__}): {why}")
-    return tuple(found)
-
-
-def _no_fused_path(module: nn.Module) -> None:
-    """Torch's fused transformer layers, used in eval mode, would go around the sites in them."""
-    fused = nn.TransformerEncoderLayer, nn.TransformerEncoder
-    for m in module.modules():
-        if isinstance(m, fused) and any(isinstance(inner, ActivationSite) for inner in m.modules()):
-            if isinstance(m, nn.TransformerEncoder):
-                m.use_nested_tensor = False
-            else:
-                m.activation_relu_or_gelu = 0
-
-
-def _refuse_unnamed(module: nn.Module, chosen: list[str]) -> None:
-    """Each chosen layer must own its weight under its own name: parameters are told apart by their names."""
-    if "" in chosen:
-        raise MetaschedError("model", "is a single layer", "wrap it: torch.nn.Sequential(layer)")
-    own = {name for name, _ in module.named_parameters()}
-    fix = "give each quantized layer a plain weight of its own"
-    for name in chosen:
-        if weight_key(name) not in own:
-            problem = "shares its weight with another layer, or has it parametrized"
-            raise MetaschedError(f"model.{name}", problem, fix)
-    for name in chosen:
-        layer = module.get_submodule(name)
-        for other, m in module.named_modules():
-            if m is not layer and any(p is layer.weight for p in m.parameters(recurse=False)):
-                problem = f"shares its weight with {other}, which is not quantized"
-                raise MetaschedError(f"model.{name}", problem, fix)

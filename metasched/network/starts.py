@@ -10,6 +10,7 @@ import torch
 from metasched.core.randomness import Draw
 from metasched.methods.base import Method
 from metasched.methods.discrete import Discrete
+from metasched.methods.oriented import Oriented
 from metasched.quantizers.constants import traced
 
 if TYPE_CHECKING:
@@ -32,9 +33,10 @@ class Starts:
         self._dead: dict[str, torch.Tensor] = {}  # name -> where its scale fits zeros only, in the shape of the scale
         if not isinstance(module.network.method, Discrete):
             tensors = module.parameters_by_name() | module.method_state()
-            for name, w in weights.items():
+            for i, (name, w) in enumerate(weights.items()):
+                method = module.network.method_of(i)
                 scale = tensors.get(f"{name}/scale")
-                if scale is not None and w.requires_grad and (empty := zeros(w.detach(), scale)) is not None:
+                if scale is not None and w.requires_grad and (empty := zeros(method, w.detach(), scale)) is not None:
                     self._dead[name] = empty
         self.zero = [name for name, empty in self._dead.items() if bool(empty.all())]
 
@@ -49,7 +51,7 @@ class Starts:
             return
         changed = self.fit_weights(module)
         self._initial = None
-        if changed and module.network.method.fits_activations:
+        if changed and module.network.fits_activations:
             own = {name: p.detach() for name, p in module.module.named_parameters()}
             kept = {layer.name for layer in module.network.layers}
             trainable, _ = module.fitted(own, lambda model: model(*inputs, **keywords), kept)
@@ -69,9 +71,10 @@ class Starts:
             if bool(((w - was).abs() <= _NEAR * was.abs().max()).all()):
                 continue
             own = {key.rpartition("/")[2]: t for key, t in tensors.items() if key.rpartition("/")[0] == layer.name}
-            if _unit(module) and levels_used(module.network.method, w, own) > 1:
+            method = module.network.method_of(i)
+            if method.keeping() != method and levels_used(method, w, own) > 1:
                 continue
-            for name, value in fitting_state(module.network.method, w, module.seed, i).items():
+            for name, value in fitting_state(method, w, module.seed, i).items():
                 tensors[f"{layer.name}/{name}"].copy_(value)
             self._initial[layer.name], changed = w.clone(), True
         return changed
@@ -90,16 +93,13 @@ class Starts:
                 del self._dead[layer.name]
                 continue
             scale, empty = tensors[f"{layer.name}/scale"], self._dead[layer.name]
-            fitted = fitting_state(module.network.method, tensors[layer.weight_key], module.seed, i)["scale"]
+            fitted = fitting_state(module.network.method_of(i), tensors[layer.weight_key], module.seed, i)["scale"]
             scale.copy_(torch.where(empty.to(scale.device), fitted, scale))
 
 
-def _unit(module: QuantizedModule) -> bool:
-    return module.network.method.keeping() != module.network.method
-
-
-def zeros(w: torch.Tensor, scale: torch.Tensor) -> torch.Tensor | None:
+def zeros(method: Method, w: torch.Tensor, scale: torch.Tensor) -> torch.Tensor | None:
     """Where a scale fits nothing but zeros of w [C_out, ...], in the shape of the scale; None where there are none."""
+    w = method.turned(w) if isinstance(method, Oriented) else w
     empty = (w.reshape(scale.numel(), -1) == 0).all(1)
     return empty.reshape(scale.shape) if bool(empty.any()) else None
 

@@ -42,11 +42,15 @@ class LevelSet:
         return tuple(b - a for a, b in zip(self.levels, self.levels[1:], strict=False))
 
     @cached_property
+    def even(self) -> float:
+        """The distance of neighbouring levels if it is the same for all, and a power of two; else 0."""
+        jump = self.jumps[0]
+        return jump if all(d == jump for d in self.jumps) and math.frexp(jump)[0] == 0.5 else 0.0
+
+    @cached_property
     def rounds(self) -> bool:
         """Whether quantizing is rounding: the levels are multiples of their distance, which is a power of two."""
-        jump = self.jumps[0]
-        even = all(d == jump for d in self.jumps) and self.levels[0] % jump == 0
-        return even and math.frexp(jump)[0] == 0.5
+        return self.even > 0 and self.levels[0] % self.even == 0
 
     @property
     def bits(self) -> float:

@@ -10,7 +10,6 @@ them and 0 beyond (clipped straight-through, Hubara et al., 2016, arXiv 1602.028
 from __future__ import annotations
 
 import inspect
-import math
 from typing import Any
 
 import torch
@@ -38,21 +37,23 @@ def straight_through(x: torch.Tensor, levels: LevelSet, half_width: float) -> to
     >>> x.grad.tolist()
     [0.0, 1.0]
     """
-    function = _Compiled if torch.compiler.is_compiling() else _Hard
+    if torch.compiler.is_compiling():
+        return _Hard.apply(x, levels, half_width)  # pyright: ignore[reportReturnType]
+    function = _Mapped if torch._C._are_functorch_transforms_active() else _Both
     return function.apply(x, levels, half_width)  # pyright: ignore[reportReturnType]
 
 
-class _Compiled(torch.autograd.Function):
-    """What torch.compile records: it takes no ``jvp``."""
+class _Hard(torch.autograd.Function):
+    """``backward`` consists of differentiable operations, so that derivatives of any order are exact.
+
+    torch.compile takes no ``jvp``, and torch.func only functions with ``setup_context``, whose calls take longer.
+    """
 
     @staticmethod
-    def forward(x: torch.Tensor, levels: LevelSet, half_width: float) -> torch.Tensor:
-        return hard(x, levels)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        x, ctx.levels, ctx.half_width = inputs
+    def forward(ctx: Any, x: torch.Tensor, levels: LevelSet, half_width: float) -> torch.Tensor:
+        ctx.levels, ctx.half_width = levels, half_width
         ctx.save_for_backward(x)
+        return hard(x, levels)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # pyright: ignore
@@ -60,16 +61,13 @@ class _Compiled(torch.autograd.Function):
         return grad * _slope(x, ctx.levels, ctx.half_width), None, None
 
 
-class _Hard(_Compiled):
-    """``backward`` consists of differentiable operations, so that derivatives of any order are exact."""
-
-    generate_vmap_rule = True
+class _Both(_Hard):
+    """With forward-mode derivatives, too."""
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        x, ctx.levels, ctx.half_width = inputs
-        ctx.save_for_backward(x)
+    def forward(ctx: Any, x: torch.Tensor, levels: LevelSet, half_width: float) -> torch.Tensor:
         ctx.save_for_forward(x)
+        return _Hard.forward(ctx, x, levels, half_width)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: torch.Tensor | None) -> torch.Tensor:  # pyright: ignore
@@ -79,16 +77,38 @@ class _Hard(_Compiled):
         return _slope(x, ctx.levels, ctx.half_width) * tangents[0]
 
 
+class _Mapped(_Hard):
+    """Under torch.vmap and the derivatives of torch.func."""
+
+    generate_vmap_rule = True
+    jvp = _Both.jvp
+
+    @staticmethod
+    def forward(x: torch.Tensor, levels: LevelSet, half_width: float) -> torch.Tensor:  # pyright: ignore
+        return hard(x, levels)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        x, ctx.levels, ctx.half_width = inputs
+        ctx.save_for_backward(x)
+        ctx.save_for_forward(x)
+
+
 # torch reads the signature in each call, and computing it takes longer than several of the operations
-_Compiled.forward.__signature__ = inspect.signature(_Compiled.forward)  # pyright: ignore[reportFunctionMemberAccess]
+_Mapped.forward.__signature__ = inspect.signature(_Mapped.forward)  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _slope(x: torch.Tensor, levels: LevelSet, half_width: float) -> torch.Tensor:
-    x, jump = x.detach(), levels.jumps[0]
-    if jump != 2 * half_width or math.frexp(jump)[0] != 0.5 or any(d != jump for d in levels.jumps):
+    x, joined = x.detach(), levels.even == 2 * half_width
+    if not joined:
         width = torch.full((), half_width, dtype=x.dtype, device=x.device)
         return slope(x, width, levels, "uniform")
     first, last = levels.levels[0], levels.levels[-1]
     if first == -last:
-        return ((last - x.abs()).sign() + 1) * 0.5
-    return ((x - first).sign() + (last - x).sign()) * 0.5
+        return _step(last - x.abs()).add_(0.5)
+    return _step(x - first).add_(_step(last - x))
+
+
+def _step(x: torch.Tensor) -> torch.Tensor:
+    """-1/2, 0 or 1/2 by the sign of x [...], which is overwritten; takes a fifth of the time of a comparison."""
+    return x.mul_(torch.finfo(x.dtype).max).clamp_(-0.5, 0.5)

@@ -61,7 +61,7 @@ def sensitivity_factors(traces: Sequence[float], alpha: float = ALPHA, kappa: fl
     """Hestia's factor of each layer, in (exp(-alpha), 1) for alpha > 0, from the traces of its Hessian.
 
     >>> [round(factor, 4) for factor in sensitivity_factors([1.0, 100.0])]
-    [0.8980, 0.7465]
+    [0.898, 0.7465]
     """
     logs = [math.log(max(trace, _SMALLEST)) for trace in traces]
     mean = sum(logs) / len(logs)

@@ -88,7 +88,7 @@ class InnerProblem:
         like = {name: p for name, p in module.named_parameters()}
         own = {name: p.detach().to(like[name]) for name, p in fresh.named_parameters()}
         params, method = self.network.initialize(own, first, self.seed)
-        if self.network.method.fits_activations:
+        if self.network.fits_activations:
             trainable, fitted = self._fitted(own)
             params, method = params | trainable, method | fitted
         health = {FINITE: all_finite(params.values())}

@@ -136,6 +136,8 @@ BUILT = {  # field -> (what it changes, another value, settings under which it c
     "method.blocks": (method_of, "2", ["--method.name=metropolis", "--method.energy=batch"]),
     "quantize.first": (layers_of, "false", []),
     "quantize.last": (layers_of, "true", []),
+    "quantize.rules": (layers_of, "[{match: '*2', quantize: false}]", []),
+    "quantize.redraw": (runs_of, "false", ["--method.name=ana"]),
     "schedule.kind": (schedule_of, "family", []),
     "schedule.learn": (schedule_of, "[weight_noise]", ["--schedule.kind=family"]),
     "schedule.knots": (schedule_of, "7", []),

@@ -125,6 +125,8 @@ def test_one_command_searches_and_learns_and_a_stopped_run_ends_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     console = open_console(io.StringIO())
+    for name in ("show", "publish"):  # which draw
+        monkeypatch.setattr(metasched.commands.train, name, lambda *arguments: {"verdict": []})
     whole = RunFolder.claim(tmp_path / "whole")
     result = train(EXPERIMENT, whole, console)
     spent = result["inner_steps"]

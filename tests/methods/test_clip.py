@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,11 +11,13 @@ import torch
 from torch import nn
 
 from metasched import MetaschedError, QuantizedModule, build_method, build_problem, quantize, train
+from metasched.commands import check as gate
 from metasched.commands.deploy import check as deployable
 from metasched.config.schema import Experiment
 from metasched.engines import find_unroll
 from metasched.engines.base import OuterLoss, control_gradient
 from metasched.engines.finite_differences import TOLERANCE, error_against_differences, outer_loss, uphill
+from metasched.meta.config import MetaConfig
 from metasched.methods import METHODS
 from metasched.methods.config import MethodConfig
 from metasched.methods.tensors import LayerQuantizer
@@ -23,6 +27,7 @@ from metasched.runs.config import RunConfig
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.table import hand_coded
 from metasched.tasks.config import TaskConfig
+from metasched.tracking.console import open_console
 from metasched.training.optimizers.config import GroupConfig, OptimizerConfig
 from metasched.training.state import InnerProblem
 from metasched.training.step import inner_step
@@ -159,6 +164,18 @@ def test_hypergradients_against_central_differences(engine: str) -> None:
 
         error = error_against_differences(moved, float((found.wrt[name] * direction).sum()))
         assert error is not None and error < TOLERANCE, name
+
+
+def test_the_gate_holds_engines_against_each_other_where_the_gradient_is_not_that_of_the_forward_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def agreement(*arguments: Any) -> Any:
+        raise InterruptedError
+
+    monkeypatch.setattr(gate, "_by_agreement", agreement)
+    of = experiment("ana", noise="normal", forward="expectation")
+    with pytest.raises(InterruptedError):
+        gate.check(replace(of, meta=MetaConfig(objective="relaxed")), open_console(io.StringIO()))
 
 
 def test_the_decay_of_the_clip_is_that_of_the_optimizer() -> None:

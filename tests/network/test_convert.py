@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +81,46 @@ def test_staircases_have_the_bits_of_the_quantizer(name: str) -> None:
     given = x.clone()
     assert staircase(levels, torch.tensor(0.5), rewrites=True)(given) is given
     torch.testing.assert_close(given, hard(x / 0.5, levels) * 0.5, equal_nan=True, rtol=0, atol=0)
+
+
+class Functions(nn.Module):
+    """Activations as functions, and one that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.relu = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.ReLU()
+        self.norm, self.head = nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.relu(self.norm(self.a(x)))
+        return self.head(nn.functional.gelu(self.b(self.relu(self.c(y) + x))))
+
+
+def test_functions_and_modules_called_twice_are_traced(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, 8)
+    module, player = prepare(Functions(), MethodConfig(name="inq", activation_levels="int4"), x, "inq_linear", 3)
+    for _ in range(3):
+        module(x).square().mean().backward()
+        player.step()
+    module, player = pickle.loads(pickle.dumps((copy.deepcopy(module), player)))
+    plain = convert(module, [x])
+    assert torch.equal(plain(x), convert(module, [x])(x))
+    assert torch.equal(convert(module)(x), module.eval()(x))
+    torch.save(plain, tmp_path / "plain.pt")
+    assert b"metasched" not in (tmp_path / "plain.pt").read_bytes()
+    assert torch.equal(torch.load(tmp_path / "plain.pt", weights_only=False)(x), plain(x))
+
+
+class Branching(Functions):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x if bool(x.sum() > 0) else -x)
+
+
+def test_what_cannot_be_traced_is_refused_in_one_line() -> None:
+    module, _ = prepare(Branching(), MethodConfig(name="ste"), torch.randn(5, 8))
+    with pytest.raises(MetaschedError, match=r"^convert: calls activations as functions, and torch.fx cannot trace it"):
+        convert(module)
 
 
 def test_it_loads_and_runs_where_the_package_cannot_be_imported(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from metasched import (
     MetaschedError,
     MethodConfig,
     QuantizedModule,
+    Recipe,
     SchedulePlayer,
     build_method,
     hand_coded,
@@ -74,7 +75,7 @@ def test_it_computes_what_the_quantized_module_computes(given: dict[str, Any]) -
     method = build_method(config)
     found = next(iter(schedules_of(config).values()), None)
     module, player = prepare(mlp(), config, X, found, 6)
-    network = quantize(mlp(), method, X)
+    network = quantize(mlp(), Recipe(config), X)
     old_player = SchedulePlayer(found, 6, network.layers) if found is not None else None
 
     def row(step: int) -> Any:

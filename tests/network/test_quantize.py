@@ -187,12 +187,15 @@ class Shared(nn.Module):
         return self.head(self.last_act(self.second(self.act(self.first(x)))))
 
 
-@pytest.mark.parametrize("shared", ["first", "act"])
-def test_modules_that_run_twice_are_refused_with_their_path(shared: str) -> None:
-    said = rf"^model\.{shared}: runs more than once .*; give each use a module of its own"
-    with pytest.raises(MetaschedError, match=said):
-        quantize(Shared(shared=shared), ANA, torch.zeros(2, 4))
-    quantize(Shared(shared="none"), ANA, torch.zeros(2, 4))
+def test_a_layer_that_runs_twice_is_quantized_once() -> None:
+    network = quantize(Shared(shared="first"), ANA, torch.zeros(2, 4))
+    assert [layer.name for layer in network.layers] == ["first"]
+    assert "last_act (ReLU): is the second activation of its layer" in network.floats
+    network = quantize(Shared(shared="act"), ANA, torch.zeros(2, 4))
+    assert [(layer.name, layer.quantizes) for layer in network.layers] == [
+        ("first", "weight+activation"),
+        ("second", "weight+activation"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -233,11 +236,18 @@ def test_a_single_layer_is_refused() -> None:
         quantize(nn.Linear(4, 2), ANA, torch.randn(2, 4), last=True)
 
 
-def test_a_shared_weight_is_refused() -> None:
+def test_a_shared_weight_is_one_layer() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     model[2].weight = model[0].weight
-    with pytest.raises(MetaschedError, match=r"^model\.2: shares its weight"):
-        quantize(model, ANA, torch.randn(2, 4))
+    network = quantize(model, ANA, torch.randn(2, 4))
+    assert [layer.name for layer in network.layers] == ["0"]
+    row = {name: torch.zeros(1) for name in ("weight_noise", "activation_noise", "noise_mean")}
+    params, state = network.initialize(dict(network.module.named_parameters()), row, seed=0)
+    seen: list[torch.Tensor] = []
+    for layer in (network.module[0], network.module[2]):  # type: ignore[index]
+        layer.register_forward_hook(lambda m, i, o: seen.append(m.weight.detach()))
+    network.hardened_model(network.call({}), params, state)(torch.randn(2, 4))
+    assert torch.equal(*seen) and set(seen[0].unique().tolist()) <= {-1.0, 0.0, 1.0}
 
 
 def test_every_hook_draws_by_the_seed_the_step_and_the_place_of_its_layer() -> None:

@@ -155,8 +155,8 @@ def test_the_fused_transformer_layer_does_not_go_around_its_site(whole: bool, ma
 
     x = torch.linspace(-1, 1, 48).reshape(2, 3, 8)
     network = wrap(Net(), x)
-    with pytest.warns(UserWarning, match="self_attn"):
-        module = QuantizedModule(network, {layer.name: {} for layer in network.layers})
+    assert [layer.name.rpartition("self_attn")[2] for layer in network.layers[:2]] == [".in_proj_weight", ".out_proj"]
+    module = QuantizedModule(network, {layer.name: {} for layer in network.layers})
     trained = module.train().deployed(x)
     torch.testing.assert_close(module.eval().deployed(x), trained)
     assert any(isinstance(m, ActivationSite) for m in network.module.modules())
@@ -180,19 +180,17 @@ def test_what_stays_in_float_is_named() -> None:
     network = wrap(Mixed())
     said = "\n".join(network.floats)
     for name in (
-        r"up (LSTM)",
+        "up.weight_ih_l0 (LSTM): is of a type",
         "expert (Linear): is not run",
-        "deconv (ConvTranspose1d)",
-        "act (PReLU",
-        "(Mixed, gelu)",
+        "gelu() (GELU): is the second activation of its layer",
     ):
         assert name in said
-    assert "model (Mixed, relu)" in said and "table" not in said and "head" not in said
-    with pytest.warns(UserWarning, match="stay in float: up .LSTM.*expert"):
-        QuantizedModule(network, {"fc": {}})
-    assert "PReLU" not in "".join(wrap(Mixed(), activation_levels=None).floats)  # activations are not asked for
-    with pytest.raises(MetaschedError, match=r"no layer left to quantize \(in float: 0 \(ConvTranspose1d\)"):
-        wrap(nn.Sequential(nn.ConvTranspose1d(8, 8, 1), nn.Flatten(), nn.Linear(8, 3)), X[..., None])
+    assert not any(name in said for name in ("table", "head", "deconv", "PReLU", "relu()"))
+    with pytest.warns(UserWarning, match="stay in float: up.weight_ih_l0 .LSTM.*expert"):
+        QuantizedModule(network, {name: {} for name in ("fc", "deconv")})
+    assert "GELU" not in "".join(wrap(Mixed(), activation_levels=None).floats)  # activations are not asked for
+    with pytest.raises(MetaschedError, match=r"no layer left to quantize \(in float: 0.weight_ih_l0 \(LSTM\)"):
+        wrap(nn.Sequential(nn.LSTM(8, 8), Outputs(), nn.Linear(8, 3)), X)
 
 
 def test_a_layer_tied_to_one_that_is_not_chosen_is_refused() -> None:
@@ -200,10 +198,25 @@ def test_a_layer_tied_to_one_that_is_not_chosen_is_refused() -> None:
     model[2].weight = model[0].weight
     with pytest.raises(MetaschedError, match=r"^model\.0: shares its weight with 2, which is not quantized"):
         wrap(model)
-    table, layer = nn.Embedding(8, 8), nn.Linear(8, 8)
-    layer.weight = table.weight
-    with pytest.raises(MetaschedError, match=r"^model\.1: shares its weight with"):
-        wrap(nn.Sequential(table, layer, nn.ReLU(), nn.Linear(8, 3)), torch.zeros(2, dtype=torch.long))
+    with pytest.raises(MetaschedError, match=r"^model\.used: shares its weight with unused"):
+        wrap(Unused())
+
+
+class Unused(nn.Module):
+    """A layer whose weight is that of another one, which does not run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.unused.weight = self.used.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.used(x))
+
+
+class Outputs(nn.Module):
+    def forward(self, found: tuple[torch.Tensor, Any]) -> torch.Tensor:
+        return found[0]
 
 
 def test_a_computed_weight_is_one_line() -> None:
