@@ -48,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     print(f"levels of the middle layer: {plain[2].weight.unique().tolist()}")
     print("accuracy: " + ", ".join(f"{name} {score:.4f}" for name, score in found.items()))
     if arguments.out is not None:
-        torch.onnx.export(
-            plain, (X[:1],), arguments.out, dynamo=False, dynamic_axes={"input": [0]}, input_names=["input"]
-        )
+        axes = {name: {0: "batch"} for name in ("input", "output")}
+        names = {"input_names": ["input"], "output_names": ["output"], "dynamic_axes": axes}
+        torch.onnx.export(plain, (X[:1],), arguments.out, dynamo=False, **names)
     return found
 
 
