@@ -52,6 +52,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "integrations/test_function.py": "exchange/integrations/driven exchange/integrations/function",
     "integrations/test_huggingface.py": "exchange/integrations/huggingface",
     "integrations/test_lightning.py": "exchange/integrations/lightning",
+    "integrations/test_stepping.py": "exchange/integrations/stepping",
     "integrations/test_torchao.py": "exchange/integrations/torchao",
     "io/test_files.py": "io/atomic io/environment io/json_lines io/json_text io/lock io/run_folder",
     "meta/test_online.py": "commands/online",

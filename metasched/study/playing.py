@@ -8,36 +8,48 @@ from typing import Any
 from torch import nn
 
 from metasched.core.errors import MetaschedError
-from metasched.methods import build_method
 from metasched.methods.config import MethodConfig
 from metasched.network.playing import Player
 from metasched.network.prepare import prepare
 from metasched.network.quantize import QuantizedNetwork, quantize
+from metasched.network.recipe import Recipe
 from metasched.schedules.base import Schedule
 
 
-def method_of(recipe: Any) -> MethodConfig:
-    """The method of a recipe, or of a study that is given one in its place; with scales that fit the model's weights.
+def recipe_of(given: Any) -> Recipe:
+    """The recipe of a study, which may be given a method, or the name of one.
 
     Raises:
         MetaschedError: it is neither, or the method is built already.
     """
-    method = MethodConfig(name=recipe) if isinstance(recipe, str) else getattr(recipe, "method", recipe)
-    if not isinstance(method, MethodConfig):
-        problem = f"has a {type(method).__name__}, and floors need the parameters of the method"
+    recipe = Recipe(given) if isinstance(given, str | MethodConfig) else given
+    if not isinstance(recipe, Recipe) or not isinstance(recipe.method, MethodConfig):
+        wrong = recipe.method if isinstance(recipe, Recipe) else recipe
+        problem = f"has a {type(wrong).__name__}, and floors need the parameters of the method"
         raise MetaschedError("recipe", problem, "give a metasched.Recipe, a MethodConfig or the name of a method")
-    if (getattr(recipe, "first", True), getattr(recipe, "last", False)) != (True, False):
-        raise MetaschedError("recipe", "has another first or last layer", "leave first and last as they are")
-    return method if method.scale != "unit" else replace(method, scale="least_squares")  # as ``prepare`` does
+    return recipe
 
 
-def network_of(model: nn.Module, recipe: Any, example: Any) -> QuantizedNetwork:
+def method_of(recipe: Recipe) -> MethodConfig:
+    """The method of a recipe of ``recipe_of``; with scales that fit the model's weights, if it keeps them."""
+    assert isinstance(recipe.method, MethodConfig)
+    keeps = recipe.method.scale == "unit" and not recipe.redraw
+    return replace(recipe.method, scale="least_squares") if keeps else recipe.method  # as ``prepare`` does
+
+
+def network_of(model: nn.Module, recipe: Recipe, example: Any) -> QuantizedNetwork:
     """The network that a recipe makes of a model."""
-    return quantize(model, build_method(method_of(recipe)), example)
+    return quantize(model, recipe, example)
 
 
 def prepared(
-    model: nn.Module, method: MethodConfig, recipe: Any, example: Any, schedule: Schedule, total_steps: int, seed: int
+    model: nn.Module,
+    method: MethodConfig,
+    recipe: Recipe,
+    example: Any,
+    schedule: Schedule,
+    total_steps: int,
+    seed: int,
 ) -> tuple[nn.Module, Player]:
-    """``prepare`` with the method in place of the recipe's own."""
-    return prepare(model, method, example, schedule, total_steps, seed)
+    """``prepare`` with a method in place of the recipe's own."""
+    return prepare(model, replace(recipe, method=method), example, schedule, total_steps, seed)

@@ -23,11 +23,13 @@ from metasched.exchange.schedule_file import read_schedule, write_schedule
 from metasched.io.atomic import write_atomic
 from metasched.io.json_text import json_text
 from metasched.methods.config import MethodConfig
+from metasched.network.recipe import Recipe
 from metasched.schedules.base import Schedule
 from metasched.schedules.table import NO_SCHEDULE
 from metasched.study.helping import helped
 from metasched.study.judging import Job, Judge
 from metasched.study.learners import LearnerSpec, Learning, Tried, find_learner
+from metasched.study.playing import recipe_of
 from metasched.study.schedules import Found, digest, file_of, references, resolved
 from metasched.study.storage import Storage
 from metasched.study.work import COMPARE, SELECT, Work, check_evaluate, seed_of
@@ -71,7 +73,7 @@ class Study:
     def __init__(
         self,
         make_model: Callable[[], nn.Module],
-        recipe: Any,
+        recipe: Recipe | MethodConfig | str,
         fit: Callable[..., Any],
         *,
         example: Any,
@@ -89,7 +91,7 @@ class Study:
         self._given = {k: v for k, v in locals().items() if k not in ("self", "storage", "quiet", "__class__")}
         for name, value, least in (("judged", judged, 2), ("knots", knots, 2), ("directions", directions, 1)):
             _at_least(least, name, value)
-        self.work = Work(fit, evaluate, make_model, recipe, example, steps)
+        self.work = Work(fit, evaluate, make_model, recipe_of(recipe), example, steps)
         self.seed, self._judged, self._knots, self._directions = seed, judged, knots, directions
         self._learn = _controls(self.work, learn)
         self._start = resolved(start, self.work, knots, "start")

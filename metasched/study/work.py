@@ -23,6 +23,7 @@ from metasched.core.randomness import derive_seed
 from metasched.methods import build_method
 from metasched.methods.base import Control
 from metasched.methods.config import MethodConfig
+from metasched.network.recipe import Recipe
 from metasched.schedules.base import Schedule
 from metasched.study.playing import method_of, network_of, prepared
 from metasched.tasks.fingerprint import Seen
@@ -61,7 +62,7 @@ class Work:
         evaluate: ``evaluate(model)``, with a parameter ``split`` (``validation`` or ``test``) or ``seed`` if it wants
             them; gives the score, higher is better. It gets the hard network, in eval mode, without gradients.
         make_model: gives the float model; torch's global generator has the run's seed.
-        recipe: ``metasched.Recipe``, or the method alone.
+        recipe: what quantizes, and which tensors.
         example: a batch, as for ``quantize``.
         steps: T, steps of the optimizer in a run.
     """
@@ -69,7 +70,7 @@ class Work:
     fit: Callable[..., Any]
     evaluate: Callable[..., Any] | None
     make_model: Callable[[], nn.Module]
-    recipe: Any
+    recipe: Recipe
     example: Any
     steps: int
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from metasched.core.errors import MetaschedError
-from metasched.exchange.integrations.brevitas import drive_temperature, switch_quant
+from metasched.exchange.integrations.brevitas import drive_delay, drive_temperature, switch_quant
 from metasched.exchange.player import SchedulePlayer
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the library, whose warnings differ from release to release
@@ -81,9 +81,31 @@ def test_the_temperature_of_rounding_follows_the_schedule(brevitas: Any, schedul
         assert torch.allclose(share[inside], wanted[inside], atol=1e-6)
 
 
+def test_each_layers_delay_ends_with_its_control_whatever_was_counted(brevitas: Any, schedule: Path) -> None:
+    torch.manual_seed(0)
+    delayed = {"weight_bit_width": 2, "weight_quant_delay_steps": 1, "bias": False}
+    model = nn.Sequential(*(brevitas.nn.QuantLinear(a, 8, **delayed) for a in (4, 8)))
+    names = {"0": "0", "1": "2"}  # the schedule's layers
+    apply = drive_delay(model, "freeze_fraction", lambda fraction: fraction >= 0.5)
+    player, states = SchedulePlayer(schedule, STEPS), []
+    for step in (*range(STEPS), 0):  # at the end as after a resume at the first step
+        values = {name: player.at(step)[of] for name, of in names.items()}
+        apply(values, step)
+        model.train(step % 2 == 0)
+        states.append([values[name]["freeze_fraction"] >= 0.5 for name in names])
+        for layer, quantized in zip(model, states[-1], strict=True):
+            for _ in range(3):  # its own count would be over after one
+                seen = layer(torch.eye(layer.in_features)).T
+            assert torch.equal(seen, layer.weight) != quantized
+            assert (len(seen.unique()) <= 4) == quantized
+    assert [False, False] in states and [True, False] in states and [True, True] in states
+
+
 def test_a_layer_without_a_quantizer_is_one_line(brevitas: Any) -> None:
     model = nn.Sequential(nn.Linear(2, 2))
     with pytest.raises(MetaschedError, match=r"^layers\.0: has no QuantProxyFromInjector; quantize it"):
         switch_quant(model, "freeze_fraction", bool)({"0": {"freeze_fraction": 0.0}}, 0)
     with pytest.raises(MetaschedError, match=r"^layers\.0: has no LearnedRoundSigmoid; quantize it"):
         drive_temperature(model, "weight_noise", abs)({"0": {"weight_noise": 0.5}}, 0)
+    with pytest.raises(MetaschedError, match=r"^layers\.0: has no _DelayQuant; quantize it"):
+        drive_delay(model, "freeze_fraction", bool)({"0": {"freeze_fraction": 0.0}}, 0)

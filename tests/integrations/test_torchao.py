@@ -12,7 +12,7 @@ from torch import nn
 
 from metasched.core.errors import MetaschedError
 from metasched.exchange.integrations.function import step_function
-from metasched.exchange.integrations.torchao import scheduled_parq, switch_fake_quant
+from metasched.exchange.integrations.torchao import scheduled_parq, scheduled_parq_by_layer, switch_fake_quant
 from metasched.exchange.player import SchedulePlayer
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the library, whose warnings differ from release to release
@@ -123,3 +123,39 @@ def test_training_follows_the_schedule_across_a_resume(schedule: Path) -> None:
     assert other.num_steps == 4
     assert advance(resumed, other, range(4, STEPS))[:-1] == pytest.approx(wanted[4:-1])
     assert torch.equal(network[2].weight, resumed[2].weight)
+
+
+def test_each_layer_has_a_slope_of_its_own(schedule: Path) -> None:
+    from torchao.prototype.parq import QuantOptimizer, UnifQuantizer
+
+    def optimizer_of(network: nn.Module, slopes: Callable[[int], dict[str, float]]) -> Any:
+        groups = [{"params": [network[0].weight, network[2].weight], "quant_bits": 2}]
+        map_ = scheduled_parq_by_layer(network, slopes)
+        return QuantOptimizer(torch.optim.SGD(groups, lr=0.05), UnifQuantizer(), map_, quant_period=1)
+
+    player = SchedulePlayer(schedule, STEPS)
+    network = model()
+    optimizer = optimizer_of(
+        network, lambda step: {name: 2 * values["weight_noise"] for name, values in player.at(step).items()}
+    )
+    rounded = []
+    for step in range(STEPS):
+        advance(network, optimizer, range(step, step + 1))
+        wanted = [player.at(step)[name]["weight_noise"] == 0 for name in ("0", "2")]
+        rounded.append([len(network[i].weight.unique()) <= 4 for i in (0, 2)])
+        assert rounded[-1] == wanted
+    assert [False, False] in rounded and [True, False] in rounded and [True, True] in rounded
+
+    one, all_of_one = model(), model()  # equal slopes are the slope of all
+    advance(one, optimizer_of(one, lambda step: {"0": 0.5, "2": 0.5}), range(3))
+    groups = [{"params": [all_of_one[0].weight, all_of_one[2].weight], "quant_bits": 2}]
+    sgd = torch.optim.SGD(groups, lr=0.05)
+    advance(
+        all_of_one, QuantOptimizer(sgd, UnifQuantizer(), scheduled_parq(lambda step: 0.5), quant_period=1), range(3)
+    )
+    assert torch.equal(one[2].weight, all_of_one[2].weight)
+
+    with pytest.raises(
+        MetaschedError, match=r"^model\.2\.weight: is quantized by the optimizer, and the schedule has no"
+    ):
+        advance(network, optimizer_of(network, lambda step: {"0": 0.5}), range(1))

@@ -9,6 +9,8 @@ from torch import nn
 from metasched.exchange.integrations import Apply, LayerValues, missing
 from metasched.exchange.integrations.parts import parts_of
 
+_FOREVER = 2**31 - 1  # forward passes
+
 
 def switch_quant(model: nn.Module, control: str, on: Callable[[float], bool]) -> Apply:
     """Returns ``apply(values, step)``, which turns quantization of each layer on or off.
@@ -34,6 +36,34 @@ def switch_quant(model: nn.Module, control: str, on: Callable[[float], bool]) ->
         for name, controls in values.items():
             for proxy in parts_of(model, name, QuantProxyFromInjector):
                 proxy.disable_quant = not on(controls[control])
+
+    return apply
+
+
+def drive_delay(model: nn.Module, control: str, on: Callable[[float], bool]) -> Apply:
+    """Returns ``apply(values, step)``, which ends the delay of each layer's quantizers when its control says so.
+
+    A quantizer with ``quant_delay_steps`` gives its input as it is while it waits, with scale and bit width, which a
+    quantized bias needs. brevitas counts forward passes down, those of evaluation too, and does not save the count.
+    Here a layer waits as long as its control says, whatever is counted, and ``apply`` sets it anew after a resume.
+
+    Args:
+        model: model whose quantizers have a delay, such as ``weight_quant_delay_steps=1`` of a layer.
+        control: name of the control to read, such as ``freeze_fraction``.
+        on: value of the control -> whether the layer is quantized, such as ``lambda fraction: fraction >= 0.5``.
+
+    Raises:
+        MetaschedError: brevitas is not installed; from ``apply``: a layer has no quantizer with a delay.
+    """
+    try:
+        from brevitas.core.quant.delay import _DelayQuant
+    except ImportError:
+        raise missing("brevitas", "brevitas") from None
+
+    def apply(values: LayerValues, step: int) -> None:
+        for name, controls in values.items():
+            for delay in parts_of(model, name, _DelayQuant):
+                delay.quant_delay_steps = 0 if on(controls[control]) else _FOREVER
 
     return apply
 

@@ -6,10 +6,15 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
 from metasched.core.layer import Layer
 from metasched.exchange.format import ScheduleFile
 from metasched.exchange.integrations import Apply, missing
+from metasched.exchange.integrations.stepping import follow, warn_of_rest
 from metasched.exchange.player import SchedulePlayer
+from metasched.network.playing import Player
 from metasched.schedules.base import Schedule
 
 if TYPE_CHECKING:
@@ -59,3 +64,40 @@ def callback(
                 settle()
 
     return PlaySchedule()
+
+
+def player_callback(player: Player, module: nn.Module) -> TrainerCallback:
+    """A callback for what ``prepare`` gave: ``Trainer(..., callbacks=[player_callback(player, module)])``.
+
+    A step of the schedule is a step of the optimizer that trains the module: batches of accumulated gradients are one,
+    and one that a gradient scaler leaves out is none; see stepping.py. The position is in Trainer's checkpoints.
+
+    Args:
+        player, module: what ``prepare`` gave, for as many ``total_steps`` as ``max_steps``.
+
+    Raises:
+        MetaschedError: transformers is not installed; from ``train()``: no optimizer trains the module.
+    """
+    try:
+        from transformers.trainer_callback import ExportableState, TrainerCallback
+    except ImportError:
+        raise missing("transformers", "transformers") from None
+
+    class StepPlayer(TrainerCallback, ExportableState):
+        handle: RemovableHandle
+
+        def state(self) -> dict[str, Any]:
+            return {"args": {}, "attributes": {"position": player.state_dict()}}
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            saved = state.stateful_callbacks.get(type(self).__name__)
+            if state.global_step > 0 and saved is not None:  # a checkpoint is resumed
+                player.load_state_dict(saved["attributes"]["position"])
+            self.handle = follow(player, module, [kwargs["optimizer"]])
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.handle.remove()
+            if state.global_step >= state.max_steps:
+                warn_of_rest(player)
+
+    return StepPlayer()

@@ -10,11 +10,16 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
 from metasched.core.errors import MetaschedError
 from metasched.core.layer import Layer
 from metasched.exchange.format import ScheduleFile
 from metasched.exchange.integrations import Apply, missing
+from metasched.exchange.integrations.stepping import follow, warn_of_rest
 from metasched.exchange.player import SchedulePlayer
+from metasched.network.playing import Player
 from metasched.schedules.base import Schedule
 
 if TYPE_CHECKING:
@@ -82,6 +87,48 @@ def callback(
                 warnings.warn(f"total_steps: {what}; with manual optimization, give total_steps", stacklevel=2)
 
     return PlaySchedule()
+
+
+def player_callback(player: Player, module: nn.Module) -> Callback:
+    """A callback for what ``prepare`` gave: ``Trainer(..., callbacks=[player_callback(player, module)])``.
+
+    A step of the schedule is a step of the optimizer that trains the module, so that several optimizers, batches that
+    are skipped, accumulated gradients and manual optimization count as they should; see stepping.py. The position is in
+    Lightning's checkpoints.
+
+    Args:
+        player, module: what ``prepare`` gave, for as many ``total_steps`` as its optimizer takes.
+
+    Raises:
+        MetaschedError: Lightning is not installed; from ``fit()``: no optimizer trains the module, or several do.
+    """
+
+    class StepPlayer(_package().Callback):
+        handle: RemovableHandle
+
+        def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+            if module not in set(pl_module.modules()):
+                raise MetaschedError("module", "is not in the LightningModule", "put what prepare returned into it")
+
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            self.handle = follow(player, module, trainer.optimizers)
+
+        def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+            self.handle.remove()
+            if not trainer.should_stop:
+                warn_of_rest(player)
+
+        def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+            if hasattr(self, "handle"):
+                self.handle.remove()
+
+        def state_dict(self) -> dict[str, Any]:
+            return player.state_dict()
+
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            player.load_state_dict(state_dict)
+
+    return StepPlayer()
 
 
 def _package() -> ModuleType:

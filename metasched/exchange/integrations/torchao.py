@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from metasched.core.errors import MetaschedError
 from metasched.exchange.integrations import Apply, LayerValues, missing
 from metasched.exchange.integrations.parts import parts_of
 
@@ -60,6 +61,44 @@ def scheduled_parq(inverse_slope: Callable[[int], float]) -> ProxPARQ:
 
     Source: facebookresearch/parq and torchao, ``prototype/parq``. The map is torchao's; only the inverse slope differs.
     """
+    return _parq(lambda p, step: inverse_slope(step))
+
+
+def scheduled_parq_by_layer(model: nn.Module, inverse_slopes: Callable[[int], Mapping[str, float]]) -> ProxPARQ:
+    """``scheduled_parq`` with an inverse slope for each layer.
+
+        slopes = lambda step: {name: 2 * values["weight_noise"] for name, values in player.at(step).items()}
+        optimizer = QuantOptimizer(AdamW(groups), UnifQuantizer(), scheduled_parq_by_layer(model, slopes))
+
+    PARQ's annealed weight decay has one value for a group of parameters, which is that of the group's last layer: give
+    each layer a group where ``anneal_wd_frac`` is used.
+
+    Args:
+        model: what is trained; a parameter belongs to the layer whose name its own name begins with.
+        inverse_slopes: step -> {layer: number}, as for ``scheduled_parq``.
+
+    Raises:
+        MetaschedError: torchao is not installed; in a step of the optimizer: a parameter of none of the layers.
+    """
+
+    def slope(p: torch.Tensor, step: int) -> float:
+        name = next((n for n, own in model.named_parameters() if _same_memory(own, p)), None)
+        slopes = inverse_slopes(step)
+        layer = next((layer for layer in slopes if name is not None and name.startswith(f"{layer}.")), None)
+        if layer is None:
+            problem = "is quantized by the optimizer, and the schedule has no value for it"
+            fix = f"leave it out, or name its layer: {', '.join(slopes)}"
+            raise MetaschedError(f"model.{name or '?'}", problem, fix)
+        return slopes[layer]
+
+    return _parq(slope)
+
+
+def _same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+
+
+def _parq(inverse_slope: Callable[[torch.Tensor, int], float]) -> ProxPARQ:
     try:
         from torchao.prototype.parq.optim import ProxPARQ
     except ImportError:
@@ -72,7 +111,7 @@ def scheduled_parq(inverse_slope: Callable[[int], float]) -> ProxPARQ:
         def apply_(
             self, p: torch.Tensor, q: torch.Tensor | None, Q: torch.Tensor, step_count: int, dim: int | None = None
         ) -> Any:
-            wanted = inverse_slope(step_count)
+            wanted = inverse_slope(p, step_count)
             moment = -1 if wanted >= 1 else 2 if wanted <= 0 else 1  # before, after, or in the middle of [0, 2)
             if moment == 1:
                 # the center for which the sigmoid, normalized to fall from 1 to 0, has the wanted value at that moment
