@@ -72,7 +72,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "network/test_quantize.py": "core/layer",
     "network/test_inspect.py": "cli/inspect commands/inspect network/operations",
     "network/test_layers.py": "methods/oriented network/kinds",
-    "network/test_recipe.py": "network/choice",
+    "network/test_recipe.py": "network/choice network/config",
     "network/test_sites.py": "network/choosing network/flow",
     "network/test_uses.py": "network/redirecting",
     "quantizers/test_stair.py": "quantizers/constants quantizers/noise",
