@@ -33,9 +33,11 @@ if TYPE_CHECKING:
     from metasched.models import ModelSpec as ModelSpec
     from metasched.models import register_model as register_model
     from metasched.network.config import Rule as Rule
+    from metasched.network.convert import convert as convert
     from metasched.network.inspect import Inspection as Inspection
     from metasched.network.inspect import inspect as inspect
     from metasched.network.module import QuantizedModule as QuantizedModule
+    from metasched.network.prepare import prepare as prepare
     from metasched.network.quantize import QuantizedNetwork as QuantizedNetwork
     from metasched.network.quantize import quantize as quantize
     from metasched.network.recipe import Recipe as Recipe
@@ -43,10 +45,12 @@ if TYPE_CHECKING:
     from metasched.schedules.curves import HandCoded as HandCoded
     from metasched.schedules.network import ScheduleNetwork as ScheduleNetwork
     from metasched.schedules.table import hand_coded as hand_coded
+    from metasched.study.study import Study as Study
     from metasched.tasks import TaskSpec as TaskSpec
     from metasched.tasks import register_task as register_task
     from metasched.tasks.base import Task as Task
     from metasched.tasks.data import DataTask as DataTask
+    from metasched.training.curvature import hessian_traces as hessian_traces
     from metasched.training.loop import hardened_score as hardened_score
     from metasched.training.loop import train as train
     from metasched.training.optimizers import OptimizerSpec as OptimizerSpec
@@ -80,8 +84,11 @@ MODULES: dict[str, str] = {  # public name -> module
     "ScheduleNetwork": "metasched.schedules.network",
     "build_problem": "metasched.training.problem",
     "train": "metasched.training.loop",
+    "hessian_traces": "metasched.training.curvature",
     "hardened_score": "metasched.training.loop",
     "QuantizedModule": "metasched.network.module",
+    "prepare": "metasched.network.prepare",
+    "convert": "metasched.network.convert",
     "find_unroll": "metasched.engines",
     "export": "metasched.exchange.export",
     "list_schedules": "metasched.exchange.shipped",
@@ -100,10 +107,13 @@ MODULES: dict[str, str] = {  # public name -> module
     "tune": "metasched.api",
     "paired_difference": "metasched.evaluation.statistics",
     "meta_train": "metasched.meta.outer",
+    "Study": "metasched.study.study",
 }
 
 
 def __getattr__(name: str) -> Any:
+    if name == "deploy":  # a package, which can be called
+        return import_module("metasched.deploy")
     if name not in MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(MODULES[name]), name)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from metasched.core.errors import MetaschedError
 from metasched.core.layer import weight_key
 from metasched.deploy.stages import Array, Logits, Stage
 from metasched.deploy.thresholds import Channel
-from metasched.methods.tensors import LayerQuantizer
-from metasched.network.quantize import QuantizedNetwork, Tensors
+from metasched.network.quantize import Tensors
+from metasched.quantizers.levels import LevelSet
 from metasched.quantizers.stair import hard
 
 FIXED_POINT_BITS = 24  # of weights that are not quantized, without the sign
@@ -28,18 +31,29 @@ def unsupported(name: str, problem: str, fix: str = "") -> MetaschedError:
     return MetaschedError(f"model.{name}" if name else "model", problem, fix or known)
 
 
+class Activation(NamedTuple):
+    """A quantized activation: its levels, the value of level 1, and the bounds of the function before them."""
+
+    levels: LevelSet
+    unit: Fraction
+    low: float = -math.inf
+    high: float = math.inf
+
+
 @dataclass
 class Folding:
     """The stages so far, and the meaning of the integers that the last stage outputs.
+
+    ``weights`` has the levels and the scale [C_out or 1, 1, ...] of each layer whose weight is quantized, by its name;
+    ``activation`` tells what a module puts out, None for one that is not quantized.
 
     If ``open`` is None, the integers are levels or codes, and an integer y means step * y. Otherwise they are sums that
     are not quantized by an activation yet, and ``open`` gives the meaning for each channel.
     """
 
-    network: QuantizedNetwork
-    quantizer: LayerQuantizer
     tensors: Tensors
-    state: Tensors
+    weights: Mapping[str, tuple[LevelSet, torch.Tensor]]
+    activation: Callable[[nn.Module], Activation | None]
     shape: tuple[int, ...]
     step: Fraction
     largest: int = 128
@@ -51,11 +65,11 @@ class Folding:
         w = self.tensors[weight_key(name)]
         if not bool(w.isfinite().all()):
             raise unsupported(name, "has non-finite weights", "train it again")
-        if name not in {layer.name for layer in self.network.layers}:
+        if name not in self.weights:
             unit = Fraction(2) ** (math.frexp(float(w.abs().max()))[1] - FIXED_POINT_BITS)
             return _integers(w.double() / float(unit)), (unit,) * len(w), False
-        scale = self.state[f"{name}/scale"]
-        levels, finest = self.quantizer.levels, unit_of(self.quantizer.levels.levels)
+        levels, scale = self.weights[name]
+        finest = unit_of(levels.levels)
         q = hard(w.double() / scale.double(), levels)
         if not torch.equal(q.to(w.dtype) * scale, w):
             raise unsupported(name, "has hardened weights that are not on its levels", "correct the method's harden")

@@ -10,15 +10,15 @@ precision of float32.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 
 import numpy as np
 import torch
-from torch import nn
+from torch import fx, nn
 
 from metasched.core.errors import MetaschedError
-from metasched.deploy.folding import Folding, exact, unit_of, unsupported
+from metasched.deploy.folding import Activation, Folding, exact, unit_of, unsupported
 from metasched.deploy.sequence import in_order
 from metasched.deploy.stages import (
     Array,
@@ -34,10 +34,11 @@ from metasched.deploy.stages import (
     Thresholds,
 )
 from metasched.deploy.thresholds import Norm, fold
-from metasched.methods.tensors import LayerQuantizer
+from metasched.methods.tensors import LEARNED, LayerQuantizer
 from metasched.models.cutie import Thermometer
 from metasched.network.quantize import QuantizedNetwork, Tensors
 from metasched.network.sites import ActivationSite
+from metasched.quantizers.levels import LevelSet
 
 _SHAPES = "give images of the shape that the model was made for"
 
@@ -80,9 +81,43 @@ def integer_network(
     if not isinstance(quantizer, LayerQuantizer):
         raise MetaschedError("method", "has no level sets to deploy", "use one of metasched's methods")
     for key in ("scale", "activation_scale"):
-        if getattr(quantizer, key) == "learned":
+        if getattr(quantizer, key) in LEARNED:
             what = "is learned, and only fixed scales are folded into integers so far"
             raise MetaschedError(f"method.{key}", what, "set it to a fixed one, such as least_squares or 1.0")
+    params, state = ({name: t.detach() for name, t in tensors.items()} for tensors in (params, state))
+    levels, unit = quantizer.activation_levels, quantizer.activation_scale
+    assert unit != "learned"
+    quantized = None if levels is None else Activation(levels, Fraction(unit))
+    return folded(
+        network.module,
+        {**network.harden(params, state), **buffers},
+        {layer.name: (quantizer.levels, state[f"{layer.name}/scale"]) for layer in network.layers},
+        lambda module: quantized,
+        example,
+        step,
+    )
+
+
+def folded(
+    network: nn.Module,
+    tensors: Tensors,
+    weights: Mapping[str, tuple[LevelSet, torch.Tensor]],
+    activation: Callable[[nn.Module], Activation | None],
+    example: torch.Tensor,
+    step: Fraction,
+) -> IntegerNetwork:
+    """The integer network of a sequence of modules.
+
+    Args:
+        network: its modules, in their order.
+        tensors: hard parameters and buffers by name.
+        weights, activation: see ``Folding``.
+        example: input [N, C, H, W]; only its shape is used.
+        step: real value of 1 in the input codes.
+
+    Raises:
+        MetaschedError: a layer has no integer form; the message names it.
+    """
     if not isinstance(example, torch.Tensor) or example.dim() != 4:
         has = f"has shape {list(example.shape)}" if isinstance(example, torch.Tensor) else "is not one tensor"
         problem = f"{has}, and images [N, C, H, W] are coded"
@@ -90,11 +125,10 @@ def integer_network(
             "example", problem, "give vectors as [N, C, 1, 1] with a Flatten, sequences as [N, C, 1, L]"
         )
     channels, height, width = example.shape[1:]
-    params, state = ({name: t.detach() for name, t in tensors.items()} for tensors in (params, state))
-    hardened = network.harden(params, state)
-    folding = Folding(network, quantizer, {**hardened, **buffers}, state, (channels, height, width), step)
-    for name, module in in_order(network.module):
-        add = _HANDLERS.get(type(module))
+    folding = Folding(tensors, weights, activation, (channels, height, width), step)
+    for name, module in in_order(network):
+        stair = isinstance(module, fx.GraphModule) and hasattr(module, "quantization")
+        add = _activation if stair else _HANDLERS.get(type(module))
         if add is None:
             raise unsupported(name, f"is a {type(module).__name__}, which has no integer form")
         add(folding, name, module)
@@ -176,16 +210,21 @@ def _norm(folding: Folding, name: str, module: nn.Module) -> None:
 
 
 def _activation(folding: Folding, name: str, module: nn.Module) -> None:
-    levels = folding.quantizer.activation_levels
-    assert isinstance(module, ActivationSite)
-    if module.keep or module.name:
+    if isinstance(module, ActivationSite) and (module.keep or module.name):
         what = f"computes {module.original.__name__} first" if module.keep else "is called several times"
         raise unsupported(name, f"{what}, which has no integer form so far", "use a ReLU without negative levels")
-    if folding.open is None or levels is None:
+    quantized = folding.activation(module)
+    if folding.open is None or quantized is None:
         raise unsupported(name, "does not follow a convolution or linear layer")
-    unit, finest = Fraction(folding.quantizer.activation_scale), unit_of(levels.levels)
-    values = fold(folding.open, [Fraction(t) * unit for t in levels.thresholds], folding.largest)
-    integers = tuple(int(q / finest) for q in levels.levels)
+    levels, unit, low, high = quantized
+    # a threshold up to the lower bound is always passed, one above the upper bound never: those levels do not occur
+    inside = [k for k, t in enumerate(levels.thresholds) if low < t * unit <= high]
+    if not inside:
+        raise unsupported(name, "has one level only", "set method.activation_levels to more levels")
+    seen = levels.levels[inside[0] : inside[-1] + 2]
+    finest = unit_of(levels.levels)
+    values = fold(folding.open, [Fraction(levels.thresholds[k]) * unit for k in inside], folding.largest)
+    integers = tuple(int(q / finest) for q in seen)
     folding.step = unit * finest
     folding.stages.append(Thresholds(name, values, integers, folding.step))
     folding.open, folding.largest = None, max(map(abs, integers))

@@ -148,6 +148,11 @@ class Method(ABC):
         return replace(self, quantizer=replace(own, scale="least_squares"))  # pyright: ignore[reportArgumentType]
 
     @property
+    def updates(self) -> bool:
+        """Whether ``prepare`` or ``update`` does anything. Default: whether the method has one of its own."""
+        return type(self).prepare is not Method.prepare or type(self).update is not Method.update
+
+    @property
     def fits_activations(self) -> bool:
         """Whether trainable tensors start at the first inputs of activations; then ``fit_activation`` gives them.
 
@@ -243,6 +248,11 @@ class Method(ABC):
         ``state`` is the layer's state with its trainable tensors.
         """
         return self.quantizer.harden_activation(x, state, surrogate)
+
+    @property
+    def hardens_by_levels(self) -> bool:
+        """Whether ``harden_activation`` is the quantizer's level set. Default: whether it is the default."""
+        return type(self).harden_activation is Method.harden_activation
 
     def levels_of(self, state: State) -> torch.Tensor:
         """The values that a layer's deployed weight may take, increasing along the last dimension.

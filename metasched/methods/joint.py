@@ -58,6 +58,10 @@ class Joint(Method):
     def keeping(self) -> Joint:
         return replace(self, base=self.base.keeping(), modifiers=tuple(part.keeping() for part in self.modifiers))
 
+    @property
+    def updates(self) -> bool:
+        return any(part.updates for part in self._parts)
+
     def prepare(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
         for part in self._parts:
             state = part.prepare(w, state, controls, draw)
@@ -91,6 +95,10 @@ class Joint(Method):
         for part in self.modifiers:
             found = part.hardened(found, w, state, surrogate)
         return found
+
+    @property
+    def hardens_by_levels(self) -> bool:
+        return self.base.hardens_by_levels
 
     def harden_activation(self, x: torch.Tensor, state: State, surrogate: float) -> torch.Tensor:
         return self.base.harden_activation(x, state, surrogate)

@@ -52,6 +52,14 @@ class Oriented(Method):
     def keeping(self) -> Self:
         return replace(self, base=self.base.keeping())
 
+    @property
+    def updates(self) -> bool:
+        return self.base.updates
+
+    @property
+    def hardens_by_levels(self) -> bool:
+        return self.base.hardens_by_levels
+
     def relaxed(self, width: float) -> Self:
         return replace(self, base=self.base.relaxed(width))
 

@@ -30,7 +30,8 @@ from metasched.methods.base import Control, Method, State, Values
 from metasched.methods.table import PARQConfig
 from metasched.methods.tensors import LayerQuantizer, layer_quantizer
 from metasched.quantizers.levels import LevelSet
-from metasched.quantizers.stair import hard, straight_through
+from metasched.quantizers.stair import hard
+from metasched.quantizers.straight import straight_through
 
 INVERSE_SLOPE = Control(
     "inverse_slope",

@@ -13,12 +13,15 @@ from torch import nn
 
 from metasched.core.errors import MetaschedError
 from metasched.core.layer import Layer
-from metasched.network.flow import Example, run_example
+from metasched.network.damping import damped
+from metasched.network.fitting import fitted
+from metasched.network.flow import Example
 from metasched.network.identity import identity, same
 from metasched.network.quantize import QuantizedNetwork, Tensors
 from metasched.network.recomputing import Calls
 from metasched.network.sites import copied, recompute_by, running
 from metasched.network.starts import Starts
+from metasched.network.thawing import frozen_share, held
 
 
 class _Step(NamedTuple):
@@ -28,19 +31,6 @@ class _Step(NamedTuple):
     state: Tensors
     values: dict[str, list[float]]
     step: int
-
-
-class _Damped(torch.autograd.Function):
-    """The identity whose gradient is multiplied by a factor [...] of its shape."""
-
-    @staticmethod
-    def forward(ctx: Any, p: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-        ctx.factor = factor
-        return p.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:  # pyright: ignore
-        return grad * ctx.factor, None
 
 
 LayerValues = Mapping[str, Mapping[str, float]]  # layer name -> control -> value, as SchedulePlayer gives them
@@ -185,13 +175,7 @@ class QuantizedModule(nn.Module):
             example: as for ``quantize``.
             kept: layers that keep their weights.
         """
-        if example is None:
-            problem = "is missing, and learned scales of activations start at a first batch"
-            raise MetaschedError("QuantizedModule: example", problem, "pass a batch of the training data")
-        params, state = self.network.initialize(own, self.network.neutral(), self.seed, kept)
-        call = self.network.call(self.network.buffers())
-        with torch.random.fork_rng(devices=[]):  # dropout in this pass does not move the user's generator
-            return self.network.fit(call, params, state, lambda model: run_example(model, example))
+        return fitted(self.network, own, example, self.seed, kept, "QuantizedModule")
 
     def penalty(self) -> torch.Tensor:
         """The method's penalty at the last forward pass, 0-d; 0 if the method has none.
@@ -250,7 +234,7 @@ class QuantizedModule(nn.Module):
         """The parameters, whose gradients ``backward`` multiplies by the method's factors."""
         ones = {name: torch.ones_like(params[name]) for name in self._trainable_names}
         factors = self.network.gradients(ones, state) if ones else {}
-        return {**params, **{name: _Damped.apply(params[name], f) for name, f in factors.items()}}
+        return {**params, **{name: damped(params[name], f) for name, f in factors.items()}}
 
     def _weight(self, layer: Layer) -> nn.Parameter:
         return self.network.module.get_parameter(layer.weight_key)
@@ -274,21 +258,17 @@ class QuantizedModule(nn.Module):
 
     def _held(self, values: dict[str, list[float]]) -> dict[str, list[float]]:
         """The controls, with freeze fractions that do not fall, as they would in a run that is made longer."""
-        if (fractions := values.get("freeze_fraction")) is None or not (before := self._fractions()):
+        if "freeze_fraction" not in values:
             return values
-        layers = self.network.layers
-        for layer, was, now in zip(layers, before, fractions, strict=True):
-            if now < was - 1 / layer.num_weights and not self._said_fall:
-                what = f"freeze_fraction of {layer.name} falls from {was:.3g} to {now:.3g}: frozen weights stay frozen"
-                warnings.warn(f"{what}; a run that goes on needs its own total_steps", stacklevel=3)
-                self._said_fall = True
-        return {**values, "freeze_fraction": [max(pair) for pair in zip(before, fractions, strict=True)]}
+        found, fell = held(values, self._fractions(), self.network.layers, say=not self._said_fall)
+        self._said_fall |= fell
+        return found
 
     def _fractions(self) -> list[float]:
         """The share of each layer that is frozen: of the last step, or of a state that was loaded; else empty."""
         if self._last is None and self._resumed:
             masks = [self.method_state()[f"{layer.name}/frozen"] for layer in self.network.layers]
-            self._last = {"freeze_fraction": [float((mask > 0).double().mean()) for mask in masks]}
+            self._last = {"freeze_fraction": [frozen_share(mask) for mask in masks]}
         return [] if self._last is None else self._last["freeze_fraction"]
 
     def _say(self, fixed: set[str]) -> None:

@@ -7,6 +7,7 @@ function, is found by the module on top and the number of calls that its forward
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -63,10 +64,11 @@ class Redirecting:
     def __deepcopy__(self, memo: dict[int, Any]) -> Redirecting:
         made = Redirecting(self.sites, self.compute)
         memo[id(self)] = made
+        made.calls = copy.deepcopy(self.calls, memo)
         return made
 
     def __reduce__(self) -> Any:
-        return Redirecting, (self.sites, self.compute)
+        return Redirecting, (self.sites, self.compute), {"calls": self.calls}
 
     def watch(self, root: nn.Module, without: set[str]) -> None:
         """Keeps account of the modules of a network that run; ``without``: names of its activation sites."""

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from metasched.core.randomness import Draw
+from metasched.methods.base import Method
 from metasched.methods.discrete import Discrete
+from metasched.methods.oriented import Oriented
 from metasched.quantizers.constants import traced
 
 if TYPE_CHECKING:
@@ -31,13 +33,11 @@ class Starts:
         self._dead: dict[str, torch.Tensor] = {}  # name -> where its scale fits zeros only, in the shape of the scale
         if not isinstance(module.network.method, Discrete):
             tensors = module.parameters_by_name() | module.method_state()
-            for name, w in weights.items():
+            for i, (name, w) in enumerate(weights.items()):
+                method = module.network.method_of(i)
                 scale = tensors.get(f"{name}/scale")
-                if scale is None or not w.requires_grad:
-                    continue
-                rows = w.detach().reshape(len(scale.flatten()), -1)
-                if bool((empty := (rows == 0).all(1)).any()):
-                    self._dead[name] = empty.reshape(scale.shape)
+                if scale is not None and w.requires_grad and (empty := zeros(method, w.detach(), scale)) is not None:
+                    self._dead[name] = empty
         self.zero = [name for name, empty in self._dead.items() if bool(empty.all())]
 
     def done(self) -> None:
@@ -70,9 +70,11 @@ class Starts:
             was = was.to(w.device, w.dtype)
             if bool(((w - was).abs() <= _NEAR * was.abs().max()).all()):
                 continue
-            if _unit(module, i) and len(_hard(module, i, tensors).unique()) > 1:
+            own = {key.rpartition("/")[2]: t for key, t in tensors.items() if key.rpartition("/")[0] == layer.name}
+            method = module.network.method_of(i)
+            if method.keeping() != method and levels_used(method, w, own) > 1:
                 continue
-            for name, value in _initial(module, i, w).items():
+            for name, value in fitting_state(method, w, module.seed, i).items():
                 tensors[f"{layer.name}/{name}"].copy_(value)
             self._initial[layer.name], changed = w.clone(), True
         return changed
@@ -91,24 +93,26 @@ class Starts:
                 del self._dead[layer.name]
                 continue
             scale, empty = tensors[f"{layer.name}/scale"], self._dead[layer.name]
-            fitted = _initial(module, i, tensors[layer.weight_key])["scale"]
+            fitted = fitting_state(module.network.method_of(i), tensors[layer.weight_key], module.seed, i)["scale"]
             scale.copy_(torch.where(empty.to(scale.device), fitted, scale))
 
 
-def _unit(module: QuantizedModule, i: int) -> bool:
-    method = module.network.method_of(i)
-    return method.keeping() != method
+def zeros(method: Method, w: torch.Tensor, scale: torch.Tensor) -> torch.Tensor | None:
+    """Where a scale fits nothing but zeros of w [C_out, ...], in the shape of the scale; None where there are none."""
+    w = method.turned(w) if isinstance(method, Oriented) else w
+    empty = (w.reshape(scale.numel(), -1) == 0).all(1)
+    return empty.reshape(scale.shape) if bool(empty.any()) else None
 
 
-def _hard(module: QuantizedModule, i: int, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    layer = module.network.layers[i]
-    own = {key.rpartition("/")[2]: t for key, t in tensors.items() if key.rpartition("/")[0] == layer.name}
-    return module.network.method_of(i).harden(tensors[layer.weight_key].detach(), own, 0.5)
+def levels_used(method: Method, w: torch.Tensor, own: Mapping[str, torch.Tensor | None]) -> int:
+    """How many different values the hard weight of w [C_out, ...] has, with the tensors of its layer."""
+    known = {name: t for name, t in own.items() if t is not None}
+    return len(method.harden(w.detach(), known, 0.5).unique())
 
 
-def _initial(module: QuantizedModule, i: int, w: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What the method starts with for a layer that keeps its weight w [C_out, ...]."""
-    network = module.network
-    values = {name: row[i] for name, row in network.neutral().items()}
-    _, trainable, state = network.method_of(i).keeping().initialize(w.detach(), values, Draw(module.seed, 0, i))
+def fitting_state(method: Method, w: torch.Tensor, seed: int, index: int) -> dict[str, torch.Tensor]:
+    """What a method starts with for a layer that keeps its weight w [C_out, ...]: state and trainable tensors."""
+    like = w.new_zeros((), dtype=torch.promote_types(w.dtype, torch.float32))
+    values = {c.name: like.new_full((), min(max(0.0, c.low), c.high)) for c in method.controls}
+    _, trainable, state = method.keeping().initialize(w.detach(), values, Draw(seed, 0, index))
     return trainable | state

@@ -29,6 +29,7 @@ class LevelSet:
     def __post_init__(self) -> None:
         assert len(self.levels) >= 2, "a quantizer needs at least two levels"
         assert all(a < b for a, b in zip(self.levels, self.levels[1:], strict=False)), "levels must increase"
+        assert self.thresholds and self.rounds in (True, False)  # computed now: torch.compile takes no locks
 
     @cached_property
     def thresholds(self) -> tuple[float, ...]:
@@ -39,6 +40,17 @@ class LevelSet:
     def jumps(self) -> tuple[float, ...]:
         """Heights q_{k+1} - q_k of the stair's steps."""
         return tuple(b - a for a, b in zip(self.levels, self.levels[1:], strict=False))
+
+    @cached_property
+    def even(self) -> float:
+        """The distance of neighbouring levels if it is the same for all, and a power of two; else 0."""
+        jump = self.jumps[0]
+        return jump if all(d == jump for d in self.jumps) and math.frexp(jump)[0] == 0.5 else 0.0
+
+    @cached_property
+    def rounds(self) -> bool:
+        """Whether quantizing is rounding: the levels are multiples of their distance, which is a power of two."""
+        return self.even > 0 and self.levels[0] % self.even == 0
 
     @property
     def bits(self) -> float:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 
 from metasched.quantizers.levels import LevelSet
-from metasched.quantizers.stair import straight_through
+from metasched.quantizers.straight import straight_through
 
 _HALF_QUANTUM = 0.5
 

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from metasched.quantizers.constants import constants, traced
+from metasched.quantizers.constants import constants
 from metasched.quantizers.levels import LevelSet
 from metasched.quantizers.noise import NOISE_FAMILIES
 
@@ -44,6 +44,8 @@ def hard(x: torch.Tensor, levels: LevelSet) -> torch.Tensor:
     [-1.0, 0.0, 0.0, 1.0, 1.0]
     """
     x = x.detach()
+    if levels.rounds:
+        return _rounded(x, levels)
     if len(levels.levels) > _FEW:
         index = torch.bucketize(x, _row(levels.thresholds, x), right=True)
         return torch.where(x.isnan(), x, _row(levels.levels, x)[index])
@@ -53,34 +55,18 @@ def hard(x: torch.Tensor, levels: LevelSet) -> torch.Tensor:
     return value
 
 
+def _rounded(x: torch.Tensor, levels: LevelSet) -> torch.Tensor:
+    """The hard quantizer for levels that are multiples of their distance: by rounding, halves upwards."""
+    first, last, jump = levels.levels[0], levels.levels[-1], levels.jumps[0]
+    z = x if jump == 1 else x / jump
+    y = z.round()  # halves to even
+    y += (z - y).eq_(0.5)
+    return (y if jump == 1 else y * jump).clamp_(first, last)
+
+
 def _positive(x: torch.Tensor) -> torch.Tensor:
     """1 where x > 0, 0 where x <= 0, NaN where x is NaN; lerp with this weight is much faster than torch.where."""
     return x.clamp(0, 1).ceil()
-
-
-def straight_through(x: torch.Tensor, levels: LevelSet, half_width: float) -> torch.Tensor:
-    """The hard quantizer with a straight-through derivative: that of the stair under uniform noise.
-
-    For ternary levels and half-width 1/2 this is the derivative of clip(x, -1, 1).
-
-    Args:
-        x: [...], any floating dtype, in units of the scale.
-        levels: the level set.
-        half_width: of the uniform noise, in units of the scale; > 0.
-
-    Returns:
-        shape and dtype of x.
-
-    >>> from metasched.quantizers.levels import ternary
-    >>> x = torch.tensor([-1.2, 0.3], requires_grad=True)
-    >>> straight_through(x, ternary(), 0.5).sum().backward()
-    >>> x.grad.tolist()
-    [0.0, 1.0]
-    """
-    if traced() and not torch.is_grad_enabled():  # the same values, without branches on them
-        return hard(x, levels)
-    zero = torch.zeros((), dtype=x.dtype, device=x.device)
-    return _Stair.apply(x, zero, zero, _Shape(levels, "uniform", "mode"), None, half_width)
 
 
 def stair(

@@ -22,7 +22,7 @@ from metasched.methods.tensors import LayerQuantizer
 from metasched.network.quantize import Tensors
 from metasched.quantizers.levels import LevelSet, integers, powers_of_two, ternary
 from metasched.quantizers.scales import gradient_factor, scale_of
-from metasched.quantizers.stair import straight_through
+from metasched.quantizers.straight import straight_through
 from metasched.runs.config import RunConfig
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.table import hand_coded

@@ -19,7 +19,8 @@ from metasched.engines.tangent import slope_along
 from metasched.methods.config import MethodConfig
 from metasched.methods.parq import prox
 from metasched.quantizers.levels import level_set
-from metasched.quantizers.stair import hard, straight_through
+from metasched.quantizers.stair import hard
+from metasched.quantizers.straight import straight_through
 from metasched.runs.config import RunConfig
 from metasched.tasks.config import TaskConfig
 from metasched.training.optimizers.config import OptimizerConfig

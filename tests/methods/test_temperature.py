@@ -23,7 +23,8 @@ from metasched.methods.config import MethodConfig
 from metasched.network.quantize import Tensors
 from metasched.quantizers.levels import LevelSet, binary, integers, powers_of_two, ternary
 from metasched.quantizers.softmax import soft
-from metasched.quantizers.stair import hard, straight_through
+from metasched.quantizers.stair import hard
+from metasched.quantizers.straight import straight_through
 from metasched.runs.config import RunConfig
 from metasched.schedules.tempering import NEAREST
 from metasched.tasks.config import TaskConfig

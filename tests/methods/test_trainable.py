@@ -30,7 +30,8 @@ from metasched.network.module import QuantizedModule
 from metasched.network.quantize import Tensors, quantize, rows
 from metasched.quantizers.levels import ternary
 from metasched.quantizers.noise import NOISE_FAMILIES
-from metasched.quantizers.stair import stair, straight_through
+from metasched.quantizers.stair import stair
+from metasched.quantizers.straight import straight_through
 from metasched.runs.local import Reached, Segment, reach, reach_mapped
 from metasched.schedules.config import ScheduleConfig
 from metasched.tasks.supervised import Split, SupervisedTask

@@ -20,7 +20,8 @@ from metasched.methods.config import MethodConfig
 from metasched.network.quantize import Tensors
 from metasched.quantizers.levels import LevelSet, integers, ternary
 from metasched.quantizers.noise import NOISE_FAMILIES
-from metasched.quantizers.stair import hard, stair, straight_through
+from metasched.quantizers.stair import hard, stair
+from metasched.quantizers.straight import straight_through
 from metasched.quantizers.surrogate import hard_with_width
 from metasched.runs.config import RunConfig
 from metasched.schedules.base import progress_of_steps

@@ -11,7 +11,8 @@ from scipy import stats
 
 from metasched.quantizers.levels import LevelSet, binary, integers, powers_of_two, ternary
 from metasched.quantizers.noise import NOISE_FAMILIES
-from metasched.quantizers.stair import hard, stair, straight_through
+from metasched.quantizers.stair import hard, stair
+from metasched.quantizers.straight import straight_through
 
 DISTRIBUTIONS: dict[str, Any] = {
     "uniform": stats.uniform(-1, 2),

@@ -1,0 +1,133 @@
+"""Deployment of a converted network: what ``metasched.deploy(module, data, folder)`` does. Nothing is trained."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from metasched.core.errors import MetaschedError
+from metasched.core.layer import weight_key
+from metasched.deploy.agreement import Twin
+from metasched.deploy.files import check_new
+from metasched.deploy.folding import Activation, unsupported
+from metasched.deploy.integer import folded, input_step
+from metasched.deploy.stages import IntegerNetwork
+from metasched.deploy.thresholds import SLACK
+from metasched.deploy.writing import write_deployed
+from metasched.quantizers.levels import LevelSet
+from metasched.tracking.console import Console, open_console
+
+Data = torch.Tensor | Iterable[Any]
+
+
+def deploy(
+    module: nn.Module, data: Data, folder: str | os.PathLike[str], console: Console | None = None
+) -> dict[str, Any]:
+    """Folds a converted network into integers, compares all forms on the data, and writes the folder, or nothing.
+
+    The files are those of ``metasched deploy``: the integer network, packed weights with the account of their size,
+    golden outputs, ONNX with weights of 2, 4 or 8 bits (extra ``deploy``), files for CUTIE. What PyTorch, the integer
+    simulator, ONNX Runtime and QONNX compute is compared activation by activation, on all of the data.
+
+    Args:
+        module: what ``convert`` has returned: a sequence of convolutions (of any groups), linear layers, batch
+            normalizations, activations and poolings.
+        data: images [N, C, H, W] that cover the range of the inputs; or batches of them, alone or before their classes.
+        folder: is made.
+        console: where the account is shown; None: nowhere.
+
+    Returns:
+        the score where there are classes, the agreement, the compression.
+
+    Raises:
+        MetaschedError: the module is not converted, a layer has no integer form (the message names it), the data are no
+            images, or the folder exists.
+    """
+    path = Path(folder)
+    check_new(path)
+    images, labels = _gathered(data)
+    step = input_step(images)
+    integer = integer_of(module, images[:1], step)
+    codes = integer.encode(images.cpu().numpy())
+    classes = None if labels is None else labels.cpu().numpy()
+    return write_deployed(
+        integer, twin_of(module, integer), codes, classes, {}, path, console or open_console(StringIO())
+    )
+
+
+def integer_of(module: nn.Module, example: torch.Tensor, step: Fraction) -> IntegerNetwork:
+    """The integer network of a converted one.
+
+    Args:
+        module: as for ``deploy``.
+        example: an image, [1, C, H, W]; only its shape is used.
+        step: real value of 1 in the input codes, see ``input_step``.
+
+    Raises:
+        MetaschedError: as ``deploy``.
+    """
+    known: list[tuple[str, nn.Module, Any]] = [
+        (name, m, m.quantization) for name, m in module.named_modules() if hasattr(m, "quantization")
+    ]
+    if not known:
+        raise MetaschedError("deploy", "the module is not a converted one", "give what metasched.convert returns")
+    weights = {name: (LevelSet(q["levels"]), q["scale"]) for name, m, q in known if not isinstance(m, fx.GraphModule)}
+    names = {m: name for name, m, _ in known}
+
+    def activation(m: nn.Module) -> Activation | None:
+        q: Any = getattr(m, "quantization", None)
+        if q is None:
+            return None
+        if q["clip"] is None:
+            fix = "use ReLU, ReLU6 or Hardtanh"
+            raise unsupported(names[m], f"computes {type(m.function).__name__} first, which has no integer form", fix)
+        return Activation(LevelSet(q["levels"]), Fraction(float(q["scale"])), *q["clip"])
+
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return folded(module, {name: t.detach() for name, t in tensors.items()}, weights, activation, example, step)
+
+
+def twin_of(module: nn.Module, integer: IntegerNetwork) -> Twin:
+    """The converted network in float64 on input codes, with the slack of thresholds; see ``float_twin``."""
+    double = copy.deepcopy(module).double().eval()
+    like = next(double.parameters())
+    seen: list[torch.Tensor] = []
+    for m in double.modules():
+        if isinstance(m, fx.GraphModule):
+            m.register_forward_pre_hook(lambda m, inputs: (inputs[0] + float(SLACK),))
+            m.register_forward_hook(lambda m, inputs, output: seen.append(output.clone()))
+    with torch.no_grad():
+        for layer in integer.weighted:
+            steps = torch.tensor([float(s) for s in layer.steps], dtype=torch.float64, device=like.device)
+            weight = torch.from_numpy(layer.weight).to(like)
+            double.get_parameter(weight_key(layer.name)).copy_(weight * steps.reshape(-1, *[1] * (weight.dim() - 1)))
+
+    def twin(codes: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        seen.clear()
+        with torch.no_grad():
+            outputs = double(codes.to(like) * float(integer.step))
+        return outputs, list(seen)
+
+    return twin
+
+
+def _gathered(data: Data) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """All images [N, C, H, W], and their classes [N] where every batch has them."""
+    if isinstance(data, torch.Tensor):
+        return data, None
+    images, labels = [], []
+    for batch in data:
+        pair = batch if isinstance(batch, Sequence) else [batch]
+        images.append(pair[0])
+        labels += pair[1:2]
+    if not images or not all(isinstance(x, torch.Tensor) for x in images):
+        raise MetaschedError("data", "has no batches of images", "give a tensor [N, C, H, W], or batches of them")
+    return torch.cat(images), torch.cat(labels) if len(labels) == len(images) else None

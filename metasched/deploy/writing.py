@@ -1,0 +1,106 @@
+"""What deployment ends with: all forms of the integer network compared on all images, and the folder written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from metasched.core.errors import MetaschedError
+from metasched.deploy import simulator
+from metasched.deploy.agreement import Agreement, Twin, agreement, runtime_agreement
+from metasched.deploy.cutie import cutie_files
+from metasched.deploy.files import network_files, write_folder
+from metasched.deploy.onnx_export import installed, onnx_model, qonnx_installed, run_onnx, run_qonnx, session
+from metasched.deploy.packing import LayerSize, account, compression
+from metasched.deploy.stages import Array, IntegerNetwork
+from metasched.tracking.console import Console
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+_BATCH = 100
+_QONNX_BATCH = 1000  # its executor takes its time for each node, however many images there are
+_GOLDEN = 4  # images
+
+
+def write_deployed(
+    integer: IntegerNetwork,
+    twin: Twin,
+    codes: Array,
+    labels: Array | None,
+    more: Mapping[str, Any],
+    folder: Path,
+    console: Console,
+) -> dict[str, Any]:
+    """Compares the integer network with PyTorch and the runtimes, and writes the folder, or nothing.
+
+    Args:
+        integer: the integer network.
+        twin: the float network on codes, see agreement.py.
+        codes: of all images, int64 [N, C, H, W].
+        labels: their classes, [N]; None where they are not known.
+        more: further entries of the account, written after the score.
+        folder: is made.
+        console: where the account is shown.
+
+    Returns:
+        the score if there are labels, ``more``, the agreement, the compression.
+
+    Raises:
+        MetaschedError: a runtime does not agree, or the folder cannot be written.
+    """
+    model = onnx_model(integer) if installed() else None
+    found = _compared(integer, codes, twin, model)
+    columns = ("with", "images", "integers", "differing", "classes differing")
+    console.table("the integer network compared", columns, [(name, *vars(a).values()) for name, a in found.items()])
+    for name, one in found.items():
+        if not one.complete:
+            raise MetaschedError("deploy", f"the integer network and {name} differ: {one}", "report it as a bug")
+    result: dict[str, Any] = {}
+    if labels is not None:
+        logits = np.concatenate([simulator.run(integer, part) for part in _batches(codes)])
+        result["score"] = float((logits.argmax(1) == labels).mean())
+    result |= {**more, "agreement": {name: asdict(one) for name, one in found.items()}}
+    files: dict[str, bytes] = {}
+    if model is not None:
+        files["network.onnx"] = model.SerializeToString()
+        result["onnx_bytes"] = len(files["network.onnx"])
+    else:
+        console.note("network.onnx is not written: pip install 'metasched[deploy]'")
+    accelerator, problems = cutie_files(integer, codes[:_GOLDEN])
+    for line in problems or ("every limit is met",):
+        console.note(f"cutie: {line}")
+    result["fits_cutie"] = not problems
+    files |= {f"cutie/{name}": data for name, data in accelerator.items()}
+    write_folder(folder, {**network_files(integer, codes[:_GOLDEN], result), **files})
+    sizes = account(integer)
+    columns = ("layer", "weights", "bits", "zeros", "entropy", "bytes", "5 in a byte", "float32")
+    console.table("weights", columns, [_row(size) for size in sizes])
+    return {**result, "compression": compression(sizes)}
+
+
+def _compared(integer: IntegerNetwork, codes: Array, twin: Twin, model: ModelProto | None) -> dict[str, Agreement]:
+    """The simulator and whatever else is there to run the network, on all of the codes."""
+    found = {"PyTorch": agreement(twin, integer, _batches(codes))}
+    if model is not None:
+        runtime = session(model)
+        found["onnxruntime"] = runtime_agreement(partial(run_onnx, runtime), integer, _batches(codes))
+        if qonnx_installed():
+            nodes = onnx_model(integer, all_outputs=True, qonnx=True)
+            found["qonnx"] = runtime_agreement(partial(run_qonnx, nodes), integer, _batches(codes, _QONNX_BATCH))
+    return found
+
+
+def _batches(codes: Array, size: int = _BATCH) -> Iterator[Array]:
+    for start in range(0, len(codes), size):
+        yield codes[start : start + size]
+
+
+def _row(size: LayerSize) -> tuple[str | float | int, ...]:
+    trits = "-" if size.trits is None else size.trits
+    return size.name, size.weights, size.bits, size.sparsity, size.entropy, size.packed, trits, size.float32

@@ -1,0 +1,221 @@
+"""The player of a prepared network: it sets the controls, applies the method's update, and moves on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from metasched.core.errors import MetaschedError, unknown_name
+from metasched.core.randomness import Draw
+from metasched.network.hosting import hosted
+from metasched.network.identity import fingerprint
+from metasched.network.quantize import QuantizedNetwork, Tensors
+from metasched.network.sharding import put, whole
+from metasched.network.starts import fitting_state, zeros
+from metasched.network.thawing import NAME as FRACTION
+from metasched.network.thawing import frozen_share, held
+
+
+class Values(Protocol):
+    """A schedule over a run of ``total_steps``."""
+
+    @property
+    def total_steps(self) -> int:
+        """Length of the run."""
+        ...
+
+    def at(self, step: int) -> dict[str, dict[str, float]]:
+        """Layer -> control -> value at a step, which may lie beyond the last one."""
+        ...
+
+
+class Player:
+    """Plays a schedule on a prepared module: call ``step()`` after each ``optimizer.step()``.
+
+    All that happens between two calls of ``step`` is one step: several passes, accumulated gradients, closures of
+    LBFGS. A step is counted where ``step`` is called, whether or not the optimizer has moved.
+
+    Attributes:
+        layers: the quantized layers, in the order of the data flow.
+        total_steps: length of the run; after it the values do not change.
+    """
+
+    def __init__(self, module: nn.Module, network: QuantizedNetwork, values: Values, seed: int) -> None:
+        self._network, self._values, self._seed = network, values, seed
+        self.layers, self.total_steps = network.layers, values.total_steps
+        found = {f"{name}.{key}" if name else key: (m, key, q) for name, m, key, q in hosted(module)}
+        self._hosts = [found[layer.weight_key] for layer in network.layers]
+        self._position, self._said_fall = 0, False
+        self._last: list[float] = []  # fractions that were frozen in the step before
+        self._zeros: dict[int, torch.Tensor] = {}  # layer -> where its scale fits zeros only, in the shape of the scale
+        for i, (owner, key, quantizer) in enumerate(self._hosts):
+            scale, w = {**quantizer.state(), **quantizer.trainable()}.get("scale"), owner._parameters[key]
+            if scale is not None and w is not None and w.requires_grad:
+                if (empty := zeros(quantizer.method, w.detach(), scale.detach())) is not None:
+                    self._zeros[i] = empty
+        self._begin()
+
+    @property
+    def zero_layers(self) -> list[str]:
+        """Names of the layers that start at zero."""
+        return [self.layers[i].name for i, empty in self._zeros.items() if bool(empty.all())]
+
+    @property
+    def position(self) -> int:
+        """Number of steps taken."""
+        return self._position
+
+    def value(self, control: str, layer: str) -> float:
+        """Value of one control of one layer at this step."""
+        names = [known.name for known in self.layers]
+        if layer not in names:
+            raise unknown_name("layer", layer, names)
+        controls = self._hosts[names.index(layer)][2].controls
+        if control not in controls:
+            raise unknown_name("control", control, controls)
+        return float(controls[control])
+
+    def penalty(self) -> torch.Tensor:
+        """The method's penalty for the weights as they are, 0-d; 0 if the method has none. Add it to the loss."""
+        terms = [q.penalty(_parameter(owner, key)) for owner, key, q in self._hosts]
+        found = [term for term in terms if term is not None]
+        return torch.stack(found).sum() if found else _parameter(*self._hosts[0][:2]).new_zeros(())
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Ends a step: applies the method's update (INQ restores the frozen weights), and sets the next controls.
+
+        Call it after ``optimizer.step()``.
+        """
+        if any(q.loaded for _, _, q in self._hosts):
+            self._look_again()
+        if self._updates or any(q._parameters for _, _, q in self._hosts):
+            self._update()
+        for i in list(self._zeros):
+            self._follow(i)
+        for _, _, quantizer in self._hosts:
+            quantizer.started = True
+        self._position += 1
+        self._begin()
+
+    def state_dict(self) -> dict[str, Any]:
+        """``{"step": n, "layers": identity}``: n steps taken, and a hash of the layers and their levels."""
+        return {"step": self._position, "layers": self._fingerprint()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes to the position of a ``state_dict``; the module's own state is in the state dict of the module.
+
+        Raises:
+            MetaschedError: it is no such state, or one of other layers or levels.
+        """
+        step = state.get("step")
+        if set(state) != {"step", "layers"} or type(step) is not int or step < 0:
+            problem = 'must be {"step": n, "layers": ...} with n at least 0'
+            raise MetaschedError("state_dict", problem, "pass the result of state_dict()")
+        if state["layers"] != self._fingerprint():
+            names = ", ".join(layer.name for layer in self.layers)
+            problem = f"is of other layers or levels than those of this network, which quantizes {names}"
+            raise MetaschedError("state_dict", problem, "prepare the model as it was when the state was saved")
+        self._position = step
+        self._look_again()
+        self._set(say=False)  # the module may get its state after this
+
+    def _look_again(self) -> None:
+        """A state was loaded: what is frozen in it stays frozen."""
+        frozen = [q._buffers.get("frozen") for _, _, q in self._hosts]
+        self._last = [] if None in frozen else [frozen_share(mask) for mask in frozen if mask is not None]
+        for _, _, quantizer in self._hosts:
+            quantizer.loaded = False
+            quantizer.started |= self._position > 0
+
+    def _set(self, *, say: bool) -> None:
+        """Sets the controls of this step."""
+        given = self._values.at(self._position)
+        values = {c.name: [given[layer.name][c.name] for layer in self.layers] for c in self._network.method.controls}
+        if FRACTION in values:
+            values, fell = held(values, self._last, self.layers, say=say and not self._said_fall)
+            self._said_fall |= say and fell
+            self._last = values[FRACTION]
+        first = _parameter(*self._hosts[0][:2])
+        dtype = torch.promote_types(first.dtype, torch.float32)
+        self._row = {name: torch.tensor(row, dtype=dtype, device=first.device) for name, row in values.items()}
+        columns = {name: row.unbind() for name, row in self._row.items()}
+        for i, (_, _, quantizer) in enumerate(self._hosts):
+            quantizer.controls = {name: column[i] for name, column in columns.items()}
+            quantizer.draw = Draw(self._seed, self._position, i)
+
+    @torch.no_grad()
+    def _begin(self) -> None:
+        """Begins a step at the weights as they are."""
+        self._set(say=True)
+        if not self._updates:
+            return
+        weights, state = self._weights(), self._state()
+        if self._position < self.total_steps:  # after the run nothing more is frozen
+            params = {**weights, **self._trainable()}
+            self._keep(self._network.prepare(params, state, self._row, self._seed, self._position))
+        for layer, (owner, key, quantizer) in zip(self.layers, self._hosts, strict=True):
+            w = weights[layer.weight_key]
+            quantizer.before = w.clone() if w is owner._parameters[key] else w
+
+    def _update(self) -> None:
+        weights, trainable, state = self._weights(), self._trainable(), self._state()
+        befores = {layer.weight_key: q.before for layer, (_, _, q) in zip(self.layers, self._hosts, strict=True)}
+        before = {name: weights[name] if w is None else w for name, w in befores.items()}
+        settled, state = self._network.update(
+            {**before, **trainable}, {**weights, **trainable}, state, self._row, self._seed, self._position
+        )
+        for layer, (owner, key, quantizer) in zip(self.layers, self._hosts, strict=True):
+            own = {name: (quantizer._parameters[name], f"{layer.name}/{name}") for name in quantizer._parameters}
+            for p, name in ((owner._parameters[key], layer.weight_key), *own.values()):
+                if p is not None and p.requires_grad and settled[name] is not p:
+                    put(p, settled[name])
+        self._keep(state)
+
+    def _follow(self, i: int) -> None:
+        """Fits a scale that had zeros only, until a weight of the layer is frozen."""
+        owner, key, quantizer = self._hosts[i]
+        frozen = quantizer._buffers.get("frozen")
+        if frozen is not None and bool((frozen > 0).any()):
+            del self._zeros[i]
+            return
+        w = whole(_parameter(owner, key))
+        fitted = fitting_state(quantizer.method, w, self._seed, i)["scale"]
+        scale = quantizer._parameters.get("scale", quantizer._buffers.get("scale"))
+        assert scale is not None
+        put(scale, torch.where(self._zeros[i].to(w.device), fitted, whole(scale)))
+
+    @property
+    def _updates(self) -> bool:
+        return any(q.method.updates for _, _, q in self._hosts)
+
+    def _fingerprint(self) -> str:
+        return fingerprint(q.identity for _, _, q in self._hosts)
+
+    def _weights(self) -> Tensors:
+        hosts = zip(self.layers, self._hosts, strict=True)
+        if not self._updates:  # nothing reads them: sharded ones stay where they are
+            return {layer.weight_key: _parameter(owner, key) for layer, (owner, key, _) in hosts}
+        return {layer.weight_key: whole(_parameter(owner, key)) for layer, (owner, key, _) in hosts}
+
+    def _trainable(self) -> Tensors:
+        hosts = zip(self.layers, self._hosts, strict=True)
+        return {f"{layer.name}/{k}": p for layer, (_, _, q) in hosts for k, p in q.trainable(whole).items()}
+
+    def _state(self) -> Tensors:
+        hosts = zip(self.layers, self._hosts, strict=True)
+        return {f"{layer.name}/{k}": b for layer, (_, _, q) in hosts for k, b in q.state().items()}
+
+    def _keep(self, state: Tensors) -> None:
+        for name, own in self._state().items():
+            if (new := state.get(name)) is not None and new is not own:
+                own.copy_(new)
+
+
+def _parameter(owner: nn.Module, key: str) -> torch.Tensor:
+    p = owner._parameters[key]
+    assert p is not None
+    return p

@@ -1,0 +1,213 @@
+r"""``prepare`` in a plain loop against the same loop with hand-written straight-through modules in plain torch.
+
+    python scripts/benchmarks/prepared_overhead.py --json experiments/results/prepared_overhead.json
+
+The same network, batches and optimizer, one thread. Each measurement is a process of its own: CPU time of a step is the
+mean over steps after a warm-up, memory is how far the peak of the process lies above what it took before the network
+was made. The ways alternate; what is kept are medians over rounds, and their ratio to the hand-written loop. Both ways
+must have the same loss in the first step; later ones differ where a weight lies on the outermost level, on which the
+gradient is half of that beside it here, and all of it there. Wall time is not looked at: the machine may be busy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import metasched
+from metasched.io.atomic import write_atomic
+from metasched.io.environment import cpu_model, environment
+from metasched.io.json_text import json_text
+from metasched.models.resnet import ResNet20
+
+WARM_UP = 2
+AGREEMENT = 1e-6  # of the first losses, in float32
+WAYS = ("hand-written", "prepare")
+CASES: dict[str, dict[str, Any]] = {  # name -> method, and what is measured
+    "ternary": {"method": {"name": "ste", "scale": "least_squares"}, "schedule": None},
+    "4 bits, learned scales": {
+        "method": {
+            "name": "ste",
+            "scale": "learned",
+            "levels": "int4",
+            "activation_levels": "uint4",
+            "activation_scale": "learned",
+        },
+        "schedule": None,
+    },
+}
+SIZES = {"ResNet-20, 3x32x32, batch 32": (3, 32, 32, 16), "ResNet-20, width 4, 1x8x8, batch 64": (1, 8, 64, 4)}
+
+
+class Ternary(torch.autograd.Function):
+    """round(clip(x, -1, 1)); its gradient is 1 inside."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        """The nearest of -1, 0, 1 for each element of x [...]."""
+        ctx.save_for_backward(x)
+        return x.round().clamp_(-1, 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:  # pyright: ignore
+        """The gradient of x [...]."""
+        (x,) = ctx.saved_tensors
+        return grad * (x.abs() <= 1)
+
+
+def rounded(x: torch.Tensor) -> torch.Tensor:
+    """Rounds x [...], with the gradient of x."""
+    return (x.round() - x).detach() + x
+
+
+def lsq(x: torch.Tensor, scale: torch.Tensor, factor: float, low: int, high: int) -> torch.Tensor:
+    """LSQ as its authors write it: a scale [1] whose gradient is multiplied by a factor."""
+    scale = (scale - scale * factor).detach() + scale * factor
+    return rounded((x / scale).clamp(low, high)) * scale
+
+
+class HandConv(nn.Conv2d):
+    """A convolution with quantized weights."""
+
+    scale: torch.Tensor
+    factor: float | None = None  # of the scale's gradient; None: the weight is ternary
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Output of the convolution for an input [N, C, H, W]."""
+        if self.factor is None:
+            w = Ternary.apply(self.weight / self.scale) * self.scale
+        else:
+            w = lsq(self.weight, self.scale, self.factor, -8, 7)
+        return self._conv_forward(input, w, self.bias)  # pyright: ignore[reportArgumentType]
+
+
+class HandActivation(nn.Module):
+    """A quantized activation."""
+
+    def __init__(self, scale: torch.Tensor | None, factor: float) -> None:
+        super().__init__()
+        self.scale = None if scale is None else nn.Parameter(scale.clone())
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The quantized value of each element of x [...]."""
+        return Ternary.apply(x) if self.scale is None else lsq(x, self.scale, self.factor, 0, 15)  # pyright: ignore
+
+
+def by_hand(prepared: nn.Module, bits4: bool) -> nn.Module:
+    """The same network by hand, with the weights and scales that ``prepare`` has chosen."""
+    plain = metasched.convert(prepared).train()
+    kept = {name: p.detach().clone() for name, p in prepared.named_parameters()}
+    for name, m in list(plain.named_modules()):
+        if f"{name}.weight_quantizer.identity" not in prepared.state_dict():
+            continue
+        quantizer = prepared.get_submodule(f"{name}.weight_quantizer")
+        m.__class__ = HandConv
+        assert isinstance(m, HandConv)
+        with torch.no_grad():
+            m.weight.copy_(kept[f"{name}.weight"])
+        scale = quantizer.scale.detach().clone()  # pyright: ignore
+        m.scale = nn.Parameter(scale) if bits4 else scale
+        m.factor = float(quantizer.scale_factor) if bits4 else None  # pyright: ignore
+        for other, activation in list(prepared.named_modules()):
+            if getattr(activation, "layer", None) == quantizer.index and "calls" in vars(activation):
+                found = dict(quantizer.named_parameters()), dict(quantizer.named_buffers())
+                scale = found[0].get("activation_scale")
+                factor = float(found[1].get("activation_scale_factor", 1.0))
+                plain.set_submodule(other, HandActivation(None if scale is None else scale.detach(), factor))
+    return plain
+
+
+def measured(size: str, case: str, way: str, steps: int) -> dict[str, float]:
+    """CPU seconds a step, bytes, and the last loss, in this process."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    channels, pixels, batch, width = SIZES[size]
+    x, y = torch.randn(batch, channels, pixels, pixels), torch.arange(batch) % 10
+    method = metasched.MethodConfig(**CASES[case]["method"])
+    model = ResNet20(channels, 10, width)
+    module, player = metasched.prepare(model, method, x[:8], CASES[case]["schedule"], steps + WARM_UP)
+    settle: Callable[[], object] = player.step
+    if way == "hand-written":
+        module, settle = by_hand(module, "learned" in case), lambda: None
+    optimizer = torch.optim.SGD(module.parameters(), 0.01, momentum=0.9)
+    before = _peak()
+    losses, started = [], 0.0
+    for step in range(WARM_UP + steps):
+        if step == WARM_UP:
+            started = time.process_time()
+        loss = F.cross_entropy(module(x), y)
+        losses.append(loss.detach())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        settle()
+    return {
+        "cpu": (time.process_time() - started) / steps,
+        "bytes": _peak() - before,
+        "loss": float(losses[0]),
+    }
+
+
+def _peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def compared(size: str, case: str, rounds: int, steps: int) -> dict[str, Any]:
+    """Medians of both ways, alternating, and the ratios."""
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    for _ in range(rounds):
+        for way in WAYS:
+            command = [sys.executable, __file__, "--one", size, case, way, "--steps", str(steps)]
+            found[way].append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
+    losses = [runs[0]["loss"] for runs in found.values()]
+    assert abs(losses[0] - losses[1]) < AGREEMENT, losses
+    row: dict[str, Any] = {"network": size, "case": case, "rounds": rounds, "steps": steps}
+    for key in ("cpu", "bytes"):
+        medians = [statistics.median(run[key] for run in found[way]) for way in WAYS]
+        each = sorted(b[key] / a[key] for a, b in zip(*found.values(), strict=True))
+        row[key] = {
+            **dict(zip(WAYS, medians, strict=True)),
+            "ratio": medians[1] / medians[0],
+            "lowest": each[0],
+            "highest": each[-1],
+        }
+    return row
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--one", nargs=3, metavar=("SIZE", "CASE", "WAY"), help="one measurement, as JSON")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--json", type=Path, help="file to write")
+    arguments = parser.parse_args()
+    if arguments.one:
+        print(json.dumps(measured(*arguments.one, steps=arguments.steps)))
+        return
+    rows = []
+    for size in SIZES:
+        for case in CASES:
+            rows.append(row := compared(size, case, arguments.rounds, arguments.steps))
+            cpu, memory = row["cpu"]["ratio"], row["bytes"]["ratio"]
+            print(f"{size}, {case}: {cpu:.3f} times the CPU time, {memory:.3f} times the memory", flush=True)
+    if arguments.json:
+        result = {"environment": environment(), "cpu": cpu_model(), "rows": rows}
+        write_atomic(arguments.json, json_text(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
