@@ -75,7 +75,7 @@ def fused_step(
         the new state, which shares those tensors, and the detached loss, 0-d.
     """
     network = problem.network
-    assert isinstance(network.method, GXNOR), "the operator is GXNOR's transition"
+    assert isinstance(network.method, GXNOR) and not network.methods, "the operator is GXNOR's transition"
     before = with_leaves(unpack_state(network, packed), keep_graph=False)
     loss, grads, buffers, method = evaluate(problem, before, row, step)
     hyper = problem.hyper_at(step)

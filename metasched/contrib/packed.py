@@ -92,6 +92,7 @@ def bytes_kept(network: QuantizedNetwork, state: TrainingState | PackedState) ->
 
 def _method(network: QuantizedNetwork) -> Discrete:
     assert isinstance(network.method, Discrete), "only methods without float weights can be packed"
+    assert not network.methods, "all layers have one method"
     return network.method
 
 

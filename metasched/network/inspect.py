@@ -14,11 +14,12 @@ from metasched.core.errors import MetaschedError, printable
 from metasched.core.extras import from_extra
 from metasched.methods.base import Method
 from metasched.methods.config import MethodConfig
-from metasched.network.choosing import OWN, Chosen, Tensor, choose
+from metasched.network.choosing import Chosen, choose
 from metasched.network.flow import Example, run_example
 from metasched.network.operations import PRODUCTS, operations
 from metasched.network.recipe import Recipe
 from metasched.network.sites import copied
+from metasched.network.weights import OWN, Tensor
 
 if TYPE_CHECKING:
     import pandas  # pyright: ignore[reportMissingImports]: an extra

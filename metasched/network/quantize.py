@@ -21,10 +21,11 @@ from metasched.core.errors import MetaschedError
 from metasched.core.layer import Layer
 from metasched.core.randomness import Draw
 from metasched.methods.base import Evaluating, Method
-from metasched.network.choosing import Tensor, choose
+from metasched.network.choosing import choose
 from metasched.network.flow import Example
 from metasched.network.recipe import Recipe
 from metasched.network.sites import activations
+from metasched.network.weights import Tensor
 
 Tensors = dict[str, torch.Tensor]
 ControlRow = Mapping[str, torch.Tensor]  # control -> [L], the controls of one step
