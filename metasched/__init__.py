@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from metasched.models import register_model as register_model
     from metasched.network.config import Rule as Rule
     from metasched.network.convert import convert as convert
+    from metasched.network.inspect import Inspection as Inspection
+    from metasched.network.inspect import inspect as inspect
     from metasched.network.module import QuantizedModule as QuantizedModule
     from metasched.network.prepare import prepare as prepare
     from metasched.network.quantize import QuantizedNetwork as QuantizedNetwork
@@ -43,10 +45,12 @@ if TYPE_CHECKING:
     from metasched.schedules.curves import HandCoded as HandCoded
     from metasched.schedules.network import ScheduleNetwork as ScheduleNetwork
     from metasched.schedules.table import hand_coded as hand_coded
+    from metasched.study.study import Study as Study
     from metasched.tasks import TaskSpec as TaskSpec
     from metasched.tasks import register_task as register_task
     from metasched.tasks.base import Task as Task
     from metasched.tasks.data import DataTask as DataTask
+    from metasched.training.curvature import hessian_traces as hessian_traces
     from metasched.training.loop import hardened_score as hardened_score
     from metasched.training.loop import train as train
     from metasched.training.optimizers import OptimizerSpec as OptimizerSpec
@@ -72,12 +76,15 @@ MODULES: dict[str, str] = {  # public name -> module
     "build_method": "metasched.methods",
     "quantize": "metasched.network.quantize",
     "QuantizedNetwork": "metasched.network.quantize",
+    "inspect": "metasched.network.inspect",
+    "Inspection": "metasched.network.inspect",
     "progress_of_steps": "metasched.schedules.base",
     "HandCoded": "metasched.schedules.curves",
     "hand_coded": "metasched.schedules.table",
     "ScheduleNetwork": "metasched.schedules.network",
     "build_problem": "metasched.training.problem",
     "train": "metasched.training.loop",
+    "hessian_traces": "metasched.training.curvature",
     "hardened_score": "metasched.training.loop",
     "QuantizedModule": "metasched.network.module",
     "prepare": "metasched.network.prepare",
@@ -100,6 +107,7 @@ MODULES: dict[str, str] = {  # public name -> module
     "tune": "metasched.api",
     "paired_difference": "metasched.evaluation.statistics",
     "meta_train": "metasched.meta.outer",
+    "Study": "metasched.study.study",
 }
 
 

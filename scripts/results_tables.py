@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from metasched.evaluation.comparison import FLOORS, LSQ, Arm, Comparison, comparison_of
-from metasched.evaluation.contenders import method_of_hand_coded
+from metasched.evaluation.measured import method_of_named
 from metasched.evaluation.verdict import verdicts
 from metasched.io.atomic import write_atomic
 from metasched.methods.spec import CEILING, FLOOR
@@ -80,7 +80,7 @@ def described_arms(command: str) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     words = shlex.split(command)
     for i, word in enumerate(words):
-        if word == "--arm" and words[i + 2] in method_of_hand_coded():
+        if word == "--arm" and words[i + 2] in method_of_named():
             fields = list(takewhile(lambda w: not w.startswith("-"), words[i + 3 :]))
             alike = all(field.startswith("method.name=") for field in fields)
             found[words[i + 1]] = words[i + 2] if alike else None
@@ -102,7 +102,7 @@ def _floor_row(name: str, comparison: Comparison, horizon: int, described: Mappi
 
     plays = {n: described.get(n, n) or "" for n in arms}  # arm -> name of a hand-coded schedule, where it plays one
     constants = [n for n in arms if "_constant" in plays[n]]
-    families = method_of_hand_coded()
+    families = method_of_named()
     published = [n for n in arms if families.get(plays[n], "widths") not in _OURS and n not in constants]
     learned = best(n for n in comparison.learned if n not in FLOORS and n not in described)
     plain = {n: f"{arms[n].summary.mean:.4f}" if n in arms else "" for n in (FLOOR, LSQ, CEILING)}

@@ -43,7 +43,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "estimators/test_guided.py": "estimators/agreement",
     "estimators/test_pes.py": "estimators/nres estimators/particles",
     "evaluation/test_compare.py": "evaluation/comparison evaluation/contenders runs/cells",
-    "evaluation/test_floors.py": "evaluation/config",
+    "evaluation/test_floors.py": "evaluation/config evaluation/rates",
     "exchange/test_quantlab.py": """
         commands/export exchange/quantlab/controllers exchange/quantlab/exporting exchange/quantlab/importing
     """,
@@ -69,13 +69,27 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
         models/convnet models/cutie models/lenet models/mlp models/resnet models/vgg7 models/vgg8
     """,
     "network/test_own_loops.py": "network/identity network/recomputing network/starts",
+    "deploy/test_converted.py": "deploy/writing",
+    "network/test_convert.py": "network/plain network/staircase",
+    "network/test_prepare.py": """
+        network/damping network/fitting network/hosting network/playing network/sharding network/thawing
+    """,
     "network/test_quantize.py": "core/layer",
-    "network/test_sites.py": "network/flow",
-    "quantizers/test_stair.py": "quantizers/constants quantizers/noise",
+    "network/test_inspect.py": "cli/inspect commands/inspect network/operations",
+    "network/test_layers.py": "methods/oriented network/kinds",
+    "network/test_recipe.py": "network/choice",
+    "network/test_sites.py": "network/choosing network/flow",
+    "network/test_uses.py": "network/redirecting",
+    "quantizers/test_stair.py": "quantizers/constants quantizers/noise quantizers/straight",
     "runs/test_pool.py": "runs/pooled",
     "schedules/test_family.py": "schedules/learnable schedules/space",
     "schedules/test_published.py": "schedules/base schedules/table",
+    "methods/test_clip.py": "quantizers/clip",
     "search/test_tuning.py": "search/population search/searchers",
+    "study/test_study.py": """
+        study/helping study/judging study/learners study/playing study/population study/schedules study/storage
+        study/work
+    """,
     "tasks/test_digits.py": "tasks/build tasks/classification",
     "tasks/test_batches.py": "tasks/base tasks/supervised",
     "tasks/test_own_task.py": "api commands/folders core/imports tasks/check tasks/data tasks/fingerprint tasks/live",

@@ -19,11 +19,12 @@ PACKAGE = ROOT / "metasched"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 PUBLIC = """
-    Control DataTask Experiment HandCoded Layer METHODS MetaschedError MethodConfig MethodSpec ModelSpec OptimizerSpec
-    PlayedSchedule QuantizedModule QuantizedNetwork Recipe Result Rule ScheduleNetwork SchedulePlayer Task TaskSpec
-    build_method build_problem compare convert export find_unroll hand_coded hardened_score learn list_schedules load
-    load_experiment meta_train paired_difference prepare progress_of_steps quantize read_schedule register_method
-    register_model register_optimizer register_task train tune write_schedule
+    Control DataTask Experiment HandCoded Inspection Layer METHODS MetaschedError MethodConfig MethodSpec ModelSpec
+    OptimizerSpec PlayedSchedule QuantizedModule QuantizedNetwork Recipe Result Rule ScheduleNetwork SchedulePlayer
+    Study Task TaskSpec build_method build_problem compare convert export find_unroll hand_coded hardened_score
+    hessian_traces inspect learn list_schedules load load_experiment meta_train paired_difference prepare
+    progress_of_steps quantize read_schedule register_method register_model register_optimizer register_task train
+    tune write_schedule
 """.split()
 
 LAYERS = """
@@ -31,8 +32,8 @@ LAYERS = """
     training.optimizers.table training.optimizers.decays training.optimizers.config tasks.table tasks.config
     network.config schedules.config estimators.table meta.config search.table search.config evaluation.config
     tracking.config runs.config config
-    tasks network schedules training config.ignored config.load engines tracking exchange network.prepare runs
-    estimators evaluation search meta deploy commands api contrib cli __main__
+    tasks network schedules training config.ignored config.load engines tracking exchange network.prepare
+    runs estimators evaluation search meta study deploy commands api contrib cli __main__
 """.split()  # each imports from those before it only
 
 FOR_TYPES = ("table.py", "decays.py")

@@ -13,6 +13,7 @@ from metasched.cli import (
     deploy,
     export,
     import_,
+    inspect,
     list_,
     online,
     sensitivity,
@@ -73,6 +74,11 @@ COMMANDS = {
         "check an experiment: are its hypergradients correct?",
         check.add,
         check.run,
+    ),
+    "inspect": Command(
+        "list what an experiment quantizes, and what stays in float and why",
+        inspect.add,
+        inspect.run,
     ),
     "sensitivity": Command(
         "show when and in which layer a change of a schedule would help",

@@ -142,6 +142,7 @@ def _gates(setting: _Setting, learn: Sequence[str] | None, console: Console) -> 
     declared, num_layers = problem.network.method.controls, len(problem.network.layers)
     learned = learned_controls(config.method.name, learn, declared)
     smooth = meta.objective == "relaxed" and METHODS[config.method.name].smooth(config.method)
+    smooth = smooth and config.method.activation_scale != "clip"  # its derivative is not that of the forward pass
     gate: _Gate = _by_differences if smooth else _by_agreement
     unroll = find_unroll(meta.estimator)
     points = max(POINTS, num_layers)

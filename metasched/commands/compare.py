@@ -17,6 +17,7 @@ from metasched.core.errors import MetaschedError
 from metasched.evaluation.compare import compare, plan_of, publish
 from metasched.evaluation.contenders import Contender, described_arm, file_arm, joined, name_of
 from metasched.evaluation.floors import runs_of_a_rate, with_tuned_rates
+from metasched.evaluation.measured import method_of_named
 from metasched.evaluation.references import given_arms
 from metasched.exchange.schedule_file import read_schedule, write_schedule
 from metasched.exchange.shipped import file_of, unknown_schedule
@@ -29,7 +30,7 @@ from metasched.io.strict_yaml import read_mapping
 from metasched.meta.resume import keep_fingerprint
 from metasched.runs.cells import CachedPool
 from metasched.runs.ranks import open_pool
-from metasched.schedules.table import NO_SCHEDULE, method_of_hand_coded
+from metasched.schedules.table import NO_SCHEDULE
 from metasched.tracking.console import Console
 from metasched.tracking.opening import open_tracker
 from metasched.training.problem import build_problem
@@ -62,7 +63,7 @@ def run(
     paths = [path for named in schedules if (path := file_of(named)) is not None]
     described = [*([named, named] for named in schedules if file_of(named) is None), *described]
     for named in schedules:
-        if file_of(named) is None and named not in (NO_SCHEDULE, *method_of_hand_coded()):
+        if file_of(named) is None and named not in (NO_SCHEDULE, *method_of_named()):
             raise unknown_schedule("--schedule", named)
     keep_fingerprint(folder, build_problem(experiment.problem).fingerprint)
     if folder.resumes.exists():

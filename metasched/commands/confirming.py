@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from metasched.commands.exporting import Found, file_of, sampled, versions
+from metasched.commands.exporting import Found, file_of, sampled
 from metasched.config.load import config_hash
 from metasched.config.schema import Experiment
 from metasched.evaluation.confirm import Confirmation, confirm
@@ -13,6 +13,7 @@ from metasched.exchange.baselines import TOLERANCE, knots_within
 from metasched.exchange.format import Metric, Provenance, ScheduleFile
 from metasched.exchange.player import PlayedSchedule
 from metasched.exchange.schedule_file import write_schedule
+from metasched.io.environment import versions
 from metasched.io.run_folder import RunFolder
 from metasched.meta.start import Start
 from metasched.runs.pool import Mapper

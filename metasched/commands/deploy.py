@@ -13,6 +13,7 @@ from metasched.deploy.files import check_new
 from metasched.deploy.integer import input_step, integer_network
 from metasched.deploy.writing import write_deployed
 from metasched.evaluation.contenders import named_schedule
+from metasched.methods.tensors import LEARNED
 from metasched.runs.cells import played
 from metasched.tasks.base import Task
 from metasched.tasks.supervised import Split, Stored, SupervisedTask
@@ -75,7 +76,7 @@ def _require_integers(problem: InnerProblem) -> None:
     network, (examples, _) = problem.network, _in_memory(problem.task)
     quantizer = getattr(network.method, "quantizer", None)  # the float network has none
     for field in ("scale", "activation_scale"):
-        if getattr(quantizer, field, None) == "learned":
+        if getattr(quantizer, field, None) in LEARNED:
             what = "is learned, and only fixed scales are folded into integers so far"
             raise MetaschedError(f"method.{field}", what, "set it to a fixed one, such as least_squares or 1.0")
     like = next(network.module.parameters())

@@ -14,15 +14,13 @@ from metasched.core.layer import Layer
 from metasched.exchange.export import export
 from metasched.exchange.format import Metric, Provenance, ScheduleFile, Spent
 from metasched.exchange.schedule_file import write_schedule
-from metasched.io.environment import version
+from metasched.io.environment import versions
 from metasched.io.run_folder import RunFolder
 from metasched.network.quantize import Tensors
 from metasched.schedules.base import Schedule
 from metasched.tracking.plots import plot_schedule
 from metasched.tracking.tracker import Tracker
 from metasched.training.state import InnerProblem
-
-_VERSIONS = ("metasched", "torch", "numpy", "higher")
 
 
 class Found(NamedTuple):
@@ -51,11 +49,6 @@ class Found(NamedTuple):
     score: float
     runs: int
     spent: tuple[Spent, ...]
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that the values of a schedule depend on."""
-    return {name: found for name in _VERSIONS if (found := version(name)) is not None}
 
 
 def write_found(found: Found, experiment: Experiment, problem: InnerProblem, folder: RunFolder) -> str:

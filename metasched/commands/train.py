@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from metasched.commands.confirming import export_confirmed, start_file
-from metasched.commands.exporting import Found, show, versions
+from metasched.commands.exporting import Found, show
 from metasched.config.load import to_dict
 from metasched.config.schema import Experiment
 from metasched.core.randomness import derive_seed
@@ -22,11 +22,14 @@ from metasched.evaluation.contenders import Contender, joined
 from metasched.evaluation.floors import with_tuned_rates
 from metasched.evaluation.references import given_arms
 from metasched.io.atomic import settled_size
+from metasched.io.environment import versions
 from metasched.io.json_lines import cut_back
 from metasched.io.run_folder import RunFolder
 from metasched.meta.checkpoint import Checkpoint, write_checkpoint
 from metasched.meta.config import MetaConfig
+from metasched.meta.hybrid import check_search, searched_first
 from metasched.meta.outer import MetaTraining, OuterState, OuterStep, check_estimator, meta_train
+from metasched.meta.rate import with_best_rate
 from metasched.meta.resume import keep_fingerprint, last_checkpoint, resumable_state, write_config
 from metasched.meta.start import Start, best_start, given_start, learned_controls, start_of
 from metasched.runs.cells import CachedPool, digest, played
@@ -61,14 +64,14 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
         MetaschedError: names, files or a memory budget that do not fit, outer steps that give no finite gradient, or a
             folder that cannot be resumed or written.
     """
-    problem = build_problem(experiment.problem)
+    config, problem = to_dict(experiment), build_problem(experiment.problem)
     keep_fingerprint(folder, problem.fingerprint)
     layers, controls = problem.network.layers, problem.network.method.controls
     learn = learned_controls(experiment.method.name, experiment.schedule.learn, controls)
-    others = joined(*given_arms(experiment.problem, experiment.compare.baselines))
     given = given_start(experiment.problem, experiment.schedule.start)
     check_estimator(experiment.problem, experiment.meta, experiment.schedule.kind)
-    config = to_dict(experiment)
+    check_search(experiment, learn)
+    joined(*given_arms(experiment.problem, experiment.compare.baselines))  # refuses what does not fit before any run
     checkpoint = last_checkpoint(config, folder, problem.fingerprint)
     cut_back(folder.metrics, checkpoint.position if checkpoint else 0)
     tracker = open_tracker(experiment, folder, "outer")
@@ -77,16 +80,21 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
             console.note(f"{experiment.name}: {experiment.method.name} on {problem.task.name}, {problem.steps} steps")
             for line in problem.network.describe().splitlines():
                 console.note(f"  {line}")
+            experiment, rate = with_best_rate(experiment, given, cells, tracker, console)
+            problem = build_problem(experiment.problem)
+            others = joined(*given_arms(experiment.problem, experiment.compare.baselines))
             if checkpoint:
                 console.note(f"goes on after outer step {checkpoint.state.step}/{experiment.meta.steps}")
                 start = start_of(checkpoint, given, experiment.method)
             else:
                 select = (experiment.meta.select_runs, experiment.seed)
                 start = Start(*given, 0) if given else best_start(experiment.problem, *select, cells, tracker, console)
+            start = start._replace(rate=rate)
             fallback = start_file(start, experiment, problem) if experiment.meta.confirm_runs else None
-            base = digest([], played(experiment.problem, start.schedule, experiment.task.steps))
+            start = searched_first(experiment, start, learn, cells, None if checkpoint else tracker, console)
+            base = digest([], played(experiment.problem, start.first, experiment.task.steps))
             seed = derive_seed(experiment.seed, "schedule network")
-            schedule = build_learnable(experiment.schedule, controls, start.schedule, learn, layers, seed)
+            schedule = build_learnable(experiment.schedule, controls, start.first, learn, layers, seed)
 
             def save(state: OuterState) -> None:
                 done = settled_size(folder.metrics)
@@ -123,11 +131,17 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
             comparison = compare(plan_of(experiment), arms, [LEARNED], cells, tracker, console)
         confirmation = exported.confirmation
         published = publish(config, comparison, arms, folder, tracker, console, confirmation)
-        spent = {"selecting": start.selecting, "learning": outcome.inner_steps}
+        spent = {"tuning": rate.inner_steps} if rate else {}
+        spent |= {"selecting": start.selecting}
+        spent |= {"searching": start.searched.spent.inner_steps} if start.searched else {}
+        spent |= {"learning": outcome.inner_steps}
         spent["confirming"] = confirmation.inner_steps if confirmation else 0
+        tuned = f"{rate.inner_steps} to tune the learning rate, " if rate else ""
+        searched = f"{spent['searching']} to search, " if start.searched else ""
         console.note(
-            f"inner steps spent: {start.selecting} to choose the start ({start.name}), {outcome.inner_steps} to learn, "
-            f"{spent['confirming']} to confirm, {sum(a.inner_steps for a in comparison.arms)} to compare"
+            f"inner steps spent: {tuned}{start.selecting} to choose the start ({start.name}), {searched}"
+            f"{outcome.inner_steps} to learn, {spent['confirming']} to confirm, "
+            f"{sum(a.inner_steps for a in comparison.arms)} to compare"
         )
         tracker.artifact(folder.schedule, experiment.name, "schedule", _metadata(exported.config_hash, comparison, arm))
     finally:
@@ -169,12 +183,14 @@ def _found(outcome: MetaTraining, start: Start, meta: MetaConfig, seed: int) -> 
     """What the outer loop learned; its score is the mean over the last half of the outer steps."""
     tail = outcome.history[len(outcome.history) // 2 :]
     tail = [r for r in tail if math.isfinite(r.score)]  # steps without a finite run have none
+    by = f", then {start.searched.spent.by} and {meta.estimator}" if start.searched else ""
+    at = f", at learning rate {start.rate.lr:.3g}, which was tuned there" if start.rate else ""
     return Found(
         schedule=outcome.schedule,
         knots=outcome.schedule.knots,
         interpolation="linear",
         kind="learned",
-        how=f"learned by metasched, starting at {start.name}",
+        how=f"learned by metasched, starting at {start.name}{at}{by}",
         seed=seed,
         outer_steps=meta.steps,
         score=sum(r.score for r in tail) / len(tail) if tail else math.nan,

@@ -85,6 +85,9 @@ def rules(method: str) -> Iterator[Rule]:
     yield _unless("method.activation_levels", None, "activation_scale", *of_activations)
     yield _unless("method.scale", "unit", "granularity")
     yield _unless("optimizer.momentum", 0.0, "nesterov")
+    yield _unless("meta.search_steps", 0, "search_numbers")
+    numbers = {"network": ("meta.search_numbers",), "family": ()}
+    yield Rule("schedule.kind", numbers, lambda look: look("schedule.kind"))
     yield _unless("tracking.wandb", "disabled", "project")
     yield Rule(
         "schedule.start",

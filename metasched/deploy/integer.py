@@ -34,7 +34,7 @@ from metasched.deploy.stages import (
     Thresholds,
 )
 from metasched.deploy.thresholds import Norm, fold
-from metasched.methods.tensors import LayerQuantizer
+from metasched.methods.tensors import LEARNED, LayerQuantizer
 from metasched.models.cutie import Thermometer
 from metasched.network.quantize import QuantizedNetwork, Tensors
 from metasched.network.sites import ActivationSite
@@ -81,7 +81,7 @@ def integer_network(
     if not isinstance(quantizer, LayerQuantizer):
         raise MetaschedError("method", "has no level sets to deploy", "use one of metasched's methods")
     for key in ("scale", "activation_scale"):
-        if getattr(quantizer, key) == "learned":
+        if getattr(quantizer, key) in LEARNED:
             what = "is learned, and only fixed scales are folded into integers so far"
             raise MetaschedError(f"method.{key}", what, "set it to a fixed one, such as least_squares or 1.0")
     params, state = ({name: t.detach() for name, t in tensors.items()} for tensors in (params, state))

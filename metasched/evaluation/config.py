@@ -8,8 +8,7 @@ from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from metasched.core.field_types import STRICT, Int, Refused, Repeats, Word, refusal
-
-RATE_FACTORS = (1.0, 0.5, 2.0, 0.25, 4.0)  # on optimizer.lr; the nearest first
+from metasched.training.optimizers.config import RATE_FACTORS
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)

@@ -15,6 +15,7 @@ from metasched.config.schema import Experiment, ProblemConfig
 from metasched.core.errors import MetaschedError, did_you_mean, unknown_name
 from metasched.core.randomness import derive_seed
 from metasched.evaluation.comparison import REFERENCES, TunedRate
+from metasched.evaluation.measured import MEASURED, measured_names, measured_schedule, method_of_named
 from metasched.exchange.player import PlayedSchedule, check_method, warn_of_other_kinds
 from metasched.exchange.schedule_file import read_schedule
 from metasched.exchange.shipped import file_of, is_local_file, learned_names
@@ -71,18 +72,24 @@ def hand_coded_arms(config: ProblemConfig, names: Sequence[str] | None) -> list[
         MetaschedError: no method has a schedule of that name, or schedules that are joined do not fit together.
     """
     if names is None:
-        return [(n, Contender(config, s)) for n, s in schedules_of(config.method).items() if n not in REFERENCES]
+        own = schedules_of(config.method) | {
+            n: measured_schedule(config, n) for n in measured_names(config.method.name)
+        }
+        return [(n, Contender(config, s)) for n, s in own.items() if n not in REFERENCES]
     arms = [(name, _hand_coded_arm(config, name, f"compare.baselines[{i}]")) for i, name in enumerate(names)]
     return [(name, arm) for name, arm in arms if name not in REFERENCES]
 
 
 def _hand_coded_arm(config: ProblemConfig, name: str, path: str) -> Contender:
     """A hand-coded schedule, or several of different methods joined by +, which ``joint`` plays together."""
+    if name in MEASURED:
+        config = by_method(config, MEASURED[name].family)
+        return Contender(config, measured_schedule(config, name))
     known = method_of_hand_coded()
     parts = name.split("+")
     for part in parts:
         if part not in known:
-            error = unknown_name(path, part, known)
+            error = unknown_name(path, part, method_of_named())
             raise MetaschedError(path, error.problem, f"{error.fix}; `metasched list` shows them")
     if len(parts) == 1:
         return Contender(by_method(config, known[name]), hand_coded(known[name])[name])
@@ -133,7 +140,7 @@ def described_arm(experiment: Experiment, words: Sequence[str]) -> tuple[str, Co
         raise MetaschedError("--arm", f"is {' '.join(words)!r}", "give NAME SCHEDULE [FIELD=VALUE ...]")
     name, named, *fields = words
     if not any(field.startswith("method.name=") for field in fields):
-        method = of_method(experiment.method, method_of_hand_coded().get(named, experiment.method.name))
+        method = of_method(experiment.method, method_of_named().get(named, experiment.method.name))
         if (file := file_of(named)) is not None:
             method = file_arm(experiment.problem, file).problem.method
         experiment = replace(experiment, method=method)
@@ -159,10 +166,13 @@ def named_schedule(config: ProblemConfig, named: str, path: str) -> Schedule:
     family = schedules_of(config.method)
     if named in family:
         return family[named]
+    if named in measured_names(config.method.name):
+        return measured_schedule(config, named)
     file = file_of(named)
     if file is None:
         problem = f"{named!r} is neither a hand-coded schedule of {config.method.name} nor a file"
-        names = [*[NO_SCHEDULE] * has_floor(config.method), *family, *learned_names(config.method.name)]
+        others = (*measured_names(config.method.name), *learned_names(config.method.name))
+        names = [*[NO_SCHEDULE] * has_floor(config.method), *family, *others]
         hint = is_local_file(named) + did_you_mean(named, names)
         raise MetaschedError(path, problem, f"{hint}use a file, or one of {', '.join(names)}")
     return read_playable(file, config)

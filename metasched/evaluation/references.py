@@ -14,6 +14,7 @@ from metasched.config.schema import ProblemConfig
 from metasched.core.errors import MetaschedError
 from metasched.evaluation.comparison import LSQ
 from metasched.evaluation.contenders import Contender, by_method, hand_coded_arms
+from metasched.methods.config import MethodConfig
 from metasched.methods.spec import CEILING, FLOOR
 from metasched.schedules.table import hand_coded
 from metasched.training.optimizers.config import OptimizerConfig
@@ -43,30 +44,38 @@ def reference_arms(config: ProblemConfig) -> list[tuple[str, Contender]]:
     ]
 
 
+def with_learned_scales(method: MethodConfig) -> MethodConfig:
+    """The method with learned scales of weights by channel, and of activations if they are quantized."""
+    learned = replace(method, scale="learned", granularity="channel")
+    return learned if method.activation_levels is None else replace(learned, activation_scale="learned")
+
+
+def without_learned_scales(method: MethodConfig) -> MethodConfig:
+    """The method with fixed scales: the ones that learned ones would start from, and 1 for activations."""
+    if method.scale == "learned":
+        method = replace(method, scale="least_squares")
+    return replace(method, activation_scale=1.0) if isinstance(method.activation_scale, str) else method
+
+
 def _with_learned_scales(config: ProblemConfig) -> ProblemConfig:
     """The problem with learned scales of weights, and of activations if they are quantized and reached."""
-    fixed = _without_learned_scales(config).method
-    weights = config._replace(method=replace(fixed, scale="learned", granularity="channel"))
+    fixed = without_learned_scales(config.method)
+    both = config._replace(method=with_learned_scales(fixed))
     if fixed.activation_levels is None:
-        return weights
-    both = config._replace(method=replace(weights.method, activation_scale="learned"))
+        return both
     problem = build_problem(both)
     try:
         problem.initial(problem.network.neutral())
     except MetaschedError:
-        return weights
+        return both._replace(method=replace(both.method, activation_scale=fixed.activation_scale))
     return both
 
 
 def _without_learned_scales(config: ProblemConfig) -> ProblemConfig:
     """The problem with fixed scales, and without the rules of the optimizer for learned ones."""
-    method, optimizer = config.method, config.optimizer
-    if method.scale == "learned":
-        method = replace(method, scale="least_squares")
-    if method.activation_scale == "learned":
-        method = replace(method, activation_scale=1.0)
+    optimizer = config.optimizer
     kept = tuple(group for group in optimizer.groups if group.match != "scale")
-    config = config._replace(method=method)
+    config = config._replace(method=without_learned_scales(config.method))
     return config if kept == optimizer.groups else with_optimizer(config, replace(optimizer, groups=kept))
 
 

@@ -119,7 +119,8 @@ class Spent:
     """Training steps that were spent on finding the schedule, by one estimator or search."""
 
     by: Name
-    """estimator or search, such as es or tpe; best: choosing the initial schedule; confirm: playing both once more"""
+    """estimator or search, such as es or tpe; tune_lr: choosing the learning rate; best: choosing the initial schedule;
+    confirm: playing both once more"""
     inner_steps: Natural
     """training steps; backward passes through them, for hypergradients, are not counted"""
 

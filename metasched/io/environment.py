@@ -20,6 +20,12 @@ def version(package: str = "metasched") -> str | None:
         return None
 
 
+def versions() -> dict[str, str]:
+    """Versions of the packages that the values of a schedule depend on."""
+    names = ("metasched", "torch", "numpy", "higher")
+    return {name: found for name in names if (found := version(name)) is not None}
+
+
 def cpu_model() -> str:
     """Name of the processor on Linux; elsewhere its architecture."""
     info = Path("/proc/cpuinfo")

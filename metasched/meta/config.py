@@ -21,6 +21,7 @@ from metasched.core.field_types import (
     refusal,
 )
 from metasched.estimators.table import ESTIMATORS
+from metasched.training.optimizers.config import RATE_FACTORS
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -52,10 +53,24 @@ class MetaConfig:
     """largest norm of one inner run's hypergradient"""
     noise_floor: NonNegative | None = None
     """lowest noise while learning, in quanta (default: as the method's control declares, 0.35); 0 switches it off"""
+    tune_lr: Annotated[Int, Field(ge=0, le=1_000_000)] = 0
+    """inner runs on meta-validation that choose the learning rate at the start, before learning: a quarter, half, once,
+    twice or four times optimizer.lr; 0: optimizer.lr"""
+    search_steps: Annotated[Int, Field(ge=0, le=10**12)] = 0
+    """inner steps of a search before learning, which then starts at what it found; section `tune` says how; 0: none"""
+    search_numbers: Positive = 8
+    """schedule.kind network: at most so many smooth directions are searched (at least one for each learned control)"""
     select_runs: Repeats = 4
     """paired inner runs for each hand-coded schedule when `schedule.start` is best"""
     confirm_runs: Annotated[Int, Field(ge=0, le=10_000)] = 8
     """fresh paired runs of what was learned and of its start, the better of which is exported; 0: export unconfirmed"""
+
+    @model_validator(mode="after")
+    def _a_run_for_each_rate(self) -> Self:
+        if 0 < self.tune_lr < (least := len(RATE_FACTORS)):
+            problem = f"{self.tune_lr} inner runs are too few for {least} learning rates"
+            raise refusal("meta", Refused("tune_lr", self.tune_lr, problem, f"give 0, {least} or more"))
+        return self
 
     @model_validator(mode="after")
     def _an_interval_needs_two(self) -> Self:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -30,11 +30,25 @@ from metasched.meta.adam import QUANTITIES, Adam
 from metasched.meta.config import MetaConfig
 from metasched.meta.guards import MOST_BAD_STEPS, RunStopped, clip, keep, listed, update
 from metasched.network.quantize import Tensors
-from metasched.runs.pooled import PooledRuns
+from metasched.runs.local import Runs
 from metasched.schedules.learnable import LearnableSchedule
 from metasched.training.faults import Fault
 from metasched.training.problem import build_problem
 from metasched.training.state import InnerProblem
+
+
+class OuterRuns(Runs, Protocol):
+    """The inner runs of an outer loop, and how it learns from them."""
+
+    @property
+    def meta(self) -> MetaConfig:
+        """How it learns."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """What is trained, for messages."""
+        ...
 
 
 class OuterStep(NamedTuple):
@@ -124,7 +138,7 @@ def check_estimator(config: ProblemConfig, meta: MetaConfig, kind: str) -> None:
 
 
 def meta_train(
-    runs: PooledRuns,
+    runs: OuterRuns,
     seed: int,
     schedule: LearnableSchedule,
     log: Callable[[OuterStep], None],
@@ -156,11 +170,11 @@ def meta_train(
         state = _after(meta, schedule, estimate, runs.problem, state, began)
         log(state.history[-1])
         if state.bad_steps == MOST_BAD_STEPS:
-            raise _stopped(runs.config.task.label, state)
+            raise _stopped(runs.label, state)
         if save:
             save(state)
     put(schedule, averages(state))
-    return MetaTraining(schedule, runs.config.task.steps, sum(r.inner_steps for r in state.history), state.history)
+    return MetaTraining(schedule, runs.problem.steps, sum(r.inner_steps for r in state.history), state.history)
 
 
 def put(schedule: LearnableSchedule, values: Mapping[str, torch.Tensor]) -> None:
@@ -175,7 +189,7 @@ def averages(state: OuterState) -> Tensors:
     return {name: t / state.averaged for name, t in state.totals.items()} if state.averaged else state.parameters
 
 
-def _begin(schedule: LearnableSchedule, estimator: Estimator, runs: PooledRuns) -> OuterState:
+def _begin(schedule: LearnableSchedule, estimator: Estimator, runs: OuterRuns) -> OuterState:
     parameters = _parameters(schedule)
     totals = {name: torch.zeros_like(p) for name, p in parameters.items()}
     return OuterState(0, parameters, {}, totals, 0, dict(estimator.begin(schedule, runs)), 0, ())

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from metasched.config.schema import ProblemConfig
 from metasched.core.errors import MetaschedError, unknown_name
 from metasched.core.randomness import derive_seed
+from metasched.evaluation.comparison import TunedRate
 from metasched.evaluation.contenders import name_of, named_schedule
 from metasched.evaluation.statistics import counted, lowest, paired_difference, summarize
 from metasched.exchange.format import MAX_RUNS, Spent
@@ -26,12 +27,33 @@ from metasched.tracking.tracker import Tracker
 from metasched.training.problem import build_problem
 
 
+class Searched(NamedTuple):
+    """What a search found before learning, and what it took."""
+
+    schedule: Schedule
+    spent: Spent
+
+
 class Start(NamedTuple):
-    """The schedule that learning starts at: its name, itself, and the inner steps that choosing it took."""
+    """Where learning starts.
+
+    Attributes:
+        name, schedule: of the schedule.
+        selecting: inner steps that choosing it took.
+        rate: the learning rate that was tuned with it; None: it is the experiment's.
+        searched: what a search found from there, where hypergradients start then (hybrid.py); None: there was none.
+    """
 
     name: str
     schedule: Schedule
     selecting: int
+    rate: TunedRate | None = None
+    searched: Searched | None = None
+
+    @property
+    def first(self) -> Schedule:
+        """The schedule that hypergradients start at."""
+        return self.searched.schedule if self.searched else self.schedule
 
     def spent(self, by: str, inner_steps: int, confirming: int = 0) -> tuple[Spent, ...]:
         """What finding a schedule from here took: finding or choosing this one, and then so many steps by ``by``.
@@ -41,8 +63,11 @@ class Start(NamedTuple):
             inner_steps: that it took.
             confirming: inner steps that what was found and this schedule were played for then.
         """
-        entries = (("best", self.selecting), (by, inner_steps), ("confirm", confirming))
+        tuning = self.rate.inner_steps if self.rate else 0
+        entries = (("tune_lr", tuning), ("best", self.selecting), (by, inner_steps), ("confirm", confirming))
         own = [Spent(by=name, inner_steps=steps) for name, steps in entries]
+        if self.searched:
+            own.insert(2, self.searched.spent)
         before = spent_on(self.schedule)[: MAX_RUNS - len(own)]  # what a file may hold
         return (*before, *(entry for entry in own if entry.inner_steps))
 

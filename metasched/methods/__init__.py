@@ -24,7 +24,7 @@ def build_method(config: MethodConfig) -> Method:
     """
     spec = find_method(config.name)
     for field in ("scale", "activation_scale"):
-        if getattr(config, field) == "learned" and field not in spec.learns(config):
+        if getattr(config, field) in ("learned", "clip") and field not in spec.learns(config):
             able = ", ".join(name for name, other in METHODS.items() if field in other.learns(other.config()))
             raise MetaschedError(f"method.{field}", f"cannot be learned by {config.name}", f"use it with {able}")
     return spec.builder(config)

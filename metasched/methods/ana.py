@@ -73,11 +73,7 @@ class ANA(Method):
         return self._noisy("weight", w / state["scale"], self.quantizer.levels, controls, draw) * state["scale"]
 
     def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
-        levels, unit = self.quantizer.activation_levels, self.quantizer.activation_unit(state)
-        assert levels is not None, "the activation of this layer is not quantized"
-        if isinstance(unit, float) and unit == 1:
-            return self._noisy("activation", x, levels, controls, draw)
-        return self._noisy("activation", x / unit, levels, controls, draw) * unit
+        return self.quantizer.scaled(x, state, lambda z, levels: self._noisy("activation", z, levels, controls, draw))
 
     def _noisy(
         self, purpose: Literal["weight", "activation"], x: torch.Tensor, levels: LevelSet, controls: Values, draw: Draw

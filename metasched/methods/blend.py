@@ -8,7 +8,7 @@ of activations. Its slope is 1 between them, and Q is its staircase; for ternary
     d w_seen / d b = Q(w) - w,        d w_seen / d w = (1 - b) + b Q'(w)
 
 At 1 the method is STE, bit for bit. At 0 weights are float and activations are clipped. Learned scales are those of
-LSQ, times the blend; that of activations also learns where it clips, as in PACT (arXiv 1805.06085).
+LSQ, times the blend; that of activations also learns where it clips (quantizers/clip.py has the form of PACT).
 
 Source: alpha-blending, Liu and Mattina, 2019, arXiv 1903.01061, for weights; the warm-up of Hugging Face's 1.58-bit
 fine-tuning (blog, September 2024) for both. We differ:
@@ -57,10 +57,7 @@ class Blend(Modifier):
 
     def _clipped(self, x: torch.Tensor, state: State) -> torch.Tensor:
         """The input x [N, ...], bounded by the outermost levels times the scale."""
-        assert self.quantizer.activation_levels is not None, "the activation of this layer is not quantized"
-        low, *_, high = self.quantizer.activation_levels.levels
-        unit = self.quantizer.activation_unit(state)
-        return (x / unit).clamp(low, high) * unit
+        return self.quantizer.scaled(x, state, lambda z, levels: z.clamp(levels.levels[0], levels.levels[-1]))
 
 
 def build(config: BlendConfig) -> Blend:

@@ -35,8 +35,9 @@ class MethodConfig:
     starts as least_squares and is trained (LSQ)"""
     granularity: Literal["tensor", "channel"] = "tensor"
     """one scale for a weight tensor, or one for each output channel"""
-    activation_scale: Annotated[Float, Field(gt=0)] | Literal["learned"] = 1.0
-    """value of level 1 of activations; learned: one a layer, fitted to the first batch and trained (LSQ)"""
+    activation_scale: Annotated[Float, Field(gt=0)] | Literal["learned", "clip"] = 1.0
+    """value of level 1 of activations; learned: one a layer, fitted to the first batch and trained (LSQ); clip: the
+    value of the highest level is, with the gradient of PACT"""
 
     if TYPE_CHECKING:
 

@@ -61,14 +61,15 @@ class Discrete(Method):
         return w
 
     def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
-        levels, unit = self.quantizer.activation_levels, self.quantizer.activation_unit(state)
-        assert levels is not None, "the activation of this layer is not quantized"
         none = torch.zeros((), dtype=x.dtype, device=x.device)
         width = self.half_width * NOISE_FAMILIES[self.window].unit
-        whole = isinstance(unit, float) and unit == 1
-        x = x if whole else x / unit
-        y = stair(x, levels, mean=none, scale=none, family=self.window, forward="mode", backward_scale=width)
-        return y if whole else y * unit
+        return self.quantizer.scaled(
+            x,
+            state,
+            lambda z, levels: stair(
+                z, levels, mean=none, scale=none, family=self.window, forward="mode", backward_scale=width
+            ),
+        )
 
     def update(
         self, w: torch.Tensor, proposed: torch.Tensor, state: State, controls: Values, draw: Draw

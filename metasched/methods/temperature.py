@@ -10,7 +10,8 @@ a cold softmax is almost 0 except close to a threshold.
 Source: Hestia, arXiv 2601.20745; hestia2026/Hestia. Its blend is called pressure there. We differ:
 
 - Each layer has its own temperature. The factor exp(-alpha sigmoid(kappa z)) for each tensor, with z the standardised
-  logarithm of the trace of its Hessian, is left out: it is a constant of the layer that is measured before training.
+  logarithm of the trace of its Hessian, is a part of the schedule ``temperature_hestia_hessian``
+  (schedules/tempering.py), because it is a constant of the layer that is measured before training.
 - The scale is that of ``method.scale``; theirs is mean|w| at each step.
 - Activations have a temperature too; theirs are not quantized.
 - At temperature 0 the derivative is that of STE's window; theirs is 1 everywhere.
@@ -52,11 +53,8 @@ class Temperature(Method):
         return torch.lerp(w, level, controls["weight_blend"].to(w.dtype))  # lerp is exact at 0 and at 1
 
     def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
-        levels, unit = self.quantizer.activation_levels, self.quantizer.activation_unit(state)
-        assert levels is not None, "the activation of this layer is not quantized"
-        if isinstance(unit, float) and unit == 1:
-            return soft(x, levels, controls["activation_temperature"])
-        return soft(x / unit, levels, controls["activation_temperature"]) * unit
+        temperature = controls["activation_temperature"]
+        return self.quantizer.scaled(x, state, lambda z, levels: soft(z, levels, temperature))
 
 
 def build(config: TemperatureConfig) -> Temperature:

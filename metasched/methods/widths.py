@@ -57,11 +57,8 @@ class Widths(Method):
         return hard_with_width(z, self.quantizer.levels, controls["weight_width"], self.window) * state["scale"]
 
     def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
-        levels, unit = self.quantizer.activation_levels, self.quantizer.activation_unit(state)
-        assert levels is not None, "the activation of this layer is not quantized"
-        if isinstance(unit, float) and unit == 1:
-            return hard_with_width(x, levels, controls["activation_width"], self.window)
-        return hard_with_width(x / unit, levels, controls["activation_width"], self.window) * unit
+        width = controls["activation_width"]
+        return self.quantizer.scaled(x, state, lambda z, levels: hard_with_width(z, levels, width, self.window))
 
 
 def build(config: WidthsConfig) -> Widths:

@@ -12,12 +12,13 @@ from metasched.core.layer import Layer
 from metasched.methods.base import Method
 from metasched.methods.oriented import oriented, rows_first
 from metasched.network.choice import Choice, Rules
-from metasched.network.flow import Example, Flow, Unit, Use, flow_of, layer_name
+from metasched.network.flow import Example, Flow, Use, flow_of, layer_name
 from metasched.network.kinds import ActivationKind, WeightKind, weight_kind, weights_of
 from metasched.network.recipe import Recipe
 from metasched.network.redirecting import Key, Redirecting, Site
 from metasched.network.sites import ActivationSite, compute, copied
 
+OWN = "its own parameters are not quantized"  # of modules around others: position embeddings, layer scales
 Excuse = Literal["", "rule", "end", "default"]
 
 
@@ -228,7 +229,7 @@ def _other_weights(module: nn.Module, flow: Flow, rules: Rules, known: set[str])
                 why = "is not run as a layer by the example"
             else:
                 inside = any(True for _ in m.children())
-                why = "its own parameters are not quantized" if inside else "is of a type that is not quantized"
+                why = OWN if inside else "is of a type that is not quantized"
             choice = rules.about(full, name)
             excuse: Excuse = "rule" if choice.quantize is False else "default" if row and not row.default else ""
             why = choice.why if choice.quantize is False else why
@@ -237,7 +238,7 @@ def _other_weights(module: nn.Module, flow: Flow, rules: Rules, known: set[str])
 
 
 def _activations(
-    flow: Flow, weights: _Weights, about: dict[Unit, Choice], methods: list[Method], recipe: Recipe
+    flow: Flow, weights: _Weights, about: dict[Use, Choice], methods: list[Method], recipe: Recipe
 ) -> tuple[dict[Use, Site], list[Tensor]]:
     """The sites of activations, and all activations; rules about an activation change the method of its layer."""
     sites: dict[Use, Site] = {}

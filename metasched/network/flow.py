@@ -34,6 +34,9 @@ Example = torch.Tensor | tuple[Any, ...] | Mapping[str, Any] | Callable[[Any], o
 
 _OTHERS = "glu softsign logsigmoid threshold tanhshrink softshrink hardshrink rrelu".split()
 _OTHER_FUNCTIONS = frozenset(name + end for name in _OTHERS for end in ("", "_"))
+_LAYERS = frozenset(
+    ("linear", "embedding", *(f"conv{end}{n}d" for end in ("", "_transpose") for n in (1, 2, 3)))
+)  # functions that may read the weight of a layer that is not called
 _PRODUCTS = frozenset(("mul", "mul_", "multiply", "multiply_", "__mul__", "__rmul__", "__imul__", "lerp", "addcmul"))
 
 
@@ -130,6 +133,11 @@ class _Tracing(TorchFunctionMode):
         self.flow = Flow()
         self.done = False
         self.stack = [_Frame("", root, Counter(), None)]
+        self.weights: dict[int, list[tuple[str, str]]] = {}  # weight -> its layers, by module and name there
+        for name, m in root.named_modules():
+            for key in weights_of(m):
+                if (p := m._parameters.get(key)) is not None:
+                    self.weights.setdefault(id(p), []).append((name, key))
         self.tags = WeakIdKeyDictionary()  # tensor -> names of the nearest layers and activations
         self.in_place: dict[int, tuple[Use, torch.UntypedStorage]] = {}  # what an activation has rewritten, by address
 
@@ -203,6 +211,15 @@ class _Tracing(TorchFunctionMode):
                     found = self._rewrote(use, found)
             self.tags[found] = frozenset((use,))
             return found
+        if name in _LAYERS and (read := self._read(inputs)) is not None:
+            unit = layer_name(*read)
+            self.flow.layers.setdefault(unit, read)
+            self.flow.modules.add(read[0])
+            self._takes(unit, [t for t in inputs if id(t) not in self.weights])
+            found = func(*args, **kwargs)
+            self._puts([unit])
+            self.tags[found] = frozenset((unit,))
+            return found
         sources = self._sources(inputs)
         if name in _OTHER_FUNCTIONS:
             frame = self.stack[-1]
@@ -216,6 +233,14 @@ class _Tracing(TorchFunctionMode):
         for tensor in outputs:
             self.tags[tensor] = sources
         return found
+
+    def _read(self, inputs: list[torch.Tensor]) -> tuple[str, str] | None:
+        """The layer, with its weight, that a function reads while the layer itself is not called."""
+        running = {frame.name for frame in self.stack}
+        for layers in (self.weights[id(t)] for t in inputs if id(t) in self.weights):
+            if running.isdisjoint(name for name, _ in layers):
+                return layers[0]
+        return None
 
     def _inside(self) -> bool:
         """Whether an activation module runs, whose own functions are its affair."""

@@ -283,10 +283,15 @@ class QuantizedNetwork:
         """A runner of the module with these buffers [...], which batch normalization updates in place."""
 
         def call(params: Tensors, *args: Any, **kwargs: Any) -> Any:
+            tensors = {**params, **buffers}
+            for name, others in self._tied.items():
+                if name in tensors:
+                    tensors |= dict.fromkeys(others, tensors[name])
             if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]
-                with _reparametrize_module(self.module, {**params, **buffers}):  # which functional_call refuses then
+                with _reparametrize_module(self.module, tensors):  # which functional_call refuses then
                     return self.module(*args, **kwargs)
-            return functional_call(self.module, {**params, **buffers}, args, kwargs)
+            # torch's own handling of tied weights does not give back those of a module that has two names
+            return functional_call(self.module, tensors, args, kwargs, tie_weights=False)
 
         return call
 
@@ -314,6 +319,16 @@ class QuantizedNetwork:
                 g = found[key := f"{layer}/{name}"]
                 scaled[key] = g * factor.reshape((*factor.shape, *[1] * (g.dim() - factor.dim())))
         return scaled
+
+    @cached_property
+    def _tied(self) -> dict[str, tuple[str, ...]]:
+        """Name of a parameter or buffer -> its other names, of other modules; without those that have none."""
+        names: defaultdict[int, list[str]] = defaultdict(list)
+        for module_name, m in self.module.named_modules():
+            for key, tensor in (*m._parameters.items(), *m._buffers.items()):
+                if tensor is not None:
+                    names[id(tensor)].append(f"{module_name}.{key}".lstrip("."))
+        return {first: tuple(others) for first, *others in names.values() if others}
 
     @cached_property
     def _names(self) -> dict[str, int]:

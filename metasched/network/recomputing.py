@@ -26,7 +26,7 @@ class Calls:
     def __init__(self) -> None:
         self.activate: Callable[[int, torch.Tensor], torch.Tensor] | None = None
         self.weights: Mapping[str, torch.Tensor] = {}
-        self._kept: dict[tuple[int, str], nn.Parameter] = {}  # by module and name there
+        self._kept: dict[tuple[int, str, int], nn.Parameter] = {}  # by module, name there, and what runs
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Calls:
         return Calls()
@@ -53,15 +53,17 @@ class Calls:
 
         ``running()`` is not None while a call runs, which gives the layers their weights itself.
         """
-        weight = root.get_parameter(key)
-        for parent in root.modules():
-            for owner in parent.children():
-                for name, p in owner._parameters.items():
-                    if p is weight:
-                        attention = isinstance(parent, nn.MultiheadAttention)  # which does not call its out_proj
-                        runs = parent if attention else owner
-                        runs.register_forward_pre_hook(partial(_put, self, key, owner, name, running))
-                        runs.register_forward_hook(partial(_take_back, self, key, owner, name), always_call=True)
+        for owner, name in holders(root, key):
+            parents = (m for m in root.modules() if owner in m.children())
+            for runs in (owner, *parents):  # which may read the weight without calling its layer
+                runs.register_forward_pre_hook(partial(_put, self, key, owner, name, running))
+                runs.register_forward_hook(partial(_take_back, self, owner, name), always_call=True)
+
+
+def holders(root: nn.Module, key: str) -> list[tuple[nn.Module, str]]:
+    """The modules that have the weight ``key`` of a network, tied ones too, and the name of the weight in each."""
+    weight = root.get_parameter(key)
+    return [(m, name) for m in root.modules() for name, p in m._parameters.items() if p is weight]
 
 
 def keeps_outputs(hook: object) -> bool:
@@ -75,13 +77,13 @@ def _put(
     if key in calls.weights and running() is None and _in_backward():
         kept = owner._parameters[name]
         assert kept is not None
-        calls._kept[id(owner), name] = kept
+        calls._kept[id(owner), name, id(layer)] = kept
         owner._parameters[name] = calls.weights[key]  # pyright: ignore[reportArgumentType]
 
 
-def _take_back(calls: Calls, key: str, owner: nn.Module, name: str, layer: nn.Module, args: Any, output: Any) -> None:
-    if (id(owner), name) in calls._kept:
-        owner._parameters[name] = calls._kept.pop((id(owner), name))
+def _take_back(calls: Calls, owner: nn.Module, name: str, layer: nn.Module, args: Any, output: Any) -> None:
+    if (id(owner), name, id(layer)) in calls._kept:
+        owner._parameters[name] = calls._kept.pop((id(owner), name, id(layer)))
 
 
 def _in_backward() -> bool:

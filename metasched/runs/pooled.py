@@ -34,6 +34,11 @@ class PooledRuns:
         """See Runs."""
         return build_problem(self.config, relaxation=self.meta.relaxation)
 
+    @property
+    def label(self) -> str:
+        """What is trained, for messages."""
+        return self.config.task.label
+
     def gradients(self, runs: Sequence[Run]) -> list[ControlGradient]:
         """See Runs."""
         work = self._parts("gradients", runs, self._at_once(len(runs), gradient_mapping_pays))

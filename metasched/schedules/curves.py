@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 
+from metasched.core.errors import MetaschedError
 from metasched.core.layer import Layer
 from metasched.methods.config import MethodConfig
 from metasched.schedules.base import progress_of_steps
@@ -133,6 +134,23 @@ def input_first(progress: torch.Tensor, layers: Sequence[Layer]) -> torch.Tensor
 def output_first(progress: torch.Tensor, layers: Sequence[Layer]) -> torch.Tensor:
     """``input_first`` with 1 - d for d, [T, L]: the layers nearest to the output anneal first."""
     return (2 - _depths(progress, layers) - 2 * progress[:, None]).clamp(0, 1)
+
+
+def in_layers(
+    progress: torch.Tensor, layers: Sequence[Layer], *, curve: Curve, factors: Sequence[float]
+) -> torch.Tensor:
+    """Another curve times one factor for each of the L layers: [T, L] at progress [T].
+
+    Raises:
+        MetaschedError: another number of layers.
+
+    >>> in_layers(torch.tensor([0.25]), [None, None], curve=linear, factors=(1.0, 2.0)).tolist()
+    [[0.75, 1.5]]
+    """
+    if len(factors) != len(layers):
+        problem = f"was measured for {len(factors)} layers, and this network has {len(layers)}"
+        raise MetaschedError("schedule", problem, "name it anew for this network")
+    return curve(progress, layers) * progress.new_tensor(factors)
 
 
 RAMPS: dict[str, Curve] = {  # each falls from 1 to 0 over the run

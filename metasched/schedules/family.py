@@ -8,6 +8,13 @@ change:
     remaining share         left = ((e - u) / (e - s))^p, u clipped to the window,   p = 16^tanh(power)
     value                   v = end + (first - end) left,   first = low + (high - low) S(first)
 
+Where the base starts at a bound of the range, S^-1 is infinite. The first value then stays there, if the window can
+still move away from it. If it cannot, because the end is the same bound, or a free control has no end (a weight decay
+that starts at 0), the first value leaves the bound in a straight line, as in the network, and learning starts at the
+bound:
+
+    value at a bound        first = bound + (high - low) clip(first / 4, 0, 1), or minus it at the upper bound
+
 A monotone control with a free end ends at first + (bound - first) S(last), where bound is its low or its high. Controls
 on a log scale are learned as their logarithms; network-wide controls do not depend on depth (space.py). Range,
 direction, end value and dwell hold for all parameter values. The family generalizes ``bws`` of quantlib's ANA
@@ -37,9 +44,9 @@ _ITERATIONS = 100
 class ScheduleFamily(nn.Module):
     """A learnable window per control, fitted to ``base`` by least squares at the knots; see the module's docstring.
 
-    A control whose base starts at a bound of its range has no parameter ``first``: it always starts there. A control
-    with a free end has an additional parameter ``last``. Values are linear between the knots, as in ScheduleNetwork, so
-    that the exported table equals the schedule.
+    A control whose base starts at a bound of its range has no parameter ``first``, unless nothing else could move it
+    from there; see the module's docstring. A control with a free end has an additional parameter ``last``. Values are
+    linear between the knots, as in ScheduleNetwork, so that the exported table equals the schedule.
 
     Args:
         controls: all controls of the method; those not in ``learn`` keep the base's values at the knots.
@@ -82,8 +89,12 @@ class _Window(nn.Module):
         self.reach = float(knots[1:][(knots[1:] <= 1 - control.dwell) | (knots[:-1] == 0)][-1])
         share = (base[0].mean() - control.low) / (control.high - control.low)
         self.edge = None if 0 < share < 1 else float(base[0].mean())
+        alone = control.direction == "free" if control.end is None else control.end == self.edge
+        self.leaves = self.edge is not None and alone  # the bound at which it starts
         if self.edge is None:
             self.first = _number(float(torch.logit(share)))
+        elif self.leaves:
+            self.first = _number(0.0)
         if control.end is None:
             self.last = _number(0.0)
         self.per_layer = control.granularity != "network"
@@ -112,9 +123,19 @@ class _Window(nn.Module):
         moving = (left > 0) & (knots < self.reach)[:, None]
         # two where: neither the power nor its derivative may be evaluated at 0
         left = torch.where(moving, torch.where(moving, left, 1.0) ** (_MOST ** torch.tanh(self.power)), 0.0)
-        first = self._in_range(self.first) if self.edge is None else left.new_tensor(self.edge)
+        first = self._in_range(self.first) if self.edge is None else self._from_the_edge(self.edge)
         last = self._free_end(first) if self.control.end is None else left.new_tensor(self.control.end)
         return torch.lerp(last, first, left)
+
+    def _from_the_edge(self, edge: float) -> torch.Tensor:
+        """The bound, or a value that leaves it by a quarter of the range per unit of ``first``."""
+        at = self.start.new_tensor(edge)
+        if not self.leaves:
+            return at
+        inwards = (self.first if edge <= self.control.low else -self.first) / 4
+        # where, not clamp, whose derivative at its own bounds, where learning starts, differs between versions of torch
+        way = (self.control.high - self.control.low) * torch.where(inwards < 0, 0.0, inwards).clamp_max(1)
+        return at + way if edge <= self.control.low else at - way
 
     def _free_end(self, first: torch.Tensor) -> torch.Tensor:
         """A value in the range; for a monotone control, between its first value and the bound that it moves towards."""
@@ -136,7 +157,7 @@ def _fitted(control: Control, knots: torch.Tensor, base: torch.Tensor, layers: S
     base = into(control, base)
     window = _Window(control, knots, base)
     low, high = window.control.low, window.control.high
-    parameters = list(window.parameters())
+    parameters = [p for name, p in window.named_parameters() if not (window.leaves and name == "first")]  # at the bound
     optimizer = torch.optim.LBFGS(parameters, max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
 
     def distance() -> float:

@@ -26,8 +26,8 @@ from metasched.schedules.base import progress_of_steps
 from metasched.search.config import TuneConfig
 from metasched.search.tuning import Box, Candidate, Sampled, trials_within
 
-_SHARE = 5  # one of this many members is replaced
-_STEP = 0.2  # in half-widths of the box
+SHARE = 5  # one of this many members is replaced
+STEP = 0.2  # in half-widths of the box
 
 
 def population_search(
@@ -82,9 +82,9 @@ def evolve(
         if stop == steps:
             break
         order = sorted(range(len(seeds)), key=lambda i: scores[i])
-        for worst, best in zip(order[: len(order) // _SHARE], reversed(order), strict=False):
+        for worst, best in zip(order[: len(order) // SHARE], reversed(order), strict=False):
             up = torch.rand(first.shape, generator=draws, dtype=torch.float64) < 0.5
-            points[worst] = (points[best] + torch.where(up, _STEP, -_STEP)).clamp(-1, 1)
+            points[worst] = (points[best] + torch.where(up, STEP, -STEP)).clamp(-1, 1)
             reached[worst] = reached[best]
             paths[worst] = _joined(paths[best], _played(box, points[worst], steps), learned, stop)
     return paths, scores

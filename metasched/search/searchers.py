@@ -7,11 +7,16 @@ from typing import Any, Protocol
 
 from metasched.core.errors import MetaschedError
 
+_RANDOM_AHEAD = 8  # points of random search that may be scored at once
 _SPREAD = 0.3  # standard deviation of CMA-ES's first generation, in half-widths of the box
 
 
 class Searcher(Protocol):
-    """Proposes points of [-1, 1]^n; higher scores are better. Deterministic in its seed and the scores."""
+    """Proposes points of [-1, 1]^n; higher scores are better. Deterministic in its seed and the scores.
+
+    One that proposes several points before it needs a score says how many in an attribute ``ahead`` (``ahead_of``).
+    Scores are told in the order of the points.
+    """
 
     def ask(self) -> list[float]:
         """The next point to try."""
@@ -22,23 +27,30 @@ class Searcher(Protocol):
         ...
 
 
+def ahead_of(searcher: Searcher) -> int:
+    """How many points a searcher proposes now before it needs the first of their scores."""
+    return getattr(searcher, "ahead", 1)
+
+
 class _Optuna:
     """A sampler of Optuna."""
 
-    def __init__(self, sampler: Callable[[Any], Any], first: Sequence[float]) -> None:
+    def __init__(self, sampler: Callable[[Any], Any], first: Sequence[float], ahead: int = 1) -> None:
         optuna = _library("optuna", "Optuna")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         names = [f"x{i:02d}" for i in range(len(first))]
         self._box = {name: optuna.distributions.FloatDistribution(-1, 1) for name in names}
         self._study = optuna.create_study(direction="maximize", sampler=sampler(optuna.samplers))
         self._study.enqueue_trial(dict(zip(names, first, strict=True)))
+        self._trials: list[Any] = []
+        self.ahead = ahead
 
     def ask(self) -> list[float]:
-        self._trial = self._study.ask(self._box)
-        return [self._trial.params[name] for name in self._box]
+        self._trials.append(self._study.ask(self._box))
+        return [self._trials[-1].params[name] for name in self._box]
 
     def tell(self, score: float) -> None:
-        self._study.tell(self._trial, score)
+        self._study.tell(self._trials.pop(0), score)
 
 
 class _Cma:
@@ -52,6 +64,11 @@ class _Cma:
         self._asked: list[list[float]] = []
         self._scores: list[float] = []
         self._waiting = [list(first)]
+
+    @property
+    def ahead(self) -> int:
+        """What is left of a generation, or a whole one."""
+        return len(self._waiting) or self._strategy.popsize
 
     def ask(self) -> list[float]:
         if not self._waiting:
@@ -79,7 +96,7 @@ def tpe(first: Sequence[float], seed: int) -> Searcher:
 
 def random(first: Sequence[float], seed: int) -> Searcher:
     """The first point in [-1, 1]^n, then uniform ones."""
-    return _Optuna(lambda samplers: samplers.RandomSampler(seed=seed % 2**32), first)
+    return _Optuna(lambda samplers: samplers.RandomSampler(seed=seed % 2**32), first, ahead=_RANDOM_AHEAD)
 
 
 def cmaes(first: Sequence[float], seed: int) -> Searcher:

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from metasched.config.schema import ProblemConfig
 from metasched.core.errors import MetaschedError
@@ -76,21 +77,44 @@ def _built(builder: Callable[..., object], outside: tuple[Callable[..., object],
     return _Found(task, code_fingerprint(*outside)[:16] + task.fingerprint()[:16])
 
 
-@lru_cache(maxsize=8)  # a worker builds each problem once; problems are immutable
-def _build(config: ProblemConfig, found: _Found, steps: int, relaxation: float) -> InnerProblem:
-    dtype = getattr(torch, config.dtype)
-    task = found.task.to(config.device, dtype)
+class Ingredients(NamedTuple):
+    """What a quantized network is made of: the float model, the recipe, and an example pass of the task's loss."""
+
+    model: nn.Module
+    recipe: Recipe
+    example: Callable[[nn.Module], object]
+
+
+def ingredients(config: ProblemConfig) -> Ingredients:
+    """The ingredients of an experiment's network; raises as ``build_problem`` does."""
+    allow(config.imports)
+    _check_device(config.device)
+    found = _built(task_builder(config.task), outside_code(config.task), config.task)
+    return _ingredients(config, found.task.to(config.device, getattr(torch, config.dtype)))
+
+
+def _ingredients(config: ProblemConfig, task: Task) -> Ingredients:
     chosen = config.quantize
     pretrained = chosen.redraw is None and task.initial() is not None
     if pretrained and config.method.scale == "unit" and config.method.name != CEILING:
         problem = "unit draws the weights anew, and the task starts from pretrained ones"
         raise MetaschedError("method.scale", problem, "set it to max, least_squares or pow2, or set quantize.redraw")
     how = Recipe(config.method, chosen.rules, chosen.first, chosen.last, redraw=chosen.redraw is not False)
+    how.build()  # what is wrong with the method shows before there is a model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = start(task).to(config.device, dtype)
+        model = start(task).to(config.device, getattr(torch, config.dtype))
         batch = task.placed(task.batch(0, 0))
-        network = quantize(model, how, lambda module: task.loss(module, batch))
+    return Ingredients(model, how, lambda module: task.loss(module, batch))
+
+
+@lru_cache(maxsize=8)  # a worker builds each problem once; problems are immutable
+def _build(config: ProblemConfig, found: _Found, steps: int, relaxation: float) -> InnerProblem:
+    task = found.task.to(config.device, getattr(torch, config.dtype))
+    model, how, example = _ingredients(config, task)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = quantize(model, how, example)
     if relaxation > 0:
         network = network.relaxed(relaxation)
     settings = optimizer_of(config.optimizer, task)

@@ -93,7 +93,7 @@ def main() -> None:
         print(name, {key: f"{100 * mean:.1f} % of float" for key, mean in means.items()}, flush=True)
     if arguments.json:
         result = {"environment": environment(), "steps": arguments.steps, "runs": runs}
-        write_atomic(arguments.json, json_text(result, indent=2) + "\n")
+        write_atomic(arguments.json, (json_text(result, indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":

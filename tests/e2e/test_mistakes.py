@@ -49,6 +49,7 @@ MISTAKES = [  # command, arguments, what the line holds
     ("train", ["--compare.baselines=[widths_wide_first+ana_linear]"], "both say what the forward pass sees"),
     ("train", ["--method.name=joint", "--method.of=ana+nope"], "--method.of: 'nope' is no method that can be a part"),
     ("train", ["--meta.confirm_runs=1"], "--meta.confirm_runs: is 1, and one run has no interval"),
+    ("train", ["--meta.tune_lr=4"], "--meta.tune_lr: 4 inner runs are too few for 5 learning rates"),
     ("train", ["--meta.estimator=weighted", "--meta.runs=1"], "meta.runs: weighted weighs estimates by their spread"),
     ("compare", ["--compare.tune_floors=as_learned"], "compare.tune_floors: as_learned has no number to go by"),
     ("compare", ["--arm", "a"], "--arm: is 'a'; give NAME SCHEDULE"),

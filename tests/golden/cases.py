@@ -28,9 +28,11 @@ from metasched.core.randomness import generator
 from metasched.engines.base import OuterLoss, control_gradient
 from metasched.engines.tangent import slope_along
 from metasched.estimators import build_estimator
+from metasched.evaluation.measured import measured_schedule
 from metasched.exchange.format import Provenance
 from metasched.exchange.schedule_file import dumps
 from metasched.meta.config import MetaConfig
+from metasched.runs.cells import played
 from metasched.runs.config import RunConfig
 from metasched.runs.pool import Pool
 from metasched.runs.pooled import PooledRuns
@@ -54,6 +56,10 @@ METHODS: dict[str, tuple[MethodConfig, str]] = {  # variant -> method, hand-code
     "temperature": (MethodConfig(name="temperature", scale="learned"), "temperature_hestia"),
     "temperature_both": (MethodConfig(name="temperature", scale="least_squares"), "temperature_cosine"),
     "parq": (MethodConfig(name="parq", scale="learned", granularity="channel"), "parq_sigmoid_10"),
+    "widths_clip": (
+        MethodConfig(name="widths", scale="learned", activation_levels="uint2", activation_scale="clip"),
+        "widths_narrowing",
+    ),
     "inq_magnitude": (MethodConfig(name="inq", partition="magnitude"), "inq_linear"),
     "inq_random": (MethodConfig(name="inq", partition="random"), "inq_linear"),
     "inq_relaxation": (MethodConfig(name="inq", partition="relaxation"), "inq_linear"),
@@ -77,6 +83,7 @@ DIFFERENTIATED = (
     *(
         "ana",
         "joint_of_widths",
+        "widths_clip",
         "blend",
         "blend_learned",
         "temperature_both",
@@ -186,6 +193,12 @@ def estimator(name: str, variant: str, estimates: int = 3) -> Entries:
     return {**entries, "state": dict(state)}
 
 
+def measured(name: str, variant: str) -> Entries:
+    """The values of a schedule that is measured before training."""
+    config = experiment_of(variant, "adam", "convnet", width=3).problem
+    return {**played(config, measured_schedule(config, name), STEPS)}
+
+
 def exported(kind: Any) -> Entries:
     """The text of a schedule file, without its version."""
     experiment = experiment_of("joint")
@@ -220,5 +233,6 @@ CASES: dict[str, Callable[[], Entries]] = {
     **{f"estimator/{e}/joint": partial(estimator, e, "joint") for e in ESTIMATORS},
     **{f"estimator/{e}/ana": partial(estimator, e, "ana") for e in ESTIMATORS},
     "estimator/forward/inq_random": partial(estimator, "forward", "inq_random", estimates=1),
+    "measured/temperature_hestia_hessian": partial(measured, "temperature_hestia_hessian", "temperature"),
     **{f"export/{kind}": partial(exported, kind) for kind in ("network", "family")},
 }

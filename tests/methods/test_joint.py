@@ -23,7 +23,7 @@ def run_of(schedule: str, **method: str) -> InnerRun:
         method=config,
         run=RunConfig(dtype="float64"),
     )
-    problem = build_problem(experiment.problem).with_seed(5)
+    problem = build_problem(experiment.problem).with_seed(6)  # at 5 an input is within rounding of a window's border
     return train(problem, schedules_of(config)[schedule](progress_of_steps(6), problem.network.layers))
 
 

@@ -391,3 +391,30 @@ def test_several_inputs_and_keywords() -> None:
     assert torch.equal(wanted, module.deployed(X, y=2 * X, mask=mask))
     with pytest.raises(MetaschedError, match=r"^controls: or the step is not given; call module"):
         module(X)
+
+
+class _TwoNames(nn.Module):
+    """A layer and a normalization that are attributes and members of a Sequential, and a tied weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.norm, self.tied, self.head = nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.block = nn.Sequential(self.fc, self.norm, nn.ReLU())
+        self.tied.weight = self.fc.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.tied(self.block(x)))
+
+
+def test_a_module_of_two_names_keeps_its_parameters() -> None:
+    network = wrap(_TwoNames(), "inq")
+    assert [layer.name for layer in network.layers] == ["fc"]
+    module, controls = QuantizedModule(network, rows(network)), rows(network)
+    before = {name: p for name, p in module.named_parameters()}
+    for number in range(2):
+        module(X, controls, number).square().sum().backward()
+        module.settle()
+        module.deployed(X)
+    assert {name: id(p) for name, p in module.named_parameters()} == {name: id(p) for name, p in before.items()}
+    assert all(p.grad is not None for p in before.values())
+    assert float(module.module.get_buffer("norm.num_batches_tracked")) == 4

@@ -186,6 +186,46 @@ def test_sites_are_told_apart_where_a_backward_pass_recomputes(reentrant: bool) 
         torch.testing.assert_close(found[1][name], grad, rtol=1e-12, atol=1e-12)
 
 
+class Block(nn.Module):
+    """Reads the weight of a layer that it does not call, has a tied one, and a layer under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two, self.tied = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8, bias=False)
+        self.tied.weight = self.two.weight
+        self.pair = nn.Sequential(self.two, nn.ReLU())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.tied(self.pair(F.linear(x, self.one.weight, self.one.bias)))
+
+
+class Reading(nn.Module):
+    def __init__(self, reentrant: bool | None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.block, self.head, self.reentrant = nn.Linear(8, 8), Block(), nn.Linear(8, 3), reentrant
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        x = self.block(x) if self.reentrant is None else checkpoint(self.block, x, use_reentrant=self.reentrant)
+        return self.head(x)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_weights_that_are_read_without_their_layer(reentrant: bool) -> None:
+    found = []
+    for how in (None, reentrant):
+        network = quantize(Reading(how), Recipe(MethodConfig(name="inq", scale="max")), X)
+        assert [layer.name for layer in network.layers] == ["first", "block.one", "block.two"]
+        controls = {layer.name: {"freeze_fraction": 0.5} for layer in network.layers}
+        module = QuantizedModule(network, controls)
+        module(X, controls, 0).square().sum().backward()
+        found.append({name: p.grad for name, p in module.named_parameters() if p.grad is not None})
+    for name, grad in found[0].items():
+        torch.testing.assert_close(found[1][name], grad, rtol=1e-12, atol=1e-12)
+
+
 class Gates(nn.Module):
     """Squeeze and excitation, a gated linear unit, and attention."""
 

@@ -7,6 +7,7 @@ import math
 import pickle
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,6 +127,51 @@ def test_parameters_are_few_and_edges_of_the_range_have_none() -> None:
     assert len(list(free.parameters())) == 7
     values = free.at_knots(layers(2))["c"]
     torch.testing.assert_close(values[:, 0], torch.linspace(1, 2, 5), rtol=0, atol=0.1)
+
+
+NOT_MOVING = {  # method -> its schedule that is no schedule, and the sign that leads its controls away from a bound
+    "blend": ("blend_constant", {"weight_blend": -1.0, "activation_blend": -1.0}),
+    "temperature": (
+        "temperature_none",
+        {"weight_temperature": 1.0, "activation_temperature": 1.0, "weight_blend": -1.0},
+    ),
+    "parq": ("parq_none", {"inverse_slope": 1.0}),
+}
+
+
+@pytest.mark.parametrize("name", NOT_MOVING)
+def test_a_control_that_is_at_a_bound_throughout_starts_there_and_can_leave(name: str) -> None:
+    base, inwards = NOT_MOVING[name]
+    schedule = family(hand_coded(name)[base], knots=9)
+    values, floor = schedule.at_knots(layers(3)), hand_coded(name)[base](schedule.knots, layers(3))
+    windows: dict[str, Any] = {c.name: w for c, w in zip(schedule.learned, schedule.windows, strict=True)}
+    assert windows.keys() == inwards.keys()
+    for control in schedule.learned:
+        assert torch.equal(values[control.name], floor[control.name])
+        (slope,) = torch.autograd.grad(values[control.name][0].sum(), windows[control.name].first, retain_graph=True)
+        assert float(slope) == pytest.approx(3 * (control.high - control.low) / 4)  # 3 layers
+    with torch.no_grad():
+        for control, window in windows.items():
+            window.first.copy_(torch.tensor(inwards[control] * 2))
+    moved = schedule.at_knots(layers(3))
+    for control in schedule.learned:
+        first, away = moved[control.name][0], (control.low + control.high) / 2  # two quarters of the range
+        assert torch.allclose(first, torch.full_like(first, away)) and control.end is not None
+        assert bool((moved[control.name][-1] == control.end).all())
+    with torch.no_grad():
+        for control, window in windows.items():
+            window.first.copy_(torch.tensor(-inwards[control]))
+    assert all(torch.equal(v, floor[n]) for n, v in schedule.at_knots(layers(3)).items())
+
+
+def test_a_free_control_without_an_end_can_leave_the_bound_that_it_starts_at() -> None:
+    decay = Control("c", 0.0, 0.1, "share", "free", end=None, none_value=0.0)
+    schedule = ScheduleFamily([decay], line(0.0, 0.0), ["c"], knots=9, layers=layers(2))
+    window: Any = schedule.windows[0]
+    assert float(schedule.at_knots(layers(2))["c"][0].detach().max()) == 0
+    with torch.no_grad():
+        window.first.fill_(1.0)
+    assert schedule.at_knots(layers(2))["c"][0].tolist() == pytest.approx([0.025, 0.025])
 
 
 def test_the_documented_formula() -> None:

@@ -11,6 +11,8 @@ from metasched.core.field_types import STRICT, Boolean, Float, NonNegative, RowO
 from metasched.training.optimizers.decays import DECAYS
 from metasched.training.optimizers.table import OPTIMIZERS
 
+RATE_FACTORS = (1.0, 0.5, 2.0, 0.25, 4.0)  # on lr, where it is tuned; the nearest first
+
 
 class Values(dict[str, float]):
     """Numbers by name; hashable, because configurations are keys of caches. Not to be changed."""

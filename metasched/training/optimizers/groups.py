@@ -23,11 +23,12 @@ _NORMS = (
     nn.RMSNorm,
 )
 
+_SCALES = ("scale", "activation_scale", "activation_clip")
 # word -> does it mean the parameter of this name, in a module (None: a trainable tensor of the method)
 WORDS: dict[str, Callable[[str, nn.Module | None], bool]] = {
     "norm": lambda name, module: isinstance(module, _NORMS),
     "bias": lambda name, module: name.rpartition(".")[2] == "bias",
-    "scale": lambda name, module: module is None and name.rpartition("/")[2] in ("scale", "activation_scale"),
+    "scale": lambda name, module: module is None and name.rpartition("/")[2] in _SCALES,
 }
 
 

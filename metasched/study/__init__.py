@@ -1,0 +1,1 @@
+"""Studies: schedules that are learned for any training function, by ways that need no derivative of it."""

@@ -1,0 +1,128 @@
+"""Schedules of a study: those that it is given, the file of what it found, and the floors that it is compared with."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+
+from metasched.config.load import of_method
+from metasched.core.errors import MetaschedError
+from metasched.evaluation.comparison import LSQ
+from metasched.evaluation.references import with_learned_scales, without_learned_scales
+from metasched.exchange.export import export
+from metasched.exchange.format import MAX_RUNS, Metric, Provenance, ScheduleFile, Spent
+from metasched.exchange.player import PlayedSchedule, check_method, load, spent_on
+from metasched.exchange.schedule_file import dumps
+from metasched.io.environment import versions
+from metasched.methods.config import MethodConfig
+from metasched.methods.spec import CEILING, FLOOR
+from metasched.schedules.base import Schedule
+from metasched.schedules.table import NO_SCHEDULE, HandCoded, floor_of, hand_coded, has_floor, schedules_of
+from metasched.study.learners import LearnerSpec, Tried, named
+from metasched.study.work import Work, describe
+
+
+@dataclass(frozen=True)
+class Found:
+    """A schedule that a call of ``optimize`` found.
+
+    Attributes:
+        learner: by which.
+        name: of the schedule: the learner's, or that of one it started from or tried.
+        score: mean validation score over ``runs`` runs of their own, the same for all finalists of a study.
+        runs: see above.
+        fits: runs of the training function that the call asked for in all.
+        file: of the folder, with the schedule.
+    """
+
+    learner: str
+    name: str
+    score: float
+    runs: int
+    fits: int
+    file: str
+
+
+def resolved(given: str | os.PathLike[str] | Schedule, work: Work, knots: int, path: str) -> Tried:
+    """A schedule for the method of a study, with its name.
+
+    Args:
+        given: ``floor``, a name, the path of a file, or a schedule.
+        work: what is trained.
+        knots: of curves between knots.
+        path: what error messages begin with.
+
+    Raises:
+        MetaschedError: no such schedule, or one of another method.
+    """
+    method = work.method
+    family = schedules_of(method)
+    if isinstance(given, str) and given == NO_SCHEDULE:
+        if has_floor(method) or not family:
+            return named(NO_SCHEDULE, floor_of(method, path), knots)
+        given = next(iter(family))
+    if isinstance(given, str) and given in family:
+        return named(given, family[given], knots)
+    schedule = load(given) if isinstance(given, str | os.PathLike) else given
+    if isinstance(schedule, PlayedSchedule):
+        check_method(schedule.file, method.name, work.controls, path)
+        return named(schedule.file.provenance.name, schedule, knots)
+    if isinstance(schedule, HandCoded) and not {c.name for c in work.controls} <= schedule.curves.keys():
+        problem = f"{schedule.name} is for {schedule.family}, not {method.name}"
+        raise MetaschedError(path, problem, f"give one of {', '.join((*family, 'a file'))}")
+    return named(getattr(schedule, "name", "given"), schedule, knots)
+
+
+def file_of(
+    best: Tried, start: Tried, work: Work, learner: LearnerSpec, score: float, runs: int, fits: int, seed: int
+) -> ScheduleFile:
+    """The schedule file of what a learner found.
+
+    Args:
+        best: what it found.
+        start: where it started.
+        work: what was trained.
+        learner: how.
+        score, runs: mean validation score, and the runs that it is the mean of.
+        fits: runs of the training function in all.
+        seed: of the study.
+    """
+    how = f"a study by metasched: {learner.name}, {fits} runs of {work.steps} steps, from {start.name}"
+    by_hand = best.schedule if isinstance(best.schedule, HandCoded) else None
+    before = spent_on(start.schedule)[: MAX_RUNS - 1]
+    provenance = Provenance(
+        kind="hand-coded" if by_hand else "learned" if learner.name == "es" else "tuned",
+        name=best.name,
+        citation=by_hand.citation if by_hand else how,
+        seeds=(seed,),
+        versions=versions(),
+        metric=Metric(name="validation score", value=score, n=runs),
+        spent=(*before, Spent(by=learner.name, inner_steps=fits * work.steps)),
+    )
+    return export(
+        best.schedule,
+        method_name=work.method.name,
+        method_parameters={name: v for name, v in describe(work.method).items() if name != "name"},
+        controls=work.controls,
+        layers=work.layers,
+        knots=best.knots,
+        interpolation=best.interpolation,
+        provenance=provenance,
+    )
+
+
+def digest(file: ScheduleFile) -> str:
+    """Eight hexadecimal digits of a schedule file."""
+    return hashlib.blake2b(dumps(file).encode(), digest_size=4).hexdigest()
+
+
+def references(method: MethodConfig) -> dict[str, tuple[MethodConfig, Schedule]]:
+    """The floors and the ceiling of a method, {name: (method, schedule)}; see evaluation/references.py."""
+    fixed = without_learned_scales(method)
+    ste, none = of_method(fixed, FLOOR), hand_coded(FLOOR)[FLOOR]
+    return {
+        FLOOR: (ste, none),
+        LSQ: (with_learned_scales(ste), none),
+        CEILING: (of_method(fixed, CEILING), hand_coded(CEILING)[CEILING]),
+    }
