@@ -48,7 +48,7 @@ CASES: dict[str, dict[str, Any]] = {  # name -> method, and what is measured
         "schedule": None,
     },
 }
-SIZES = {"ResNet-20, 3x32x32, batch 32": (3, 32, 32, 16), "ResNet-20, width 4, 1x8x8, batch 64": (1, 8, 64, 4)}
+SIZES = {"ResNet-20, width 4, 1x8x8, batch 64": (1, 8, 64, 4), "ResNet-20, 3x32x32, batch 32": (3, 32, 32, 16)}
 
 
 class Ternary(torch.autograd.Function):
@@ -128,7 +128,7 @@ def by_hand(prepared: nn.Module, bits4: bool) -> nn.Module:
                 scale = found[0].get("activation_scale")
                 factor = float(found[1].get("activation_scale_factor", 1.0))
                 plain.set_submodule(
-                    other, HandActivation(None if scale is None else scale.detach(), factor, bool(activation.keep))
+                    other, HandActivation(None if scale is None else scale.detach(), factor, activation.keep)
                 )
     return plain
 
@@ -207,9 +207,9 @@ def main() -> None:
             rows.append(row := compared(size, case, arguments.rounds, arguments.steps))
             cpu, memory = row["cpu"]["ratio"], row["bytes"]["ratio"]
             print(f"{size}, {case}: {cpu:.3f} times the CPU time, {memory:.3f} times the memory", flush=True)
-    if arguments.json:
-        result = {"environment": environment(), "cpu": cpu_model(), "rows": rows}
-        write_atomic(arguments.json, (json_text(result, indent=2) + "\n").encode())
+            if arguments.json:  # after each row: a stopped benchmark keeps what it has
+                result = {"environment": environment(), "cpu": cpu_model(), "rows": rows}
+                write_atomic(arguments.json, (json_text(result, indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-r"""A pretrained float ResNet-20, prepared with its weights kept: accuracy at the start, and after steps at 4 bits.
+r"""A pretrained float ResNet-20, prepared with its weights kept: accuracy at the start and after a few steps at 4 bits.
 
     python scripts/benchmarks/pretrained.py --json experiments/results/prepared_pretrained.json
 
