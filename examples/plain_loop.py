@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     with torch.no_grad():
         outputs = {"prepared": module.eval()(X[TEST]), "converted": plain(X[TEST])}
     found = {name: float((out.argmax(1) == Y[TEST]).double().mean()) for name, out in outputs.items()}
-    print(f"levels of the middle layer: {plain[2].weight.unique().tolist()}")
+    print(f"levels of the middle layer: {plain.get_parameter('2.weight').unique().tolist()}")
     print("accuracy: " + ", ".join(f"{name} {score:.4f}" for name, score in found.items()))
     if arguments.out is not None:
         axes = {name: {0: "batch"} for name in ("input", "output")}
