@@ -16,7 +16,7 @@ from metasched.network.flow import Example, Flow, Use, flow_of, layer_name
 from metasched.network.kinds import ActivationKind, WeightKind, weight_kind, weights_of
 from metasched.network.recipe import Recipe
 from metasched.network.redirecting import Key, Redirecting, Site
-from metasched.network.sites import ActivationSite, compute, copied
+from metasched.network.sites import ActivationSite, compute, copied, refuse_quantized
 
 OWN = "its own parameters are not quantized"  # of modules around others: position embeddings, layer scales
 Excuse = Literal["", "rule", "end", "default"]
@@ -68,6 +68,7 @@ def choose(model: nn.Module, recipe: Recipe, example: Example) -> Chosen:
 
     Args and errors are those of ``quantize``; a tensor as example is [N, ...].
     """
+    refuse_quantized(model)
     module = copied(model)
     modes = {name: m.training for name, m in module.named_modules()}
     flow = flow_of(module, example)
