@@ -16,7 +16,7 @@ from metasched.network.flow import Example, Flow, Use
 from metasched.network.kinds import ActivationKind, weight_kind
 from metasched.network.recipe import Recipe
 from metasched.network.redirecting import Key, Redirecting, Site
-from metasched.network.sites import ActivationSite, compute, copied
+from metasched.network.sites import ActivationSite, compute, copied, refuse_quantized
 from metasched.network.tracing import flow_of
 from metasched.network.weights import Excuse, Tensor, Weights
 
@@ -39,6 +39,7 @@ def choose(model: nn.Module, recipe: Recipe, example: Example) -> Chosen:
 
     Args and errors are those of ``quantize``; a tensor as example is [N, ...].
     """
+    refuse_quantized(model)
     module = copied(model)
     modes = {name: m.training for name, m in module.named_modules()}
     flow = flow_of(module, example)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +15,7 @@ from metasched.methods.tensors import LayerQuantizer
 from metasched.network.hosting import Quantizer, hosted, unhost
 from metasched.network.plain import without_sites
 from metasched.network.sharding import sharded
+from metasched.network.sites import copied_with_computed
 
 Calibration = Iterable[Any] | Callable[[nn.Module], object]
 _WRAPPERS = {  # what has the network inside
@@ -52,7 +52,7 @@ def convert(module: nn.Module, calibrate: Calibration | None = None) -> nn.Modul
     if any(sharded(p) for p in module.parameters()):
         fix = "load its full state dict into a module that is prepared alike and not sharded, and convert that"
         raise MetaschedError("convert", "the module is sharded over processes", fix)
-    plain = copy.deepcopy(module).eval()
+    plain = copied_with_computed(module).eval()
     if calibrate is not None:
         with torch.no_grad(), _estimating(plain):
             if not _run(plain, calibrate):

@@ -20,6 +20,7 @@ from metasched.methods.discrete import Discrete
 from metasched.network.damping import damped
 from metasched.network.identity import layer_identity, same
 from metasched.network.sharding import sharded
+from metasched.network.sites import Quantized
 from metasched.network.starts import fitting_state, levels_used
 from metasched.quantizers.constants import traced
 
@@ -177,11 +178,17 @@ def unhost(owner: nn.Module, key: str, p: nn.Parameter) -> None:
     owner.__class__ = _class_of(owner._base, keys) if keys else owner._base  # pyright: ignore[reportAttributeAccessIssue]
 
 
-class _Hosting(nn.Module):
+class _Hosting(Quantized):
     """A module some of whose parameters are read through quantizers."""
 
     _base: type[nn.Module]
     _keys: tuple[str, ...]
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """As in torch, but for the parameters that pruning makes of a quantized weight."""
+        if name in {f"{key}_orig" for key in self._keys}:
+            raise _changed(self, name.removesuffix("_orig"))
+        super().register_parameter(name, param)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         _, _, *rest = super().__reduce_ex__(max(int(protocol), 2))
@@ -212,12 +219,19 @@ def _reader(key: str) -> Callable[[nn.Module], torch.Tensor | None]:
     child = _child(key)
 
     def seen(module: nn.Module) -> torch.Tensor | None:
+        if key not in module._parameters:
+            raise _changed(module, key)
         p = module._parameters[key]
         if p is None or sharded(p):  # outside of the forward pass
             return p
         return module._modules[child].weight(p)  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
 
     return seen
+
+
+def _changed(owner: nn.Module, key: str) -> MetaschedError:
+    problem = f"cannot be pruned or parametrized ({key}) once it is quantized"
+    return MetaschedError(f"layer {type(owner).__name__}", problem, "do so before prepare, or after convert")
 
 
 def hosted(module: nn.Module) -> list[tuple[str, nn.Module, str, Quantizer]]:

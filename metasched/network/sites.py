@@ -22,6 +22,10 @@ from metasched.network.redirecting import Redirecting, Site, redirecting_of
 _activate: ContextVar[Callable[[int, torch.Tensor], torch.Tensor]] = ContextVar("activate")
 
 
+class Quantized(nn.Module):
+    """A module of a quantized network whose parameters are not what its forward pass sees."""
+
+
 class ActivationSite(nn.Module):
     """Stands where an activation stood; what it computes is decided by the call that runs the network.
 
@@ -147,3 +151,17 @@ def copied(module: nn.Module) -> nn.Module:
     except (RuntimeError, TypeError) as error:
         fix = "leave tensors with a graph, locks and the like out of its attributes"
         raise MetaschedError("model", f"cannot be copied: {error}", fix) from error
+
+
+def refuse_quantized(model: nn.Module) -> None:
+    """Raises a MetaschedError for a model that is quantized already."""
+    for name, m in model.named_modules():
+        if isinstance(m, Quantized | ActivationSite):
+            problem = f"is quantized already ({name or type(m).__name__})"
+            raise MetaschedError("model", problem, "give the float model, or what metasched.convert makes of this one")
+
+
+def copied_with_computed(module: nn.Module) -> nn.Module:
+    """A deep copy of a module, whose computed tensors, such as weights of hooks, have no graph."""
+    computed = (v for m in module.modules() for v in vars(m).values() if isinstance(v, torch.Tensor) and v.grad_fn)
+    return copy.deepcopy(module, {id(v): v.detach().clone() for v in computed})
