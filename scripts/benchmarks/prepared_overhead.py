@@ -128,7 +128,7 @@ def by_hand(prepared: nn.Module, bits4: bool) -> nn.Module:
                 scale = found[0].get("activation_scale")
                 factor = float(found[1].get("activation_scale_factor", 1.0))
                 plain.set_submodule(
-                    other, HandActivation(None if scale is None else scale.detach(), factor, activation.keep)
+                    other, HandActivation(None if scale is None else scale.detach(), factor, bool(activation.keep))
                 )
     return plain
 
