@@ -147,10 +147,16 @@ def copied(module: nn.Module) -> nn.Module:
                 fix = "make it a plain parameter first: prune.remove(layer, 'weight') or remove_weight_norm(layer)"
                 raise MetaschedError(f"model.{name}" if name else "model", problem, fix)
     try:
-        return copy.deepcopy(module)
+        made = copy.deepcopy(module)
     except (RuntimeError, TypeError) as error:
         fix = "leave tensors with a graph, locks and the like out of its attributes"
         raise MetaschedError("model", f"cannot be copied: {error}", fix) from error
+    for m in made.modules():
+        for name in (
+            m._modules.keys() & m.__dict__.keys()
+        ):  # torch's decoder layer gets a ReLU for its activation module
+            m.__dict__[name] = m._modules[name]
+    return made
 
 
 def refuse_quantized(model: nn.Module) -> None:
