@@ -160,7 +160,9 @@ def copied(module: nn.Module) -> nn.Module:
 
 
 def refuse_quantized(model: nn.Module) -> None:
-    """Raises a MetaschedError for a model that is quantized already."""
+    """Raises a MetaschedError for a model that is quantized already, or is none."""
+    if not isinstance(model, nn.Module):
+        raise MetaschedError("model", f"is a {type(model).__name__}", "give a torch.nn.Module")
     for name, m in model.named_modules():
         if isinstance(m, Quantized | ActivationSite):
             problem = f"is quantized already ({name or type(m).__name__})"

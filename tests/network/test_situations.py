@@ -120,3 +120,54 @@ def test_copies_of_transformer_decoders_keep_their_activations(act: Any) -> None
         values = inputs_of(other.get_submodule("linear2"))
         assert torch.equal(other(x, memory), module(x, memory))
         assert len(values[0].unique()) <= 3
+
+
+@pytest.mark.parametrize("how", ["copy", "data"])
+@pytest.mark.parametrize("scale", ["least_squares", "learned"])
+def test_scales_fit_weights_that_are_written_after_preparing(how: str, scale: str) -> None:
+    config = MethodConfig(name="ste", scale=scale, activation_levels=None)
+    source = mlp()
+    with torch.no_grad():
+        for p in source.parameters():
+            p.mul_(9)
+    wanted, _ = prepare(source, config, X)
+    module, player = prepare(mlp(), config, X)
+    with torch.no_grad():
+        for p, given in zip(module.parameters(), wanted.parameters(), strict=True):
+            if p.dim() == 2 or p.shape == given.shape != (1,):
+                p.copy_(given) if how == "copy" else setattr(p, "data", given.data.clone())
+    assert torch.equal(module(X), wanted(X))
+    player.step()
+    assert torch.equal(module.eval()(X), wanted.eval()(X))
+
+
+def test_weights_that_were_not_written_keep_their_scales() -> None:
+    module: Any = prepare(mlp(), STE, X)[0]
+    scale = module[0].weight_quantizer.scale.fill_(0.3)
+    module(X)
+    assert torch.equal(scale, torch.full_like(scale, 0.3))
+
+
+def test_norms_in_eval_mode_are_named() -> None:
+    model: Any = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3))
+    model[1].eval()
+    with pytest.warns(UserWarning, match="^model: 1: in eval mode, and stays there until train"):
+        module, _ = prepare(model, STE, X)
+    was = module[1].running_mean.clone()
+    module(X)
+    assert torch.equal(module[1].running_mean, was)
+
+
+def test_wrong_arguments_are_one_line() -> None:
+    given: Any
+    for given, match in (
+        ((mlp(), STE, None), "^example: is a NoneType"),
+        ((mlp(), STE, [X]), "^example: is a list"),
+        ((mlp(), 42, X), "^recipe: has a int for a method"),
+        ((len, STE, X), "^model: is a builtin_function"),
+        ((mlp(), STE, X, 42), "^schedule: is a int"),
+    ):
+        with pytest.raises(MetaschedError, match=match):
+            prepare(*given)
+    with pytest.raises(MetaschedError, match=r"^convert: the module has nothing"):
+        convert(prepare(mlp(), STE, X))  # pyright: ignore
