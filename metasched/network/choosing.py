@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
+import torch
 from torch import nn
 
 from metasched.core.errors import MetaschedError
@@ -41,6 +42,7 @@ def choose(model: nn.Module, recipe: Recipe, example: Example) -> Chosen:
     """
     refuse_quantized(model)
     module = copied(model)
+    _functions_as_modules(module)
     modes = {name: m.training for name, m in module.named_modules()}
     flow = flow_of(module, example)
     rules = Rules(recipe, module)
@@ -207,6 +209,18 @@ def _install(module: nn.Module, flow: Flow, sites: dict[Use, Site]) -> None:
                 if isinstance(m, ActivationSite):
                     m.redirecting = m.redirecting or redirecting
     _no_fused_path(module, {caller for caller, _ in told})
+
+
+def _functions_as_modules(module: nn.Module) -> None:
+    """Gives torch's transformer layers, which torch.fx cannot trace, modules for their activation functions."""
+    for m in module.modules():
+        if isinstance(m, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
+            made = {nn.functional.relu: nn.ReLU, torch.relu: nn.ReLU, nn.functional.gelu: nn.GELU}.get(m.activation)
+            if made is not None:
+                del m.activation
+                m.activation = made()
+            if isinstance(m, nn.TransformerDecoderLayer):  # a copy of which is a ReLU where its attributes have none
+                m.__dict__["activation"] = m.activation
 
 
 def _no_fused_path(module: nn.Module, callers: set[str]) -> None:

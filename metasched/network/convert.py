@@ -47,7 +47,7 @@ def convert(module: nn.Module, calibrate: Calibration | None = None) -> nn.Modul
     """
     while (inner := _WRAPPERS.get(type(module).__name__)) is not None:
         module = getattr(module, inner)
-    if not hosted(module):
+    if not isinstance(module, nn.Module) or not hosted(module):
         raise MetaschedError("convert", "the module has nothing that prepare has made", "give what prepare returned")
     if any(sharded(p) for p in module.parameters()):
         fix = "load its full state dict into a module that is prepared alike and not sharded, and convert that"

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from metasched.core.errors import MetaschedError
 from metasched.network.kinds import ActivationKind
 
 Example = torch.Tensor | tuple[Any, ...] | Mapping[str, Any] | Callable[[Any], object]
@@ -89,5 +90,10 @@ def run_example(module: Callable[..., Any], example: Example) -> None:
         module(*example)
     elif isinstance(example, Mapping):
         module(**example)
-    else:
+    elif callable(example):
         example(module)
+    else:
+        problem = f"is a {type(example).__name__}"
+        raise MetaschedError(
+            "example", problem, "give a tensor, a tuple of arguments, a dict, or a function of the model"
+        )

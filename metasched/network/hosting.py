@@ -25,6 +25,7 @@ from metasched.network.starts import fitting_state, levels_used
 from metasched.quantizers.constants import traced
 
 _IDENTITY = "identity"
+_CHANGED = 0.01  # by which share of its magnitudes a weight tensor has changed, more than a cast changes it
 _SURROGATE = 0.5  # half-width in quanta of the derivative in eval mode
 
 
@@ -66,9 +67,12 @@ class Quantizer(nn.Module):
         self.before: torch.Tensor | None = None
         self.started = self.loaded = self._weights_alone = self._unfitted = False
         self._fitted = fitted
+        self._start: tuple[float, float] | None = None  # of the weights that the scales fit, before the first pass
 
     def weight(self, w: torch.Tensor) -> torch.Tensor:
         """What the forward pass sees of the weight w [C_out, ...]."""
+        if self._start is not None and self.training and not traced():
+            self._fit_changed(w)
         if self.training:
             return self.method.weight(w, self.tensors(), self.controls, self.draw)
         return self.method.harden(w, self.tensors(), _SURROGATE)
@@ -114,6 +118,18 @@ class Quantizer(nn.Module):
         self._unfitted = bool(self._fitted)
 
     @torch.no_grad()
+    def _fit_changed(self, w: torch.Tensor) -> None:
+        """At the first pass: fits the scales to weights that were written into the module after it was prepared."""
+        start, self._start = self._start, None
+        assert start is not None
+        if self.started or sharded(w) or isinstance(self.method, Discrete):
+            return
+        if any(abs(now - was) > _CHANGED * start[1] for now, was in zip(_sums(w), start, strict=True)):
+            self.refit(w.detach())
+            if self.before is not None:
+                self.before = w.detach().clone()
+
+    @torch.no_grad()
     def _fit(self, x: torch.Tensor) -> None:
         trainable, _ = self.method.fit_activation(x.detach(), self.tensors())
         for name, value in trainable.items():
@@ -135,6 +151,7 @@ class Quantizer(nn.Module):
         if self._weights_alone:  # of the float network: nothing of this is missing
             own = {prefix + name: t for name, t in {**self._buffers, **self._parameters}.items() if t is not None}
             state_dict = {**state_dict, **own}
+        self._start = None
         super()._load_from_state_dict(state_dict, prefix, *args)  # pyright: ignore[reportArgumentType]
 
 
@@ -159,6 +176,9 @@ def host(owner: nn.Module, key: str, quantizer: Quantizer) -> None:
     In a pickle it is the module's own class with that property.
     """
     owner.add_module(_child(key), quantizer)
+    p = owner._parameters[key]
+    assert p is not None
+    quantizer._start = _sums(p)
     base, keys = (owner._base, owner._keys) if isinstance(owner, _Hosting) else (type(owner), ())
     owner.__class__ = _class_of(base, (*keys, key))  # pyright: ignore[reportAttributeAccessIssue]
     if not keys:
@@ -209,6 +229,12 @@ def _class_of(base: type[nn.Module], keys: tuple[str, ...]) -> type[nn.Module]:
 def _blank(base: type[nn.Module], keys: tuple[str, ...]) -> nn.Module:
     made = _class_of(base, keys)
     return made.__new__(made)
+
+
+def _sums(w: torch.Tensor) -> tuple[float, float]:
+    """The sum of w [C_out, ...] and that of its magnitudes, which casts and moves hardly change."""
+    w = w.detach().double()
+    return float(w.sum()), float(w.abs().sum())
 
 
 def _child(key: str) -> str:

@@ -42,6 +42,8 @@ def without_sites(network: nn.Module, stairs: Stairs) -> nn.Module:
                     function = _function_of(child) if child.keep else None
                     made[child] = staircase(levels, scale, rewrites=child.rewrites, function=function)
                 parent._modules[key] = made[child]
+                if key in parent.__dict__:
+                    parent.__dict__[key] = made[child]
     return network
 
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from metasched.core.errors import MetaschedError
 from metasched.exchange.format import ScheduleFile
@@ -74,6 +75,9 @@ def prepare(
     network = quantize(model, recipe, example)
     values, plays = _played(schedule, network, total_steps)
     _say(network, plays, redraw=recipe.redraw)
+    if norms := [name for name, m in network.module.named_modules() if isinstance(m, _NormBase) and not m.training]:
+        what = "in eval mode, and stays there until train() is called, as in the model itself"
+        warnings.warn(f"model: {', '.join(norms)}: {what}: call eval() of it after that", stacklevel=2)
     player = Player(module := _hosted(network, example, seed), network, values, seed)
     if zero := player.zero_layers:
         what = "all weights are 0; their scales follow them until some are frozen"
@@ -97,6 +101,9 @@ def _played(
         schedule = load(given)
     else:
         schedule = PlayedSchedule(given) if isinstance(given, ScheduleFile) else given
+    if not callable(schedule):
+        problem = f"is a {type(schedule).__name__}"
+        raise MetaschedError("schedule", problem, "give a name of `metasched list`, a path, a file or a schedule")
     if isinstance(schedule, HandCoded):
         schedule = completed(schedule, controls) or schedule
     player = SchedulePlayer(schedule, total_steps, network.layers)

@@ -48,6 +48,10 @@ class Recipe:
     ) -> None:
         if method is None or isinstance(method, str):
             method = MethodConfig() if method is None else MethodConfig(name=method)
+        if not isinstance(method, MethodConfig | Method):
+            raise MetaschedError(
+                "recipe", f"has a {type(method).__name__} for a method", "give a MethodConfig or a name"
+            )
         given = tuple(r if isinstance(r, Rule) else _rule(cast(Mapping[str, Any], r)) for r in rules)
         for name, value in (("method", method), ("rules", given), ("first", first), ("last", last), ("redraw", redraw)):
             object.__setattr__(self, name, value)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointFunction
 
 from metasched.core.errors import MetaschedError
 from metasched.network.kinds import BY_FUNCTION
@@ -58,7 +59,7 @@ class Redirecting:
         self.calls: Calls | None = None
         self.catches = any(what.endswith("()") for _, what in self.sites)
         self.quiet = False  # while an activation computes its own function
-        self._stack: list[tuple[str, Counter[str]]] = []
+        self._stack: list[tuple[str, Counter[str], object]] = []  # with the checkpoint in which the forward began
         self._mode: _Catching | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Redirecting:
@@ -82,14 +83,19 @@ class Redirecting:
         """The site of this call of a module, or of ``name()``; one that stays in float where there is none.
 
         Raises:
-            MetaschedError: the module that calls has called it as often as in the example already.
+            MetaschedError: the module that calls has called it as often as in the example already, or calls it within a
+            checkpoint that began in its forward.
         """
         if not self._stack:
             return Site(None)
-        caller, counts = self._stack[-1]
+        caller, counts, checkpoint = self._stack[-1]
         known = self.sites.get((caller, what))
         if known is None:
             return Site(None)
+        if checkpoint != _checkpoint():
+            problem = f"calls {what} in a function that is checkpointed, whose second run cannot tell its calls apart"
+            fix = "checkpoint a module whose forward is that function"
+            raise MetaschedError(f"model.{caller}" if caller else "model", problem, fix)
         index = counts[what]
         counts[what] += 1
         if index >= len(known):
@@ -100,7 +106,7 @@ class Redirecting:
         """The forward of a module begins."""
         if not name:
             self._end()
-        self._stack.append((name, Counter()))
+        self._stack.append((name, Counter(), _checkpoint()))
         if self.catches and self._mode is None:
             self._mode = _Catching(self)
             self._mode.__enter__()
@@ -109,7 +115,7 @@ class Redirecting:
         """The forward of a module has ended."""
         counts: Counter[str] = Counter()
         while self._stack:
-            last, counts = self._stack.pop()
+            last, counts, _ = self._stack.pop()
             if last == name:
                 break
         if not self._stack:
@@ -130,6 +136,19 @@ class Redirecting:
     def _other_number(caller: str, what: str, how: str) -> MetaschedError:
         fix = "give each use a module of its own, or an example that calls it as often as training does"
         return MetaschedError(f"model.{caller}" if caller else "model", f"calls {what} {how} in a pass", fix)
+
+
+def _checkpoint() -> object:
+    """What identifies the innermost ``torch.utils.checkpoint`` whose first run this is; None outside of one."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)  # pyright: ignore
+    if hooks is not None and hooks[0].__qualname__.startswith("_checkpoint_hook."):
+        return hooks[0]
+    if torch.is_grad_enabled():
+        return None
+    frame = sys._getframe(1)  # a reentrant one runs its function without gradients
+    while frame is not None and frame.f_code is not CheckpointFunction.forward.__code__:
+        frame = frame.f_back
+    return None if frame is None else id(frame)
 
 
 def redirecting_of(module: nn.Module) -> Redirecting | None:

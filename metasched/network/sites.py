@@ -147,14 +147,22 @@ def copied(module: nn.Module) -> nn.Module:
                 fix = "make it a plain parameter first: prune.remove(layer, 'weight') or remove_weight_norm(layer)"
                 raise MetaschedError(f"model.{name}" if name else "model", problem, fix)
     try:
-        return copy.deepcopy(module)
+        made = copy.deepcopy(module)
     except (RuntimeError, TypeError) as error:
         fix = "leave tensors with a graph, locks and the like out of its attributes"
         raise MetaschedError("model", f"cannot be copied: {error}", fix) from error
+    for m in made.modules():
+        for name in (
+            m._modules.keys() & m.__dict__.keys()
+        ):  # torch's decoder layer gets a ReLU for its activation module
+            m.__dict__[name] = m._modules[name]
+    return made
 
 
 def refuse_quantized(model: nn.Module) -> None:
-    """Raises a MetaschedError for a model that is quantized already."""
+    """Raises a MetaschedError for a model that is quantized already, or is none."""
+    if not isinstance(model, nn.Module):
+        raise MetaschedError("model", f"is a {type(model).__name__}", "give a torch.nn.Module")
     for name, m in model.named_modules():
         if isinstance(m, Quantized | ActivationSite):
             problem = f"is quantized already ({name or type(m).__name__})"

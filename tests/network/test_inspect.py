@@ -76,7 +76,7 @@ def test_products_of_activations_have_a_row() -> None:
     assert found["layer.self_attn.in_proj_weight/weight"].macs == 3 * 5 * 8 * 24
     assert found["layer.self_attn.out_proj/weight"].macs == 3 * 5 * 8 * 8
     assert found["layer.linear1/weight"].macs == found["layer.linear2/weight"].macs == 3 * 5 * 8 * 16
-    assert found["layer.relu()/activation"].quantized and found["table/weight"].why == "is quantized by a rule only"
+    assert found["layer.activation/activation"].quantized and found["table/weight"].why == "is quantized by a rule only"
 
 
 def test_a_tied_weight_counts_once() -> None:
