@@ -60,8 +60,8 @@ def _rounded(x: torch.Tensor, levels: LevelSet) -> torch.Tensor:
     first, last, jump = levels.levels[0], levels.levels[-1], levels.jumps[0]
     z = x if jump == 1 else x / jump
     y = z.round()  # halves to even
-    y += (z - y).eq_(0.5)
-    return (y if jump == 1 else y * jump).clamp_(first, last)
+    y += 1 - (z - y).sub_(0.5).abs_().sign_()  # 1 where a half was rounded down; torch.vmap maps no comparison in place
+    return (y if jump == 1 else y * jump).clamp(first, last)
 
 
 def _positive(x: torch.Tensor) -> torch.Tensor:
