@@ -1,10 +1,10 @@
 """Converts a hardened quantized network into an integer network with the same function.
 
-Supported are sequences of layers: convolution or linear, batch normalization, quantized activation, with max or average
-pooling anywhere between them, and optionally a thermometer before the first. Pooling before an activation is applied to
-the sums: average pooling commutes with batch normalization, and max pooling does after channels with negative gamma
-have been negated. The last layer may be unquantized: its weights are converted to fixed point with 24 bits, the
-precision of float32.
+Supported are convolution or linear, batch normalization, quantized activation, with max or average pooling anywhere
+between them, sums of two tensors (see sums.py), and optionally a thermometer before the first layer. Pooling before an
+activation is applied to the sums: average pooling commutes with batch normalization, and max pooling does after
+channels with negative gamma have been negated. The last layer may be unquantized: its weights are converted to fixed
+point with 24 bits, the precision of float32.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import torch
 from torch import fx, nn
 
 from metasched.core.errors import MetaschedError
-from metasched.deploy.folding import Activation, Folding, exact, unit_of, unsupported
-from metasched.deploy.sequence import in_order
+from metasched.deploy.flow import Operation, ZeroChannels, flow
+from metasched.deploy.folding import Activation, Folding, Value, exact, unit_of, unsupported
 from metasched.deploy.stages import (
+    Add,
     Array,
     Convolution,
     Encoding,
@@ -29,10 +31,12 @@ from metasched.deploy.stages import (
     IntegerNetwork,
     Linear,
     MaxPool,
+    PadChannels,
     Pair,
     SumPool,
     Thresholds,
 )
+from metasched.deploy.sums import common_scale, fold_joined, joined
 from metasched.deploy.thresholds import Norm, fold
 from metasched.methods.tensors import LEARNED, LayerQuantizer
 from metasched.models.cutie import Thermometer
@@ -40,6 +44,7 @@ from metasched.network.quantize import QuantizedNetwork, Tensors
 from metasched.network.sites import ActivationSite
 from metasched.quantizers.levels import LevelSet
 
+_NO_SCALE = "put an activation right after the sum, or quantize its branches with one scale, a power of two"
 _SHAPES = "give images of the shape that the model was made for"
 
 
@@ -106,10 +111,10 @@ def folded(
     example: torch.Tensor,
     step: Fraction,
 ) -> IntegerNetwork:
-    """The integer network of a sequence of modules.
+    """The integer network of a network of modules.
 
     Args:
-        network: its modules, in their order.
+        network: is traced, see flow.py.
         tensors: hard parameters and buffers by name.
         weights, activation: see ``Folding``.
         example: input [N, C, H, W]; only its shape is used.
@@ -126,14 +131,60 @@ def folded(
         )
     channels, height, width = example.shape[1:]
     folding = Folding(tensors, weights, activation, (channels, height, width), step)
-    for name, module in in_order(network):
-        stair = isinstance(module, fx.GraphModule) and hasattr(module, "quantization")
-        add = _activation if stair else _HANDLERS.get(type(module))
-        if add is None:
-            raise unsupported(name, f"is a {type(module).__name__}, which has no integer form")
-        add(folding, name, module)
+    values = [folding.value()]
+    for name, operation, inputs in flow(network):
+        first, *second = (values[i + 1] for i in inputs)
+        if second:
+            _add(folding, name, first, *second)
+        else:
+            folding.go_to(first)
+            add = _handler(operation)
+            if add is None:
+                raise unsupported(name, f"is a {type(operation).__name__}, which has no integer form")
+            if folding.joined is not None and add not in (_activation, _max_pool, _skip):
+                raise unsupported(folding.joined.name, f"has no common scale that is exact for {name}", _NO_SCALE)
+            add(folding, name, operation)
+        values.append(folding.value())
     folding.finish()
     return IntegerNetwork((channels, height, width), step, tuple(folding.stages))
+
+
+def _handler(operation: Operation) -> Callable[[Folding, str, Any], None] | None:
+    stair = isinstance(operation, fx.GraphModule) and hasattr(operation, "quantization")
+    return _activation if stair else _HANDLERS.get(type(operation))
+
+
+def _add(folding: Folding, name: str, ours: Value, theirs: Value) -> None:
+    if ours.shape != theirs.shape:
+        raise unsupported(name, f"adds tensors of the shapes {list(ours.shape)} and {list(theirs.shape)}", _SHAPES)
+    for value in (ours, theirs):
+        if value.joined is not None:
+            raise unsupported(value.joined.name, f"has no common scale that is exact for {name}", _NO_SCALE)
+    if theirs.stage == len(folding.stages) - 1:
+        ours, theirs = theirs, ours
+    folding.go_to(ours)
+    reach = ours.largest, theirs.largest
+    found = common_scale(ours.channels, theirs.channels, reach)
+    if found is None:
+        folding.joined = joined(name, ours.channels, theirs.channels, reach)
+        folding.open, multipliers = None, folding.joined.multipliers
+    else:
+        channels, multipliers = found
+        folding.open = None if ours.open is None and theirs.open is None else channels
+        folding.step = channels[0].step
+    folding.largest = max(
+        abs(a) * reach[0] + abs(b) * reach[1] for a, b in zip(*(m.tolist() for m in multipliers), strict=True)
+    )
+    folding.stages.append(Add(name, theirs.stage, *multipliers, folding.largest))
+
+
+def _zero_channels(folding: Folding, name: str, pad: ZeroChannels) -> None:
+    if folding.open is not None or len(folding.shape) != 3:
+        raise unsupported(name, "pads what is not the output of an activation")
+    channels, *size = folding.shape
+    if pad.before or pad.after:
+        folding.stages.append(PadChannels(pad.before, pad.after))
+        folding.shape = (pad.before + channels + pad.after, *size)
 
 
 def _pair(value: int | tuple[int, ...]) -> Pair:
@@ -214,7 +265,7 @@ def _activation(folding: Folding, name: str, module: nn.Module) -> None:
         what = f"computes {module.original.__name__} first" if module.keep else "is called several times"
         raise unsupported(name, f"{what}, which has no integer form so far", "use a ReLU without negative levels")
     quantized = folding.activation(module)
-    if folding.open is None or quantized is None:
+    if (folding.open is None and folding.joined is None) or quantized is None:
         raise unsupported(name, "does not follow a convolution or linear layer")
     levels, unit, low, high = quantized
     # a threshold up to the lower bound is always passed, one above the upper bound never: those levels do not occur
@@ -223,11 +274,16 @@ def _activation(folding: Folding, name: str, module: nn.Module) -> None:
         raise unsupported(name, "has one level only", "set method.activation_levels to more levels")
     seen = levels.levels[inside[0] : inside[-1] + 2]
     finest = unit_of(levels.levels)
-    values = fold(folding.open, [Fraction(levels.thresholds[k]) * unit for k in inside], folding.largest)
+    thresholds = [Fraction(levels.thresholds[k]) * unit for k in inside]
+    if folding.joined is not None:
+        values = fold_joined(folding.joined, thresholds, folding.largest)
+    else:
+        assert folding.open is not None
+        values = fold(folding.open, thresholds, folding.largest)
     integers = tuple(int(q / finest) for q in seen)
     folding.step = unit * finest
     folding.stages.append(Thresholds(name, values, integers, folding.step))
-    folding.open, folding.largest = None, max(map(abs, integers))
+    folding.open, folding.joined, folding.largest = None, None, max(map(abs, integers))
 
 
 def _max_pool(folding: Folding, name: str, module: nn.Module) -> None:
@@ -235,6 +291,8 @@ def _max_pool(folding: Folding, name: str, module: nn.Module) -> None:
     if module.dilation not in (1, (1, 1)) or module.ceil_mode or module.return_indices:
         raise unsupported(name, "is a MaxPool2d with dilation, ceil_mode or return_indices")
     pool = MaxPool(_pair(module.kernel_size), _pair(module.stride), _pair(module.padding))
+    if pool == MaxPool((1, 1), (1, 1), (0, 0)):
+        return
     _, height, width = folding.shape
     folding.shape = (folding.shape[0], *_windows((height, width), list(pool.kernel), pool.stride, pool.padding))
     folding.stages.append(pool)
@@ -301,7 +359,8 @@ def _float_activation(folding: Folding, name: str, module: nn.Module) -> None:
     raise unsupported(name, "is an activation that is not quantized", fix)
 
 
-_HANDLERS: dict[type[nn.Module], Callable[[Folding, str, nn.Module], None]] = {
+_HANDLERS: dict[type[Operation], Callable[[Folding, str, Any], None]] = {
+    ZeroChannels: _zero_channels,
     Thermometer: _thermometer,
     nn.Conv2d: _convolution,
     nn.Linear: _linear,
