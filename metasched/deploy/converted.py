@@ -100,10 +100,11 @@ def twin_of(module: nn.Module, integer: IntegerNetwork) -> Twin:
     double = copy.deepcopy(module).double().eval()
     like = next(double.parameters())
     seen: list[torch.Tensor] = []
-    for m in double.modules():
-        if isinstance(m, fx.GraphModule):
-            m.register_forward_pre_hook(lambda m, inputs: (inputs[0] + float(SLACK),))
-            m.register_forward_hook(lambda m, inputs, output: seen.append(output.clone()))
+    for name, m in module.named_modules():
+        if isinstance(m, fx.GraphModule) and hasattr(m, "quantization"):  # which a copy has lost
+            stair = double.get_submodule(name)
+            stair.register_forward_pre_hook(lambda m, inputs: (inputs[0] + float(SLACK),))
+            stair.register_forward_hook(lambda m, inputs, output: seen.append(output.clone()))
     with torch.no_grad():
         for layer in integer.weighted:
             steps = torch.tensor([float(s) for s in layer.steps], dtype=torch.float64, device=like.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,7 +27,15 @@ class ZeroChannels(NamedTuple):
     after: int
 
 
-Operation = nn.Module | Sum | ZeroChannels
+class Bounded(NamedTuple):
+    """A quantized activation of clip(x, low, high)."""
+
+    activation: nn.Module
+    low: float
+    high: float
+
+
+Operation = nn.Module | Sum | ZeroChannels | Bounded
 
 
 class Step(NamedTuple):
@@ -58,7 +67,7 @@ def flow(network: nn.Module) -> list[Step]:
     except Exception as error:  # whatever the model's forward raises
         raise unsupported("", f"cannot be traced ({type(error).__name__}: {error})") from error
     modules, at, steps = dict(network.named_modules(remove_duplicate=False)), dict[fx.Node, int](), list[Step]()
-    called = set[str]()
+    called, bounded = set[str](), dict[fx.Node, tuple[float, float]]()
     for node in graph.nodes:
         if node.op == "output":
             break
@@ -68,6 +77,10 @@ def flow(network: nn.Module) -> list[Step]:
             continue
         if not node.users:
             raise unsupported(name, f"computes {_function(node)}, which is not used")
+        users = list(node.users)
+        if (bounds := _bounds(node, modules)) and len(users) == 1 and _quantizes(users[0], modules):
+            at[node], bounded[users[0]] = at[node.args[0]], bounds  # the activation bounds its input itself
+            continue
         if node.op == "call_module":
             operation = modules[name]
             if name in called and any(True for _ in (*operation.parameters(), *operation.buffers())):
@@ -81,6 +94,8 @@ def flow(network: nn.Module) -> list[Step]:
             raise unsupported(name, f"computes {_function(node)}, which has no integer form")
         if _rewrites(node, operation) and not _owned(inputs[0], modules):
             raise unsupported(name, f"changes a tensor in place that may be used again ({_function(node)})")
+        if node in bounded and isinstance(operation, nn.Module):
+            operation = Bounded(operation, *bounded[node])
         at[node] = len(steps)
         steps.append(Step(name, operation, tuple(at[x] for x in inputs)))
     result = next(node for node in reversed(graph.nodes) if node.op == "output").args[0]
@@ -122,6 +137,24 @@ def _check(m: nn.Module, name: str) -> None:
     if not _is_leaf(m):
         for key, child in m.named_children():
             _check(child, f"{name}.{key}" if name else key)
+
+
+def _bounds(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[float, float] | None:
+    """The bounds of an activation function of one tensor, which works on a tensor of its own."""
+    if len(node.args) != 1 or node.kwargs.get("inplace"):
+        return None
+    if node.op == "call_module":
+        m = modules[str(node.target)]
+        if isinstance(m, nn.Hardtanh):  # ReLU6 is one
+            return None if m.inplace else (m.min_val, m.max_val)
+        return (0.0, math.inf) if type(m) is nn.ReLU and not m.inplace else None
+    return _CLIPS.get(node.target)
+
+
+def _quantizes(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether a node is a quantized activation without a function of its own."""
+    q = getattr(modules[str(node.target)], "quantization", None) if node.op == "call_module" else None
+    return isinstance(q, dict) and q.get("clip") == (-math.inf, math.inf)
 
 
 def _name(node: fx.Node) -> str:
@@ -172,6 +205,10 @@ def _averaged(input: Any, output_size: Any) -> tuple[Operation, list[Any]]:
     return nn.AdaptiveAvgPool2d(output_size), [input]
 
 
+_CLIPS: dict[Any, tuple[float, float]] = {
+    **dict.fromkeys((F.relu, torch.relu, "relu"), (0.0, math.inf)),
+    F.relu6: (0.0, 6.0),
+}
 _IN_PLACE: tuple[Any, ...] = (operator.iadd, "add_")
 _FUNCTIONS: dict[Any, Callable[..., tuple[Operation | None, list[Any]]]] = {
     **dict.fromkeys((operator.add, torch.add, "add", *_IN_PLACE), _sum),

@@ -19,7 +19,7 @@ import torch
 from torch import fx, nn
 
 from metasched.core.errors import MetaschedError
-from metasched.deploy.flow import Operation, ZeroChannels, flow
+from metasched.deploy.flow import Bounded, Operation, ZeroChannels, flow
 from metasched.deploy.folding import Activation, Folding, Value, exact, unit_of, unsupported
 from metasched.deploy.stages import (
     Add,
@@ -141,7 +141,7 @@ def folded(
             add = _handler(operation)
             if add is None:
                 raise unsupported(name, f"is a {type(operation).__name__}, which has no integer form")
-            if folding.joined is not None and add not in (_activation, _max_pool, _skip):
+            if folding.joined is not None and add not in (_activation, _bounded, _max_pool, _skip):
                 raise unsupported(folding.joined.name, f"has no common scale that is exact for {name}", _NO_SCALE)
             add(folding, name, operation)
         values.append(folding.value())
@@ -260,7 +260,13 @@ def _norm(folding: Folding, name: str, module: nn.Module) -> None:
     folding.open = channels
 
 
-def _activation(folding: Folding, name: str, module: nn.Module) -> None:
+def _bounded(folding: Folding, name: str, bounded: Bounded) -> None:
+    _activation(folding, name, *bounded)
+
+
+def _activation(
+    folding: Folding, name: str, module: nn.Module, lowest: float = -math.inf, highest: float = math.inf
+) -> None:
     if isinstance(module, ActivationSite) and (module.keep or module.name):
         what = f"computes {module.original.__name__} first" if module.keep else "is called several times"
         raise unsupported(name, f"{what}, which has no integer form so far", "use a ReLU without negative levels")
@@ -268,6 +274,7 @@ def _activation(folding: Folding, name: str, module: nn.Module) -> None:
     if (folding.open is None and folding.joined is None) or quantized is None:
         raise unsupported(name, "does not follow a convolution or linear layer")
     levels, unit, low, high = quantized
+    low, high = max(low, lowest), min(high, highest)
     # a threshold up to the lower bound is always passed, one above the upper bound never: those levels do not occur
     inside = [k for k, t in enumerate(levels.thresholds) if low < t * unit <= high]
     if not inside:
@@ -361,6 +368,7 @@ def _float_activation(folding: Folding, name: str, module: nn.Module) -> None:
 
 _HANDLERS: dict[type[Operation], Callable[[Folding, str, Any], None]] = {
     ZeroChannels: _zero_channels,
+    Bounded: _bounded,
     Thermometer: _thermometer,
     nn.Conv2d: _convolution,
     nn.Linear: _linear,

@@ -27,9 +27,16 @@ from metasched.deploy.stages import Add, Branch, IntegerNetwork, PadChannels, Th
 from metasched.deploy.sums import fold_joined, joined
 from metasched.deploy.thresholds import SLACK, Channel, Norm
 from metasched.models import build_model
+from metasched.models.resnet import Block
 
 X = torch.linspace(-2, 2, 12 * 64).sin().reshape(12, 1, 8, 8)
 INT4: dict[str, Any] = {"name": "ste", "levels": "int4", "activation_levels": "int4"}
+
+
+def block() -> nn.Module:
+    """A shortcut without parameters, with fewer pixels and more channels."""
+    stem = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()
+    return nn.Sequential(*stem, Block(4, 6, stride=2), nn.Flatten(), nn.Linear(96, 3))
 
 
 class Downsampling(nn.Module):
@@ -49,6 +56,21 @@ class Downsampling(nn.Module):
         out = self.a(x)
         out += self.down(x)
         return self.head(torch.flatten(self.act(self.after(out)), 1))
+
+
+class Shared(nn.Module):
+    """Two blocks with one activation module that is called three times, and an activation that is a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(i, 4, 3, padding=1) for i in (1, 4, 4))
+        self.norms, self.relu, self.head = nn.ModuleList(nn.BatchNorm2d(4) for _ in "abc"), nn.ReLU(), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.relu(self.norms[0](self.a(x)))
+        x = self.relu(x + self.norms[1](self.b(x)))
+        x = nn.functional.relu(x + self.norms[2](self.c(x)))
+        return self.head(torch.flatten(nn.functional.adaptive_avg_pool2d(x, 1), 1))
 
 
 class OfLevels(nn.Module):
@@ -89,11 +111,13 @@ CASES: dict[str, tuple[Any, dict[str, Any], set[type]]] = {
         {"levels": "ternary", "activation_levels": "ternary"},
         {Add, PadChannels},
     ),
+    "block": (block, {}, {Add, Branch, PadChannels}),
     "downsampling": (Downsampling, {}, {Add, Branch}),
     "downsampling by channel": (Downsampling, {**LEARNED, "granularity": "channel"}, {Add, Branch}),
     "pooling after the sum": (lambda: Downsampling(after=nn.MaxPool2d(2)), {}, {Add, Branch}),
     "without normalization": (lambda: Downsampling(norms=False), {"scale": "pow2"}, {Add, Branch}),
     "average of an exact sum": (lambda: Downsampling(False, nn.AvgPool2d(2)), {"scale": "pow2"}, {Add, Branch}),
+    "shared and functional": (Shared, {}, {Add}),
     "codes and levels": (OfLevels, {}, {Add}),
 }
 
@@ -127,7 +151,10 @@ def test_a_changed_network_is_found(field: str) -> None:
     assert compared(plain, replace(integer, stages=stages))[1].other_integers > 0
 
 
-@pytest.mark.parametrize("case", ["resnet20", "downsampling", "codes and levels", "average of an exact sum"])
+QUICK = ["block", "downsampling", "shared and functional", "codes and levels"]
+
+
+@pytest.mark.parametrize("case", [*QUICK, pytest.param("resnet20", marks=pytest.mark.slow)])
 def test_all_forms_agree_and_are_read_back(case: str, tmp_path: Path) -> None:
     build, method, _ = CASES[case]
     plain = trained(build(), **method)
