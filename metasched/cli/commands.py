@@ -87,7 +87,7 @@ COMMANDS = {
         spread=True,
     ),
     "deploy": Command(
-        "train under a schedule and write the hardened network as integers, packed and as ONNX",
+        "train under a schedule, or take a converted network, and write it as integers, packed and as ONNX",
         deploy.add,
         deploy.run,
     ),

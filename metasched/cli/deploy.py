@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,12 +16,18 @@ from metasched.core.errors import MetaschedError
 if TYPE_CHECKING:
     from metasched.io.run_folder import RunFolder
 
+_SAVED = (".pt", ".pt2", ".pth", ".ckpt")
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
-    parser.usage = "%(prog)s CONFIG [--learn] [options] -o FOLDER [--section.field VALUE ...]"
+    parser.usage = (
+        "%(prog)s CONFIG [--learn] [options] -o FOLDER [--section.field VALUE ...]\n"
+        "       %(prog)s PACKAGE.MODULE:FUNCTION --import PACKAGE -o FOLDER"
+    )
     add_json(parser)
-    parser.add_argument("config", metavar="CONFIG", help="the experiment, a YAML file, or the folder of a run")
+    what = "the experiment, a YAML file, the folder of a run, or a function that returns a converted network and data"
+    parser.add_argument("config", metavar="CONFIG", help=what)
     parser.add_argument(
         "--schedule", metavar="NAME_OR_FILE", help="schedule, by its name or file (default: that of the run)"
     )
@@ -35,7 +42,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Trains under a schedule, which may be learned first, and writes the network in integers."""
+    """Writes a network in integers: one that it trains under a schedule, or a converted one of the user's."""
+    if (what := _own(arguments.config)) is not None:
+        _deploy_own(what, arguments)
+        return
     from metasched.config.load import load_experiment
     from metasched.io.run_folder import RunFolder
 
@@ -62,6 +72,32 @@ def run(arguments: argparse.Namespace) -> None:
         )
     learned = {"run": str(folder.path)} if arguments.learn and folder else {}
     print_result({"folder": arguments.output, **learned, **result}, arguments.json)
+
+
+def _own(config: str) -> str | None:
+    """The argument if it is ``package.module:function``, and None if it is an experiment or a run.
+
+    Raises:
+        MetaschedError: it is a saved module.
+    """
+    if config.endswith(_SAVED):
+        fix = "give `PACKAGE.MODULE:FUNCTION --import PACKAGE`, a function that returns the converted network and data"
+        raise MetaschedError(config, "is a saved module, and loading one may run code that is in the file", fix)
+    return config if re.fullmatch(r"[^\W\d][\w.]*:\w+", config) and not os.path.lexists(config) else None
+
+
+def _deploy_own(where: str, arguments: argparse.Namespace) -> None:
+    for option in ("schedule", "learn", "horizon", "folder", "overrides"):
+        value = getattr(arguments, option)
+        if value != arguments.parser.get_default(option):
+            name = value[0].partition("=")[0] if option == "overrides" else f"--{option}"
+            problem = "has no effect on a converted network, which is not trained again"
+            raise MetaschedError(name, problem, "leave it out")
+    from metasched.commands.deploy import deploy_own
+
+    with console_of(arguments) as console:
+        result = deploy_own(where, Path(arguments.output), console)
+    print_result({"folder": arguments.output, **result}, arguments.json)
 
 
 def _learned(arguments: argparse.Namespace) -> RunFolder:

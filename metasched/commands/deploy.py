@@ -1,14 +1,18 @@
-"""From an experiment and a schedule to a deployed network, in one go."""
+"""From an experiment and a schedule, or from a converted network of one's own, to a deployed network, in one go."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from metasched.config.schema import ProblemConfig
 from metasched.core.errors import MetaschedError
+from metasched.core.imports import find_function
 from metasched.core.randomness import derive_seed
 from metasched.deploy.agreement import float_twin
+from metasched.deploy.converted import deploy as deploy_converted
 from metasched.deploy.files import check_new
 from metasched.deploy.integer import input_step, integer_network
 from metasched.deploy.writing import write_deployed
@@ -70,6 +74,37 @@ def deploy(
     more = {"score_float_input": hardened_score(problem, state, "test")}
     twin = float_twin(network, integer, state.params, buffers)
     return write_deployed(integer, twin, codes, test.y.cpu().numpy(), more, folder, console)
+
+
+def deploy_own(where: str, folder: Path, console: Console) -> dict[str, Any]:
+    """Deploys the converted network that a function of the user's returns; nothing is trained.
+
+    Args:
+        where: ``package.module:function``, which takes no arguments and returns the converted network and the data, as
+            ``metasched.deploy`` takes them; its package must be allowed by ``--import``.
+        folder: is made; nothing is left of it if anything fails.
+        console: where the account is shown.
+
+    Returns:
+        see ``metasched.deploy``.
+
+    Raises:
+        MetaschedError: the function may not be imported, is not there, raises, or returns something else; and what
+            ``metasched.deploy`` raises.
+    """
+    check_new(folder)
+    function = find_function(where, "deploy")
+    try:
+        made = function()
+    except MetaschedError:
+        raise
+    except Exception as error:  # whatever the user's code raises
+        raise MetaschedError("deploy", f"{where} raised {type(error).__name__}: {error}", "mend it") from error
+    if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], nn.Module)):
+        problem = f"{where} returned a {type(made).__name__} that is not a pair of a converted network and data"
+        raise MetaschedError("deploy", problem, "return (metasched.convert(module), images)")
+    module, data = made
+    return deploy_converted(module, data, folder, console)
 
 
 def _require_integers(problem: InnerProblem) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -20,17 +20,8 @@ from metasched.deploy.files import FORMAT
 from metasched.deploy.packing import unpack_bits
 from metasched.deploy.stages import (
     Array,
-    Convolution,
-    Encoding,
-    Flatten,
-    Flip,
     IntegerNetwork,
-    Linear,
-    Logits,
-    MaxPool,
     Stage,
-    SumPool,
-    Thresholds,
 )
 from metasched.io.reading import read_regular
 from metasched.io.strict_json import MAX_BYTES, join, parse, show
@@ -38,10 +29,7 @@ from metasched.io.strict_json import MAX_BYTES, join, parse, show
 MAX_WEIGHTS = 2**28  # size of weights.bin in bytes
 _FIX = "give network.json of a folder that `metasched deploy` has written"
 _FRACTION = re.compile(r"-?(0|[1-9][0-9]{0,399})(/[1-9][0-9]{0,399})?")
-_STAGES: dict[str, type[Stage]] = {
-    kind.__name__.lower(): kind
-    for kind in (Encoding, Convolution, Linear, MaxPool, SumPool, Flip, Thresholds, Flatten, Logits)
-}
+_STAGES: dict[str, type[Stage]] = {kind.__name__.lower(): kind for kind in get_args(Stage)}
 
 
 def read_network(path: str | os.PathLike[str]) -> IntegerNetwork:
@@ -186,10 +174,9 @@ _FIELDS: Mapping[str, Callable[[Any, str], Any]] = {
     "name": _name,
     "steps": _steps,
     "step": _fraction,
-    "reach": _integer,
-    "groups": _integer,
+    **dict.fromkeys(("reach", "groups", "source", "before", "after"), _integer),
     **dict.fromkeys(("stride", "padding", "dilation", "kernel"), lambda value, place: _integers(value, place, 2)),
-    **dict.fromkeys(("low", "high", "sign", "multiplier", "offset"), _vector),
+    **dict.fromkeys(("low", "high", "sign", "multiplier", "offset", "ours", "theirs"), _vector),
     **dict.fromkeys(("values", "rows", "columns"), _matrix),
     "levels": _integers,
     "on_levels": _truth,

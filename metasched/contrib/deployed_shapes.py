@@ -9,7 +9,9 @@ import numpy as np
 
 from metasched.core.errors import MetaschedError
 from metasched.deploy.stages import (
+    Add,
     Array,
+    Branch,
     Convolution,
     Encoding,
     Flatten,
@@ -18,6 +20,7 @@ from metasched.deploy.stages import (
     Linear,
     Logits,
     MaxPool,
+    PadChannels,
     Stage,
     SumPool,
     Thresholds,
@@ -48,13 +51,15 @@ def check_shapes(network: IntegerNetwork) -> None:
     if not network.stages or not isinstance(network.stages[-1], Logits):
         raise MetaschedError("stages", "do not end with logits", "export the network again")
     flow = Flow(network.image, _CODES)
+    flows = [flow]
     if min(network.image) < 1 or math.prod(network.image) > LARGEST_IMAGE:
         raise MetaschedError("image", f"must have 1 to {LARGEST_IMAGE} elements, got {network.image}", "correct it")
     for i, stage in enumerate(network.stages):
         try:
             _require(isinstance(stage, Logits) == (i == len(network.stages) - 1), "stage", "is logits before the end")
             _require(i == 0 or not isinstance(stage, Encoding), "stage", "is an encoding, but not the first stage")
-            flow = _after(stage, flow)
+            flow = _after(stage, flow, flows)
+            flows.append(flow)
             sized = min(flow.shape) >= 1 and math.prod(flow.shape) <= LARGEST_IMAGE
             _require(sized, "stage", f"has an output of {'x'.join(map(str, flow.shape))}, too large")
             _require(flow.largest < _EXACT, "stage", "has integers that doubles cannot represent exactly")
@@ -68,10 +73,10 @@ def _require(holds: bool, field: str, why: str) -> None:
         raise _Misfit(field, why)
 
 
-def _after(stage: Stage, flow: Flow) -> Flow:
+def _after(stage: Stage, flow: Flow, flows: list[Flow]) -> Flow:
     channels, *size = flow.shape
     flat = isinstance(stage, Linear | Logits)
-    either = isinstance(stage, Flip | Thresholds | Flatten)
+    either = isinstance(stage, Flip | Thresholds | Flatten | Branch | Add)
     _require(either or flat == (not size), "stage", "is for images" if not flat else "is for vectors")
     match stage:
         case Encoding(low=low, high=high):
@@ -93,6 +98,20 @@ def _after(stage: Stage, flow: Flow) -> Flow:
             largest = flow.largest * int(rows[0].sum()) * int(columns[0].sum())
             _require(reach == largest, "reach", f"must be {largest}, got {reach}")
             return Flow((channels, len(rows), len(columns)), largest)
+        case Branch(source=source):
+            return _earlier(source, flows)
+        case Add(source=source, ours=ours, theirs=theirs, reach=reach):
+            other = _earlier(source, flows)
+            _require(other.shape == flow.shape, "source", f"puts out {other.shape}, not {flow.shape}")
+            fit = len(ours) == len(theirs) == channels
+            _require(fit, "ours", f"must, as theirs, be one for each of {channels} channels")
+            pairs = zip(ours.tolist(), theirs.tolist(), strict=True)
+            largest = max(abs(a) * flow.largest + abs(b) * other.largest for a, b in pairs)
+            _require(reach == largest, "reach", f"must be {largest}, got {reach}")
+            return Flow(flow.shape, largest)
+        case PadChannels(before=before, after=after):
+            _require(0 <= min(before, after) and max(before, after) <= LARGEST_IMAGE, "before", "must not be negative")
+            return Flow((before + channels + after, *size), flow.largest)
         case Flip(sign=sign):
             _require(len(sign) == channels and bool((np.abs(sign) == 1).all()), "sign", f"must be {channels} signs")
             return flow
@@ -107,6 +126,11 @@ def _after(stage: Stage, flow: Flow) -> Flow:
             fit = len(multiplier) == len(offset) == channels
             _require(fit, "multiplier", f"must, as the offsets, be one for each of {channels} scores")
             return Flow(flow.shape, _top(multiplier) * flow.largest + _top(offset))
+
+
+def _earlier(source: int, flows: list[Flow]) -> Flow:
+    _require(-1 <= source < len(flows) - 1, "source", f"must be from -1 to {len(flows) - 2}, got {source}")
+    return flows[source + 1]
 
 
 def _convolved(stage: Convolution, flow: Flow) -> Flow:

@@ -100,10 +100,11 @@ def twin_of(module: nn.Module, integer: IntegerNetwork) -> Twin:
     double = copy.deepcopy(module).double().eval()
     like = next(double.parameters())
     seen: list[torch.Tensor] = []
-    for m in double.modules():
-        if isinstance(m, fx.GraphModule):
-            m.register_forward_pre_hook(lambda m, inputs: (inputs[0] + float(SLACK),))
-            m.register_forward_hook(lambda m, inputs, output: seen.append(output.clone()))
+    for name, m in module.named_modules():
+        if isinstance(m, fx.GraphModule) and hasattr(m, "quantization"):  # which a copy has lost
+            stair = double.get_submodule(name)
+            stair.register_forward_pre_hook(lambda m, inputs: (inputs[0] + float(SLACK),))
+            stair.register_forward_hook(lambda m, inputs, output: seen.append(output.clone()))
     with torch.no_grad():
         for layer in integer.weighted:
             steps = torch.tensor([float(s) for s in layer.steps], dtype=torch.float64, device=like.device)
@@ -120,14 +121,28 @@ def twin_of(module: nn.Module, integer: IntegerNetwork) -> Twin:
 
 
 def _gathered(data: Data) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """All images [N, C, H, W], and their classes [N] where every batch has them."""
+    """All images [N, C, H, W], and their classes [N] where every batch has them.
+
+    Raises:
+        MetaschedError: there are none, or their shapes or numbers do not fit.
+    """
     if isinstance(data, torch.Tensor):
         return data, None
-    images, labels = [], []
-    for batch in data:
-        pair = batch if isinstance(batch, Sequence) else [batch]
-        images.append(pair[0])
-        labels += pair[1:2]
-    if not images or not all(isinstance(x, torch.Tensor) for x in images):
-        raise MetaschedError("data", "has no batches of images", "give a tensor [N, C, H, W], or batches of them")
-    return torch.cat(images), torch.cat(labels) if len(labels) == len(images) else None
+    if not isinstance(data, Iterable):
+        raise _not_images(f"is of type {type(data).__name__}")
+    batches = [batch if isinstance(batch, Sequence) else [batch] for batch in data]
+    images = [batch[0] for batch in batches if batch]
+    if not images or not all(isinstance(x, torch.Tensor) and x.ndim == 4 for x in images):
+        raise _not_images("has no batches of images")
+    if len(shapes := {tuple(x.shape[1:]) for x in images}) > 1:
+        raise _not_images(f"has images of the shapes {', '.join(map(str, sorted(shapes)))}")
+    if not all(len(batch) > 1 for batch in batches):
+        return torch.cat(images), None
+    for x, (_, y, *_) in zip(images, batches, strict=True):
+        if not isinstance(y, torch.Tensor) or y.shape != x.shape[:1]:
+            raise MetaschedError("data", "has classes that are not one number for each image", "give a tensor [N]")
+    return torch.cat(images), torch.cat([batch[1] for batch in batches])
+
+
+def _not_images(problem: str) -> MetaschedError:
+    return MetaschedError("data", problem, "give a tensor [N, C, H, W], or batches of them")

@@ -22,7 +22,9 @@ import numpy.typing as npt
 
 from metasched.deploy import simulator
 from metasched.deploy.stages import (
+    Add,
     Array,
+    Branch,
     Convolution,
     Encoding,
     Flatten,
@@ -31,6 +33,7 @@ from metasched.deploy.stages import (
     Linear,
     Logits,
     MaxPool,
+    PadChannels,
     Stage,
     SumPool,
     Thresholds,
@@ -39,6 +42,8 @@ from metasched.io.json_text import json_text
 
 CHANNELS, KERNEL, LAYERS, IMAGE, THRESHOLD_BITS = 96, 3, 8, 64, 11
 LIMITS = {"channels": CHANNELS, "kernel": KERNEL, "layers": LAYERS, "image": IMAGE, "threshold_bits": THRESHOLD_BITS}
+
+_RESIDUAL = "a residual branch"
 
 
 @dataclass
@@ -155,6 +160,9 @@ def _read(layer: _Layer, stage: Stage) -> None:
         config |= {"pooling": True, "pool_type": "max" if maximum else "avg", "pool_k": kernel}
         if not maximum and not _is_even(stage):
             layer.problems.append("average pooling over windows of different sizes")
+    elif isinstance(stage, Branch | Add | PadChannels):
+        if _RESIDUAL not in layer.problems:
+            layer.problems.append(_RESIDUAL)
     elif isinstance(stage, Thresholds):
         if stage.levels not in ((-1, 0, 1), (-1, 1)):
             layer.problems.append(f"activations on the levels {stage.levels}")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -14,11 +14,14 @@ from torch import nn
 
 from metasched.core.errors import MetaschedError
 from metasched.core.layer import weight_key
-from metasched.deploy.stages import Array, Logits, Stage
+from metasched.deploy.stages import Array, Branch, Logits, Stage
 from metasched.deploy.thresholds import Channel
 from metasched.network.quantize import Tensors
 from metasched.quantizers.levels import LevelSet
 from metasched.quantizers.stair import hard
+
+if TYPE_CHECKING:
+    from metasched.deploy.sums import Joined
 
 FIXED_POINT_BITS = 24  # of weights that are not quantized, without the sign
 _LOGIT_BITS = 50  # doubles, which runtimes without 64-bit integers use, are exact to 53 bits
@@ -27,7 +30,7 @@ _FINEST = 2**8  # levels that are not multiples of 1 / 2^8 do not fit in 8 bits
 
 def unsupported(name: str, problem: str, fix: str = "") -> MetaschedError:
     """The error for a layer that has no integer form."""
-    known = "deploy a sequence of Conv2d or Linear, BatchNorm, activation and pooling modules"
+    known = "deploy Conv2d, Linear, BatchNorm, activations, poolings and sums of two tensors"
     return MetaschedError(f"model.{name}" if name else "model", problem, fix or known)
 
 
@@ -40,6 +43,22 @@ class Activation(NamedTuple):
     high: float = math.inf
 
 
+class Value(NamedTuple):
+    """A tensor of the network: the stage that puts it out, and what its integers mean, see ``Folding``."""
+
+    stage: int
+    shape: tuple[int, ...]
+    step: Fraction
+    largest: int
+    open: list[Channel] | None
+    joined: Joined | None
+
+    @property
+    def channels(self) -> list[Channel]:
+        """The meaning of the integers of each channel."""
+        return self.open or [Channel(self.step, Fraction(0), None)] * self.shape[0]
+
+
 @dataclass
 class Folding:
     """The stages so far, and the meaning of the integers that the last stage outputs.
@@ -48,7 +67,8 @@ class Folding:
     ``activation`` tells what a module puts out, None for one that is not quantized.
 
     If ``open`` is None, the integers are levels or codes, and an integer y means step * y. Otherwise they are sums that
-    are not quantized by an activation yet, and ``open`` gives the meaning for each channel.
+    are not quantized by an activation yet, and ``open`` gives the meaning for each channel. ``joined`` is that of a sum
+    of two branches in fixed point.
     """
 
     tensors: Tensors
@@ -59,6 +79,17 @@ class Folding:
     largest: int = 128
     stages: list[Stage] = field(default_factory=list)
     open: list[Channel] | None = None
+    joined: Joined | None = None
+
+    def value(self) -> Value:
+        """What the last stage puts out."""
+        return Value(len(self.stages) - 1, self.shape, self.step, self.largest, self.open, self.joined)
+
+    def go_to(self, value: Value) -> None:
+        """Makes an earlier value that of the last stage."""
+        if value.stage != len(self.stages) - 1:
+            self.stages.append(Branch(value.stage))
+        _, self.shape, self.step, self.largest, self.open, self.joined = value
 
     def weight(self, name: str) -> tuple[Array, tuple[Fraction, ...], bool]:
         """Integer weights of a layer, the real value of 1 for each output, and whether the weights are on levels."""

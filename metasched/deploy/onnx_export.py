@@ -1,8 +1,8 @@
 """Exports the integer network to ONNX with low-bit storage, and runs it with onnxruntime.
 
 Weights are INT2, INT4 or INT8 initializers behind DequantizeLinear of scale 1 (opset 25, IR version 13). All tensors
-contain integers that float32 represents exactly, up to 2^24; class scores are integers that float64 represents exactly.
-So the outputs equal those of the simulator bit for bit, in any order of summation.
+contain integers that float32 represents exactly, up to 2^24; residual sums in fixed point and class scores are integers
+that float64 represents exactly. So the outputs equal those of the simulator bit for bit, in any order of summation.
 
 Linear layers are Gemm nodes. onnxruntime replaces DequantizeLinear and MatMul by one kernel, with 8-bit activations by
 default; for INT2 weights with a single scale, the result of that kernel varies between calls (1.31.1). It does not
@@ -25,7 +25,9 @@ import numpy.typing as npt
 from metasched.core.errors import MetaschedError
 from metasched.deploy.packing import pack_bits, storage_bits
 from metasched.deploy.stages import (
+    Add,
     Array,
+    Branch,
     Convolution,
     Encoding,
     Flatten,
@@ -34,6 +36,7 @@ from metasched.deploy.stages import (
     Linear,
     Logits,
     MaxPool,
+    PadChannels,
     Stage,
     SumPool,
     Thresholds,
@@ -68,18 +71,18 @@ def onnx_model(network: IntegerNetwork, *, all_outputs: bool = False, qonnx: boo
     inverse = graph.constant(np.float32(1 / network.step))
     low, high = graph.constant(np.float32(-128)), graph.constant(np.float32(127))
     x = graph.node("Clip", [graph.node("Round", [graph.node("Mul", ["images", inverse])]), low, high])
-    staged: list[tuple[str, list[None]]] = []
+    graph.staged.append((x, False))
     for stage in network.stages:
         x = _STAGES[type(stage)](graph, stage, x)
-        staged.append((x, [None] * (2 if graph.flat else 4)))
+        graph.staged.append((x, graph.flat))
     graph.nodes.append(onnx.helper.make_node("Identity", [x], ["logits"]))
     info, batch = onnx.helper.make_tensor_value_info, "batch"
     float32, int64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
     outputs = [info("logits", int64, [batch, len(_logits(network).offset)])]
     if all_outputs:
-        for i, (name, shape) in enumerate(staged):
+        for i, (name, flat) in enumerate(graph.staged[1:]):
             graph.nodes.append(onnx.helper.make_node("Cast", [name], [f"stage{i}"], to=int64))
-            outputs.append(info(f"stage{i}", int64, shape))
+            outputs.append(info(f"stage{i}", int64, [None] * (2 if flat else 4)))
     made = onnx.helper.make_graph(
         graph.nodes, PRODUCER, [info("images", float32, [batch, *network.image])], outputs, graph.tensors
     )
@@ -179,6 +182,8 @@ class _Graph:
         self.nodes: list[Any] = []
         self.tensors: list[Any] = []
         self.flat = False  # [N, C] and not [N, C, H, W]
+        self.staged: list[tuple[str, bool]] = []  # the codes and the output of each stage, and whether it is flat
+        self.double = set[str]()  # tensors of float64
 
     def node(self, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
         name = f"y{len(self.nodes)}"
@@ -190,8 +195,9 @@ class _Graph:
         self.tensors.append(self.onnx.numpy_helper.from_array(np.asarray(values), name))
         return name
 
-    def per_channel(self, values: npt.NDArray[Any]) -> str:
-        values = values.astype(np.float32)
+    def per_channel(self, values: npt.NDArray[Any], x: str = "") -> str:
+        """Values [C] in the type of a tensor."""
+        values = values.astype(np.float64 if x in self.double else np.float32)
         return self.constant(values if self.flat else values[:, None, None])
 
     def weight(self, name: str, values: Array) -> str:
@@ -261,13 +267,39 @@ def _linear(graph: _Graph, stage: Linear, x: str) -> str:
 
 def _max_pool(graph: _Graph, stage: MaxPool, x: str) -> str:
     (ph, pw), (kernel, strides) = stage.padding, (stage.kernel, stage.stride)
-    return graph.node("MaxPool", [x], kernel_shape=kernel, strides=strides, pads=[ph, pw, ph, pw])
+    pooled = graph.node("MaxPool", [x], kernel_shape=kernel, strides=strides, pads=[ph, pw, ph, pw])
+    if x in graph.double:
+        graph.double.add(pooled)
+    return pooled
 
 
 def _sum_pool(graph: _Graph, stage: SumPool, x: str) -> str:
     _check_reach(stage)
     rows, columns = (graph.constant(m.astype(np.float32)) for m in (stage.rows, stage.columns.T))
     return graph.node("MatMul", [graph.node("MatMul", [rows, x]), columns])
+
+
+def _branch(graph: _Graph, stage: Branch, x: str) -> str:
+    x, graph.flat = graph.staged[stage.source + 1]
+    return x
+
+
+def _add(graph: _Graph, stage: Add, x: str) -> str:
+    pair = [x, graph.staged[stage.source + 1][0]]
+    if stage.reach > _EXACT:
+        pair = [graph.cast(y, "DOUBLE") for y in pair]
+        graph.double |= {*pair}
+    scaled = [
+        graph.node("Mul", [y, graph.per_channel(m, y)]) for y, m in zip(pair, (stage.ours, stage.theirs), strict=True)
+    ]
+    total = graph.node("Add", scaled)
+    if stage.reach > _EXACT:
+        graph.double.add(total)
+    return total
+
+
+def _pad_channels(graph: _Graph, stage: PadChannels, x: str) -> str:
+    return graph.node("Pad", [x, graph.constant(np.array([0, stage.before, 0, 0, 0, stage.after, 0, 0]))])
 
 
 def _flip(graph: _Graph, stage: Flip, x: str) -> str:
@@ -277,7 +309,7 @@ def _flip(graph: _Graph, stage: Flip, x: str) -> str:
 def _thresholds(graph: _Graph, stage: Thresholds, x: str) -> str:
     total = None
     for t, low, high in zip(stage.values.T, stage.levels, stage.levels[1:], strict=False):
-        passed = graph.cast(graph.node("GreaterOrEqual", [x, graph.per_channel(t)]), "FLOAT")
+        passed = graph.cast(graph.node("GreaterOrEqual", [x, graph.per_channel(t, x)]), "FLOAT")
         if high - low != 1:
             passed = graph.node("Mul", [passed, graph.constant(np.float32(high - low))])
         total = passed if total is None else graph.node("Add", [total, passed])
@@ -301,6 +333,9 @@ _STAGES: dict[type[Stage], Any] = {
     Linear: _linear,
     MaxPool: _max_pool,
     SumPool: _sum_pool,
+    Branch: _branch,
+    Add: _add,
+    PadChannels: _pad_channels,
     Flip: _flip,
     Thresholds: _thresholds,
     Flatten: _flatten,

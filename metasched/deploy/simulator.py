@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from metasched.deploy.stages import (
+    Add,
     Array,
+    Branch,
     Convolution,
     Encoding,
     Flatten,
@@ -16,6 +18,7 @@ from metasched.deploy.stages import (
     Linear,
     Logits,
     MaxPool,
+    PadChannels,
     Stage,
     SumPool,
     Thresholds,
@@ -32,14 +35,16 @@ def run(network: IntegerNetwork, codes: Array) -> Array:
 
 def outputs(network: IntegerNetwork, codes: Array) -> Iterator[Array]:
     """The output of each stage, int64 [N, ...], for codes, int64 [N, C, H, W]."""
-    y = codes
-    for stage in network.stages:
-        y = apply(stage, y)
+    y, again = codes, {s.source for s in network.stages if isinstance(s, Branch | Add)}
+    seen: list[Array | None] = [codes]
+    for i, stage in enumerate(network.stages):
+        y = apply(stage, y, seen)
+        seen.append(y if i in again else None)
         yield y
 
 
-def apply(stage: Stage, y: Array) -> Array:
-    """Applies one stage to a batch, int64 [N, ...]."""
+def apply(stage: Stage, y: Array, seen: Sequence[Array | None] = ()) -> Array:
+    """Applies one stage to a batch, int64 [N, ...]; ``seen`` has the codes and the outputs that are read again."""
     match stage:
         case Encoding():
             return _encode(stage, y)
@@ -51,6 +56,13 @@ def apply(stage: Stage, y: Array) -> Array:
             return _max_pool(stage, y)
         case SumPool():
             return stage.rows @ y @ stage.columns.T
+        case Branch():
+            return _earlier(seen, stage.source)
+        case Add():
+            z = _earlier(seen, stage.source)
+            return _per_channel(stage.ours, y) * y + _per_channel(stage.theirs, z) * z
+        case PadChannels():
+            return np.pad(y, ((0, 0), (stage.before, stage.after), (0, 0), (0, 0)))
         case Flip():
             return _per_channel(stage.sign, y) * y
         case Thresholds():
@@ -67,6 +79,12 @@ def _encode(stage: Encoding, y: Array) -> Array:
     low, high = (t.reshape(-1, 1, 1, 1) for t in (stage.low, stage.high))
     trits = (y[:, None] >= high).astype(np.int64) - (y[:, None] < low)
     return trits.reshape(n, len(stage.low) * channels, height, width)
+
+
+def _earlier(seen: Sequence[Array | None], source: int) -> Array:
+    found = seen[source + 1]
+    assert found is not None, source
+    return found
 
 
 def _per_channel(values: Array, y: Array) -> Array:

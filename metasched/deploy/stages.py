@@ -2,6 +2,9 @@
 
     images -> codes (-> trits) -> (weighted sum -> pooling -> thresholds)* -> logits
 
+Each stage reads the output of the one before it; a residual network goes back to an earlier one by ``Branch``, and adds
+one by ``Add``.
+
 An integer y represents the real number step * y; the stages use only the integers.
 """
 
@@ -99,6 +102,43 @@ class SumPool:
     reach: int
 
 
+@dataclass(frozen=True)
+class Branch:
+    """The output of an earlier stage again.
+
+    Attributes:
+        source: index of that stage; -1: the codes.
+    """
+
+    source: int
+
+
+@dataclass(frozen=True, eq=False)
+class Add:
+    """ours * y + theirs * z for each channel, where z is the output of an earlier stage.
+
+    Attributes:
+        name: of the sum.
+        source: index of the stage that puts out z; -1: the codes.
+        ours, theirs: multipliers that put both on one scale, [C].
+        reach: largest possible absolute value of a sum.
+    """
+
+    name: str
+    source: int
+    ours: Array
+    theirs: Array
+    reach: int
+
+
+@dataclass(frozen=True)
+class PadChannels:
+    """[N, C, H, W] to [N, before + C + after, H, W], with channels of zeros."""
+
+    before: int
+    after: int
+
+
 @dataclass(frozen=True, eq=False)
 class Flip:
     """Negates the channels whose normalization has a negative gamma, so that all following stages are nondecreasing.
@@ -146,7 +186,20 @@ class Logits:
     step: Fraction
 
 
-Stage = Encoding | Convolution | Linear | MaxPool | SumPool | Flip | Thresholds | Flatten | Logits
+Stage = (
+    Encoding
+    | Convolution
+    | Linear
+    | MaxPool
+    | SumPool
+    | Branch
+    | Add
+    | PadChannels
+    | Flip
+    | Thresholds
+    | Flatten
+    | Logits
+)
 
 
 @dataclass(frozen=True, eq=False)
