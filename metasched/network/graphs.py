@@ -42,7 +42,11 @@ def replace_sites(network: nn.Module, stairs: Stairs) -> None:
 def traced_whole(network: nn.Module, stairs: Stairs) -> nn.Module:
     """The network as one graph; raises what torch.fx raises where it cannot trace it."""
     redirecting = prepared(network, network, stairs)
-    return _traced(network, "", redirecting, {caller for caller, _ in redirecting.sites})
+    made = _traced(network, "", redirecting, {caller for caller, _ in redirecting.sites})
+    for m in list(made.modules()):  # torch.fx keeps some that its graph does not call
+        for key in [key for key, child in m._modules.items() if isinstance(child, ActivationSite)]:
+            del m._modules[key]
+    return made
 
 
 def traced_by_callers(network: nn.Module, stairs: Stairs) -> nn.Module:
