@@ -72,6 +72,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     """,
     "network/test_own_loops.py": "network/identity network/recomputing network/starts",
     "deploy/test_converted.py": "deploy/writing",
+    "network/test_convert_functions.py": "network/exported network/graphs network/inputs",
     "network/test_convert.py": "network/plain network/staircase",
     "network/test_prepare.py": """
         network/damping network/fitting network/hosting network/playing network/sharding network/thawing

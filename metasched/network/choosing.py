@@ -198,7 +198,7 @@ def _install(module: nn.Module, flow: Flow, sites: dict[Use, Site]) -> None:
                 found = (sites.get(use, Site(None)) for use in sorted(calls, key=lambda use: use.index))
                 told[caller, what if is_module else f"{what}()"] = tuple(found)
     if told:
-        redirecting = Redirecting(told, compute)
+        redirecting = Redirecting(told, compute, flow.inputs)
         redirecting.watch(
             module, {name for name, m in module.named_modules() if isinstance(m, ActivationSite)} | {*several}
         )

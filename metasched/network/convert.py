@@ -34,6 +34,11 @@ def convert(module: nn.Module, calibrate: Calibration | None = None) -> nn.Modul
     of it needs the model's own code and torch, and running it torch alone; ``torch.export``, ``torch.jit.trace`` and
     ``torch.onnx.export`` record it.
 
+    Where activations are functions, or modules that are called several times, the network or the modules that call them
+    become graphs of torch.fx. Where torch.fx cannot trace these, the network becomes the graph that torch.export
+    records for inputs like the example of ``prepare``, equal up to rounding; a warning says so, and which sizes are
+    fixed.
+
     Args:
         module: what ``prepare`` has returned, also in a wrapper such as DistributedDataParallel or AveragedModel.
         calibrate: batches of the training data, for which batch normalization is estimated anew in the hard network: as
@@ -42,8 +47,8 @@ def convert(module: nn.Module, calibrate: Calibration | None = None) -> nn.Modul
             which were gathered while the network was not hard.
 
     Raises:
-        MetaschedError: the module does not come from ``prepare``, there are no batches, or a method of one's own
-            computes activations itself.
+        MetaschedError: the module does not come from ``prepare``, there are no batches, a method of one's own computes
+            activations itself, or activations are functions, and nothing can trace the network.
     """
     while (inner := _WRAPPERS.get(type(module).__name__)) is not None:
         module = getattr(module, inner)

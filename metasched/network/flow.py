@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from metasched.core.errors import MetaschedError
+from metasched.network.inputs import Inputs
 from metasched.network.kinds import ActivationKind
 
 Example = torch.Tensor | tuple[Any, ...] | Mapping[str, Any] | Callable[[Any], object]
@@ -55,6 +56,7 @@ class Flow:
         reused: activations in place, whose input is used again under its old name.
         functions: activations of other kinds, as ``name (type, function)``.
         modules: names of all modules that ran.
+        inputs: of the pass; None if they are more than tensors and plain values.
     """
 
     ran: list[Unit] = field(default_factory=list)
@@ -67,6 +69,7 @@ class Flow:
     functions: dict[str, None] = field(default_factory=dict)
     modules: set[str] = field(default_factory=set)
     lost: bool = False
+    inputs: Inputs | None = None
 
     def name(self, unit: Unit) -> str:
         """What rules and tables call it: ``act``, its second call ``act#2``, a function ``block.relu()``."""

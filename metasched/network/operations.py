@@ -27,7 +27,7 @@ def operations(module: nn.Module, run: Callable[[nn.Module], object]) -> Counter
         run: runs the pass.
     """
     counting = _Counting({p.untyped_storage().data_ptr(): name for name, p in module.named_parameters() if p.dim() > 1})
-    with torch.no_grad(), _without_fused_layers(), counting:
+    with torch.no_grad(), without_fused_layers(), counting:
         run(module)
     return counting.found
 
@@ -55,7 +55,7 @@ class _Counting(TorchDispatchMode):
 
 
 @contextmanager
-def _without_fused_layers() -> Iterator[None]:
+def without_fused_layers() -> Iterator[None]:
     """Torch's fused transformer layers hide what they compute."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

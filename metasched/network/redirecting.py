@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointFunction
 
 from metasched.core.errors import MetaschedError
+from metasched.network.inputs import Inputs
 from metasched.network.kinds import BY_FUNCTION
 
 if TYPE_CHECKING:
@@ -51,11 +52,14 @@ class Redirecting:
     Attributes:
         sites: caller and what it calls -> its calls in the order of a pass.
         compute: what a site computes: ``compute(site, function, input)``.
+        inputs: of the example; None if they are more than tensors and plain values.
         calls: as ``ActivationSite.calls``.
     """
 
-    def __init__(self, sites: Mapping[Key, tuple[Site, ...]], compute: Callable[..., torch.Tensor]) -> None:
-        self.sites, self.compute = dict(sites), compute
+    def __init__(
+        self, sites: Mapping[Key, tuple[Site, ...]], compute: Callable[..., torch.Tensor], inputs: Inputs | None
+    ) -> None:
+        self.sites, self.compute, self.inputs = dict(sites), compute, inputs
         self.calls: Calls | None = None
         self.catches = any(what.endswith("()") for _, what in self.sites)
         self.quiet = False  # while an activation computes its own function
@@ -63,13 +67,13 @@ class Redirecting:
         self._mode: _Catching | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Redirecting:
-        made = Redirecting(self.sites, self.compute)
+        made = Redirecting(self.sites, self.compute, self.inputs)
         memo[id(self)] = made
         made.calls = copy.deepcopy(self.calls, memo)
         return made
 
     def __reduce__(self) -> Any:
-        return Redirecting, (self.sites, self.compute), {"calls": self.calls}
+        return Redirecting, (self.sites, self.compute, self.inputs), {"calls": self.calls}
 
     def watch(self, root: nn.Module, without: set[str]) -> None:
         """Keeps account of the modules of a network that run; ``without``: names of its activation sites."""
@@ -154,6 +158,11 @@ def _checkpoint() -> object:
 def redirecting_of(module: nn.Module) -> Redirecting | None:
     """What finds the sites of a network's module that are told apart by their calls; None if there are none."""
     return getattr(module, _ATTRIBUTE, None)
+
+
+def forget(module: nn.Module) -> None:
+    """Removes from a network's module what finds its sites."""
+    module.__dict__.pop(_ATTRIBUTE, None)
 
 
 def _enter(redirecting: Redirecting, name: str, module: nn.Module, inputs: Any) -> None:

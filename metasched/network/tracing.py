@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from metasched.network.flow import Example, Flow, Unit, Use, layer_name, run_example
+from metasched.network.inputs import Inputs
 from metasched.network.kinds import BY_FUNCTION, ActivationKind, activation_kind, weight_kind, weights_of
 
 _INPUT = ""  # the tag of the network's inputs
@@ -94,6 +95,8 @@ class _Tracing(TorchFunctionMode):
             self._takes(use, (args, kwargs))
         self.stack.append(_Frame(name, module, Counter(), use))
         if not name:
+            given = Inputs(args, kwargs)
+            self.flow.inputs = given if given.known else None
             for tensor in _tensors((args, kwargs)):
                 self.tags[tensor] = frozenset((_INPUT,))
         for unit, weight in _layers(name, module):
