@@ -14,7 +14,7 @@ from torch import nn
 
 from metasched import MethodConfig, prepare
 
-X = torch.linspace(-2, 2, 8 * 64).sin().reshape(8, 1, 8, 8)
+X = torch.linspace(-2, 2, 8 * 64, dtype=torch.float64).sin().reshape(8, 1, 8, 8)
 CASES: list[dict[str, Any]] = [
     {"name": "inq"},
     {"name": "ste", "scale": "learned", "activation_scale": "learned"},
