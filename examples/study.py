@@ -24,6 +24,7 @@ _PIXELS, _LABELS = load_digits(return_X_y=True)
 X, Y = torch.tensor(_PIXELS, dtype=torch.float32) / 16, torch.tensor(_LABELS)
 PARTS = {"train": slice(0, 900), "validation": slice(900, 1200), "test": slice(1200, None)}
 RECIPE = metasched.MethodConfig(name="widths")
+RATE = 1e-2  # of the optimizer
 
 
 def model() -> nn.Module:
@@ -34,7 +35,7 @@ def fit(model: nn.Module, player: Player, seed: int, steps: int) -> None:
     """Any loop: all that is new is ``player.step()`` after that of the optimizer."""
     x, y = X[PARTS["train"]], Y[PARTS["train"]]
     draws = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
     for _ in range(steps):
         batch = torch.randint(len(x), (64,), generator=draws)
         loss = F.cross_entropy(model(x[batch]), y[batch]) + player.penalty()

@@ -1,5 +1,10 @@
 #!/usr/bin/env python
-"""Inspects well-known networks under joint: experiments/results/zoo.json, and the table of docs/models.md."""
+"""Inspects well-known networks under joint: experiments/results/zoo.json, and the table of docs/models.md.
+
+    python scripts/zoo.py
+
+Nothing is trained: the shares follow from the shapes of the networks, which the versions below decide.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,7 @@ import torch
 from torch import nn
 
 from metasched import Inspection, inspect
+from metasched.io.environment import version
 
 ROOT = Path(__file__).parents[1]
 TORCHVISION = """
@@ -25,7 +31,7 @@ PIXELS = {"vit_b_16": 224}
 
 def main() -> None:
     """Writes both files."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("names", nargs="*", help="networks; default: all")
     wanted = parser.parse_args().names
     rows = []
@@ -33,8 +39,11 @@ def main() -> None:
         model, args, kwargs = _vision(name) if name in TORCHVISION else _transformer(name)
         rows.append({"network": name, **_row(inspect(model, "joint", *args, **kwargs))})
         print(name, rows[-1])
-    (ROOT / "experiments/results/zoo.json").write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
-    (ROOT / "docs/tables/zoo.md").write_text(_table(rows), "utf-8")
+    versions = {package: version(package) for package in ("metasched", "torch", "torchvision", "transformers")}
+    result = {"command": "python scripts/zoo.py", "versions": versions, "networks": rows}
+    (ROOT / "experiments/results/zoo.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    made = ", ".join(f"{package} {number}" for package, number in versions.items())
+    (ROOT / "docs/tables/zoo.md").write_text(f"By `{result['command']}` with {made}.\n\n{_table(rows)}", "utf-8")
 
 
 def _vision(name: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:

@@ -80,7 +80,7 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
             console.note(f"{experiment.name}: {experiment.method.name} on {problem.task.name}, {problem.steps} steps")
             for line in problem.network.describe().splitlines():
                 console.note(f"  {line}")
-            experiment, rate = with_best_rate(experiment, given, cells, tracker, console)
+            experiment, rate = with_best_rate(experiment, given, cells, None if checkpoint else tracker, console)
             problem = build_problem(experiment.problem)
             others = joined(*given_arms(experiment.problem, experiment.compare.baselines))
             if checkpoint:

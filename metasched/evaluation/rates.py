@@ -23,7 +23,12 @@ from metasched.training.problem import build_problem, optimizer_of
 
 
 def with_best_rates(
-    arms: Mapping[str, Contender], seeds: Sequence[int], steps: int, pool: Mapper, tracker: Tracker, console: Console
+    arms: Mapping[str, Contender],
+    seeds: Sequence[int],
+    steps: int,
+    pool: Mapper,
+    tracker: Tracker | None,
+    console: Console,
 ) -> dict[str, Contender]:
     """The arms, each with its best learning rate.
 
@@ -32,7 +37,8 @@ def with_best_rates(
         seeds: of the inner runs of each rate of each arm.
         steps: of an inner run.
         pool: does the inner runs.
-        tracker, console: receive the scores.
+        tracker: receives the scores; None where it has them already, from a run that is resumed.
+        console: where the chosen rates are shown.
     """
     runs = len(seeds)
     rated = {(name, by): _times(arm.problem, by) for name, arm in arms.items() for by in RATE_FACTORS}
@@ -53,7 +59,7 @@ def with_best_rates(
         tried = tuple(sorted((rates[by], means[name, by]) for by in RATE_FACTORS))
         rate = TunedRate(rates[best], tried, runs, len(RATE_FACTORS) * runs * steps)
         best_of[name] = Contender(rated[name, best], arm.schedule, rate)
-        for lr, score in tried:
+        for lr, score in tried if tracker is not None else ():
             tracker.log({"floors/name": name, "floors/lr": lr, "floors/score": score})
         end = ", the end of what was tried" if rate.at_the_end else ""
         console.note(

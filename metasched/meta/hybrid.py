@@ -1,7 +1,7 @@
 """The hybrid: a search over a few numbers first, then hypergradients from what it found, in one account.
 
-Hypergradients find reliably what happens late in a run, and little about levels and early moments. A search with a
-surrogate model, such as TPE, sees both, in few numbers. So the first stage searches the network at
+Hypergradients of several runs agree little, most in the last third of a run (docs/log/main_job.md). A search with a
+surrogate model, such as TPE, needs no derivative, in few numbers. So the first stage searches the network at
 ``meta.search_numbers`` smooth directions (schedules/directions.py), or the numbers of the family, and the second learns
 all directions from the best candidate. The section ``tune`` says how the search is made (search/tuning.py): its
 finalists, with the start among them, meet fresh seeds, so that a lucky candidate is not taken for a good one.

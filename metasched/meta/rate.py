@@ -18,7 +18,7 @@ from metasched.training.optimizers.config import RATE_FACTORS
 
 
 def with_best_rate(
-    experiment: Experiment, given: tuple[str, Schedule] | None, pool: Mapper, tracker: Tracker, console: Console
+    experiment: Experiment, given: tuple[str, Schedule] | None, pool: Mapper, tracker: Tracker | None, console: Console
 ) -> tuple[Experiment, TunedRate | None]:
     """The experiment with the best learning rate of the schedule that learning starts at, and how it was chosen.
 
@@ -30,7 +30,8 @@ def with_best_rate(
         experiment: budget, seed and horizon.
         given: name and schedule of the start; None, for ``best``: the rate of the floor is tuned.
         pool: does the inner runs.
-        tracker, console: receive the scores.
+        tracker: receives the scores; None where it has them already, from a run that is resumed.
+        console: where the chosen rate is shown.
 
     Raises:
         MetaschedError: ``best``, and the method has no floor.

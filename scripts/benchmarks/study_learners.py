@@ -2,9 +2,11 @@
 
     python scripts/benchmarks/study_learners.py --json experiments/results/study_learners.json
 
-Each learner does several studies that differ in their seed only; what each of them found, and no schedule, are then
-trained from fresh seeds, the same for all, and scored on the test part. The unit of the intervals is a study, not a
-run: the mean of a study's runs is one number, paired over learners by the study's seed.
+Each learner does several studies that differ in their seed only. What each of them found, no schedule (``ste`` with
+fixed scales, ``lsq`` with learned ones), a constant, and float are then trained from fresh seeds, the same for all, and
+scored on the test part. No schedule and float have the best of five learning rates by the validation part, in about as
+many runs as a study; learners and the constant have that of the example. The unit of the intervals is a study, not a
+run: the mean of a study's runs is one number, paired over learners by its seed; what needs no study is one number.
 """
 
 from __future__ import annotations
@@ -16,13 +18,20 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from metasched.evaluation.statistics import paired_difference, summarize
 from metasched.io.atomic import write_atomic
 from metasched.io.environment import environment
 from metasched.io.json_text import json_text
+from metasched.methods.config import MethodConfig
+from metasched.schedules.base import Schedule
+from metasched.schedules.table import hand_coded
 from metasched.study.judging import Job
-from metasched.study.work import COMPARE, seed_of
+from metasched.study.schedules import references
+from metasched.study.study import Study
+from metasched.study.work import COMPARE, SELECT, seed_of
+from metasched.training.optimizers.config import RATE_FACTORS
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,6 +44,35 @@ def example() -> ModuleType:
     sys.modules["study_example"] = module
     spec.loader.exec_module(module)
     return module
+
+
+def without_a_study(loop: Any, folder: Path, fresh: Sequence[int], budget: int) -> dict[str, dict[str, float]]:
+    """{arm: its learning rate, and its mean test score} of no schedule, float and a constant."""
+    tuning = [seed_of(-1, SELECT, i) for i in range(budget // len(RATE_FACTORS))]
+    own, found = loop.RATE, dict[str, dict[str, float]]()
+    studies = dict[float, Study]()
+    for rate in sorted(
+        (own * by for by in RATE_FACTORS), key=lambda rate: abs(rate - own)
+    ):  # of equal ones the nearest
+        loop.RATE = rate
+        studies[rate] = loop.study(folder / f"rate {rate}", quiet=True)
+        for name, (method, schedule) in references(studies[rate].work.method).items():
+            score = mean(studies[rate], method, schedule, tuning, name)
+            if name not in found or score > found[name]["validation"]:
+                found[name] = {"rate": rate, "validation": score}
+                found[name]["score"] = mean(studies[rate], method, schedule, fresh, name)
+    loop.RATE = own
+    constant = hand_coded("widths")["widths_constant_100"]
+    score = mean(studies[own], studies[own].work.method, constant, fresh, constant.name)
+    found[constant.name] = {"rate": own, "score": score}
+    for name, row in found.items():
+        print(f"{name}: learning rate {row['rate']:.3g}, {row['score']:.4f}", flush=True)
+    return found
+
+
+def mean(study: Study, method: MethodConfig, schedule: Schedule, seeds: Sequence[int], label: str) -> float:
+    """The mean score of a schedule over seeds."""
+    return summarize(study._judge.scores([Job(method, schedule, seed, label) for seed in seeds])).mean
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -54,16 +92,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             for learner in arguments.learners:
                 study = loop.study(Path(folder) / f"{learner}{seed}", seed=seed, quiet=True)
                 study.optimize(learner, budget=arguments.budget)
-                jobs = [Job(study.work.method, study.best(), s, learner) for s in fresh]
-                scores[learner].append(summarize(study._judge.scores(jobs)).mean)
+                scores[learner].append(mean(study, study.work.method, study.best(), fresh, learner))
                 print(f"{learner} {seed}: {study.found()[-1].name} {scores[learner][-1]:.4f}", flush=True)
-        start = study._start.schedule
-        floor = summarize(study._judge.scores([Job(study.work.method, start, s, "floor") for s in fresh])).mean
-    result = {"floor": floor, "budget": arguments.budget, "runs": arguments.runs, "scores": scores, "differences": {}}
-    print(f"floor {floor:.4f}")
+        fixed = without_a_study(loop, Path(folder), fresh, arguments.budget)
+    result = {"budget": arguments.budget, "runs": arguments.runs, "scores": scores, "fixed": fixed, "differences": {}}
     for name, own in scores.items():
-        over = {"floor": [floor] * len(own), **{other: theirs for other, theirs in scores.items() if other != name}}
-        for other, theirs in over.items():
+        over = {other: [row["score"]] * len(own) for other, row in fixed.items()}
+        for other, theirs in (over | {other: theirs for other, theirs in scores.items() if other != name}).items():
             d = paired_difference(own, theirs)
             result["differences"][f"{name} - {other}"] = d._asdict()
             print(f"{name} - {other}: {d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}], n = {d.n} studies, p = {d.p:.2g}")

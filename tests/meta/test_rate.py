@@ -20,6 +20,7 @@ from metasched.core.errors import MetaschedError
 from metasched.core.randomness import derive_seed
 from metasched.evaluation.contenders import fresh_seeds
 from metasched.exchange.format import Spent
+from metasched.io.json_lines import read_json_lines
 from metasched.meta.checkpoint import Checkpoint, write_checkpoint
 from metasched.meta.config import MetaConfig
 from metasched.meta.rate import with_best_rate
@@ -143,3 +144,8 @@ def test_a_stopped_run_goes_on_at_the_tuned_rate(tmp_path: Path) -> None:
     assert main(["train", "--resume", str(parts)]) == 0
     of = [(folder / "schedule.json").read_text() for folder in (whole, parts)]
     assert of[0] == of[1]
+    rates = [
+        [(row["floors/lr"], row["floors/score"]) for row in read_json_lines(f / "metrics.jsonl") if "floors/lr" in row]
+        for f in (whole, parts)
+    ]
+    assert rates[0] == rates[1] and len(rates[0]) == 5

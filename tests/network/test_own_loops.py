@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from checkpointed import Blocks
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from metasched import MetaschedError, MethodConfig, QuantizedModule, SchedulePlayer, build_method, hand_coded
 from metasched.methods.spec import METHODS
@@ -321,24 +321,6 @@ def test_buffers_that_a_pass_assigns_are_kept() -> None:
     assert float(module.state_dict()["module.count"]) == 4
 
 
-class _Saving(nn.Module):
-    """Two blocks whose activations are computed again in backward."""
-
-    def __init__(self, reentrant: bool | None) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.first = nn.Linear(8, 8)
-        self.one = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Tanh())
-        self.two = nn.Sequential(nn.Linear(8, 8), nn.GELU())
-        self.head, self.reentrant = nn.Linear(8, 3), reentrant
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.first(x)
-        for block in (self.one, self.two):
-            x = block(x) if self.reentrant is None else checkpoint(block, x, use_reentrant=self.reentrant)
-        return self.head(x)
-
-
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize(
@@ -347,7 +329,7 @@ class _Saving(nn.Module):
 def test_checkpointing_gives_the_same_gradients(method: dict[str, Any], reentrant: bool) -> None:
     found = []
     for saving in (None, reentrant):
-        network = wrap(_Saving(saving), **method)
+        network = wrap(Blocks(saving), **method)
         values = {"freeze_fraction": 0.5, "weight_noise": 0.5, "activation_noise": 0.5}
         controls = rows(network, **{c.name: values.get(c.name, 0.0) for c in network.method.controls})
         module = QuantizedModule(network, controls)

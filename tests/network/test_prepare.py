@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from checkpointed import Blocks
 from torch import nn
 from torch.func import functional_call
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.checkpoint import checkpoint
 
 from metasched import (
     MetaschedError,
@@ -269,24 +269,6 @@ def test_autocast_and_scaled_gradients(name: str) -> None:
             player.step()
     assert player.position == 3
     assert all(bool(p.isfinite().all()) for p in module.parameters())
-
-
-class Blocks(nn.Module):
-    """Two blocks whose activations are computed again in backward."""
-
-    def __init__(self, reentrant: bool | None) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.first = nn.Linear(8, 8)
-        self.one = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Tanh())
-        self.two = nn.Sequential(nn.Linear(8, 8), nn.GELU())
-        self.head, self.reentrant = nn.Linear(8, 3), reentrant
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.first(x)
-        for block in (self.one, self.two):
-            x = block(x) if self.reentrant is None else checkpoint(block, x, use_reentrant=self.reentrant)
-        return self.head(x)
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
