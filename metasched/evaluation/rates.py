@@ -59,8 +59,9 @@ def with_best_rates(
         tried = tuple(sorted((rates[by], means[name, by]) for by in RATE_FACTORS))
         rate = TunedRate(rates[best], tried, runs, len(RATE_FACTORS) * runs * steps)
         best_of[name] = Contender(rated[name, best], arm.schedule, rate)
-        for lr, score in tried if tracker is not None else ():
-            tracker.log({"floors/name": name, "floors/lr": lr, "floors/score": score})
+        if tracker is not None:
+            for lr, score in tried:
+                tracker.log({"floors/name": name, "floors/lr": lr, "floors/score": score})
         end = ", the end of what was tried" if rate.at_the_end else ""
         console.note(
             f"{name}: learning rate {rate.lr:.3g}{end}, {rate.score:.4f} on meta-validation, best of {len(tried)} in "
