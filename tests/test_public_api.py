@@ -28,7 +28,7 @@ PUBLIC = """
 """.split()
 
 LAYERS = """
-    core io quantizers methods models
+    core errors io quantizers methods models
     training.optimizers.table training.optimizers.decays training.optimizers.config tasks.table tasks.config
     network.config schedules.config estimators.table meta.config search.table search.config evaluation.config
     tracking.config runs.config config

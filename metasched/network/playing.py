@@ -92,8 +92,10 @@ class Player:
         """
         if any(q.loaded for _, _, q in self._hosts):
             self._look_again()
-        if self._updates or any(q._parameters for _, _, q in self._hosts):
+        if self._updates:
             self._update()
+        else:
+            self._update_trainable()
         for i in list(self._zeros):
             self._follow(i)
         for _, _, quantizer in self._hosts:
@@ -174,6 +176,16 @@ class Player:
                 if p is not None and p.requires_grad and settled[name] is not p:
                     put(p, settled[name])
         self._keep(state)
+
+    def _update_trainable(self) -> None:
+        """The update of a method that changes no weight."""
+        for _, _, q in self._hosts:
+            if q._parameters:
+                proposed = q.trainable(whole)
+                settled = q.method.update_trainable({**q.state(), **proposed}, proposed, q.controls)
+                for name, p in q._parameters.items():
+                    if p is not None and p.requires_grad and settled[name] is not proposed[name]:
+                        put(p, settled[name].view(p.shape) if name in q._scalars else settled[name])
 
     def _follow(self, i: int) -> None:
         """Fits a scale that had zeros only, until a weight of the layer is frozen."""

@@ -59,9 +59,8 @@ def _rounded(x: torch.Tensor, levels: LevelSet) -> torch.Tensor:
     """The hard quantizer for levels that are multiples of their distance: by rounding, halves upwards."""
     first, last, jump = levels.levels[0], levels.levels[-1], levels.jumps[0]
     z = x if jump == 1 else x / jump
-    y = z.round()  # halves to even
-    y += 1 - (z - y).sub_(0.5).abs_().sign_()  # 1 where a half was rounded down; torch.vmap maps no comparison in place
-    return (y if jump == 1 else y * jump).clamp(first, last)
+    y = (z * 2).floor_().add_(1).mul_(0.5).floor_()  # exact, and 0 has no sign; z + 1/2 is rounded just below 1/2
+    return (y if jump == 1 else y.mul_(jump)).clamp(first, last)
 
 
 def _positive(x: torch.Tensor) -> torch.Tensor:

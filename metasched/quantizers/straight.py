@@ -104,11 +104,6 @@ def _slope(x: torch.Tensor, levels: LevelSet, half_width: float) -> torch.Tensor
         width = torch.full((), half_width, dtype=x.dtype, device=x.device)
         return slope(x, width, levels, "uniform")
     first, last = levels.levels[0], levels.levels[-1]
-    if first == -last:
-        return _step(last - x.abs()).add_(0.5)
-    return _step(x - first).add_(_step(last - x))
-
-
-def _step(x: torch.Tensor) -> torch.Tensor:
-    """-1/2, 0 or 1/2 by the sign of x [...], which is overwritten; takes a fifth of the time of a comparison."""
-    return x.mul_(torch.finfo(x.dtype).max).clamp(-0.5, 0.5)
+    inside = last - x.abs() if first == -last else torch.minimum(x - first, last - x)
+    # 0, 1/2 or 1 by the sign; takes a fifth of the time of comparisons
+    return inside.mul_(torch.finfo(x.dtype).max).clamp(-0.5, 0.5).add_(0.5)

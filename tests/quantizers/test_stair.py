@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from metasched.quantizers.levels import LevelSet, binary, integers, powers_of_two, ternary
+from metasched.quantizers.levels import LevelSet, binary, integers, level_set, powers_of_two, ternary
 from metasched.quantizers.noise import NOISE_FAMILIES
 from metasched.quantizers.stair import hard, stair
 from metasched.quantizers.straight import straight_through
@@ -345,6 +345,21 @@ def test_hard_is_a_search_among_the_thresholds(levels: LevelSet) -> None:
     expected = np.array(levels.levels)[np.searchsorted(levels.thresholds, x.numpy(), side="right")]
     np.testing.assert_array_equal(hard(x, levels), expected)
     assert hard(torch.tensor([torch.nan]), levels).isnan().all()
+
+
+@pytest.mark.parametrize("name", ["int4", "uint4", "int8"])
+def test_hard_is_exact_for_every_half_precision_number(name: str) -> None:
+    """Just below a half, where adding 1/2 rounds, on the halves of both signs, and for zeros, which have no sign."""
+    levels, x = level_set(name), torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.float16)
+    x = x[~x.isnan()].float()
+    for dtype in (torch.float16, torch.float32):
+        found = hard(x.to(dtype), levels).double()
+        expected = np.array(levels.levels)[np.searchsorted(levels.thresholds, x.double().numpy(), side="right")]
+        np.testing.assert_array_equal(found, expected)
+        assert not found[found == 0].signbit().any()
+    near = torch.tensor([0.5, 1.5, 2.5], dtype=torch.float32)
+    np.testing.assert_array_equal(hard(torch.nextafter(near, torch.zeros(3)), levels), [0, 1, 2])
+    np.testing.assert_array_equal(hard(near, levels), [1, 2, 3])
 
 
 @pytest.mark.pairwise
