@@ -25,6 +25,10 @@ TORCHVISION = """
     resnet18 resnet50 mobilenet_v2 mobilenet_v3_small efficientnet_b0 googlenet densenet121 shufflenet_v2_x0_5
     regnet_y_400mf convnext_tiny vit_b_16 swin_t
 """.split()
+TIMM = """
+    mobilenetv3_small_050 resnet18 efficientnet_lite0 tf_efficientnet_b0 convnext_atto deit_tiny_patch16_224 regnetx_002
+    ghostnet_050 mixer_s32_224 levit_128s
+""".split()
 HUGGING_FACE = "bert gpt2 llama vit whisper".split()
 PIXELS = {"vit_b_16": 224}
 
@@ -35,11 +39,16 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="networks; default: all")
     wanted = parser.parse_args().names
     rows = []
-    for name in [n for n in (*TORCHVISION, *HUGGING_FACE) if not wanted or n in wanted]:
-        model, args, kwargs = _vision(name) if name in TORCHVISION else _transformer(name)
+    makers = {
+        **dict.fromkeys(TORCHVISION, _vision),
+        **{f"timm {name}": _timm for name in TIMM},
+        **dict.fromkeys(HUGGING_FACE, _transformer),
+    }
+    for name in [n for n in makers if not wanted or n in wanted]:
+        model, args, kwargs = makers[name](name.removeprefix("timm "))
         rows.append({"network": name, **_row(inspect(model, "joint", *args, **kwargs))})
         print(name, rows[-1])
-    versions = {package: version(package) for package in ("metasched", "torch", "torchvision", "transformers")}
+    versions = {package: version(package) for package in ("metasched", "torch", "torchvision", "timm", "transformers")}
     result = {"command": "python scripts/zoo.py", "versions": versions, "networks": rows}
     (ROOT / "experiments/results/zoo.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     made = ", ".join(f"{package} {number}" for package, number in versions.items())
@@ -52,6 +61,13 @@ def _vision(name: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
     extra = {"aux_logits": False, "init_weights": False} if name == "googlenet" else {}
     size = PIXELS.get(name, 64)
     return getattr(models, name)(weights=None, **extra), (torch.randn(1, 3, size, size),), {}
+
+
+def _timm(name: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
+    import timm
+
+    size = 224 if "224" in name or "levit" in name else 64
+    return timm.create_model(name), (torch.randn(1, 3, size, size),), {}
 
 
 def _transformer(name: str) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
