@@ -11,9 +11,10 @@ import torch
 
 from metasched.config.load import to_dict
 from metasched.config.schema import Experiment
-from metasched.evaluation.comparison import Arm, Comparison, TunedRate
+from metasched.evaluation.comparison import Arm, Comparison
 from metasched.evaluation.contenders import Contender
 from metasched.evaluation.report import write_report
+from metasched.evaluation.tuned_rate import TunedRate
 from metasched.io.run_folder import RunFolder
 from metasched.methods.config import MethodConfig
 from metasched.schedules.table import hand_coded
