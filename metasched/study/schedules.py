@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import cast
 
 from metasched.config.load import of_method
 from metasched.core.errors import MetaschedError
@@ -58,7 +58,7 @@ def resolved_all(given: Iterable[Given | Iterable[Given]], work: Work, knots: in
     found = []
     for one in given:
         several = isinstance(one, Iterable) and not isinstance(one, str | os.PathLike) and not callable(one)
-        items: Iterable[Any] = one if several else [one]
+        items = cast(Iterable[Given], one) if several else [cast(Given, one)]
         found += [resolved(item, work, knots, path) for item in items]
     return found
 
