@@ -53,8 +53,8 @@ class Study:
         fit: ``fit(model, player, seed, steps)`` trains the model, which is called like that of ``make_model``, with
             ``player.step()`` after each step of the optimizer. Without ``evaluate`` it gives the score.
         example: a batch, as for ``quantize``.
-        evaluate: ``evaluate(model)``, with a parameter ``split`` (``validation`` while learning, ``test`` in
-            ``compare``) or ``seed`` if it wants them: the score of the hard network, higher is better.
+        evaluate: ``evaluate(model)``, with a parameter ``split`` (``validation`` while learning, ``test`` for the
+            scores of ``compare``) or ``seed`` if it wants them: the score of the hard network, higher is better.
         steps: T, steps of the optimizer in a run.
         storage: folder, in which each run is stored; where it holds this study, that goes on. None: a temporary one.
         start: where learning starts: ``floor`` (no schedule), a schedule, its name, or the path of its file.
