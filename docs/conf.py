@@ -18,7 +18,7 @@ except metadata.PackageNotFoundError:
     release = "not installed"
 
 extensions = [
-    "myst_parser",
+    "myst_nb",  # with myst_parser in it
     "sphinx.ext.autodoc",
     "sphinx.ext.doctest",
     "sphinx.ext.mathjax",
@@ -33,6 +33,12 @@ html_title = "metasched"
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
+
+nb_execution_mode = "force"  # .ci/run turns it off where the page is not written
+nb_execution_timeout = 300  # seconds, of a cell
+nb_execution_raise_on_error = True
+nb_execution_in_temp = True
+nb_output_stderr = "remove"  # warnings of exporters
 
 autodoc_typehints = "none"  # types are in the source; shapes and ranges are in the docstrings
 autodoc_member_order = "bysource"

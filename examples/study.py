@@ -3,7 +3,7 @@
     python examples/study.py --folder study
 
 Stop it and start it again: it goes on. The network is an MLP with ternary weights on scikit-learn's digits; a run has
-30 steps. It prints the verdict against no schedule and float, and writes the best schedule.
+30 steps. It prints the verdict against no schedule and float, and writes the best schedule and a report.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from metasched.network.playing import Player
 _PIXELS, _LABELS = load_digits(return_X_y=True)
 X, Y = torch.tensor(_PIXELS, dtype=torch.float32) / 16, torch.tensor(_LABELS)
 PARTS = {"train": slice(0, 900), "validation": slice(900, 1200), "test": slice(1200, None)}
-RECIPE = metasched.MethodConfig(name="widths")
+RECIPE = metasched.Recipe("widths")
 RATE = 1e-2  # of the optimizer
 
 
@@ -58,17 +58,18 @@ def study(folder: Path, seed: int = 0, steps: int = 30, quiet: bool = False) -> 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--folder", type=Path, default=Path("study"))
-    parser.add_argument("--budget", type=int, default=80, help="runs of fit for each learner")
+    parser.add_argument("--runs", type=int, default=80, help="runs of fit for each learner")
     parser.add_argument("--seeds", type=int, default=16, help="of the comparison")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--workers", type=int, default=1)
     arguments = parser.parse_args(argv)
     found = study(arguments.folder, steps=arguments.steps)
-    found.optimize("portfolio", budget=arguments.budget, workers=arguments.workers)
-    found.optimize("es", budget=arguments.budget, workers=arguments.workers)
-    found.compare(seeds=arguments.seeds, workers=arguments.workers)
-    metasched.write_schedule(arguments.folder / "best.json", found.best().file)
-    print(f"schedule: {arguments.folder / 'best.json'}")
+    found.optimize("portfolio", runs=arguments.runs, workers=arguments.workers)
+    found.optimize("es", runs=arguments.runs, workers=arguments.workers)
+    comparison = found.compare(seeds=arguments.seeds, workers=arguments.workers)
+    metasched.write_schedule(arguments.folder / "best.json", found.best.file)
+    report = comparison.report(arguments.folder / "report.html", "A study of the digits")
+    print(f"schedule: {arguments.folder / 'best.json'}, report: {report}")
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from metasched.schedules.curves import HandCoded as HandCoded
     from metasched.schedules.network import ScheduleNetwork as ScheduleNetwork
     from metasched.schedules.table import hand_coded as hand_coded
+    from metasched.schedules.table import published as published
     from metasched.study.study import Study as Study
     from metasched.tasks import TaskSpec as TaskSpec
     from metasched.tasks import register_task as register_task
@@ -81,6 +82,7 @@ MODULES: dict[str, str] = {  # public name -> module
     "progress_of_steps": "metasched.schedules.base",
     "HandCoded": "metasched.schedules.curves",
     "hand_coded": "metasched.schedules.table",
+    "published": "metasched.schedules.table",
     "ScheduleNetwork": "metasched.schedules.network",
     "build_problem": "metasched.training.problem",
     "train": "metasched.training.loop",

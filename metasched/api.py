@@ -24,7 +24,6 @@ from metasched.commands.tune import tune as tune_family
 from metasched.config.load import differing, experiment_of, load_experiment, require_learnable, to_dict
 from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
-from metasched.core.extras import from_extra
 from metasched.core.imports import allow
 from metasched.evaluation.comparison import Comparison, comparison_of
 from metasched.evaluation.contenders import described_arm, schedule_arm
@@ -78,20 +77,8 @@ class Result:
         return comparison_of(json.loads(RunFolder(self.folder).comparison.read_text("utf-8")))
 
     def to_dataframe(self) -> pandas.DataFrame:
-        """The scores, a row for each arm, horizon and seed.
-
-        Raises:
-            MetaschedError: pandas is not installed.
-        """
-        with from_extra("dataframe"):
-            import pandas  # pyright: ignore[reportMissingImports]: an extra
-        found = self.comparison
-        rows = [
-            {"arm": arm.name, "method": arm.method, "horizon": arm.horizon, "seed": seed, "score": score}
-            for arm in found.arms
-            for seed, score in zip(found.seeds, arm.scores, strict=True)
-        ]
-        return pandas.DataFrame(rows)
+        """The scores, as ``comparison.to_dataframe()`` gives them."""
+        return self.comparison.to_dataframe()
 
     def report(self, path: str | Path) -> Path:
         """Copies the report, a page that needs nothing else, and gives its path."""

@@ -44,7 +44,8 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "estimators/test_guided.py": "estimators/agreement",
     "estimators/test_pes.py": "estimators/nres estimators/particles",
     "evaluation/test_compare.py": "evaluation/comparison evaluation/contenders runs/cells",
-    "evaluation/test_floors.py": "evaluation/config evaluation/rates",
+    "evaluation/test_floors.py": "evaluation/config evaluation/rates evaluation/tuned_rate",
+    "evaluation/test_report.py": "evaluation/page",
     "exchange/test_quantlab.py": """
         commands/export exchange/quantlab/controllers exchange/quantlab/exporting exchange/quantlab/importing
     """,
@@ -90,8 +91,9 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "methods/test_clip.py": "quantizers/clip",
     "search/test_tuning.py": "search/population search/searchers",
     "study/test_study.py": """
-        study/helping study/judging study/learners study/playing study/population study/schedules study/storage
-        study/work
+        study/comparing study/evolving study/helping study/judging study/learners study/learning
+        study/optimizing study/playing study/population study/schedules study/searching study/setup study/storage
+        study/trying study/work
     """,
     "tasks/test_digits.py": "tasks/build tasks/classification",
     "tasks/test_batches.py": "tasks/base tasks/supervised",

@@ -4,48 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from metasched.core.extras import from_extra
 from metasched.evaluation.statistics import PairedDifference, Summary, counted, holm, paired_difference, summarize
+from metasched.evaluation.tuned_rate import TunedRate
 from metasched.exchange.format import Spent
 from metasched.methods.spec import CEILING, FLOOR
+
+if TYPE_CHECKING:
+    import pandas  # pyright: ignore[reportMissingImports]: an extra
+    import torch
 
 LSQ = "lsq"
 FLOORS = (FLOOR, LSQ)  # no schedule: hard from the first step, with fixed scales and with learned ones
 REFERENCES = (*FLOORS, CEILING)  # what every comparison has; the ceiling has no quantization
-
-
-@dataclass(frozen=True)
-class TunedRate:
-    """The learning rate of an arm, chosen on meta-validation.
-
-    Attributes:
-        lr: the chosen rate.
-        tried: (rate, mean hardened score on meta-validation) of each rate that was tried, in ascending order.
-        runs: inner runs of each rate, from the same seeds.
-        inner_steps: training steps of all these runs.
-    """
-
-    lr: float
-    tried: tuple[tuple[float, float], ...]
-    runs: int
-    inner_steps: int
-
-    @property
-    def score(self) -> float:
-        """The mean score of the chosen rate on meta-validation; the best of several, so it flatters the rate."""
-        return dict(self.tried)[self.lr]
-
-    @property
-    def at_the_end(self) -> bool:
-        """Whether the chosen rate is the lowest or the highest that was tried: a better one may lie beyond."""
-        return self.lr in (self.tried[0][0], self.tried[-1][0])
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as plain values, for JSON."""
-        tried = [{"lr": lr, "score": score} for lr, score in self.tried]
-        return {"lr": self.lr, "tried": tried, "runs": self.runs, "inner_steps": self.inner_steps}
 
 
 @dataclass(frozen=True)
@@ -88,19 +63,29 @@ class Arm:
         return sum(math.isnan(score) for score in self.scores)
 
 
+class Drawn(NamedTuple):
+    """A schedule for a picture: its name, those of the L layers, and {control: [T, L]} at T equal steps of progress."""
+
+    name: str
+    layers: tuple[str, ...]
+    values: Mapping[str, torch.Tensor]
+
+
 @dataclass(frozen=True)
 class Comparison:
-    """All arms at all horizons, on the same seeds in the same order.
+    """All arms at all horizons, on the same seeds in the same order: what ``Study.compare`` and ``Result`` give.
 
     Attributes:
         seeds: the inner seeds.
         arms: all arms of each horizon, in the given order.
         learned: names of the arms with which all others are compared, besides the floors.
+        drawn: schedules that ``report`` draws; they are not in ``to_dict``.
     """
 
     seeds: tuple[int, ...]
     arms: tuple[Arm, ...]
     learned: tuple[str, ...]
+    drawn: tuple[Drawn, ...] = field(default=(), compare=False, repr=False)
 
     def at(self, horizon: int) -> dict[str, Arm]:
         """The arms of one horizon by name."""
@@ -173,6 +158,35 @@ class Comparison:
             rows.append(row)
         return columns, rows
 
+    def to_dataframe(self) -> pandas.DataFrame:
+        """The scores, a row for each arm, horizon and seed; NaN for a run that diverged.
+
+        Raises:
+            MetaschedError: pandas is not installed.
+        """
+        with from_extra("dataframe"):
+            import pandas  # pyright: ignore[reportMissingImports]: an extra
+        rows = [
+            {"arm": arm.name, "method": arm.method, "horizon": arm.horizon, "seed": seed, "score": score}
+            for arm in self.arms
+            for seed, score in zip(self.seeds, arm.scores, strict=True)
+        ]
+        return pandas.DataFrame(rows)
+
+    def report(self, path: str | Path, title: str = "Comparison of schedules") -> Path:
+        """Writes a page that needs nothing else: verdicts, tables, pictures of the scores and of schedules.
+
+        Args:
+            path: of the HTML file.
+            title: of the page.
+
+        Raises:
+            MetaschedError: the file cannot be written, or matplotlib is not installed.
+        """
+        from metasched.evaluation.page import write_page
+
+        return write_page(Path(path), title, self)
+
     def to_dict(self) -> dict[str, Any]:
         """All results as plain values, for JSON."""
         arms = []
@@ -214,17 +228,11 @@ def comparison_of(result: Mapping[str, Any]) -> Comparison:
             tuple(Spent(**entry) for entry in a.get("spent", [])),
             a.get("method", ""),
             a.get("worst", 0.0),
-            _tuned_rate_of(a["tuned"]) if "tuned" in a else None,
+            TunedRate.from_dict(a["tuned"]) if "tuned" in a else None,
         )
         for a in result["arms"]
     )
     return Comparison(tuple(result["seeds"]), arms, tuple(result["learned"]))
-
-
-def _tuned_rate_of(entry: Mapping[str, Any]) -> TunedRate:
-    """The record that ``to_dict`` has written."""
-    tried = tuple((float(t["lr"]), float(t["score"])) for t in entry["tried"])
-    return TunedRate(float(entry["lr"]), tried, entry["runs"], entry["inner_steps"])
 
 
 def _interval(d: PairedDifference) -> str:

@@ -14,8 +14,9 @@ from metasched.config.load import of_method, with_fields
 from metasched.config.schema import Experiment, ProblemConfig
 from metasched.core.errors import MetaschedError, did_you_mean, unknown_name
 from metasched.core.randomness import derive_seed
-from metasched.evaluation.comparison import REFERENCES, TunedRate
+from metasched.evaluation.comparison import REFERENCES
 from metasched.evaluation.measured import MEASURED, measured_names, measured_schedule, method_of_named
+from metasched.evaluation.tuned_rate import TunedRate
 from metasched.exchange.player import PlayedSchedule, check_method, warn_of_other_kinds
 from metasched.exchange.schedule_file import read_schedule
 from metasched.exchange.shipped import file_of, is_local_file, learned_names

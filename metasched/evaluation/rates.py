@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from metasched.config.schema import ProblemConfig
-from metasched.evaluation.comparison import TunedRate
 from metasched.evaluation.contenders import Contender
 from metasched.evaluation.references import with_optimizer
 from metasched.evaluation.statistics import counted, lowest, summarize
+from metasched.evaluation.tuned_rate import TunedRate
 from metasched.runs.cells import cell_scores, played, shares
 from metasched.runs.pool import Mapper
 from metasched.tracking.console import Console

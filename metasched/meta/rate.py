@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from metasched.config.schema import Experiment
 from metasched.core.randomness import derive_seed
-from metasched.evaluation.comparison import TunedRate
 from metasched.evaluation.contenders import Contender
 from metasched.evaluation.rates import with_best_rates
+from metasched.evaluation.tuned_rate import TunedRate
 from metasched.runs.pool import Mapper
 from metasched.schedules.base import Schedule
 from metasched.schedules.table import NO_SCHEDULE, floor_of

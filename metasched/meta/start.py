@@ -9,9 +9,9 @@ from typing import NamedTuple
 from metasched.config.schema import ProblemConfig
 from metasched.core.errors import MetaschedError, unknown_name
 from metasched.core.randomness import derive_seed
-from metasched.evaluation.comparison import TunedRate
 from metasched.evaluation.contenders import name_of, named_schedule
 from metasched.evaluation.statistics import counted, lowest, paired_difference, summarize
+from metasched.evaluation.tuned_rate import TunedRate
 from metasched.exchange.format import MAX_RUNS, Spent
 from metasched.exchange.player import spent_on
 from metasched.meta.checkpoint import Checkpoint

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from metasched.core.errors import MetaschedError
-from metasched.core.field_types import STRICT, Boolean, Float, Word
+from metasched.core.field_types import STRICT, Boolean, Float, Refused, Word, refusal
 
 OVERRIDES = (
     "levels",
@@ -72,6 +73,34 @@ def _in_one_line(self: Rule, *args: Any, **given: Any) -> None:
 Rule.__init__ = _in_one_line  # type: ignore[method-assign]  # pydantic itself does not call it
 
 
+def short_rules(exclude: Any, include: Any) -> tuple[Rule, ...]:
+    """The rules that ``exclude`` and ``include`` are short for: those of ``include`` come later, and so count more.
+
+    Args:
+        exclude, include: names of modules, globs or types, or a single one of them.
+
+    Raises:
+        MetaschedError: something else, or the same in both.
+
+    >>> [(rule.match, rule.quantize) for rule in short_rules(["stem", "layer1.*"], "layer1.0.conv1")]
+    [('stem', False), ('layer1.*', False), ('layer1.0.conv1', True)]
+    """
+    without, with_too = list(_matches("exclude", exclude)), list(_matches("include", include))
+    if both := [match for match in without if match in with_too]:
+        raise MetaschedError("include", f"names {both[0]!r}, and exclude does too", "leave it out of one of them")
+    return (*(Rule(match, quantize=False) for match in without), *(Rule(match, quantize=True) for match in with_too))
+
+
+def _matches(word: str, given: Any) -> Iterator[str]:
+    items = (given,) if isinstance(given, str | type) else given
+    if not isinstance(items, Sequence):
+        raise MetaschedError(word, f"is a {type(given).__name__}", "give a list of names, globs or types of modules")
+    for i, item in enumerate(items):
+        if not isinstance(item, str | type) or not item:
+            raise MetaschedError(f"{word}[{i}]", f"is {item!r}", "give the name, a glob or the type of a module")
+        yield str(_name_of_class(item))
+
+
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class QuantizeConfig:
     """Which tensors are quantized."""
@@ -82,6 +111,22 @@ class QuantizeConfig:
     """quantize the last one"""
     rules: tuple[Rule, ...] = ()
     """exceptions for modules that `match` names (by name, glob such as `layer1.*`, or type), and all inside them; the
-    last rule that says something counts"""
+    last rule that says something counts; `exclude: [...]` and `include: [...]` beside it are short for rules before
+    these with `quantize: false` and `quantize: true`"""
     redraw: Boolean | None = None
     """whether the scale `unit` may draw weights anew; null: it may, unless the task starts from pretrained ones"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, given: Any) -> Any:
+        """The section with rules in the place of ``exclude`` and ``include``."""
+        if not isinstance(given, dict) or not {"exclude", "include"} & given.keys():
+            return given
+        own = dict(given)
+        try:
+            short = short_rules(own.pop("exclude", ()), own.pop("include", ()))
+        except MetaschedError as error:
+            wrong = Refused(error.path, given.get(error.path.partition("[")[0]), error.problem, error.fix)
+            raise refusal("quantize", wrong) from None
+        rules = own.get("rules", ())
+        return {**own, "rules": [*short, *rules]} if isinstance(rules, list | tuple) else own

@@ -10,26 +10,44 @@ from typing import Any, cast
 from pydantic import ValidationError
 from torch import nn
 
-from metasched.core.errors import MetaschedError
+from metasched.core.errors import MetaschedError, unknown_name
+from metasched.core.field_types import REFUSED
 from metasched.methods import build_method
 from metasched.methods.base import Method
-from metasched.methods.config import MethodConfig
-from metasched.network.config import Rule
+from metasched.methods.config import DEFAULT, MethodConfig
+from metasched.methods.spec import declared, find_method
+from metasched.network.config import Rule, short_rules
+
+PLAIN = {"weights": "levels", "activations": "activation_levels"}  # what users call them, and the parameters
 
 
 @dataclass(frozen=True, init=False)
 class Recipe:
     """How a float model becomes a quantized network.
 
-    >>> Recipe("joint", rules=[Rule("stem.*", quantize=False), Rule("Linear", levels="int4")]).method.name
-    'joint'
+    >>> recipe = Recipe("joint", weights="ternary", activations="int4", exclude=["stem.*"])
+    >>> recipe.method.activation_levels, recipe.rules[0].quantize
+    ('int4', False)
 
     Attributes:
-        method: the method with its parameters; a name is the method with its defaults.
-        rules: exceptions; a mapping is a rule. Of several that match a tensor, the last one that says something counts.
-            They count more than ``first`` and ``last``.
+        method: the method with its parameters.
+        rules: exceptions. Of several that match a tensor, the last one that says something counts. They count more than
+            ``first`` and ``last``.
         first, last: whether the first and the last layer are quantized too.
         redraw: whether the method may draw new weights, as scale ``unit`` does; else a scale fits the model's own.
+
+    Args:
+        method: also the name of a method; None: ``joint``.
+        rules: a mapping is a rule.
+        first, last, redraw: see above.
+        exclude: names of modules, globs or types that stay in float: short for rules with ``quantize=False``.
+        include: those that are quantized though a default leaves them in float, such as the last layer, or though
+            ``exclude`` has a module around them: short for rules with ``quantize=True``. Then come ``rules``.
+        parameters: those of ``MethodConfig``, if ``method`` is a name; ``weights`` and ``activations`` are the plain
+            words for ``levels`` and ``activation_levels``.
+
+    Raises:
+        MetaschedError: an unknown word, or a value that the method cannot have.
     """
 
     method: MethodConfig | Method = field(default_factory=MethodConfig)
@@ -45,14 +63,22 @@ class Recipe:
         first: bool = True,
         last: bool = False,
         redraw: bool = False,
+        *,
+        exclude: str | type | Sequence[str | type] = (),
+        include: str | type | Sequence[str | type] = (),
+        **parameters: Any,
     ) -> None:
         if method is None or isinstance(method, str):
-            method = MethodConfig() if method is None else MethodConfig(name=method)
+            method = _configured(method or DEFAULT, parameters)
+        elif parameters:
+            problem = f"is given {', '.join(parameters)} beside a {type(method).__name__}"
+            raise MetaschedError("recipe", problem, "set them there, or give the name of the method instead")
         if not isinstance(method, MethodConfig | Method):
             raise MetaschedError(
                 "recipe", f"has a {type(method).__name__} for a method", "give a MethodConfig or a name"
             )
-        given = tuple(r if isinstance(r, Rule) else _rule(cast(Mapping[str, Any], r)) for r in rules)
+        own = (r if isinstance(r, Rule) else _rule(cast(Mapping[str, Any], r)) for r in rules)
+        given = (*short_rules(exclude, include), *own)
         for name, value in (("method", method), ("rules", given), ("first", first), ("last", last), ("redraw", redraw)):
             object.__setattr__(self, name, value)
 
@@ -82,6 +108,38 @@ class Recipe:
         elif isinstance(method, MethodConfig):
             method = build_method(method)
         return method if self.redraw else method.keeping()
+
+
+def _configured(name: str, parameters: Mapping[str, Any]) -> MethodConfig:
+    """A method with parameters, of which some may have their plain words.
+
+    Raises:
+        MetaschedError: a word that is no parameter, one in both words, or a value that the method cannot have.
+    """
+    config, words = find_method(name).config, {name: name for name in parameters}
+    for plain, parameter in PLAIN.items():
+        if plain in parameters and parameter in parameters:
+            raise MetaschedError("recipe", f"{plain} and {parameter} are one parameter", "give one of them")
+        if words.pop(plain, None):
+            words[parameter] = plain
+    known = {*config.__dataclass_fields__, *PLAIN, "rules", "first", "last", "redraw", "exclude", "include"} - {"name"}
+    for parameter, word in words.items():
+        if parameter not in known and not declared(parameter):
+            raise unknown_name("recipe", word, known)
+    try:
+        method = config(name=name, **{parameter: parameters[word] for parameter, word in words.items()})
+        if parameters:
+            build_method(method)  # what does not fit shows here
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        word = words.get(str(first["loc"][0]), str(first["loc"][0])) if first["loc"] else ""
+        raise MetaschedError(
+            f"recipe: {word}", first["msg"], "" if first["type"] == REFUSED else "correct it"
+        ) from None
+    except MetaschedError as error:
+        parameter = error.path.removeprefix("method.")
+        raise MetaschedError(f"recipe: {words.get(parameter, parameter)}", error.problem, error.fix) from None
+    return method
 
 
 def named(rule: Rule) -> str:

@@ -15,6 +15,7 @@ from metasched.core.errors import MetaschedError
 from metasched.methods import METHODS, MethodSpec, build_method, find_method
 from metasched.methods.base import Control
 from metasched.methods.config import MethodConfig
+from metasched.network.recipe import Recipe
 from metasched.schedules.curves import RAMPS, Curve, HandCoded, falling, rising, steps
 from metasched.schedules.published import NO_MEAN, RAMP_CITATIONS, START, STATIC_NOISE, ana, both_noises, inq
 
@@ -116,6 +117,26 @@ def schedules_of(config: MethodConfig) -> dict[str, HandCoded]:
     fitting = [s for s in own.values() if s.curves.keys() <= names]
     fitting = fitting or [s for part in parts for s in _family(find_method(part)).values()]
     return {s.name: whole for s in fitting if (whole := completed(s, controls)) is not None}
+
+
+def published(method: str | MethodConfig | Recipe) -> tuple[HandCoded, ...]:
+    """The hand-coded schedules that a method can play, most of them published ones; each has its ``citation``.
+
+    Args:
+        method: its name, its configuration, or a recipe with it.
+
+    Raises:
+        MetaschedError: no such method, or one that is built already.
+
+    >>> [schedule.name for schedule in published("rates")]
+    ['rates_rising', 'rates_constant', 'rates_late']
+    """
+    config = method.method if isinstance(method, Recipe) else method
+    config = MethodConfig(name=config) if isinstance(config, str) else config
+    if not isinstance(config, MethodConfig):
+        problem = f"has a {type(config).__name__} for a method"
+        raise MetaschedError("published", problem, "give the name of a method, a MethodConfig, or a Recipe with one")
+    return tuple(schedules_of(config).values())
 
 
 def has_floor(config: MethodConfig) -> bool:

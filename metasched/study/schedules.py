@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
 from metasched.config.load import of_method
 from metasched.core.errors import MetaschedError
@@ -19,7 +21,7 @@ from metasched.methods.config import MethodConfig
 from metasched.methods.spec import CEILING, FLOOR
 from metasched.schedules.base import Schedule
 from metasched.schedules.table import NO_SCHEDULE, HandCoded, floor_of, hand_coded, has_floor, schedules_of
-from metasched.study.learners import LearnerSpec, Tried, named
+from metasched.study.learning import Tried, named
 from metasched.study.work import Work, describe
 
 
@@ -30,21 +32,38 @@ class Found:
     Attributes:
         learner: by which.
         name: of the schedule: the learner's, or that of one it started from or tried.
-        score: mean validation score over ``runs`` runs of their own, the same for all finalists of a study.
-        runs: see above.
-        fits: runs of the training function that the call asked for in all.
+        score: mean validation score over ``judged`` runs of their own, the same for all finalists of a study.
+        judged: see above.
+        runs: of the training function, that the call was given in all.
         file: of the folder, with the schedule.
     """
 
     learner: str
     name: str
     score: float
+    judged: int
     runs: int
-    fits: int
     file: str
 
 
-def resolved(given: str | os.PathLike[str] | Schedule, work: Work, knots: int, path: str) -> Tried:
+Given = str | os.PathLike[str] | Schedule  # the name of a schedule, the path of a file, or a schedule
+
+
+def resolved_all(given: Iterable[Given | Iterable[Given]], work: Work, knots: int, path: str) -> list[Tried]:
+    """Schedules, and those of lists of them, as ``resolved`` gives them, in their order.
+
+    Raises:
+        MetaschedError: something else, or as ``resolved``.
+    """
+    found = []
+    for one in given:
+        several = isinstance(one, Iterable) and not isinstance(one, str | os.PathLike) and not callable(one)
+        items = cast(Iterable[Given], one) if several else [cast(Given, one)]
+        found += [resolved(item, work, knots, path) for item in items]
+    return found
+
+
+def resolved(given: Given, work: Work, knots: int, path: str) -> Tried:
     """A schedule for the method of a study, with its name.
 
     Args:
@@ -65,17 +84,23 @@ def resolved(given: str | os.PathLike[str] | Schedule, work: Work, knots: int, p
     if isinstance(given, str) and given in family:
         return named(given, family[given], knots)
     schedule = load(given) if isinstance(given, str | os.PathLike) else given
+    if not callable(schedule):
+        problem = f"has a {type(schedule).__name__} for a schedule"
+        raise MetaschedError(path, problem, "give a name, the path of a file, or a schedule")
     if isinstance(schedule, PlayedSchedule):
         check_method(schedule.file, method.name, work.controls, path)
         return named(schedule.file.provenance.name, schedule, knots)
     if isinstance(schedule, HandCoded) and not {c.name for c in work.controls} <= schedule.curves.keys():
         problem = f"{schedule.name} is for {schedule.family}, not {method.name}"
+        if schedule.family == method.name:
+            missing = next(c.name for c in work.controls if c.name not in schedule.curves)
+            problem = f"{schedule.name} does not set {missing} of this {method.name}"
         raise MetaschedError(path, problem, f"give one of {', '.join((*family, 'a file'))}")
     return named(getattr(schedule, "name", "given"), schedule, knots)
 
 
 def file_of(
-    best: Tried, start: Tried, work: Work, learner: LearnerSpec, score: float, runs: int, fits: int, seed: int
+    best: Tried, start: Tried, work: Work, learner: str, score: float, judged: int, runs: int, seed: int
 ) -> ScheduleFile:
     """The schedule file of what a learner found.
 
@@ -84,21 +109,21 @@ def file_of(
         start: where it started.
         work: what was trained.
         learner: how.
-        score, runs: mean validation score, and the runs that it is the mean of.
-        fits: runs of the training function in all.
+        score, judged: mean validation score, and the runs that it is the mean of.
+        runs: of the training function in all.
         seed: of the study.
     """
-    how = f"a study by metasched: {learner.name}, {fits} runs of {work.steps} steps, from {start.name}"
+    how = f"a study by metasched: {learner}, {runs} runs of {work.steps} steps, from {start.name}"
     by_hand = best.schedule if isinstance(best.schedule, HandCoded) else None
-    before = spent_on(start.schedule)[: MAX_RUNS - 1]
+    before = (spent_on(best.schedule) or spent_on(start.schedule))[: MAX_RUNS - 1]
     provenance = Provenance(
-        kind="hand-coded" if by_hand else "learned" if learner.name == "es" else "tuned",
+        kind="hand-coded" if by_hand else "learned" if learner == "es" else "tuned",
         name=best.name,
         citation=by_hand.citation if by_hand else how,
         seeds=(seed,),
         versions=versions(),
-        metric=Metric(name="validation score", value=score, n=runs),
-        spent=(*before, Spent(by=learner.name, inner_steps=fits * work.steps)),
+        metric=Metric(name="validation score", value=score, n=judged),
+        spent=(*before, Spent(by=learner, inner_steps=runs * work.steps)),
     )
     return export(
         best.schedule,

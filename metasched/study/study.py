@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,8 +14,7 @@ from typing import Any
 from torch import nn
 
 from metasched.core.errors import MetaschedError, unknown_name
-from metasched.evaluation.comparison import Arm, Comparison
-from metasched.evaluation.statistics import counted, lowest, summarize
+from metasched.evaluation.comparison import Comparison
 from metasched.evaluation.verdict import verdicts
 from metasched.exchange.format import Spent
 from metasched.exchange.player import PlayedSchedule
@@ -24,29 +23,29 @@ from metasched.io.atomic import write_atomic
 from metasched.io.json_text import json_text
 from metasched.methods.config import MethodConfig
 from metasched.network.recipe import Recipe
-from metasched.schedules.base import Schedule
 from metasched.schedules.table import NO_SCHEDULE
+from metasched.study.comparing import Contest, comparison_of_scores, contested
 from metasched.study.helping import helped
-from metasched.study.judging import Job, Judge
-from metasched.study.learners import LearnerSpec, Learning, Tried, find_learner
+from metasched.study.judging import Judge
+from metasched.study.learners import find_learner
+from metasched.study.learning import Tried
+from metasched.study.optimizing import Plan, learned, planned
 from metasched.study.playing import recipe_of
-from metasched.study.schedules import Found, digest, file_of, references, resolved
+from metasched.study.schedules import Found, Given, digest, file_of, resolved, resolved_all
+from metasched.study.setup import Setup, at_least, controls_of
 from metasched.study.storage import Storage
-from metasched.study.work import COMPARE, SELECT, Work, check_evaluate, seed_of
-from metasched.tasks.fingerprint import code_fingerprint
+from metasched.study.work import Work, check_evaluate
 from metasched.tracking.console import open_console
-
-LEARNED = "learned"
 
 
 class Study:
     """Learns a schedule for any training function, by ways that need no derivative of it.
 
         study = metasched.Study(make_model, recipe, fit, example=batch, evaluate=accuracy, steps=300, storage="study")
-        study.optimize("portfolio", budget=60)
-        study.optimize("es", budget=200)
-        study.compare(seeds=16)
-        metasched.write_schedule("best.json", study.best().file)
+        study.enqueue(metasched.published(recipe))
+        study.optimize("es", runs=200)
+        study.compare(seeds=16).report("report.html")
+        module, player = metasched.prepare(make_model(), recipe, batch, study.best, total_steps=10_000)
 
     Args:
         make_model: gives the float model; torch's global generator has the run's seed.
@@ -54,8 +53,8 @@ class Study:
         fit: ``fit(model, player, seed, steps)`` trains the model, which is called like that of ``make_model``, with
             ``player.step()`` after each step of the optimizer. Without ``evaluate`` it gives the score.
         example: a batch, as for ``quantize``.
-        evaluate: ``evaluate(model)``, with a parameter ``split`` (``validation`` while learning, ``test`` in
-            ``compare``) or ``seed`` if it wants them: the score of the hard network, higher is better.
+        evaluate: ``evaluate(model)``, with a parameter ``split`` (``validation`` while learning, ``test`` for the
+            scores of ``compare``) or ``seed`` if it wants them: the score of the hard network, higher is better.
         steps: T, steps of the optimizer in a run.
         storage: folder, in which each run is stored; where it holds this study, that goes on. None: a temporary one.
         start: where learning starts: ``floor`` (no schedule), a schedule, its name, or the path of its file.
@@ -80,7 +79,7 @@ class Study:
         steps: int,
         evaluate: Callable[..., Any] | None = None,
         storage: str | os.PathLike[str] | None = None,
-        start: str | os.PathLike[str] | Schedule = NO_SCHEDULE,
+        start: Given = NO_SCHEDULE,
         learn: Sequence[str] | None = None,
         judged: int = 8,
         knots: int = 25,
@@ -90,170 +89,132 @@ class Study:
     ) -> None:
         self._given = {k: v for k, v in locals().items() if k not in ("self", "storage", "quiet", "__class__")}
         for name, value, least in (("judged", judged, 2), ("knots", knots, 2), ("directions", directions, 1)):
-            _at_least(least, name, value)
+            at_least(least, name, value)
         self.work = Work(fit, evaluate, make_model, recipe_of(recipe), example, steps)
-        self.seed, self._judged, self._knots, self._directions = seed, judged, knots, directions
-        self._learn = _controls(self.work, learn)
+        learns = controls_of(self.work, learn)
         self._start = resolved(start, self.work, knots, "start")
         path = Path(tempfile.mkdtemp(prefix="metasched-")) / "study" if storage is None else Path(storage)
         self.storage = Storage(path, {"steps": steps, "seed": seed, "judged": judged, **self.work.identity()})
         self._console = None if quiet else open_console(sys.stdout)
-        self._judge = Judge(self.work, self.storage)
+        judge = Judge(self.work, self.storage)
+        self._setup = Setup(self.work, judge, learns, knots, directions, judged, seed, self._note)
         self._found: list[Found] = []
+        self._queue: list[Tried] = []
 
-    def optimize(self, learner: str = "es", *, budget: int, workers: int = 1, **settings: Any) -> Found:
-        """Learns, judges the best ones again, from seeds of their own, and stores the one that is best there.
+    def enqueue(self, *schedules: Given | Iterable[Given]) -> None:
+        """Has the next call of ``optimize`` try schedules before it learns; the best of them may be where it starts.
 
-        It starts at the best schedule that calls before it, in this process, have found. So a script that was killed
-        and is started again does the same, with the runs that are stored. A larger budget goes on from a smaller one.
+        What its runs do not last for waits for the call after it.
 
         Args:
-            learner: ``es``, ``tpe``, ``cmaes``, ``random``, ``pbt``, or ``portfolio``: the schedules of the package.
-            budget: runs of the training function, those in which finalists are judged included.
-            workers: processes; more than one needs functions that can be pickled. Scripts that are started several
-                times on one folder share the work too.
-            settings: of the learner: ``runs`` (of a candidate; pairs in a step of ``es``), ``lr``, ``sigma`` and
-                ``clip`` of ``es``, ``population`` of ``pbt``.
+            schedules: names, paths of files, schedules, or lists of them, such as ``metasched.published(recipe)``.
 
         Raises:
-            MetaschedError: no such learner or setting, a budget that is too small, or ``fit`` failed.
+            MetaschedError: no such schedule, or one of another method.
         """
-        spec = find_learner(learner)
+        self._queue += resolved_all(schedules, self.work, self._setup.knots, "enqueue")
+
+    def optimize(self, by: str = "es", *, runs: int, workers: int = 1, **settings: Any) -> Found:
+        """Learns, judges the best ones again, from seeds of their own, and stores the one that is best there.
+
+        It starts at the best schedule that calls before it, in this process, have found, or at the best one that was
+        enqueued, if that is better. So a script that was killed and is started again does the same, with the runs that
+        are stored. More runs go on from fewer.
+
+        Args:
+            by: ``es``, ``tpe``, ``cmaes``, ``random``, ``pbt``, or ``portfolio``: the schedules of the package.
+            runs: of the training function, those in which finalists are judged included.
+            workers: processes; more than one needs functions that can be pickled. Scripts that are started several
+                times on one folder share the work too.
+            settings: of the learner: ``pairs`` (of runs in a step), ``lr``, ``sigma`` and ``clip`` of ``es``,
+                ``repeats`` (runs of a candidate) of the others, ``population`` of ``pbt``.
+
+        Raises:
+            MetaschedError: no such learner or setting, too few runs, or ``fit`` failed.
+        """
+        spec = find_learner(by)
         if unknown := [name for name in settings if name not in spec.settings]:
-            raise unknown_name(f"{learner}: setting", unknown[0], spec.settings)
-        fits = _fits(spec, budget, self._judged, settings)
+            raise unknown_name(f"{by}: setting", unknown[0], spec.settings)
         start = self._start
         if self._found:
-            start = resolved(self._schedule(_best(self._found)), self.work, self._knots, "start")
-        with self._helped(workers, partial(_learn_too, learner=learner, fits=fits, start=start, settings=settings)):
-            best, score = self.learned(learner, fits, start, settings, workers)
-        file = file_of(best, start, self.work, spec, score, self._judged, budget, self.seed)
-        name = f"{learner}_{digest(file)}.json"
+            start = resolved(self._schedule(_best(self._found)), self.work, self._setup.knots, "start")
+        judged, seed = self._setup.judged, self._setup.seed
+        plan = planned(spec, start, self._queue, runs, judged, settings)
+        if len(plan.queue) < len(self._queue):
+            self._note(
+                f"{by}: the runs are for {len(plan.queue)} of {len(self._queue)} enqueued schedules; others wait"
+            )
+        with self._helped(workers, partial(_learn_too, plan=plan)):
+            outcome = learned(self._setup, plan, workers)
+        del self._queue[: len(plan.queue)]
+        file = file_of(outcome.best, outcome.start, self.work, by, outcome.score, judged, runs, seed)
+        name = f"{by}_{digest(file)}.json"
         write_schedule(self.storage.path / name, file)
-        found = Found(learner, best.name, score, self._judged, budget, name)
+        found = Found(by, outcome.best.name, outcome.score, judged, runs, name)
         self._found.append(found)
         self.storage.add_found(asdict(found))
-        self._note(f"{learner}: {best.name}, {score:.4f} over {self._judged} runs of its own: {name}")
+        self._note(f"{by}: {found.name}, {found.score:.4f} over {judged} runs of its own: {name}")
         return found
 
+    @property
     def found(self) -> list[Found]:
         """What all calls of ``optimize`` on this folder have found."""
         return [Found(**row) for row in self.storage.found()]
 
+    @property
     def best(self) -> PlayedSchedule:
-        """The best of ``found`` by its score; ``metasched.write_schedule(path, study.best().file)`` writes it.
+        """The best of ``found`` by its score; ``metasched.write_schedule(path, study.best.file)`` writes it.
 
         Raises:
             MetaschedError: nothing was found yet.
         """
-        return self._schedule(_best(self.found()))
+        return self._schedule(_best(self.found))
 
     def compare(
         self,
         *,
         seeds: int = 16,
-        schedules: Sequence[str | os.PathLike[str] | Schedule] = (),
+        schedules: Given | Iterable[Given] = (),
+        published: bool = True,
         evaluate: Callable[..., Any] | None = None,
         workers: int = 1,
     ) -> Comparison:
-        """Trains under the best schedule, others, and no schedule, and in float, from the same seeds; says the verdict.
+        """Trains under the best schedule, others, no schedule, and in float, from the same seeds; says the verdict.
 
-        ``ste`` and ``lsq`` are no schedule, with fixed and with learned scales; ``float`` has no quantization. All have
-        the learning rate that ``fit`` has. The result is in ``comparison.json`` too.
+        ``ste`` and ``lsq`` are no schedule, with fixed and with learned scales; ``float`` has no quantization. The best
+        hand-coded schedule of the method is an arm too: each is tried twice, and the three best are judged again, in
+        the runs of ``optimize("portfolio")``, on validation. All have the learning rate that ``fit`` has. The result is
+        in ``comparison.json`` too.
 
         Args:
             seeds: number of seeds, at least 2.
-            schedules: others for the method: names, paths of files, or objects.
+            schedules: others for the method: names, paths of files, or schedules.
+            published: whether the best hand-coded one is found and compared.
             evaluate: in place of the study's, such as for the test set.
             workers: as for ``optimize``.
 
         Raises:
             MetaschedError: nothing was found yet, an argument that does not fit, or ``fit`` failed.
         """
-        _at_least(2, "seeds", seeds)
+        at_least(2, "seeds", seeds)
         if evaluate is not None:
             check_evaluate(evaluate)
-        best = _best(self.found())
-        others = [resolved(given, self.work, self._knots, "schedules") for given in schedules]
-        arms: dict[str, tuple[MethodConfig, Schedule]] = {
-            LEARNED: (self.work.method, self._schedule(best)),
-            **{other.name: (self.work.method, other.schedule) for other in others},
-            **references(self.work.method),
-        }
-        if len(arms) < len(others) + 4:
-            raise MetaschedError("schedules", "two arms have the same name", f"they are {', '.join(arms)}")
-        with self._helped(workers, partial(_score_too, arms=arms, seeds=seeds, evaluate=evaluate)):
-            scores = self.scores(arms, seeds, evaluate, workers)
-        worst, steps = lowest([score for own in scores.values() for score in own]), self.work.steps
-        spent = {LEARNED: (Spent(by=best.learner, inner_steps=best.fits * steps),)}
-        comparison = Comparison(
-            self._seeds(COMPARE, seeds),
-            tuple(
-                Arm(name, steps, tuple(own), seeds * steps, spent.get(name, ()), arms[name][0].name, worst)
-                for name, own in scores.items()
-            ),
-            (LEARNED,),
-        )
+        best = _best(self.found)
+        others = tuple(resolved_all([schedules], self.work, self._setup.knots, "schedules"))
+        contest = Contest(self._schedule(best), others, published, seeds, evaluate)
+        with self._helped(workers, partial(_contest_too, contest=contest)):
+            arms, scores = contested(self._setup, contest, workers)
+        spent = (Spent(by=best.learner, inner_steps=best.runs * self.work.steps),)
+        comparison = comparison_of_scores(self._setup, arms, scores, spent)
         lines = verdicts(comparison)
-        result = {**comparison.to_dict(), "verdict": [line.to_dict() for line in lines]}
+        result = {**comparison.to_dict(), "verdicts": [line.to_dict() for line in lines]}
         write_atomic(self.storage.path / "comparison.json", json_text(result, indent=1).encode() + b"\n")
         for line in lines:
             self._note(str(line))
         if self._console is not None:
-            self._console.table(f"Score of the hard network after {steps} steps", *comparison.rows(steps))
+            title = f"Score of the hard network after {self.work.steps} steps"
+            self._console.table(title, *comparison.rows(self.work.steps))
         return comparison
-
-    def learned(
-        self, learner: str, fits: int, start: Tried, settings: dict[str, Any], workers: int = 1
-    ) -> tuple[Tried, float]:
-        """The best finalist of a learner, and its score: what ``optimize`` and its helping processes do."""
-        spec, asked, work = find_learner(learner), [0], self.work
-        total = fits + (spec.finalists + 1) * self._judged
-
-        def scores(pairs: Sequence[tuple[Schedule, int]]) -> list[float]:
-            jobs = [Job(work.method, s, seed, f"{learner}: run {asked[0] + i}") for i, (s, seed) in enumerate(pairs, 1)]
-            asked[0] += len(pairs)
-            return self._judge.scores(jobs)
-
-        def log(text: str) -> None:
-            self._note(f"{learner} {text}{self._judge.eta(total - asked[0], workers)}")
-
-        seeds = self._seeds(SELECT, self._judged)
-        first = scores([(start.schedule, seed) for seed in seeds])
-        if all(score != score for score in first):
-            problem = f"every run of {start.name}, where learning starts, gave NaN"
-            raise MetaschedError("fit", problem, "lower its learning rate, or let it give a finite score")
-        log(f"starts at {start.name}: {summarize(counted(first, lowest(first))).mean:.4f} over {len(seeds)} runs")
-        given = (start, work, self._learn, self._knots, self._directions, self.seed, settings)
-        tried = spec.learn(Learning(scores, log, fits, *given))
-        finalists = [start, *tried[: spec.finalists]]
-        each = [first, *(scores([(t.schedule, seed) for seed in seeds]) for t in finalists[1:])]
-        worst = lowest([score for own in each for score in own])
-        means = [summarize(counted(own, worst)).mean for own in each]
-        best = max(range(len(means)), key=lambda i: means[i])  # of equal ones the start
-        return finalists[best], means[best]
-
-    def scores(
-        self,
-        arms: Mapping[str, tuple[MethodConfig, Schedule]],
-        seeds: int,
-        evaluate: Callable[..., Any] | None,
-        workers: int = 1,
-    ) -> dict[str, list[float]]:
-        """The score of each arm from each seed: what ``compare`` and its helping processes do."""
-        found: dict[str, list[float]] = {}
-        by = "" if evaluate is None else code_fingerprint(evaluate)
-        for name, (method, schedule) in arms.items():
-            own = self._seeds(COMPARE, seeds)
-            jobs = [Job(method, schedule, seed, f"compare: {name}", evaluate) for seed in own]
-            found[name] = self._judge.scores(jobs, by)
-            mean = summarize(counted(found[name], lowest(found[name]))).mean
-            eta = self._judge.eta((len(arms) - len(found)) * seeds, workers)
-            self._note(f"compare {name}: {mean:.4f} over {seeds} seeds{eta}")
-        return found
-
-    def _seeds(self, stream: int, number: int) -> tuple[int, ...]:
-        return tuple(seed_of(self.seed, stream, i) for i in range(number))
 
     def _schedule(self, found: Found) -> PlayedSchedule:
         return PlayedSchedule(read_schedule(self.storage.path / found.file))
@@ -262,58 +223,23 @@ class Study:
         if self._console is not None:
             self._console.note(text)
 
-    def _helped(self, workers: int, task: Callable[[Study], object]) -> Any:
+    def _helped(self, workers: int, task: Callable[[Setup], object]) -> Any:
         return helped(workers, partial(_reopened, self._given, self.storage.path, task))
 
 
-def _reopened(given: Mapping[str, Any], path: Path, task: Callable[[Study], object]) -> None:
-    task(Study(**given, storage=path, quiet=True))
+def _reopened(given: Mapping[str, Any], path: Path, task: Callable[[Setup], object]) -> None:
+    task(Study(**given, storage=path, quiet=True)._setup)
 
 
-def _learn_too(study: Study, **call: Any) -> None:
-    study.learned(**call)
+def _learn_too(setup: Setup, plan: Plan) -> None:
+    learned(setup, plan)
 
 
-def _score_too(study: Study, **call: Any) -> None:
-    study.scores(**call)
-
-
-def _fits(spec: LearnerSpec, budget: int, judged: int, settings: dict[str, Any]) -> int:
-    """The runs that are left for learning, without those of the finalists, of which the start is one.
-
-    Raises:
-        MetaschedError: there are too few.
-    """
-    kept = (spec.finalists + 1) * judged
-    least = kept + spec.least(settings)
-    if isinstance(budget, bool) or not isinstance(budget, int) or budget < least:
-        problem = f"is {budget!r} runs of fit: {spec.name} judges {spec.finalists + 1} schedules {judged} times"
-        raise MetaschedError("budget", f"{problem}, and needs {least - kept} to learn", f"give at least {least}")
-    return budget - kept
+def _contest_too(setup: Setup, contest: Contest) -> None:
+    contested(setup, contest)
 
 
 def _best(found: Sequence[Found]) -> Found:
     if not found:
         raise MetaschedError("study", "has found nothing yet", "call optimize first")
     return max(found, key=lambda one: one.score)
-
-
-def _controls(work: Work, learn: Sequence[str] | None) -> tuple[str, ...]:
-    """The controls that are learned.
-
-    Raises:
-        MetaschedError: the method has none, or none of such a name.
-    """
-    known = [c.name for c in work.controls]
-    if not known:
-        fix = "take one of those that `metasched list` shows schedules of"
-        raise MetaschedError("recipe.method", f"{work.method.name} has no control to learn", fix)
-    for name in learn or ():
-        if name not in known:
-            raise unknown_name("learn", name, known)
-    return tuple(known if learn is None else learn)
-
-
-def _at_least(least: int, name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise MetaschedError(name, f"must be at least {least}, got {value!r}", "correct it")

@@ -72,7 +72,7 @@ def without_a_study(loop: Any, folder: Path, fresh: Sequence[int], budget: int) 
 
 def mean(study: Study, method: MethodConfig, schedule: Schedule, seeds: Sequence[int], label: str) -> float:
     """The mean score of a schedule over seeds."""
-    return summarize(study._judge.scores([Job(method, schedule, seed, label) for seed in seeds])).mean
+    return summarize(study._setup.judge.scores([Job(method, schedule, seed, label) for seed in seeds])).mean
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -91,9 +91,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for seed in range(arguments.studies):
             for learner in arguments.learners:
                 study = loop.study(Path(folder) / f"{learner}{seed}", seed=seed, quiet=True)
-                study.optimize(learner, budget=arguments.budget)
-                scores[learner].append(mean(study, study.work.method, study.best(), fresh, learner))
-                print(f"{learner} {seed}: {study.found()[-1].name} {scores[learner][-1]:.4f}", flush=True)
+                study.optimize(learner, runs=arguments.budget)
+                scores[learner].append(mean(study, study.work.method, study.best, fresh, learner))
+                print(f"{learner} {seed}: {study.found[-1].name} {scores[learner][-1]:.4f}", flush=True)
         fixed = without_a_study(loop, Path(folder), fresh, arguments.budget)
     result = {"budget": arguments.budget, "runs": arguments.runs, "scores": scores, "fixed": fixed, "differences": {}}
     for name, own in scores.items():

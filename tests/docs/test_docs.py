@@ -64,7 +64,8 @@ def test_links_to_files_lead_somewhere(path: Path) -> None:
 def test_every_page_is_in_the_table_of_contents() -> None:
     listed = re.findall(r"^```{toctree}\n(.*?)^```", text("index.md"), re.MULTILINE | re.DOTALL)
     names = [line for block in listed for line in block.splitlines() if line and not line.startswith(":")]
-    assert sorted(names) == sorted([*(page.stem for page in PAGES if page.stem != "index"), "log/index"])
+    notebooks = [path.stem for path in DOCS.glob("*.ipynb")]
+    assert sorted(names) == sorted([*(page.stem for page in PAGES if page.stem != "index"), *notebooks, "log/index"])
     (studies,) = re.findall(r"^```{toctree}\n(.*?)^```", text("log/index.md"), re.MULTILINE | re.DOTALL)
     named = [line for line in studies.splitlines() if line and not line.startswith(":")]
     assert sorted(named) == [page.stem for page in LOG if page.stem != "index"]

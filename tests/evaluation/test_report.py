@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,9 +12,12 @@ import torch
 
 from metasched.config.load import to_dict
 from metasched.config.schema import Experiment
-from metasched.evaluation.comparison import Arm, Comparison, TunedRate
+from metasched.core.errors import MetaschedError
+from metasched.evaluation.comparison import Arm, Comparison, Drawn, comparison_of
 from metasched.evaluation.contenders import Contender
+from metasched.evaluation.page import POINTS
 from metasched.evaluation.report import write_report
+from metasched.evaluation.tuned_rate import TunedRate
 from metasched.io.run_folder import RunFolder
 from metasched.methods.config import MethodConfig
 from metasched.schedules.table import hand_coded
@@ -99,3 +103,21 @@ def test_it_shows_what_was_tried_to_tune_learning_rates(written: str) -> None:
 def test_its_pictures_are_pictures(written: str) -> None:
     assert len(Page(written).pointers) == 1 + 1 + 3  # differences, scores, a schedule each
     assert torch.get_default_dtype() == torch.float64  # drawing left no trace
+
+
+def test_a_comparison_without_a_run_folder_has_a_page_too(tmp_path: Path) -> None:
+    arms = (Arm(HOSTILE, 5, (0.5, 0.6, 0.7), 15), Arm("ste", 5, (0.1, 0.2, float("nan")), 15))
+    values = {"weight_noise": torch.linspace(1, 0, POINTS)[:, None]}
+    comparison = Comparison((1, 2, 3), arms, (HOSTILE,), (Drawn(HOSTILE, ("0",), values),))
+    text = comparison.report(tmp_path / "a.html", HOSTILE).read_text("utf-8")
+    page = Page(text)
+    assert page.open == [] and "script" not in page.tags and len(page.pointers) == 3
+    assert [row[0] for row in page.rows] == ["schedule", HOSTILE, "ste"]
+    assert comparison == comparison_of(comparison.to_dict())  # what is drawn is no part of the result
+    assert len(Page(comparison_of(comparison.to_dict()).report(tmp_path / "b.html").read_text("utf-8")).pointers) == 2
+
+
+def test_without_pandas_it_says_which_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MetaschedError, match=r"^pandas: is not installed; pip install 'metasched\[dataframe\]'$"):
+        Comparison((1,), (Arm("ste", 5, (0.1,), 5),), ()).to_dataframe()

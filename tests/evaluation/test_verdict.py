@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from metasched.evaluation.comparison import Arm, Comparison, TunedRate, comparison_of
+from metasched.evaluation.comparison import Arm, Comparison, comparison_of
 from metasched.evaluation.statistics import paired_difference
+from metasched.evaluation.tuned_rate import TunedRate
 from metasched.evaluation.verdict import Verdict, verdicts
 
 FLOOR = Arm("ste", 5, (0.50, 0.60, 0.70, 0.60), 20, method="ste")  # mean 0.6

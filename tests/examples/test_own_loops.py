@@ -42,11 +42,12 @@ def test_the_plain_loop_ends_in_onnx(tmp_path: Path) -> None:
 
 def test_the_study_goes_on_and_leaves_a_schedule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     example = load("study")
-    words = ["--folder", str(tmp_path / "study"), "--budget", "36", "--seeds", "2", "--steps", "3"]
+    words = ["--folder", str(tmp_path / "study"), "--runs", "36", "--seeds", "2", "--steps", "3"]
     example.main(words)
     lines = (tmp_path / "study" / "evaluations.jsonl").read_text()
     assert "verdict after 3 steps: " in capsys.readouterr().out
     assert metasched.load(tmp_path / "study" / "best.json").method.name == "widths"
+    assert "A study of the digits" in (tmp_path / "study" / "report.html").read_text("utf-8")
     example.main(words)
     assert (tmp_path / "study" / "evaluations.jsonl").read_text() == lines
 

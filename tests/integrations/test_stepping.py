@@ -270,6 +270,6 @@ def test_every_trainer_is_the_training_function_of_a_study(fit: Callable[..., An
     study = Study(
         model, INQ, fit, example=X[:2], steps=3, evaluate=evaluate, judged=2, quiet=True, storage=tmp_path / "s"
     )
-    found = study.optimize("random", budget=10, runs=1)
+    found = study.optimize("random", runs=10, repeats=1)
     rows = [json.loads(line) for line in (tmp_path / "s" / "evaluations.jsonl").read_text().splitlines()]
-    assert found.fits == 10 and len(rows) <= 10 and all(row["score"] < 0 for row in rows)
+    assert found.runs == 10 and len(rows) <= 10 and all(row["score"] < 0 for row in rows)

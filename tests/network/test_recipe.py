@@ -19,6 +19,7 @@ from metasched import (
     load_experiment,
     quantize,
 )
+from metasched.config.load import to_dict
 from metasched.network.quantize import QuantizedNetwork
 from metasched.training.problem import build_problem
 
@@ -54,6 +55,36 @@ def names(network: QuantizedNetwork) -> list[str]:
 )
 def test_rules_choose_by_name_glob_and_type(rules: list[Any], chosen: list[str]) -> None:
     assert names(wrap(*rules)) == chosen
+
+
+def test_plain_words_are_parameters_of_the_method_and_rules() -> None:
+    plain = Recipe("joint", weights="int4", activations=None, scale="learned", noise="uniform", exclude="0", last=True)
+    method = MethodConfig(name="joint", levels="int4", activation_levels=None, scale="learned", noise="uniform")
+    assert plain == Recipe(method, [Rule("0", quantize=False)], last=True)
+    assert Recipe(levels="int4", exclude=[nn.Linear], include=["3"], rules=[Rule("3", scale="max")]) == Recipe(
+        MethodConfig(levels="int4"),
+        [Rule("Linear", quantize=False), Rule("3", quantize=True), Rule("3", scale="max")],
+    )
+    assert names(wrap(exclude=["2", nn.Tanh], include="5")) == ["0", "3", "5"]
+    assert names(wrap(exclude=[nn.Linear], include=["3"])) == ["3"]  # include counts more, and rules more than both
+    assert names(wrap(Rule("3", quantize=False), include=["3", "5"])) == ["0", "2.0", "5"]
+
+
+def test_experiments_have_the_same_words(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("name: a\nquantize: {exclude: ['0'], include: '5', rules: [{match: '3', levels: int4}]}\n")
+    rules = (Rule("0", quantize=False), Rule("5", quantize=True), Rule("3", levels="int4"))
+    assert load_experiment(file).quantize.rules == rules
+    assert to_dict(load_experiment(file))["quantize"].keys() == {"first", "last", "rules", "redraw"}
+    for section, said in (
+        ("{exclude: 3}", r"quantize.exclude: is a int; give a list of names, globs or types of modules$"),
+        ("{include: [a, 3]}", r"quantize.include\[1\]: is 3; give the name, a glob or the type of a module$"),
+        ("{exclude: [a], include: a}", r"quantize.include: names 'a', and exclude does too; leave it out of one of"),
+        ("{exclude: [a], rules: 3}", r"quantize.rules: must be a list, got 3"),
+    ):
+        file.write_text(f"name: a\nquantize: {section}\n")
+        with pytest.raises(MetaschedError, match=said):
+            load_experiment(file)
 
 
 def test_a_rule_that_only_sets_levels_chooses_nothing() -> None:
@@ -137,6 +168,23 @@ def test_without_rules_a_recipe_is_its_method() -> None:
             r"^rule '0': cannot be learned by inq",
         ),
         (lambda: wrap(Rule("0", levels="int4"), method=build_method(STE)), r"^rule '0': sets levels, .* MethodConfig"),
+        (lambda: wrap(exclude=["3.*"]), r"^rule '3\.\*': matches no weight or activation"),
+        (lambda: Recipe("joint", weigths="int4"), r"^recipe: unknown name 'weigths'; did you mean 'weights'\?"),
+        (lambda: Recipe("joint", exclud=["0"]), r"^recipe: unknown name 'exclud'; did you mean 'exclude'\?"),
+        (lambda: Recipe("ste", weights="int4", levels="int4"), r"^recipe: weights and levels are one parameter; "),
+        (lambda: Recipe("ste", weights="int99"), r"^recipe: weights: unknown level set 'int99'; use binary"),
+        (lambda: Recipe("ste", levels="int99"), r"^recipe: levels: unknown level set 'int99'; use binary"),
+        (lambda: Recipe("ste", weights=4), r"^recipe: weights: Input should be a valid string; correct it$"),
+        (lambda: Recipe("inq", scale="learned"), r"^recipe: scale: cannot be learned by inq .*; set method.live to h"),
+        (lambda: Recipe("inq", noise="uniform"), r"^recipe: noise: has no effect, because method.name is inq; leave"),
+        (lambda: Recipe("jiont", weights="int4"), r"^method.name: unknown name 'jiont'; did you mean 'joint'\?"),
+        (lambda: Recipe(STE, weights="int4"), r"^recipe: is given weights beside a STEConfig; set them there, or"),
+        (lambda: Recipe(exclude=cast(Any, 3)), r"^exclude: is a int; give a list of names, globs or types of modules$"),
+        (
+            lambda: Recipe(include=cast(Any, ["a", 3])),
+            r"^include\[1\]: is 3; give the name, a glob or the type of a module$",
+        ),
+        (lambda: Recipe(exclude=["a"], include="a"), r"^include: names 'a', and exclude does too; leave it out of"),
         (lambda: quantize(net(), Recipe(STE), X, last=True), r"^quantize: first and last are of the recipe"),
         (
             lambda: wrap(Rule("*", quantize=False)),

@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 
 from metasched.core.errors import MetaschedError
 from metasched.core.layer import Layer
+from metasched.methods import build_method
+from metasched.methods.config import MethodConfig
+from metasched.network.recipe import Recipe
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.interpolation import interpolate
 from metasched.schedules.published import ana_2019_windows, ana_windows
-from metasched.schedules.table import HandCoded, hand_coded
+from metasched.schedules.table import HandCoded, hand_coded, published
 
 FAMILIES = ("float", "ste", "ana", "blend", "temperature", "parq", "inq", "oscillation", "joint", "gxnor", "metropolis")
 SCHEDULES = [schedule for family in FAMILIES for schedule in hand_coded(family).values()]
@@ -296,3 +299,12 @@ def test_unknown_names() -> None:
 def test_the_table_cannot_be_changed_through_what_it_returns() -> None:
     hand_coded("ana").clear()
     assert len(hand_coded("ana")) == 26
+
+
+def test_published_gives_what_a_method_can_play_as_it_is_configured() -> None:
+    assert published("inq") == published(Recipe("inq", weights="int4")) == tuple(hand_coded("inq").values())
+    both = published(MethodConfig(name="joint", of="widths+rates"))
+    assert [s.name for s in both] == [*hand_coded("widths"), *hand_coded("rates")]
+    assert {*both[0].curves} == {*hand_coded("widths")[both[0].name].curves, *hand_coded("rates")["rates_late"].curves}
+    with pytest.raises(MetaschedError, match=r"^published: has a STE for a method; give the name of a method, a Meth"):
+        published(Recipe(build_method(MethodConfig(name="ste"))))
