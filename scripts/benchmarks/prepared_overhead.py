@@ -30,7 +30,9 @@ import metasched
 from metasched.io.atomic import write_atomic
 from metasched.io.environment import cpu_model, environment
 from metasched.io.json_text import json_text
+from metasched.methods.tensors import LayerQuantizer
 from metasched.models.resnet import ResNet20
+from metasched.quantizers.levels import LevelSet
 
 WARM_UP = 2
 AGREEMENT = 1e-6  # of the first losses, in float32
@@ -82,32 +84,33 @@ class HandConv(nn.Conv2d):
     """A convolution with quantized weights."""
 
     scale: torch.Tensor
-    factor: float | None = None  # of the scale's gradient; None: the weight is ternary
+    factor: float | None = None  # of the scale's gradient; None: the weight is ternary, its scale fixed
+    bounds: tuple[int, int] = (-8, 7)  # lowest and highest level, of learned scales
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Output of the convolution for an input [N, C, H, W]."""
         if self.factor is None:
             w = Ternary.apply(self.weight / self.scale) * self.scale
         else:
-            w = lsq(self.weight, self.scale, self.factor, -8, 7)
+            w = lsq(self.weight, self.scale, self.factor, *self.bounds)
         return self._conv_forward(input, w, self.bias)  # pyright: ignore[reportArgumentType]
 
 
 class HandActivation(nn.Module):
     """A quantized activation."""
 
-    def __init__(self, scale: torch.Tensor | None, factor: float, relu: bool) -> None:
+    def __init__(self, scale: torch.Tensor | None, factor: float, relu: bool, bounds: tuple[int, int]) -> None:
         super().__init__()
         self.scale = None if scale is None else nn.Parameter(scale.clone())
-        self.factor, self.relu = factor, relu
+        self.factor, self.relu, self.bounds = factor, relu, bounds
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The quantized value of each element of x [...]."""
         x = F.relu(x) if self.relu else x
-        return Ternary.apply(x) if self.scale is None else lsq(x, self.scale, self.factor, 0, 15)  # pyright: ignore
+        return Ternary.apply(x) if self.scale is None else lsq(x, self.scale, self.factor, *self.bounds)
 
 
-def by_hand(prepared: nn.Module, bits4: bool) -> nn.Module:
+def by_hand(prepared: nn.Module, learned: bool) -> nn.Module:
     """The same network by hand, with the weights and scales that ``prepare`` has chosen."""
     plain = metasched.convert(prepared).train()
     kept = {name: p.detach().clone() for name, p in prepared.named_parameters()}
@@ -120,17 +123,23 @@ def by_hand(prepared: nn.Module, bits4: bool) -> nn.Module:
         with torch.no_grad():
             m.weight.copy_(kept[f"{name}.weight"])
         scale = quantizer.scale.detach().clone()  # pyright: ignore
-        m.scale = nn.Parameter(scale) if bits4 else scale
-        m.factor = float(quantizer.scale_factor) if bits4 else None  # pyright: ignore
+        m.scale = nn.Parameter(scale) if learned else scale
+        m.factor = float(quantizer.scale_factor) if learned else None  # pyright: ignore
+        own: LayerQuantizer = quantizer.method.quantizer  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
+        assert own.activation_levels is not None
+        m.bounds = _bounds(own.levels)
         for other, activation in list(prepared.named_modules()):
             if getattr(activation, "layer", None) == quantizer.index and "calls" in vars(activation):
                 found = dict(quantizer.named_parameters()), dict(quantizer.named_buffers())
                 scale = found[0].get("activation_scale")
                 factor = float(found[1].get("activation_scale_factor", 1.0))
-                plain.set_submodule(
-                    other, HandActivation(None if scale is None else scale.detach(), factor, bool(activation.keep))
-                )
+                scale, bounds = None if scale is None else scale.detach(), _bounds(own.activation_levels)
+                plain.set_submodule(other, HandActivation(scale, factor, bool(activation.keep), bounds))
     return plain
+
+
+def _bounds(levels: LevelSet) -> tuple[int, int]:
+    return int(levels.levels[0]), int(levels.levels[-1])
 
 
 def measured(size: str, case: str, way: str, steps: int) -> dict[str, float]:
