@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from metasched.deploy.folding import unsupported
 from metasched.network.recomputing import keeps_outputs
-from metasched.network.sites import ActivationSite
 
 
 class Sum(NamedTuple):
@@ -122,7 +121,7 @@ class _Tracer(fx.Tracer):
 
 
 def _is_leaf(m: nn.Module) -> bool:
-    if isinstance(m, ActivationSite) or hasattr(m, "quantization"):
+    if hasattr(m, "quantization"):
         return True
     of_torch = type(m).__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential)
     return of_torch or not any(True for _ in m.children())
@@ -217,14 +216,14 @@ _FUNCTIONS: dict[Any, Callable[..., tuple[Operation | None, list[Any]]]] = {
     **dict.fromkeys((torch.flatten, "flatten"), _flattened),
     F.adaptive_avg_pool2d: _averaged,
 }
-_MAKE = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, ActivationSite, fx.GraphModule)  # tensors of their own
+_MAKE = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, fx.GraphModule)  # tensors of their own
 _HAND_ON = (nn.Identity, nn.Dropout)  # in eval mode the tensor that they get
 
 
 def _rewrites(node: fx.Node, operation: Operation) -> bool:
     if isinstance(operation, fx.GraphModule):
         return any(inner.target == "copy_" for inner in operation.graph.nodes)
-    return node.target in _IN_PLACE or (isinstance(operation, ActivationSite) and operation.rewrites)
+    return node.target in _IN_PLACE
 
 
 def _owned(x: Any, modules: dict[str, nn.Module]) -> bool:

@@ -26,7 +26,6 @@ from metasched.deploy.stages import (
 from metasched.deploy.sums import common_scale, fold_joined, joined
 from metasched.deploy.thresholds import Norm, fold
 from metasched.models.cutie import Thermometer
-from metasched.network.sites import ActivationSite
 
 _Handler = Callable[[Folding, str, Any], None]
 _NO_SCALE = "put an activation right after the sum, or quantize its branches with one scale, a power of two"
@@ -40,7 +39,7 @@ def fold_step(folding: Folding, name: str, operation: Operation) -> None:
         MetaschedError: it has no integer form.
     """
     stair = isinstance(operation, fx.GraphModule) and hasattr(operation, "quantization")
-    add = _HANDLERS.get(ActivationSite if stair else type(operation))
+    add = _HANDLERS.get(fx.GraphModule if stair else type(operation))
     if add is None:
         raise unsupported(name, f"is a {type(operation).__name__}, which has no integer form")
     if folding.joined is not None and add not in (_activation, _bounded, max_pool, _skip):
@@ -158,9 +157,6 @@ def _bounded(folding: Folding, name: str, bounded: Bounded) -> None:
 def _activation(
     folding: Folding, name: str, module: nn.Module, lowest: float = -math.inf, highest: float = math.inf
 ) -> None:
-    if isinstance(module, ActivationSite) and (module.keep or module.name):
-        what = f"computes {module.original.__name__} first" if module.keep else "is called several times"
-        raise unsupported(name, f"{what}, which has no integer form so far", "use a ReLU without negative levels")
     quantized = folding.activation(module)
     if (folding.open is None and folding.joined is None) or quantized is None:
         raise unsupported(name, "does not follow a convolution or linear layer")
@@ -212,7 +208,7 @@ _HANDLERS: dict[type[Operation], _Handler] = {
     nn.Linear: _linear,
     nn.BatchNorm1d: _norm,
     nn.BatchNorm2d: _norm,
-    ActivationSite: _activation,
+    fx.GraphModule: _activation,
     nn.MaxPool2d: max_pool,
     nn.AvgPool2d: fixed_average,
     nn.AdaptiveAvgPool2d: adaptive_average,

@@ -59,7 +59,7 @@ def onnx_model(network: IntegerNetwork, *, all_outputs: bool = False, qonnx: boo
     """The ONNX model, with input ``images`` [N, C, H, W] float32 and output ``logits`` [N, K] int64.
 
     Args:
-        network: result of ``integer_network``.
+        network: result of ``integer_of``.
         all_outputs: adds the output of each stage, ``stage0``, ``stage1``, ..., as golden outputs.
         qonnx: stores weights as float32 behind the nodes Quant and BipolarQuant of QONNX; see ``run_qonnx``.
 

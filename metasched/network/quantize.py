@@ -309,6 +309,11 @@ class QuantizedNetwork:
         """The trainable tensors [...] of the method among the parameters, by their names there: ``layer/name``."""
         return {name: p for name, p in params.items() if name.rpartition("/")[0] in self._names}
 
+    def owns(self, params: Tensors, state: Tensors) -> list[Tensors]:
+        """The method's state and trainable tensors [...] of each layer, by their names there."""
+        found = _of_layers({**state, **self.trainable(params)})
+        return [found[layer.name] for layer in self.layers]
+
     def gradients(self, found: Tensors, state: Tensors) -> Tensors:
         """The gradients [...] as the optimizer gets them; those of stacked runs and their state have N first.
 
