@@ -26,6 +26,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "core/test_rows.py": "core/lazy estimators/table models/table search/table tasks/table training/optimizers/table",
     "deploy/test_deploy.py": "cli/deploy commands/deploy deploy/files",
     "deploy/test_deployed_reading.py": "contrib/deployed_reading contrib/deployed_shapes",
+    "deploy/test_flow.py": "deploy/operations",
     "deploy/test_integer.py": "deploy/agreement deploy/folding deploy/layers deploy/pooling deploy/simulator "
     "deploy/stages",
     "deploy/test_onnx.py": "deploy/onnx_export",

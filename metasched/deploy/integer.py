@@ -10,6 +10,7 @@ point with 24 bits, the precision of float32.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 
@@ -20,6 +21,7 @@ from metasched.core.errors import MetaschedError
 from metasched.deploy.flow import flow
 from metasched.deploy.folding import Activation, Folding
 from metasched.deploy.layers import fold_step, fold_sum
+from metasched.deploy.operations import Sum
 from metasched.deploy.stages import IntegerNetwork
 from metasched.network.quantize import Tensors
 from metasched.quantizers.levels import LevelSet
@@ -68,14 +70,16 @@ def folded(
         )
     channels, height, width = example.shape[1:]
     folding = Folding(tensors, weights, activation, (channels, height, width), step)
-    values = [folding.value()]
-    for name, operation, inputs in flow(network):
+    values, steps = [folding.value()], flow(network)
+    reads = Counter(i for step in steps for i in step.inputs)
+    for name, operation, inputs in steps:
         first, *second = (values[i + 1] for i in inputs)
         if second:
             fold_sum(folding, name, first, *second)
         else:
             folding.go_to(first)
-            fold_step(folding, name, operation)
+            alone = reads[inputs[0]] == 1 and isinstance(steps[inputs[0]].operation, Sum)
+            fold_step(folding, name, operation, sum_alone=alone)
         values.append(folding.value())
     folding.finish()
     return IntegerNetwork((channels, height, width), step, tuple(folding.stages))
