@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from metasched.config.load import load_experiment as load_experiment
     from metasched.config.schema import Experiment as Experiment
     from metasched.core.errors import MetaschedError as MetaschedError
+    from metasched.core.errors import MetaschedWarning as MetaschedWarning
     from metasched.core.layer import Layer as Layer
     from metasched.engines import find_unroll as find_unroll
     from metasched.evaluation.statistics import paired_difference as paired_difference
@@ -62,6 +63,7 @@ MODULES: dict[str, str] = {  # public name -> module
     "MethodConfig": "metasched.methods.config",
     "load_experiment": "metasched.config.load",
     "MetaschedError": "metasched.core.errors",
+    "MetaschedWarning": "metasched.core.errors",
     "Layer": "metasched.core.layer",
     "Control": "metasched.methods.base",
     "METHODS": "metasched.methods",

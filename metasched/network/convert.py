@@ -67,6 +67,8 @@ def convert(module: nn.Module, calibrate: Calibration | None = None) -> nn.Modul
         module.hardened()  # which fits scales to weights that were loaded before the first step
         params, buffers = module.parameters_by_name(), dict(module.module.named_buffers())
         return converted(module.network, params, module.method_state(), buffers, calibrate)
+    if (watch := hosted(module)[0][-1].watch) is not None:
+        watch.converting()
     plain = copied_with_computed(module).eval()
     _estimate(plain, calibrate)
     found = hosted(plain)
