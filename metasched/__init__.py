@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from metasched.network.inspect import inspect as inspect
     from metasched.network.module import QuantizedModule as QuantizedModule
     from metasched.network.prepare import prepare as prepare
-    from metasched.network.quantize import QuantizedNetwork as QuantizedNetwork
     from metasched.network.quantize import quantize as quantize
+    from metasched.network.quantized import QuantizedNetwork as QuantizedNetwork
     from metasched.network.recipe import Recipe as Recipe
     from metasched.schedules.base import progress_of_steps as progress_of_steps
     from metasched.schedules.curves import HandCoded as HandCoded
@@ -77,7 +77,7 @@ MODULES: dict[str, str] = {  # public name -> module
     "register_task": "metasched.tasks",
     "build_method": "metasched.methods",
     "quantize": "metasched.network.quantize",
-    "QuantizedNetwork": "metasched.network.quantize",
+    "QuantizedNetwork": "metasched.network.quantized",
     "inspect": "metasched.network.inspect",
     "Inspection": "metasched.network.inspect",
     "progress_of_steps": "metasched.schedules.base",

@@ -19,7 +19,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "commands/test_confirming.py": "evaluation/confirm meta/config",
     "config/test_ignored.py": "config/retired",
     "config/test_load.py": """
-        config/fields config/schema core/field_types methods/config tasks/config
+        config/explaining config/fields config/schema config/writing core/field_types methods/config tasks/config
     """,
     "contrib/kernels/test_transition.py": "contrib/kernels/coefficients contrib/packing",
     "contrib/kernels/test_triton.py": "contrib/kernels/gated_xnor_triton contrib/kernels/transition_triton",
@@ -78,7 +78,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "network/test_prepare.py": """
         network/damping network/fitting network/hosting network/playing network/sharding network/thawing
     """,
-    "network/test_quantize.py": "core/layer",
+    "network/test_quantize.py": "core/layer network/flat network/quantized network/updating",
     "network/test_inspect.py": "cli/inspect commands/inspect network/operations",
     "network/test_layers.py": "methods/oriented network/kinds network/weights",
     "network/test_recipe.py": "network/choice network/config",

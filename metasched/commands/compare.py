@@ -11,8 +11,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from metasched.config.load import to_dict
 from metasched.config.schema import Experiment
+from metasched.config.writing import to_dict
 from metasched.core.errors import MetaschedError, MetaschedWarning
 from metasched.evaluation.compare import compare, plan_of, publish
 from metasched.evaluation.contenders import Contender, described_arm, file_arm, joined, name_of

@@ -23,7 +23,7 @@ from metasched.deploy.folding import Activation, Folding
 from metasched.deploy.layers import fold_step, fold_sum
 from metasched.deploy.operations import Sum
 from metasched.deploy.stages import IntegerNetwork
-from metasched.network.quantize import Tensors
+from metasched.network.flat import Tensors
 from metasched.quantizers.levels import LevelSet
 
 

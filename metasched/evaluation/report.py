@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from metasched.config.load import dump_yaml
+from metasched.config.writing import dump_yaml
 from metasched.evaluation.comparison import REFERENCES, Comparison
 from metasched.evaluation.contenders import Contender
 from metasched.evaluation.verdict import verdicts

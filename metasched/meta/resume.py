@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from metasched.config.fields import fields
-from metasched.config.load import differing, dump_yaml, load_experiment, to_dict
+from metasched.config.load import load_experiment
 from metasched.config.schema import Experiment
+from metasched.config.writing import differing, dump_yaml, to_dict
 from metasched.core.errors import MetaschedError, MetaschedWarning, unknown_name
 from metasched.estimators import build_estimator
 from metasched.io.atomic import write_atomic

@@ -13,10 +13,11 @@ from metasched.core.errors import MetaschedError
 from metasched.core.layer import Layer
 from metasched.methods.base import Method, State
 from metasched.methods.tensors import LayerQuantizer
+from metasched.network.flat import Tensors
 from metasched.network.hosting import hosted, unhost
 from metasched.network.module import QuantizedModule
 from metasched.network.plain import without_sites
-from metasched.network.quantize import QuantizedNetwork, Tensors
+from metasched.network.quantized import QuantizedNetwork
 from metasched.network.recomputing import holders
 from metasched.network.sharding import sharded
 from metasched.network.sites import activations, copied_with_computed

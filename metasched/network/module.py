@@ -15,9 +15,10 @@ from metasched.core.errors import MetaschedError, MetaschedWarning
 from metasched.core.layer import Layer
 from metasched.network.damping import damped
 from metasched.network.fitting import fitted
+from metasched.network.flat import Tensors
 from metasched.network.flow import Example
 from metasched.network.identity import identity, same
-from metasched.network.quantize import QuantizedNetwork, Tensors
+from metasched.network.quantized import QuantizedNetwork
 from metasched.network.recomputing import Calls
 from metasched.network.sites import copied, recompute_by, running
 from metasched.network.starts import Starts

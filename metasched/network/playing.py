@@ -10,9 +10,10 @@ from torch import nn
 
 from metasched.core.errors import MetaschedError, unknown_name
 from metasched.core.randomness import Draw
+from metasched.network.flat import Tensors
 from metasched.network.hosting import hosted
 from metasched.network.identity import fingerprint
-from metasched.network.quantize import QuantizedNetwork, Tensors
+from metasched.network.quantized import QuantizedNetwork
 from metasched.network.sharding import put, whole
 from metasched.network.starts import fitting_state, zeros
 from metasched.network.thawing import NAME as FRACTION

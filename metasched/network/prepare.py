@@ -19,7 +19,8 @@ from metasched.network.fitting import fitted
 from metasched.network.flow import Example
 from metasched.network.hosting import Quantizer, Running, host
 from metasched.network.playing import Player
-from metasched.network.quantize import QuantizedNetwork, quantize
+from metasched.network.quantize import quantize
+from metasched.network.quantized import QuantizedNetwork
 from metasched.network.recipe import Recipe
 from metasched.network.sites import recompute_by
 from metasched.schedules.base import Schedule, progress_of_steps

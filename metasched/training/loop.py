@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from metasched.core.errors import MetaschedError
-from metasched.network.quantize import Model, Tensors, rows
+from metasched.network.flat import Model, Tensors, rows
 from metasched.tasks.base import Part
 from metasched.training.state import InnerProblem, TrainingState, own_draws
 from metasched.training.step import inner_step

@@ -18,7 +18,9 @@ from metasched.methods import build_method
 from metasched.methods.config import MethodConfig
 from metasched.models.cutie import Thermometer
 from metasched.network.convert import converted
-from metasched.network.quantize import QuantizedNetwork, Tensors, quantize
+from metasched.network.flat import Tensors
+from metasched.network.quantize import quantize
+from metasched.network.quantized import QuantizedNetwork
 
 
 @dataclass(frozen=True, repr=False)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from metasched.config.load import to_dict
 from metasched.config.schema import Experiment
+from metasched.config.writing import to_dict
 from metasched.evaluation.comparison import Arm, Comparison, TunedRate
 from metasched.evaluation.contenders import Contender
 from metasched.evaluation.report import write_report

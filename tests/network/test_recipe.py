@@ -19,7 +19,7 @@ from metasched import (
     load_experiment,
     quantize,
 )
-from metasched.network.quantize import QuantizedNetwork
+from metasched.network.quantized import QuantizedNetwork
 from metasched.training.problem import build_problem
 
 STE = MethodConfig(name="ste", scale="max")
