@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from metasched.config.load import load_experiment as load_experiment
     from metasched.config.schema import Experiment as Experiment
     from metasched.core.errors import MetaschedError as MetaschedError
+    from metasched.core.errors import MetaschedWarning as MetaschedWarning
     from metasched.core.layer import Layer as Layer
     from metasched.engines import find_unroll as find_unroll
     from metasched.evaluation.statistics import paired_difference as paired_difference
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
     from metasched.network.inspect import inspect as inspect
     from metasched.network.module import QuantizedModule as QuantizedModule
     from metasched.network.prepare import prepare as prepare
-    from metasched.network.quantize import QuantizedNetwork as QuantizedNetwork
     from metasched.network.quantize import quantize as quantize
+    from metasched.network.quantized import QuantizedNetwork as QuantizedNetwork
     from metasched.network.recipe import Recipe as Recipe
     from metasched.schedules.base import progress_of_steps as progress_of_steps
     from metasched.schedules.curves import HandCoded as HandCoded
@@ -63,6 +64,7 @@ MODULES: dict[str, str] = {  # public name -> module
     "MethodConfig": "metasched.methods.config",
     "load_experiment": "metasched.config.load",
     "MetaschedError": "metasched.core.errors",
+    "MetaschedWarning": "metasched.core.errors",
     "Layer": "metasched.core.layer",
     "Control": "metasched.methods.base",
     "METHODS": "metasched.methods",
@@ -76,7 +78,7 @@ MODULES: dict[str, str] = {  # public name -> module
     "register_task": "metasched.tasks",
     "build_method": "metasched.methods",
     "quantize": "metasched.network.quantize",
-    "QuantizedNetwork": "metasched.network.quantize",
+    "QuantizedNetwork": "metasched.network.quantized",
     "inspect": "metasched.network.inspect",
     "Inspection": "metasched.network.inspect",
     "progress_of_steps": "metasched.schedules.base",

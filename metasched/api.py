@@ -21,8 +21,9 @@ from metasched.commands.compare import compare_arms
 from metasched.commands.folders import begun
 from metasched.commands.train import train
 from metasched.commands.tune import tune as tune_family
-from metasched.config.load import differing, experiment_of, load_experiment, require_learnable, to_dict
+from metasched.config.load import experiment_of, load_experiment, require_learnable
 from metasched.config.schema import Experiment
+from metasched.config.writing import differing, to_dict
 from metasched.core.errors import MetaschedError
 from metasched.core.imports import allow
 from metasched.evaluation.comparison import Comparison, comparison_of

@@ -19,13 +19,14 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "commands/test_confirming.py": "evaluation/confirm meta/config",
     "config/test_ignored.py": "config/retired",
     "config/test_load.py": """
-        config/fields config/schema core/field_types methods/config tasks/config
+        config/explaining config/fields config/schema config/writing core/field_types methods/config tasks/config
     """,
     "contrib/kernels/test_transition.py": "contrib/kernels/coefficients contrib/packing",
     "contrib/kernels/test_triton.py": "contrib/kernels/gated_xnor_triton contrib/kernels/transition_triton",
     "core/test_rows.py": "core/lazy estimators/table models/table search/table tasks/table training/optimizers/table",
     "deploy/test_deploy.py": "cli/deploy commands/deploy deploy/files",
     "deploy/test_deployed_reading.py": "contrib/deployed_reading contrib/deployed_shapes",
+    "deploy/test_flow.py": "deploy/operations",
     "deploy/test_integer.py": "deploy/agreement deploy/folding deploy/layers deploy/pooling deploy/simulator "
     "deploy/stages",
     "deploy/test_onnx.py": "deploy/onnx_export",
@@ -78,7 +79,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "network/test_prepare.py": """
         network/damping network/fitting network/hosting network/playing network/sharding network/thawing
     """,
-    "network/test_quantize.py": "core/layer",
+    "network/test_quantize.py": "core/layer network/flat network/quantized network/updating",
     "network/test_inspect.py": "cli/inspect commands/inspect network/operations",
     "network/test_layers.py": "methods/oriented network/kinds network/weights",
     "network/test_recipe.py": "network/choice network/config",

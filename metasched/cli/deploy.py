@@ -52,16 +52,19 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.folder and not arguments.learn:
         raise MetaschedError("--folder", "has no effect without --learn", "leave it out, or add --learn")
     folder = RunFolder(Path(arguments.config)) if os.path.isdir(arguments.config) else None
-    if arguments.learn and not (folder and folder.done.exists()):
+    learns = arguments.learn and not (folder and folder.done.exists())
+    if learns:
         folder = _learned(arguments)
     experiment = load_experiment(folder.config if folder else arguments.config, arguments.overrides)
     schedule = arguments.schedule or (str(folder.schedule) if folder else None)
     if schedule is None:
         fix = "name a hand-coded schedule or a file, give a run folder, or --learn one"
         raise MetaschedError("--schedule", "is missing", fix)
-    from metasched.commands.deploy import deploy
+    from metasched.commands.deploy import check, deploy
 
     with console_of(arguments) as console:
+        if not learns:
+            check(experiment.problem, Path(arguments.output))
         result = deploy(
             experiment.problem,
             experiment.seed,

@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.source == "ray" and arguments.total is None:
         arguments.parser.error("the following arguments are required: --total")
     experiment = load(arguments)
-    from metasched.config.load import to_dict
+    from metasched.config.writing import to_dict
     from metasched.exchange.pbt import import_policy
     from metasched.exchange.quantlab.importing import import_quantlab
     from metasched.training.problem import build_problem

@@ -82,7 +82,7 @@ def resumable_folder(
 def run_folder(command: str, experiment: Experiment, arguments: argparse.Namespace) -> Iterator[RunFolder]:
     """A run folder with what is needed to repeat the run; a mistake that shows before work starts leaves no folder."""
     from metasched.commands.folders import begun
-    from metasched.config.load import to_dict
+    from metasched.config.writing import to_dict
     from metasched.io.run_folder import RunFolder
 
     path = arguments.folder

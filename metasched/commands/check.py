@@ -32,7 +32,7 @@ from metasched.meta.config import MetaConfig
 from metasched.meta.start import learned_controls
 from metasched.methods import METHODS, build_method
 from metasched.methods.base import Control
-from metasched.network.quantize import Tensors
+from metasched.network.flat import Tensors
 from metasched.schedules.space import at_shares
 from metasched.tasks.table import TASKS
 from metasched.tracking.console import Console

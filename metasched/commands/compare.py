@@ -11,9 +11,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from metasched.config.load import to_dict
 from metasched.config.schema import Experiment
-from metasched.core.errors import MetaschedError
+from metasched.config.writing import to_dict
+from metasched.core.errors import MetaschedError, MetaschedWarning
 from metasched.evaluation.compare import compare, plan_of, publish
 from metasched.evaluation.contenders import Contender, described_arm, file_arm, joined, name_of
 from metasched.evaluation.floors import runs_of_a_rate, with_tuned_rates
@@ -130,7 +130,9 @@ def _cells_of(path: Path) -> Path:
     here, there = environment(), read_mapping(run.environment)
     other = [name for name in _SAME_BITS if there.get(name) != here[name]]
     if other:
-        warnings.warn(f"{path}: ran with another {', '.join(other)}: its bits may differ", stacklevel=2)
+        warnings.warn(
+            f"{path}: ran with another {', '.join(other)}: its bits may differ", MetaschedWarning, stacklevel=2
+        )
     return run.cells
 
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from metasched.commands.exporting import Found, file_of, sampled
-from metasched.config.load import config_hash
 from metasched.config.schema import Experiment
+from metasched.config.writing import config_hash
 from metasched.evaluation.confirm import Confirmation, confirm
 from metasched.exchange.baselines import TOLERANCE, knots_within
 from metasched.exchange.format import Metric, Provenance, ScheduleFile

@@ -11,21 +11,20 @@ from metasched.config.schema import ProblemConfig
 from metasched.core.errors import MetaschedError
 from metasched.core.imports import find_function
 from metasched.core.randomness import derive_seed
-from metasched.deploy.agreement import float_twin
 from metasched.deploy.converted import deploy as deploy_converted
+from metasched.deploy.converted import deploy_images, integer_of
 from metasched.deploy.files import check_new
-from metasched.deploy.integer import input_step, integer_network
-from metasched.deploy.writing import write_deployed
+from metasched.deploy.integer import input_step
 from metasched.evaluation.contenders import named_schedule
-from metasched.methods.tensors import LEARNED
+from metasched.methods.tensors import LayerQuantizer
+from metasched.network.convert import converted
 from metasched.runs.cells import played
 from metasched.tasks.base import Task
 from metasched.tasks.supervised import Split, Stored, SupervisedTask
 from metasched.tracking.console import Console
 from metasched.training.faults import broken
-from metasched.training.loop import harden, hardened_score, train
+from metasched.training.loop import harden, score_of, train
 from metasched.training.problem import build_problem
-from metasched.training.state import InnerProblem
 
 
 def check(config: ProblemConfig, folder: Path) -> None:
@@ -35,16 +34,22 @@ def check(config: ProblemConfig, folder: Path) -> None:
         MetaschedError: the folder is there, or the network has no integer form.
     """
     check_new(folder)
-    _require_integers(build_problem(config))
+    problem = build_problem(config)
+    network, (examples, _) = problem.network, _in_memory(problem.task)
+    if not isinstance(getattr(network.method, "quantizer", None), LayerQuantizer):
+        raise MetaschedError("method", "has no level sets to deploy", "use one of metasched's methods")
+    fresh = problem.initial(network.neutral())
+    module = converted(network, fresh.params, fresh.method, fresh.buffers)
+    integer_of(module, examples.x[:1], input_step(examples.x))
 
 
 def deploy(
     config: ProblemConfig, seed: int, schedule: str, folder: Path, console: Console, *, horizon: int = 1
 ) -> dict[str, Any]:
-    """Train under a schedule, harden, fold, compare on the whole test set, and write the files.
+    """Train under a schedule, convert, fold, compare on the whole test set, and write the files.
 
     Args:
-        config: task and method.
+        config: task and method, which have passed ``check``.
         seed: of the experiment; the network is trained from a fresh one that follows from it.
         schedule: name of a hand-coded schedule, or a schedule file; played over all of the training.
         folder: is made; nothing is left of it if anything fails.
@@ -55,25 +60,22 @@ def deploy(
         scores on the test set, the agreement, the compression.
 
     Raises:
-        MetaschedError: as ``check``; and training went to numbers that are not finite, or a runtime does not agree.
+        MetaschedError: the folder is there, training went to numbers that are not finite, the trained network has no
+            integer form, or a runtime does not agree.
     """
     check_new(folder)
     steps = horizon * config.task.steps
     problem = build_problem(config, steps=steps).with_seed(derive_seed(seed, "deploy"))
-    _require_integers(problem)
-    network, (examples, test) = problem.network, _in_memory(problem.task)
-    like = next(network.module.parameters())
+    examples, test = _in_memory(problem.task)
+    like = next(problem.network.module.parameters())
     controls = played(config, named_schedule(config, schedule, "--schedule"), steps)
     state = train(problem, {name: v.to(like) for name, v in controls.items()}).state
     if broken(state):
         raise MetaschedError("deploy", "training went to numbers that are not finite", "try another schedule or seed")
     _, buffers = harden(problem, state)
-    step = input_step(examples.x)
-    integer = integer_network(network, state.params, state.method, buffers, examples.x[:1], step)
-    codes = integer.encode(test.x.cpu().numpy())
-    more = {"score_float_input": hardened_score(problem, state, "test")}
-    twin = float_twin(network, integer, state.params, buffers)
-    return write_deployed(integer, twin, codes, test.y.cpu().numpy(), more, folder, console)
+    module = converted(problem.network, state.params, state.method, buffers)
+    more = {"score_float_input": score_of(problem, module, "test")}
+    return deploy_images(module, input_step(examples.x), test.x, test.y, more, folder, console)
 
 
 def deploy_own(where: str, folder: Path, console: Console) -> dict[str, Any]:
@@ -105,19 +107,6 @@ def deploy_own(where: str, folder: Path, console: Console) -> dict[str, Any]:
         raise MetaschedError("deploy", problem, "return (metasched.convert(module), images)")
     module, data = made
     return deploy_converted(module, data, folder, console)
-
-
-def _require_integers(problem: InnerProblem) -> None:
-    network, (examples, _) = problem.network, _in_memory(problem.task)
-    quantizer = getattr(network.method, "quantizer", None)  # the float network has none
-    for field in ("scale", "activation_scale"):
-        if getattr(quantizer, field, None) in LEARNED:
-            what = "is learned, and only fixed scales are folded into integers so far"
-            raise MetaschedError(f"method.{field}", what, "set it to a fixed one, such as least_squares or 1.0")
-    like = next(network.module.parameters())
-    fresh = problem.initial({c.name: like.new_full((len(network.layers),), c.low) for c in network.method.controls})
-    step = input_step(examples.x)
-    integer_network(network, fresh.params, fresh.method, fresh.buffers, examples.x[:1], step)
 
 
 def _in_memory(task: Task) -> tuple[Split, Split]:

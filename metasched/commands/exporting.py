@@ -8,15 +8,15 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from metasched.config.load import config_hash, to_dict
 from metasched.config.schema import Experiment
+from metasched.config.writing import config_hash, to_dict
 from metasched.core.layer import Layer
 from metasched.exchange.export import export
 from metasched.exchange.format import Metric, Provenance, ScheduleFile, Spent
 from metasched.exchange.schedule_file import write_schedule
 from metasched.io.environment import versions
 from metasched.io.run_folder import RunFolder
-from metasched.network.quantize import Tensors
+from metasched.network.flat import Tensors
 from metasched.schedules.base import Schedule
 from metasched.tracking.plots import plot_schedule
 from metasched.tracking.tracker import Tracker

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from metasched.config.load import dump_yaml
+from metasched.config.writing import dump_yaml
 from metasched.core.errors import MetaschedError
 from metasched.io.atomic import write_atomic
 from metasched.io.environment import environment

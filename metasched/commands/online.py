@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from metasched.commands.exporting import Found, show, write_found
-from metasched.config.load import to_dict
 from metasched.config.schema import Experiment
+from metasched.config.writing import to_dict
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import derive_seed
 from metasched.evaluation.compare import Plan, compare, plan_of, publish

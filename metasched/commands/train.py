@@ -11,8 +11,8 @@ import torch
 
 from metasched.commands.confirming import export_confirmed, start_file
 from metasched.commands.exporting import Found, show
-from metasched.config.load import to_dict
 from metasched.config.schema import Experiment
+from metasched.config.writing import to_dict
 from metasched.core.randomness import derive_seed
 from metasched.estimators.auto import summary
 from metasched.evaluation.compare import compare, plan_of, publish

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from metasched.commands.exporting import Found, write_found
-from metasched.config.load import to_dict
 from metasched.config.schema import Experiment
+from metasched.config.writing import to_dict
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import derive_seed
 from metasched.evaluation.compare import compare, plan_of, publish

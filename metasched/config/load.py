@@ -1,4 +1,4 @@
-r"""From a YAML file and dotted overrides to a validated experiment, and back to YAML, a dict and a hash.
+r"""From a YAML file and dotted overrides to a validated experiment.
 
 All problems are reported together, each on one line with the dotted path of its field.
 
@@ -11,23 +11,18 @@ All problems are reported together, each on one line with the dotted path of its
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import json
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails, to_jsonable_python
+from pydantic_core import to_jsonable_python
 
-from metasched.config.fields import FieldInfo, fields, names_in
-from metasched.config.retired import RETIRED, is_record
+from metasched.config.explaining import explain, one_of_each_field
+from metasched.config.retired import is_record
 from metasched.config.schema import Experiment
+from metasched.config.writing import OWN_TASK, to_dict
 from metasched.core.errors import MetaschedError
-from metasched.core.field_types import REFUSED
 from metasched.io.strict_yaml import parse, read_mapping
 from metasched.methods import build_method
 from metasched.methods.config import DEFAULT, MethodConfig
@@ -36,7 +31,6 @@ from metasched.quantizers.levels import level_set
 from metasched.tasks.config import TaskConfig
 
 MAX_PROBLEMS = 20
-OWN_TASK = ("factory", "args", "steps")  # what the section task has for a task of the user's own
 _ADAPTER: TypeAdapter[Experiment] = TypeAdapter(cast(Any, Experiment))
 
 
@@ -100,8 +94,8 @@ def _validated(
     try:
         experiment = _ADAPTER.validate_python(document)
     except ValidationError as error:
-        found = _one_of_each_field(error.errors(include_url=False))
-        problems = [_explain(e, place) for e in found[:MAX_PROBLEMS]]
+        found = one_of_each_field(error.errors(include_url=False))
+        problems = [explain(e, place) for e in found[:MAX_PROBLEMS]]
         left = len(found) - len(problems)
     else:
         problems = _contradictions(experiment, place, given)
@@ -196,55 +190,6 @@ def with_fields(experiment: Experiment, given: Sequence[str], path: str) -> Expe
     return _validated(document, lambda field: f"{path}: {field}", [name for name, _, _ in pairs])
 
 
-def to_dict(experiment: Experiment) -> dict[str, Any]:
-    """The experiment in the types of JSON, every field written out."""
-    return {**to_jsonable_python(experiment), "task": section_dict(experiment.task)}
-
-
-def section_dict(section: Any) -> dict[str, Any]:
-    """One section in the types of JSON; of a task of the user's own only what it reads."""
-    fields_of = to_jsonable_python(section)
-    if isinstance(section, TaskConfig):
-        keep = OWN_TASK if section.factory is not None else fields_of.keys() - {"factory", "args"}
-        return {name: value for name, value in fields_of.items() if name in keep}
-    return fields_of
-
-
-def dump_yaml(document: Mapping[str, Any]) -> str:
-    """An experiment, as ``to_dict`` has it, as YAML that ``load_experiment`` reads back to an equal one."""
-    return yaml.safe_dump(dict(document), sort_keys=False)
-
-
-def config_hash(experiment: Experiment, fingerprint: str = "") -> str:
-    """SHA-256, in hexadecimal, of the experiment's canonical JSON (sorted keys, no spaces, shortest exact floats).
-
-    A task from outside the package joins it by its fingerprint: the name of a factory or a row does not say what that
-    makes.
-    """
-    document = to_dict(experiment)
-    if experiment.task.outside:
-        document["task"]["fingerprint"] = fingerprint
-    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Dotted paths of fields in which two experiments, as ``to_dict`` has them, differ; a missing one is its default.
-
-    >>> differing({"seed": 1, "meta": {"steps": 2}}, {"seed": 0, "meta": {"steps": 2}})
-    ['seed']
-    """
-    return [f.path for f in fields() if _value(a, f) != _value(b, f)]
-
-
-def _value(document: Any, field: FieldInfo) -> Any:
-    for part in field.path.split("."):
-        if not isinstance(document, Mapping) or part not in document:
-            return to_jsonable_python(field.default)
-        document = document[part]
-    return document
-
-
 def _pairs(overrides: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(dotted name, text of the value) of each override."""
     tokens = iter(overrides)
@@ -270,76 +215,6 @@ def _override(document: dict[str, Any], name: str, text: str) -> str:
             raise MetaschedError(f"--{name}", f"{section} is not a section", "see `metasched train --help`")
     document[field] = value
     return name
-
-
-def _one_of_each_field(found: Sequence[ErrorDetails]) -> list[ErrorDetails]:
-    """Of a field that may be of several types, such as a number or a word, the first of the errors of all these types.
-
-    Their locations end in the name of the type, which no field has.
-    """
-    plain = {f.path for f in fields() if "[" not in f.type and "{" not in f.type}
-    own: dict[tuple[int | str, ...], ErrorDetails] = {}
-    for error in found:
-        location = error["loc"]
-        if ".".join(map(str, location[:-1])) in plain:
-            location = location[:-1]
-        own.setdefault(location, ErrorDetails(**{**error, "loc": location}))
-    return list(own.values())
-
-
-def _explain(error: ErrorDetails, place: Callable[[str], str]) -> MetaschedError:
-    """What pydantic found, in our words."""
-    kind, location, value = error["type"], error["loc"], error["input"]
-    section = tuple(str(part) for part in location[:-1])
-    name = str(location[-1])
-    dotted = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)[1:]
-    if kind == "unexpected_keyword_argument":
-        return MetaschedError(place(dotted), "unknown field", _suggest(name, section))
-    if kind == "dataclass_type":
-        known = ", ".join(names_in((*section, name)))
-        return MetaschedError(place(dotted), f"must be a section, got {_show(value)}", f"it has the fields {known}")
-    if (retired := f"{dotted}: {value}") in RETIRED:
-        return MetaschedError(place(dotted), f"{value!r} is no longer there", RETIRED[retired])
-    if kind == REFUSED:
-        return MetaschedError(place(dotted), error["ctx"]["problem"], error["ctx"]["fix"])  # pyright: ignore
-    problem = _NOT_OURS.sub("", error["msg"])
-    for theirs, ours in _WORDS.items():
-        problem = problem.replace(theirs, ours)
-    path = dotted.split("[")[0]
-    info = next(f for f in fields() if f"{path}.".startswith(f"{f.path}."))
-    about = f" [{info.description}]" if info.description else ""
-    near = difflib.get_close_matches(str(value), info.type.split("|"), n=1)
-    fix = f"did you mean {near[0]!r}?" if near else f"give {info.type}, such as the default {_show(info.default)}"
-    return MetaschedError(place(dotted), f"{problem}, got {_show(value)}", fix + about)
-
-
-_NOT_OURS = re.compile(r", (unable to|got a|after).*")
-_WORDS = {
-    "greater than or equal to": "at least",
-    "less than or equal to": "at most",
-    "Input should": "must",
-    "String should": "must",
-    "Tuple should": "must",
-    "Field required": "an item is missing",
-    "a valid tuple": "a list",
-    "a valid string": "text",
-    "a valid dictionary": "a mapping",
-}
-
-
-def _suggest(name: str, section: tuple[str, ...]) -> str:
-    """The fields that an unknown one may stand for: by spelling in its section, or of the same name elsewhere."""
-    known = names_in(section)
-    near = difflib.get_close_matches(name, known, n=1)
-    same = [f.path for f in fields() if f.path.split(".")[-1] == name]
-    guess = near or same
-    return (f"did you mean {' or '.join(guess)}? " if guess else "") + f"Known: {', '.join(known)}"
-
-
-def _show(value: object) -> str:
-    """A value as YAML would have it on one line, cut to 60 characters."""
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _contradictions(

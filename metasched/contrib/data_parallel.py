@@ -22,7 +22,7 @@ from typing import Protocol
 import torch
 
 from metasched.core.errors import MetaschedError
-from metasched.network.quantize import ControlRow, Tensors, rows
+from metasched.network.flat import ControlRow, Tensors, rows
 from metasched.runs.ranks import join_group, launched, leave_group, see_own_gpu
 from metasched.tasks.supervised import SupervisedTask
 from metasched.training.loop import InnerRun

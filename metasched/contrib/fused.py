@@ -19,7 +19,7 @@ from metasched.contrib.packed import PackedState, pack_state, unpack_state
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import derive_seed
 from metasched.methods.gxnor import GXNOR
-from metasched.network.quantize import ControlRow, rows
+from metasched.network.flat import ControlRow, rows
 from metasched.training.loop import InnerRun
 from metasched.training.optimizers.adam import Adam
 from metasched.training.optimizers.adamw import AdamW

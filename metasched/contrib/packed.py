@@ -14,7 +14,8 @@ import torch
 
 from metasched.contrib.packing import pack, unpack
 from metasched.methods.discrete import Discrete
-from metasched.network.quantize import QuantizedNetwork, Tensors, rows
+from metasched.network.flat import Tensors, rows
+from metasched.network.quantized import QuantizedNetwork
 from metasched.training.loop import InnerRun
 from metasched.training.state import InnerProblem, TrainingState
 from metasched.training.step import inner_step

@@ -1,4 +1,4 @@
-"""The error type for users' mistakes: one printable line that says where, what, and how to fix it."""
+"""Users' mistakes, and what may be one: one printable line that says where, what, and how to fix it."""
 
 from __future__ import annotations
 
@@ -29,6 +29,10 @@ class MetaschedError(ValueError):
 
     def __reduce__(self) -> tuple[type[MetaschedError], tuple[str, str, str]]:
         return type(self), (self.path, self.problem, self.fix)  # for process pools
+
+
+class MetaschedWarning(UserWarning):
+    """What may not be as the user thinks, in one line. ``warnings.filterwarnings`` can leave it out by this class."""
 
 
 def printable(text: str) -> str:

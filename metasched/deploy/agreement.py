@@ -6,21 +6,15 @@ slack for sums at a threshold (see thresholds.py).
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.func import functional_call
 
-from metasched.core.layer import weight_key
 from metasched.deploy import simulator
 from metasched.deploy.stages import Array, IntegerNetwork, Thresholds
-from metasched.deploy.thresholds import SLACK
-from metasched.network.quantize import QuantizedNetwork, Tensors
-from metasched.network.sites import activations
 
 Runtime = Callable[[npt.NDArray[np.floating]], Sequence[Array]]
 Twin = Callable[[torch.Tensor], tuple[torch.Tensor, list[torch.Tensor]]]
@@ -49,41 +43,6 @@ class Agreement:
 
     def __add__(self, other: Agreement) -> Agreement:
         return Agreement(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
-
-
-def float_twin(network: QuantizedNetwork, integer: IntegerNetwork, params: Tensors, buffers: Tensors) -> Twin:
-    """The hardened PyTorch network in float64, as a function of input codes.
-
-    Args:
-        network: the quantized network.
-        integer: its integer network, which gives the weights and the step of the input.
-        params: hardened parameters by name; weights are [C_out, ...].
-        buffers: buffers of the module by name.
-
-    Returns:
-        a function from codes, int64 [N, C, H, W], to the outputs, float64 [N, K], and the list of the levels of each
-        activation in order, float64 [N, ...].
-    """
-    module = copy.deepcopy(network.module).double().eval()
-    like = next(module.parameters())
-    deployed = {name: p.detach().double() for name, p in {**params, **buffers}.items() if p.is_floating_point()}
-    for layer in integer.weighted:
-        steps = torch.tensor([float(s) for s in layer.steps], dtype=torch.float64, device=like.device)
-        weight = torch.from_numpy(layer.weight).to(like)
-        deployed[weight_key(layer.name)] = weight * steps.reshape(-1, *[1] * (weight.dim() - 1))
-
-    def twin(codes: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        seen: list[torch.Tensor] = []
-
-        def activate(layer: int, x: torch.Tensor) -> torch.Tensor:
-            seen.append(network.method.harden_activation(x + float(SLACK), {}, 0.5))
-            return seen[-1]
-
-        with torch.no_grad(), activations(activate):
-            outputs = functional_call(module, deployed, (codes.to(like) * float(integer.step),))
-        return outputs, seen
-
-    return twin
 
 
 def agreement(twin: Twin, integer: IntegerNetwork, batches: Iterable[Array]) -> Agreement:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from io import StringIO
 from pathlib import Path
@@ -54,13 +54,35 @@ def deploy(
     path = Path(folder)
     check_new(path)
     images, labels = _gathered(data)
-    step = input_step(images)
+    return deploy_images(module, input_step(images), images, labels, {}, path, console or open_console(StringIO()))
+
+
+def deploy_images(
+    module: nn.Module,
+    step: Fraction,
+    images: torch.Tensor,
+    labels: torch.Tensor | None,
+    more: Mapping[str, Any],
+    folder: Path,
+    console: Console,
+) -> dict[str, Any]:
+    """``deploy`` for codes of a given step, with further entries of the account.
+
+    Args:
+        module: as for ``deploy``.
+        step: real value of 1 in the input codes, see ``input_step``.
+        images: [N, C, H, W]; those beyond 8 bits are cut.
+        labels: their classes, [N]; None where they are not known.
+        more: entries of the account, written after the score.
+        folder, console: as for ``deploy``.
+
+    Raises:
+        MetaschedError: as ``deploy``.
+    """
     integer = integer_of(module, images[:1], step)
     codes = integer.encode(images.cpu().numpy())
     classes = None if labels is None else labels.cpu().numpy()
-    return write_deployed(
-        integer, twin_of(module, integer), codes, classes, {}, path, console or open_console(StringIO())
-    )
+    return write_deployed(integer, twin_of(module, integer), codes, classes, more, folder, console)
 
 
 def integer_of(module: nn.Module, example: torch.Tensor, step: Fraction) -> IntegerNetwork:
@@ -96,7 +118,16 @@ def integer_of(module: nn.Module, example: torch.Tensor, step: Fraction) -> Inte
 
 
 def twin_of(module: nn.Module, integer: IntegerNetwork) -> Twin:
-    """The converted network in float64 on input codes, with the slack of thresholds; see ``float_twin``."""
+    """The converted network in float64, with the deployed weights and the slack of thresholds.
+
+    Args:
+        module: as for ``deploy``.
+        integer: its integer network, which gives the weights and the step of the input.
+
+    Returns:
+        a function from codes, int64 [N, C, H, W], to the outputs, float64 [N, K], and the list of the levels of each
+        activation in order, float64 [N, ...].
+    """
     double = copy.deepcopy(module).double().eval()
     like = next(double.parameters())
     seen: list[torch.Tensor] = []

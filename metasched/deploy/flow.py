@@ -4,38 +4,13 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import torch
 from torch import fx, nn
-from torch.nn import functional as F
 
 from metasched.deploy.folding import unsupported
+from metasched.deploy.operations import CLIPS, IN_PLACE, Bounded, Operation, Sum, is_sum, of_function
 from metasched.network.recomputing import keeps_outputs
-from metasched.network.sites import ActivationSite
-
-
-class Sum(NamedTuple):
-    """The sum of two tensors."""
-
-
-class ZeroChannels(NamedTuple):
-    """Channels of zeros, ``before`` and ``after`` those of a tensor [N, C, H, W]."""
-
-    before: int
-    after: int
-
-
-class Bounded(NamedTuple):
-    """A quantized activation of clip(x, low, high)."""
-
-    activation: nn.Module
-    low: float
-    high: float
-
-
-Operation = nn.Module | Sum | ZeroChannels | Bounded
 
 
 class Step(NamedTuple):
@@ -88,7 +63,7 @@ def flow(network: nn.Module) -> list[Step]:
             called.add(name)
             inputs = list(node.args) if not node.kwargs else []
         else:
-            operation, inputs = _of_function(node)
+            operation, inputs = of_function(node)
         wanted = 2 if isinstance(operation, Sum) else 1
         if operation is None or len(inputs) != wanted or not all(isinstance(x, fx.Node) and x in at for x in inputs):
             raise unsupported(name, f"computes {_function(node)}, which has no integer form")
@@ -122,7 +97,7 @@ class _Tracer(fx.Tracer):
 
 
 def _is_leaf(m: nn.Module) -> bool:
-    if isinstance(m, ActivationSite) or hasattr(m, "quantization"):
+    if hasattr(m, "quantization"):
         return True
     of_torch = type(m).__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential)
     return of_torch or not any(True for _ in m.children())
@@ -148,7 +123,7 @@ def _bounds(node: fx.Node, modules: dict[str, nn.Module]) -> tuple[float, float]
         if isinstance(m, nn.Hardtanh):  # ReLU6 is one
             return None if m.inplace else (m.min_val, m.max_val)
         return (0.0, math.inf) if type(m) is nn.ReLU and not m.inplace else None
-    return _CLIPS.get(node.target)
+    return CLIPS.get(node.target)
 
 
 def _quantizes(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
@@ -168,63 +143,14 @@ def _function(node: fx.Node) -> str:
     return getattr(node.target, "__name__", str(node.target))
 
 
-def _of_function(node: fx.Node) -> tuple[Operation | None, list[Any]]:
-    """The operation that a function or method stands for, and the tensors that it reads; None: it has no such."""
-    match = _FUNCTIONS.get(node.target)
-    if match is None or node.op not in ("call_function", "call_method"):
-        return None, []
-    try:
-        return match(*node.args, **node.kwargs)
-    except TypeError:  # arguments that no integer form has
-        return None, []
-
-
-def _sum(input: Any, other: Any) -> tuple[Operation, list[Any]]:
-    return Sum(), [input, other]
-
-
-def _strided(x: Any, index: Any) -> tuple[Operation | None, list[Any]]:
-    """x[:, :, ::s, ::t]: a pooling of single pixels."""
-    index = index if isinstance(index, tuple) else ()
-    strides = [i.step or 1 if isinstance(i, slice) and i.start is i.stop is None else 0 for i in index]
-    if len(strides) != 4 or strides[:2] != [1, 1] or min(strides) < 1:
-        return None, []
-    return nn.MaxPool2d(1, (strides[2], strides[3])), [x]
-
-
-def _padded(input: Any, pad: Any, mode: str = "constant", value: float | None = None) -> tuple[Any, list[Any]]:
-    channels = len(pad) == 6 and not any(pad[:4]) and min(pad) >= 0
-    return (ZeroChannels(*pad[4:]) if channels and mode == "constant" and not value else None), [input]
-
-
-def _flattened(input: Any, start_dim: int = 0, end_dim: int = -1) -> tuple[Operation, list[Any]]:
-    return nn.Flatten(start_dim, end_dim), [input]
-
-
-def _averaged(input: Any, output_size: Any) -> tuple[Operation, list[Any]]:
-    return nn.AdaptiveAvgPool2d(output_size), [input]
-
-
-_CLIPS: dict[Any, tuple[float, float]] = {
-    **dict.fromkeys((F.relu, torch.relu, "relu"), (0.0, math.inf)),
-    F.relu6: (0.0, 6.0),
-}
-_IN_PLACE: tuple[Any, ...] = (operator.iadd, "add_")
-_FUNCTIONS: dict[Any, Callable[..., tuple[Operation | None, list[Any]]]] = {
-    **dict.fromkeys((operator.add, torch.add, "add", *_IN_PLACE), _sum),
-    operator.getitem: _strided,
-    F.pad: _padded,
-    **dict.fromkeys((torch.flatten, "flatten"), _flattened),
-    F.adaptive_avg_pool2d: _averaged,
-}
-_MAKE = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, ActivationSite, fx.GraphModule)  # tensors of their own
+_MAKE = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, fx.GraphModule)  # tensors of their own
 _HAND_ON = (nn.Identity, nn.Dropout)  # in eval mode the tensor that they get
 
 
 def _rewrites(node: fx.Node, operation: Operation) -> bool:
     if isinstance(operation, fx.GraphModule):
         return any(inner.target == "copy_" for inner in operation.graph.nodes)
-    return node.target in _IN_PLACE or (isinstance(operation, ActivationSite) and operation.rewrites)
+    return node.target in IN_PLACE
 
 
 def _owned(x: Any, modules: dict[str, nn.Module]) -> bool:
@@ -232,6 +158,6 @@ def _owned(x: Any, modules: dict[str, nn.Module]) -> bool:
     if len(x.users) > 1:
         return False
     if x.op != "call_module":
-        return _FUNCTIONS.get(x.target) is _sum
+        return is_sum(x)
     module = modules[x.target]
     return _owned(x.args[0], modules) if isinstance(module, _HAND_ON) else isinstance(module, _MAKE)

@@ -16,7 +16,7 @@ from metasched.core.errors import MetaschedError
 from metasched.core.layer import weight_key
 from metasched.deploy.stages import Array, Branch, Logits, Stage
 from metasched.deploy.thresholds import Channel
-from metasched.network.quantize import Tensors
+from metasched.network.flat import Tensors
 from metasched.quantizers.levels import LevelSet
 from metasched.quantizers.stair import hard
 

@@ -10,6 +10,7 @@ point with 24 bits, the precision of float32.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 
@@ -20,11 +21,9 @@ from metasched.core.errors import MetaschedError
 from metasched.deploy.flow import flow
 from metasched.deploy.folding import Activation, Folding
 from metasched.deploy.layers import fold_step, fold_sum
-from metasched.deploy.stages import (
-    IntegerNetwork,
-)
-from metasched.methods.tensors import LEARNED, LayerQuantizer
-from metasched.network.quantize import QuantizedNetwork, Tensors
+from metasched.deploy.operations import Sum
+from metasched.deploy.stages import IntegerNetwork
+from metasched.network.flat import Tensors
 from metasched.quantizers.levels import LevelSet
 
 
@@ -41,46 +40,6 @@ def input_step(images: torch.Tensor) -> Fraction:
         raise MetaschedError("images", "are not finite, or there are none", "leave NaN and infinity out")
     largest = max(float(images.double().abs().max()), 2.0**-100)
     return Fraction(2) ** math.ceil(math.log2(largest / 127))
-
-
-def integer_network(
-    network: QuantizedNetwork, params: Tensors, state: Tensors, buffers: Tensors, example: torch.Tensor, step: Fraction
-) -> IntegerNetwork:
-    """The integer network of a trained quantized network.
-
-    Args:
-        network: result of ``quantize``.
-        params: parameters after training, not yet hardened; weights are [C_out, ...].
-        state: state of the method after training.
-        buffers: buffers of the module, with the running statistics of batch normalization.
-        example: input [N, C, H, W]; only its shape is used.
-        step: real value of 1 in the input codes, see ``input_step``.
-
-    Raises:
-        MetaschedError: a layer has no integer form; the message names it.
-    """
-    quantizer = getattr(network.method, "quantizer", None)
-    if network.methods:
-        problem = "has rules that give some layers other levels or scales, which have no integer form so far"
-        raise MetaschedError("quantize.rules", problem, "use one level set for all layers")
-    if not isinstance(quantizer, LayerQuantizer):
-        raise MetaschedError("method", "has no level sets to deploy", "use one of metasched's methods")
-    for key in ("scale", "activation_scale"):
-        if getattr(quantizer, key) in LEARNED:
-            what = "is learned, and only fixed scales are folded into integers so far"
-            raise MetaschedError(f"method.{key}", what, "set it to a fixed one, such as least_squares or 1.0")
-    params, state = ({name: t.detach() for name, t in tensors.items()} for tensors in (params, state))
-    levels, unit = quantizer.activation_levels, quantizer.activation_scale
-    assert unit != "learned"
-    quantized = None if levels is None else Activation(levels, Fraction(unit))
-    return folded(
-        network.module,
-        {**network.harden(params, state), **buffers},
-        {layer.name: (quantizer.levels, state[f"{layer.name}/scale"]) for layer in network.layers},
-        lambda module: quantized,
-        example,
-        step,
-    )
 
 
 def folded(
@@ -111,14 +70,16 @@ def folded(
         )
     channels, height, width = example.shape[1:]
     folding = Folding(tensors, weights, activation, (channels, height, width), step)
-    values = [folding.value()]
-    for name, operation, inputs in flow(network):
+    values, steps = [folding.value()], flow(network)
+    reads = Counter(i for step in steps for i in step.inputs)
+    for name, operation, inputs in steps:
         first, *second = (values[i + 1] for i in inputs)
         if second:
             fold_sum(folding, name, first, *second)
         else:
             folding.go_to(first)
-            fold_step(folding, name, operation)
+            alone = reads[inputs[0]] == 1 and isinstance(steps[inputs[0]].operation, Sum)
+            fold_step(folding, name, operation, sum_alone=alone)
         values.append(folding.value())
     folding.finish()
     return IntegerNetwork((channels, height, width), step, tuple(folding.stages))

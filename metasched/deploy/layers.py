@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from torch import fx, nn
 
-from metasched.deploy.flow import Bounded, Operation, ZeroChannels
 from metasched.deploy.folding import Folding, Value, exact, unit_of, unsupported
+from metasched.deploy.operations import Bounded, Operation, ZeroChannels
 from metasched.deploy.pooling import adaptive_average, fixed_average, max_pool, pair, windows
 from metasched.deploy.stages import (
     Add,
@@ -23,28 +23,34 @@ from metasched.deploy.stages import (
     PadChannels,
     Thresholds,
 )
-from metasched.deploy.sums import common_scale, fold_joined, joined
+from metasched.deploy.sums import Joined, common_scale, fold_joined, joined, reach_of
 from metasched.deploy.thresholds import Norm, fold
 from metasched.models.cutie import Thermometer
-from metasched.network.sites import ActivationSite
 
 _Handler = Callable[[Folding, str, Any], None]
-_NO_SCALE = "put an activation right after the sum, or quantize its branches with one scale, a power of two"
 _SHAPES = "give images of the shape that the model was made for"
 
 
-def fold_step(folding: Folding, name: str, operation: Operation) -> None:
+def fold_step(folding: Folding, name: str, operation: Operation, *, sum_alone: bool) -> None:
     """Adds an operation of one tensor, the output of the last stage.
+
+    Args:
+        folding: the stages so far.
+        name: of the operation.
+        operation: what is computed.
+        sum_alone: whether that tensor is a sum that nothing else reads.
 
     Raises:
         MetaschedError: it has no integer form.
     """
     stair = isinstance(operation, fx.GraphModule) and hasattr(operation, "quantization")
-    add = _HANDLERS.get(ActivationSite if stair else type(operation))
+    add = _HANDLERS.get(fx.GraphModule if stair else type(operation))
     if add is None:
         raise unsupported(name, f"is a {type(operation).__name__}, which has no integer form")
-    if folding.joined is not None and add not in (_activation, _bounded, max_pool, _skip):
-        raise unsupported(folding.joined.name, f"has no common scale that is exact for {name}", _NO_SCALE)
+    if folding.joined is not None:
+        averages = add in (adaptive_average, fixed_average) and sum_alone and isinstance(folding.stages[-1], Add)
+        if not averages and add not in (_activation, _bounded, max_pool, _skip):
+            raise _inexact(folding.joined, name)
     add(folding, name, operation)
 
 
@@ -58,7 +64,7 @@ def fold_sum(folding: Folding, name: str, ours: Value, theirs: Value) -> None:
         raise unsupported(name, f"adds tensors of the shapes {list(ours.shape)} and {list(theirs.shape)}", _SHAPES)
     for value in (ours, theirs):
         if value.joined is not None:
-            raise unsupported(value.joined.name, f"has no common scale that is exact for {name}", _NO_SCALE)
+            raise _inexact(value.joined, name)
     if theirs.stage == len(folding.stages) - 1:
         ours, theirs = theirs, ours
     folding.go_to(ours)
@@ -71,10 +77,13 @@ def fold_sum(folding: Folding, name: str, ours: Value, theirs: Value) -> None:
         channels, multipliers = found
         folding.open = None if ours.open is None and theirs.open is None else channels
         folding.step = channels[0].step
-    folding.largest = max(
-        abs(a) * reach[0] + abs(b) * reach[1] for a, b in zip(*(m.tolist() for m in multipliers), strict=True)
-    )
+    folding.largest = reach_of(multipliers, reach)
     folding.stages.append(Add(name, theirs.stage, *multipliers, folding.largest))
+
+
+def _inexact(total: Joined, reader: str) -> Exception:
+    problem, fix = total.why
+    return unsupported(total.name, f"{problem}, so that it is rounded, and {reader} needs an exact sum", fix)
 
 
 def _zero_channels(folding: Folding, name: str, pad: ZeroChannels) -> None:
@@ -158,9 +167,6 @@ def _bounded(folding: Folding, name: str, bounded: Bounded) -> None:
 def _activation(
     folding: Folding, name: str, module: nn.Module, lowest: float = -math.inf, highest: float = math.inf
 ) -> None:
-    if isinstance(module, ActivationSite) and (module.keep or module.name):
-        what = f"computes {module.original.__name__} first" if module.keep else "is called several times"
-        raise unsupported(name, f"{what}, which has no integer form so far", "use a ReLU without negative levels")
     quantized = folding.activation(module)
     if (folding.open is None and folding.joined is None) or quantized is None:
         raise unsupported(name, "does not follow a convolution or linear layer")
@@ -212,7 +218,7 @@ _HANDLERS: dict[type[Operation], _Handler] = {
     nn.Linear: _linear,
     nn.BatchNorm1d: _norm,
     nn.BatchNorm2d: _norm,
-    ActivationSite: _activation,
+    fx.GraphModule: _activation,
     nn.MaxPool2d: max_pool,
     nn.AvgPool2d: fixed_average,
     nn.AdaptiveAvgPool2d: adaptive_average,

@@ -59,7 +59,7 @@ def onnx_model(network: IntegerNetwork, *, all_outputs: bool = False, qonnx: boo
     """The ONNX model, with input ``images`` [N, C, H, W] float32 and output ``logits`` [N, K] int64.
 
     Args:
-        network: result of ``integer_network``.
+        network: result of ``integer_of``.
         all_outputs: adds the output of each stage, ``stage0``, ``stage1``, ..., as golden outputs.
         qonnx: stores weights as float32 behind the nodes Quant and BipolarQuant of QONNX; see ``run_qonnx``.
 
@@ -274,9 +274,15 @@ def _max_pool(graph: _Graph, stage: MaxPool, x: str) -> str:
 
 
 def _sum_pool(graph: _Graph, stage: SumPool, x: str) -> str:
-    _check_reach(stage)
-    rows, columns = (graph.constant(m.astype(np.float32)) for m in (stage.rows, stage.columns.T))
-    return graph.node("MatMul", [graph.node("MatMul", [rows, x]), columns])
+    double = x in graph.double
+    if not double:
+        _check_reach(stage)
+    kind = np.float64 if double else np.float32
+    rows, columns = (graph.constant(m.astype(kind)) for m in (stage.rows, stage.columns.T))
+    pooled = graph.node("MatMul", [graph.node("MatMul", [rows, x]), columns])
+    if double:
+        graph.double.add(pooled)
+    return pooled
 
 
 def _branch(graph: _Graph, stage: Branch, x: str) -> str:

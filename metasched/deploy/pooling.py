@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch import nn
 
 from metasched.deploy.folding import Folding, unsupported
-from metasched.deploy.stages import (
-    Array,
-    MaxPool,
-    Pair,
-    SumPool,
-)
+from metasched.deploy.stages import Add, Array, MaxPool, Pair, SumPool
+from metasched.deploy.sums import averaged, reach_of
 
 
 def pair(value: int | tuple[int, ...]) -> Pair:
@@ -47,8 +44,17 @@ def _average(folding: Folding, name: str, rows: list[range], columns: list[range
     if all(np.array_equal(m, np.eye(len(m))) for m in matrices):
         return
     factor = int(matrices[0][0].sum() * matrices[1][0].sum())
+    if folding.joined is not None:
+        total, added = averaged(folding.joined, factor), folding.stages[-1]
+        assert isinstance(added, Add)
+        folding.joined, folding.largest = total, reach_of(total.multipliers, folding.joined.reach)
+        folding.stages[-1] = replace(
+            added, ours=total.multipliers[0], theirs=total.multipliers[1], reach=folding.largest
+        )
     folding.largest *= factor
     folding.stages.append(SumPool(name, *matrices, folding.largest))
+    if folding.joined is not None:
+        return
     if folding.open is None:
         folding.step /= factor
     else:

@@ -10,6 +10,10 @@ decisions have to be right:
 Rounding moves the left side by less than a bound delta. So t is right for all pairs whose sum is farther than delta
 from theta; for each value of one summand, the nearest value of the other is the only one to look at. Pairs that are
 nearer are decided in rational arithmetic, and t is moved past them; where no t fits, the sum is refused.
+
+Average pooling of such a sum adds the integers of a window of n pixels, m1 Y1 + m2 Y2 with Y = y_1 + ... + y_n, for the
+real A1 Y1 / n + A2 Y2 / n: the same form again, with summands that reach n times as far and a scale of fewer bits. A
+third summand, a normalization or a convolution needs the sum itself; there the sum must be exact.
 """
 
 from __future__ import annotations
@@ -67,6 +71,7 @@ class Joined(NamedTuple):
 
     Attributes:
         name: of the sum.
+        why: there is no exact one, and what makes one: (problem, fix).
         terms: two of each channel.
         reach: largest absolute values of the two integers.
         units: real value of 1, of each channel; powers of two.
@@ -74,6 +79,7 @@ class Joined(NamedTuple):
     """
 
     name: str
+    why: tuple[str, str]
     terms: tuple[tuple[Term, Term], ...]
     reach: tuple[int, int]
     units: tuple[Fraction, ...]
@@ -91,10 +97,10 @@ def common_scale(
     >>> str(channel.step), int(m1[0]), int(m2[0])
     ('1/12', 3, 2)
     """
+    if _normalized(ours, theirs):
+        return None
     channels, rows = list[Channel](), list[tuple[int, int]]()
     for a, b in zip(ours, theirs, strict=True):
-        if a.norm is not None or b.norm is not None:
-            return None
         p, q = a.step.numerator * b.step.denominator, b.step.numerator * a.step.denominator
         unit = Fraction(math.gcd(p, q), a.step.denominator * b.step.denominator)
         m1, m2 = int(a.step / unit), int(b.step / unit)
@@ -106,23 +112,59 @@ def common_scale(
     return channels, (first, second)
 
 
+def inexact(ours: Sequence[Channel], theirs: Sequence[Channel]) -> tuple[str, str]:
+    """Why there is no exact sum, where ``common_scale`` has none, and what to change: (problem, fix)."""
+    after = "put an activation right after the sum, or"
+    if _normalized(ours, theirs):
+        return "adds a branch that ends with batch normalization", f"{after} leave that normalization out"
+    fix = f"{after} set method.scale: pow2 and method.activation_scale to a power of two, or use fewer bits"
+    return f"adds branches whose scales have a common unit only for integers beyond 2^{_EXACT_BITS}", fix
+
+
+def _normalized(ours: Sequence[Channel], theirs: Sequence[Channel]) -> bool:
+    return any(channel.norm is not None for channel in (*ours, *theirs))
+
+
 def joined(name: str, ours: Sequence[Channel], theirs: Sequence[Channel], reach: tuple[int, int]) -> Joined:
     """The sum in fixed point.
 
     Raises:
         MetaschedError: both summands have too many values for the proof.
     """
+    terms = tuple((term(a), term(b)) for a, b in zip(ours, theirs, strict=True))
+    return _in_fixed_point(name, inexact(ours, theirs), terms, reach)
+
+
+def averaged(total: Joined, count: int) -> Joined:
+    """The average over ``count`` pixels of a sum, as a function of both sums of integers.
+
+    Raises:
+        MetaschedError: as ``joined``.
+    """
+    terms = tuple((a._replace(slope=a.slope / count), b._replace(slope=b.slope / count)) for a, b in total.terms)
+    reach = total.reach[0] * count, total.reach[1] * count
+    return _in_fixed_point(total.name, total.why, terms, reach)
+
+
+def _in_fixed_point(
+    name: str, why: tuple[str, str], terms: tuple[tuple[Term, Term], ...], reach: tuple[int, int]
+) -> Joined:
     if min(reach) > _MOST:
         problem = f"adds integers of up to {reach[0]} and {reach[1]}, too many to prove its thresholds exact"
         raise unsupported(name, problem, _REPLACE)
-    terms = tuple((term(a), term(b)) for a, b in zip(ours, theirs, strict=True))
     units, rows = list[Fraction](), list[tuple[int, int]]()
     for a, b in terms:
         top = max(abs(a.factor), abs(b.factor)) or 1.0
         units.append(Fraction(2) ** (math.frexp(top)[1] + sum(reach).bit_length() - _BITS))
         rows.append((round(Fraction(a.factor) / units[-1]), round(Fraction(b.factor) / units[-1])))
     first, second = np.array(rows, np.int64).T
-    return Joined(name, terms, reach, tuple(units), (first, second))
+    return Joined(name, why, terms, reach, tuple(units), (first, second))
+
+
+def reach_of(multipliers: tuple[Array, Array], reach: tuple[int, int]) -> int:
+    """The largest absolute value of m1 y1 + m2 y2 in any channel, for |y1| and |y2| up to their reach."""
+    pairs = zip(*(m.tolist() for m in multipliers), strict=True)
+    return max(abs(a) * reach[0] + abs(b) * reach[1] for a, b in pairs)
 
 
 def fold_joined(total: Joined, thresholds: Sequence[Fraction], reach: int) -> Array:

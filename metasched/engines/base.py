@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from metasched.engines.products import vector_jacobian
-from metasched.network.quantize import Call, Model, Tensors
+from metasched.network.flat import Call, Model, Tensors
 from metasched.schedules.base import progress_of_steps
 from metasched.training.faults import Fault
 from metasched.training.finite import FINITE

@@ -15,7 +15,7 @@ import torch
 
 from metasched.core.randomness import generator
 from metasched.engines.base import Controls, OuterLoss, judge
-from metasched.network.quantize import rows
+from metasched.network.flat import rows
 from metasched.training.loop import train
 from metasched.training.state import InnerProblem
 

@@ -22,7 +22,7 @@ from metasched.engines.base import (
     judged_steps,
 )
 from metasched.engines.higher_optimizers import OfRule, monkeypatch, refuse
-from metasched.network.quantize import Tensors, rows
+from metasched.network.flat import Tensors, rows
 from metasched.training.loss import training_loss
 from metasched.training.state import InnerProblem
 from metasched.training.step import health_after, with_leaves

@@ -14,7 +14,7 @@ import torch
 
 from metasched.core.errors import MetaschedError
 from metasched.engines.base import Controls, OuterLoss, dead_layers, judge, judged_steps
-from metasched.network.quantize import Tensors
+from metasched.network.flat import Tensors
 from metasched.training.state import InnerProblem, TrainingState
 from metasched.training.step import inner_step
 

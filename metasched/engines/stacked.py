@@ -17,7 +17,7 @@ import torch
 
 from metasched.engines.base import ControlGradient, Controls, OuterLoss, gradient_record, judged_model
 from metasched.engines.sweep import plan_for, unroll
-from metasched.network.quantize import Tensors
+from metasched.network.flat import Tensors
 from metasched.tasks.supervised import SupervisedTask
 from metasched.training.finite import FINITE
 from metasched.training.stacked import mappable, stacked

@@ -21,7 +21,7 @@ from torch.autograd import forward_ad
 
 from metasched.core.errors import MetaschedError
 from metasched.engines.base import Controls, OuterLoss, dead_layers, judge, judged_steps
-from metasched.network.quantize import Tensors
+from metasched.network.flat import Tensors
 from metasched.training.faults import Fault
 from metasched.training.state import InnerProblem, TrainingState
 from metasched.training.step import inner_step

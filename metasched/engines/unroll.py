@@ -18,7 +18,7 @@ from metasched.engines.base import (
     judge,
     judged_steps,
 )
-from metasched.network.quantize import rows
+from metasched.network.flat import rows
 from metasched.training.loop import take_steps
 from metasched.training.state import InnerProblem, TrainingState
 

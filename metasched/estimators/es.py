@@ -26,7 +26,7 @@ from metasched.engines.base import Diagnostics, Hypergradient, norm
 from metasched.estimators.base import Estimate, State, Stateless
 from metasched.estimators.perturbation import controls_at, direction, score_function
 from metasched.meta.config import MetaConfig
-from metasched.network.quantize import Tensors
+from metasched.network.flat import Tensors
 from metasched.runs.local import Judged, Run, Runs
 from metasched.training.faults import Fault
 

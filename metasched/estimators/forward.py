@@ -25,7 +25,7 @@ from metasched.engines.tangent import Slope, tangents
 from metasched.estimators.base import Estimate, State, Stateless
 from metasched.estimators.reverse import Floored
 from metasched.meta.config import MetaConfig
-from metasched.network.quantize import Tensors
+from metasched.network.flat import Tensors
 from metasched.runs.local import Along, Runs
 from metasched.schedules.base import progress_of_steps
 from metasched.training.state import InnerProblem

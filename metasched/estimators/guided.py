@@ -31,7 +31,7 @@ from metasched.estimators.es import Pairs, antithetic_pairs
 from metasched.estimators.perturbation import scales
 from metasched.estimators.reverse import differentiate
 from metasched.meta.config import MetaConfig
-from metasched.network.quantize import Tensors
+from metasched.network.flat import Tensors
 from metasched.runs.local import Runs
 
 GUIDES = 4  # k, the latest exact hypergradients

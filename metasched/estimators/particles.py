@@ -34,7 +34,7 @@ from metasched.core.randomness import generator
 from metasched.estimators.base import PLACE, Estimate, State, check_like, check_range
 from metasched.estimators.es import finite_pairs, population_mean, spread, with_faults
 from metasched.estimators.perturbation import controls_at, score_function
-from metasched.network.quantize import Tensors, rows
+from metasched.network.flat import Tensors, rows
 from metasched.runs.local import Judged, Reached, Runs, Segment
 from metasched.training.state import TrainingState
 

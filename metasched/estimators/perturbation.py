@@ -13,7 +13,7 @@ from torch import nn
 from torch.func import functional_call
 
 from metasched.core.randomness import generator
-from metasched.network.quantize import Tensors
+from metasched.network.flat import Tensors
 from metasched.schedules.base import progress_of_steps
 from metasched.training.state import InnerProblem
 

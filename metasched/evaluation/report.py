@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from metasched.config.load import dump_yaml
+from metasched.config.writing import dump_yaml
 from metasched.evaluation.comparison import REFERENCES, Comparison, Drawn
 from metasched.evaluation.contenders import Contender
 from metasched.evaluation.page import body, ending, page, progress

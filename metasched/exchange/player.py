@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from metasched.core.errors import MetaschedError, unknown_name
+from metasched.core.errors import MetaschedError, MetaschedWarning, unknown_name
 from metasched.core.layer import Layer
 from metasched.exchange.format import ScheduleFile, Spent
 from metasched.exchange.schedule_file import read_schedule
@@ -57,7 +57,7 @@ def warn_of_other_kinds(known: Sequence[Layer], layers: Sequence[Layer], where: 
     if other:
         names, has = ", ".join(layer.name for layer in other), ", ".join(sorted(kinds))
         what = f"the schedule has layers of kind {has} only: {other[0].kind} layers ({names}) follow their depth alone"
-        warnings.warn(f"{where}: {what}", stacklevel=3)
+        warnings.warn(f"{where}: {what}", MetaschedWarning, stacklevel=3)
 
 
 class PlayedSchedule:

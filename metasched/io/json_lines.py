@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metasched.core.errors import MetaschedError
+from metasched.core.errors import MetaschedError, MetaschedWarning
 from metasched.io.json_text import json_text
 from metasched.io.reading import read_regular
 
@@ -100,7 +100,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """
     *lines, torn = read_regular(path, MAX_BYTES, "restore the file as the run left it").split(b"\n")
     if torn:
-        warnings.warn(f"{path}: the last line is incomplete and was left out", stacklevel=2)
+        warnings.warn(f"{path}: the last line is incomplete and was left out", MetaschedWarning, stacklevel=2)
     rows = []
     for number, line in enumerate(lines, 1):
         try:

@@ -25,7 +25,7 @@ from metasched.io.atomic import write_atomic
 from metasched.io.reading import read_regular
 from metasched.meta.adam import QUANTITIES
 from metasched.meta.outer import OuterState, OuterStep
-from metasched.network.quantize import Tensors
+from metasched.network.flat import Tensors
 
 FORMAT, VERSION = "metasched.checkpoint", 1
 MAX_BYTES = 2**32

@@ -47,7 +47,7 @@ from metasched.meta.config import MetaConfig, OnlineConfig
 from metasched.meta.guards import MOST_BAD_STEPS, RunStopped, clip, keep, listed, update
 from metasched.meta.start import learned_controls
 from metasched.methods.base import Control
-from metasched.network.quantize import Tensors, rows
+from metasched.network.flat import Tensors, rows
 from metasched.schedules.base import Schedule, progress_of_steps
 from metasched.schedules.config import ScheduleConfig
 from metasched.schedules.learnable import build_learnable

@@ -29,7 +29,7 @@ from metasched.estimators.base import Estimate, Estimator
 from metasched.meta.adam import QUANTITIES, Adam
 from metasched.meta.config import MetaConfig
 from metasched.meta.guards import MOST_BAD_STEPS, RunStopped, clip, keep, listed, update
-from metasched.network.quantize import Tensors
+from metasched.network.flat import Tensors
 from metasched.runs.local import Runs
 from metasched.schedules.learnable import LearnableSchedule
 from metasched.training.faults import Fault

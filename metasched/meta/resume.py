@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from metasched.config.fields import fields
-from metasched.config.load import differing, dump_yaml, load_experiment, to_dict
+from metasched.config.load import load_experiment
 from metasched.config.schema import Experiment
-from metasched.core.errors import MetaschedError, unknown_name
+from metasched.config.writing import differing, dump_yaml, to_dict
+from metasched.core.errors import MetaschedError, MetaschedWarning, unknown_name
 from metasched.estimators import build_estimator
 from metasched.io.atomic import write_atomic
 from metasched.io.environment import environment, version
@@ -104,7 +105,9 @@ def last_checkpoint(config: Mapping[str, Any], folder: RunFolder, fingerprint: s
             raise _differs(name, checkpoint.config, config)
     other = [f"{p} {v}" for p, v in checkpoint.versions.items() if version(p) != v]
     if other:
-        warnings.warn(f"{folder.checkpoint}: was written with {', '.join(other)}: bits may differ", stacklevel=2)
+        warnings.warn(
+            f"{folder.checkpoint}: was written with {', '.join(other)}: bits may differ", MetaschedWarning, stacklevel=2
+        )
     return checkpoint
 
 

@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils._pytree import tree_map
 
+from metasched.core.errors import MetaschedWarning
 from metasched.network.graphs import Stairs, prepared
 
 
@@ -36,7 +37,7 @@ def exported(network: nn.Module, stairs: Stairs, given: tuple[tuple[Any, ...], d
             m.quantization = before[name].quantization
     sizes = f"; sizes that are fixed: {', '.join(fixed)}" if fixed else ""
     what = f"the network is converted to a graph of torch.export, which has one sequence of operations{sizes}"
-    warnings.warn(f"convert: {what}", stacklevel=4)
+    warnings.warn(f"convert: {what}", MetaschedWarning, stacklevel=4)
     return made.eval()
 
 

@@ -22,6 +22,7 @@ from metasched.network.identity import layer_identity, same
 from metasched.network.sharding import sharded
 from metasched.network.sites import Quantized
 from metasched.network.starts import fitting_state, levels_used
+from metasched.network.watching import Watch
 from metasched.quantizers.constants import traced
 
 _IDENTITY = "identity"
@@ -40,6 +41,7 @@ class Quantizer(nn.Module):
         before: the layer's weight at the start of the step, [C_out, ...]; None for methods that do not need it.
         started: whether a step has been taken.
         loaded: whether a state was loaded since the player last looked.
+        watch: of the module and its player, which is told of passes in training mode; None before there is a player.
     """
 
     identity: torch.Tensor
@@ -65,6 +67,7 @@ class Quantizer(nn.Module):
         self.controls: dict[str, torch.Tensor] = {}
         self.draw = Draw(seed, 0, index)
         self.before: torch.Tensor | None = None
+        self.watch: Watch | None = None
         self.started = self.loaded = self._weights_alone = self._unfitted = False
         self._fitted = fitted
         self._start: tuple[float, float] | None = None  # of the weights that the scales fit, before the first pass
@@ -74,6 +77,8 @@ class Quantizer(nn.Module):
         if self._start is not None and self.training and not traced():
             self._fit_changed(w)
         if self.training:
+            if self.watch is not None:
+                self.watch.pass_of(self, w)
             return self.method.weight(w, self.tensors(), self.controls, self.draw)
         return self.method.harden(w, self.tensors(), _SURROGATE)
 
@@ -278,6 +283,8 @@ def _after_loading(owner: nn.Module, keys: object) -> None:
         quantizer, p = owner._modules[_child(key)], owner._parameters[key]
         assert isinstance(quantizer, Quantizer) and p is not None
         quantizer.loaded = True
+        if quantizer.watch is not None:
+            quantizer.watch.loaded()
         if quantizer._weights_alone and not quantizer.started and not isinstance(quantizer.method, Discrete):
             quantizer.refit(p.detach())
         if quantizer.before is not None:

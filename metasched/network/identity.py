@@ -9,7 +9,7 @@ import torch
 
 from metasched.core.layer import Layer
 from metasched.methods.base import Method
-from metasched.network.quantize import QuantizedNetwork
+from metasched.network.quantized import QuantizedNetwork
 
 _BITS = 64
 

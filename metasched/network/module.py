@@ -11,13 +11,14 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import nn
 
-from metasched.core.errors import MetaschedError
+from metasched.core.errors import MetaschedError, MetaschedWarning
 from metasched.core.layer import Layer
 from metasched.network.damping import damped
 from metasched.network.fitting import fitted
+from metasched.network.flat import Tensors
 from metasched.network.flow import Example
 from metasched.network.identity import identity, same
-from metasched.network.quantize import QuantizedNetwork, Tensors
+from metasched.network.quantized import QuantizedNetwork
 from metasched.network.recomputing import Calls
 from metasched.network.sites import copied, recompute_by, running
 from metasched.network.starts import Starts
@@ -275,15 +276,15 @@ class QuantizedModule(nn.Module):
         """One line for each thing that is not as one might think."""
         if fixed and any(self.network.method.keeping() != self.network.method for _ in fixed):
             what = "requires_grad is False: their weights are kept, where others are drawn anew"
-            warnings.warn(f"model: {', '.join(sorted(fixed))}: {what}", stacklevel=3)
+            warnings.warn(f"model: {', '.join(sorted(fixed))}: {what}", MetaschedWarning, stacklevel=3)
         if self._still:
             what = "in eval mode (frozen normalization), and stay there in training"
-            warnings.warn(f"model: {', '.join(self._still)}: are {what}", stacklevel=3)
+            warnings.warn(f"model: {', '.join(self._still)}: are {what}", MetaschedWarning, stacklevel=3)
         if zero := self._starts.zero:
             what = "all weights are 0; their scales follow them until some are frozen"
-            warnings.warn(f"model: {', '.join(zero)}: {what}", stacklevel=3)
+            warnings.warn(f"model: {', '.join(zero)}: {what}", MetaschedWarning, stacklevel=3)
         if self.network.floats:
-            warnings.warn(f"model: stay in float: {'; '.join(self.network.floats)}", stacklevel=3)
+            warnings.warn(f"model: stay in float: {'; '.join(self.network.floats)}", MetaschedWarning, stacklevel=3)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         key = f"{prefix}method_identity"

@@ -10,13 +10,15 @@ from torch import nn
 
 from metasched.core.errors import MetaschedError, unknown_name
 from metasched.core.randomness import Draw
+from metasched.network.flat import Tensors
 from metasched.network.hosting import hosted
 from metasched.network.identity import fingerprint
-from metasched.network.quantize import QuantizedNetwork, Tensors
+from metasched.network.quantized import QuantizedNetwork
 from metasched.network.sharding import put, whole
 from metasched.network.starts import fitting_state, zeros
 from metasched.network.thawing import NAME as FRACTION
 from metasched.network.thawing import frozen_share, held
+from metasched.network.watching import Watch
 
 
 class Values(Protocol):
@@ -43,7 +45,7 @@ class Player:
         total_steps: length of the run; after it the values do not change.
     """
 
-    def __init__(self, module: nn.Module, network: QuantizedNetwork, values: Values, seed: int) -> None:
+    def __init__(self, module: nn.Module, network: QuantizedNetwork, values: Values, seed: int, *, moves: bool) -> None:
         self._network, self._values, self._seed = network, values, seed
         self.layers, self.total_steps = network.layers, values.total_steps
         found = {f"{name}.{key}" if name else key: (m, key, q) for name, m, key, q in hosted(module)}
@@ -56,6 +58,12 @@ class Player:
             if scale is not None and w is not None and w.requires_grad:
                 if (empty := zeros(quantizer.method, w.detach(), scale.detach())) is not None:
                     self._zeros[i] = empty
+        trainable = [(m, key) for m, key, _ in self._hosts if _parameter(m, key).requires_grad]
+        self._sample = (trainable or [self._hosts[0][:2]])[0]
+        trains = any(q._parameters for _, _, q in self._hosts)
+        self._watch = Watch(self.total_steps, moves=moves, needed=moves or trains or self._updates)
+        for _, _, quantizer in self._hosts:
+            quantizer.watch = self._watch
         self._begin()
 
     @property
@@ -90,6 +98,7 @@ class Player:
 
         Call it after ``optimizer.step()``.
         """
+        self._watch.step(trained=_parameter(*self._sample).grad is not None)
         if any(q.loaded for _, _, q in self._hosts):
             self._look_again()
         if self._updates:
@@ -99,7 +108,7 @@ class Player:
         for i in list(self._zeros):
             self._follow(i)
         for _, _, quantizer in self._hosts:
-            quantizer.started = True
+            vars(quantizer)["started"] = True
         self._position += 1
         self._begin()
 
@@ -122,6 +131,7 @@ class Player:
             problem = f"is of other layers or levels than those of this network, which quantizes {names}"
             raise MetaschedError("state_dict", problem, "prepare the model as it was when the state was saved")
         self._position = step
+        self._watch.loaded(step)
         self._look_again()
         self._set(say=False)  # the module may get its state after this
 
@@ -146,8 +156,9 @@ class Player:
         self._row = {name: torch.tensor(row, dtype=dtype, device=first.device) for name, row in values.items()}
         columns = {name: row.unbind() for name, row in self._row.items()}
         for i, (_, _, quantizer) in enumerate(self._hosts):
-            quantizer.controls = {name: column[i] for name, column in columns.items()}
-            quantizer.draw = Draw(self._seed, self._position, i)
+            # past nn.Module's own look for parameters, which takes longer than all else here
+            vars(quantizer)["controls"] = {name: column[i] for name, column in columns.items()}
+            vars(quantizer)["draw"] = Draw(self._seed, self._position, i)
 
     @torch.no_grad()
     def _begin(self) -> None:

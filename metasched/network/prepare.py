@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from metasched.core.errors import MetaschedError
+from metasched.core.errors import MetaschedError, MetaschedWarning
 from metasched.exchange.format import ScheduleFile
 from metasched.exchange.player import PlayedSchedule, SchedulePlayer, load
 from metasched.methods.base import Method
@@ -19,10 +19,11 @@ from metasched.network.fitting import fitted
 from metasched.network.flow import Example
 from metasched.network.hosting import Quantizer, Running, host
 from metasched.network.playing import Player
-from metasched.network.quantize import QuantizedNetwork, quantize
+from metasched.network.quantize import quantize
+from metasched.network.quantized import QuantizedNetwork
 from metasched.network.recipe import Recipe
 from metasched.network.sites import recompute_by
-from metasched.schedules.base import Schedule
+from metasched.schedules.base import Schedule, progress_of_steps
 from metasched.schedules.curves import HandCoded
 from metasched.schedules.table import completed
 
@@ -77,11 +78,13 @@ def prepare(
     _say(network, plays, redraw=recipe.redraw)
     if norms := [name for name, m in network.module.named_modules() if isinstance(m, _NormBase) and not m.training]:
         what = "in eval mode, and stays there until train() is called, as in the model itself"
-        warnings.warn(f"model: {', '.join(norms)}: {what}: call eval() of it after that", stacklevel=2)
-    player = Player(module := _hosted(network, example, seed), network, values, seed)
+        warnings.warn(
+            f"model: {', '.join(norms)}: {what}: call eval() of it after that", MetaschedWarning, stacklevel=2
+        )
+    player = Player(module := _hosted(network, example, seed), network, values, seed, moves=_moves(plays, network))
     if zero := player.zero_layers:
         what = "all weights are 0; their scales follow them until some are frozen"
-        warnings.warn(f"model: {', '.join(zero)}: {what}", stacklevel=2)
+        warnings.warn(f"model: {', '.join(zero)}: {what}", MetaschedWarning, stacklevel=2)
     return module, player  # pyright: ignore[reportReturnType]
 
 
@@ -114,6 +117,13 @@ def _played(
             problem = f"lacks {control.name}, which the method reads{has}"
             raise MetaschedError("schedule", problem, "give one of the same method")
     return player, schedule
+
+
+def _moves(schedule: Schedule, network: QuantizedNetwork) -> bool:
+    """Whether the values of a schedule change over a run."""
+    with torch.no_grad():
+        values = schedule(progress_of_steps(9), network.layers)
+    return any(bool((column != column[:1]).any()) for column in values.values())
 
 
 def _hosted(network: QuantizedNetwork, example: Example, seed: int) -> nn.Module:
@@ -153,6 +163,6 @@ def _say(network: QuantizedNetwork, schedule: Schedule, *, redraw: bool) -> None
     """One line for each thing that is not as one might think."""
     if not redraw and isinstance(schedule, PlayedSchedule) and schedule.method.scale == "unit":
         what = "was learned from scratch, with weights that its method draws; this network keeps its weights"
-        warnings.warn(f"schedule: {what}: compare it with no schedule, or redraw them", stacklevel=3)
+        warnings.warn(f"schedule: {what}: compare it with no schedule, or redraw them", MetaschedWarning, stacklevel=3)
     if network.floats:
-        warnings.warn(f"model: stay in float: {'; '.join(network.floats)}", stacklevel=3)
+        warnings.warn(f"model: stay in float: {'; '.join(network.floats)}", MetaschedWarning, stacklevel=3)

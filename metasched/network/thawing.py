@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from metasched.core.errors import MetaschedWarning
 from metasched.core.layer import Layer
 
 NAME = "freeze_fraction"
@@ -31,7 +32,7 @@ def held(
             fell = True
             if say:
                 what = f"freeze_fraction of {layer.name} falls from {was:.3g} to {now:.3g}: frozen weights stay frozen"
-                warnings.warn(f"{what}; a run that goes on needs its own total_steps", stacklevel=4)
+                warnings.warn(f"{what}; a run that goes on needs its own total_steps", MetaschedWarning, stacklevel=4)
     return {**values, NAME: [max(pair) for pair in zip(before, fractions, strict=True)]}, fell
 
 

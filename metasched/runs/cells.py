@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from metasched.config.load import section_dict
 from metasched.config.schema import ProblemConfig
+from metasched.config.writing import section_dict
 from metasched.core.errors import MetaschedError
 from metasched.io.json_lines import JsonLines, read_json_lines
-from metasched.network.quantize import Tensors
+from metasched.network.flat import Tensors
 from metasched.runs.pool import Mapper
 from metasched.schedules.base import Schedule, progress_of_steps
 from metasched.tasks.base import Part

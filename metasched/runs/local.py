@@ -20,7 +20,7 @@ from metasched.engines.base import (
 )
 from metasched.engines.stacked import control_gradients_mapped, judge_mapped
 from metasched.engines.tangent import Slope, slope_along
-from metasched.network.quantize import rows, rows_of
+from metasched.network.flat import rows, rows_of
 from metasched.training.faults import Fault, broken, locate
 from metasched.training.loop import take_steps
 from metasched.training.stacked import (

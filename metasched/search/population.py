@@ -20,7 +20,7 @@ import torch
 
 from metasched.core.randomness import derive_seed, generator
 from metasched.methods.base import Control
-from metasched.network.quantize import Tensors
+from metasched.network.flat import Tensors
 from metasched.runs.local import Reached, Runs, Segment
 from metasched.schedules.base import progress_of_steps
 from metasched.search.config import TuneConfig

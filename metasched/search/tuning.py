@@ -21,7 +21,7 @@ from metasched.core.errors import MetaschedError
 from metasched.core.layer import Layer
 from metasched.core.randomness import derive_seed
 from metasched.evaluation.statistics import counted, lowest, summarize
-from metasched.network.quantize import Tensors
+from metasched.network.flat import Tensors
 from metasched.runs.cells import cell_scores, played
 from metasched.runs.pool import Mapper
 from metasched.schedules.base import Schedule

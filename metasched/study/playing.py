@@ -11,7 +11,8 @@ from metasched.core.errors import MetaschedError
 from metasched.methods.config import MethodConfig
 from metasched.network.playing import Player
 from metasched.network.prepare import prepare
-from metasched.network.quantize import QuantizedNetwork, quantize
+from metasched.network.quantize import quantize
+from metasched.network.quantized import QuantizedNetwork
 from metasched.network.recipe import Recipe
 from metasched.schedules.base import Schedule
 

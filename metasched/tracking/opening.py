@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from metasched.config.load import to_dict
 from metasched.config.schema import Experiment
+from metasched.config.writing import to_dict
 from metasched.core.extras import require
 from metasched.io.json_lines import JsonLines
 from metasched.io.run_folder import RunFolder

@@ -21,7 +21,7 @@ import torch
 from torch.func import functional_call
 
 from metasched.core.randomness import derive_seed, generator
-from metasched.network.quantize import Tensors
+from metasched.network.flat import Tensors
 from metasched.tasks.base import start
 from metasched.training.state import InnerProblem, own_draws
 

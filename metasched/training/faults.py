@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from metasched.network.quantize import rows, rows_of
+from metasched.network.flat import rows, rows_of
 from metasched.training.finite import FINITE
 from metasched.training.loop import take_steps
 from metasched.training.state import InnerProblem, TrainingState

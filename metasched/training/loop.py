@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from metasched.core.errors import MetaschedError
-from metasched.network.quantize import Model, Tensors, rows
+from metasched.network.flat import Model, Tensors, rows
 from metasched.tasks.base import Part
 from metasched.training.state import InnerProblem, TrainingState, own_draws
 from metasched.training.step import inner_step
@@ -103,13 +103,22 @@ def hardened_score(problem: InnerProblem, state: TrainingState, part: Part) -> f
     """
     network = problem.network
     _, buffers = harden(problem, state)
-    model = _placing(problem, network.hardened_model(network.call(buffers), state.params, state.method))
+    model = network.hardened_model(network.call(buffers), state.params, state.method)
+    network.module.eval()
+    try:
+        return score_of(problem, model, part)
+    finally:
+        network.module.train()
+
+
+def score_of(problem: InnerProblem, model: Model, part: Part) -> float:
+    """Score of a network in eval mode on the validation or the test part of a problem's task.
+
+    Raises:
+        MetaschedError: it is not a number.
+    """
     with torch.no_grad(), own_draws(problem, problem.steps):
-        network.module.eval()
-        try:
-            return checked_score(problem.task.score(model, part))
-        finally:
-            network.module.train()
+        return checked_score(problem.task.score(_placing(problem, model), part))
 
 
 def checked_score(score: object) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
-from metasched.network.quantize import Call, ControlRow, Tensors
+from metasched.network.flat import Call, ControlRow, Tensors
 from metasched.training.state import InnerProblem, TrainingState, own_draws
 
 

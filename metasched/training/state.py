@@ -11,7 +11,9 @@ import torch
 
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import derive_seed
-from metasched.network.quantize import ControlRow, QuantizedNetwork, Tensors
+from metasched.network.fitting import fit
+from metasched.network.flat import ControlRow, Tensors
+from metasched.network.quantized import QuantizedNetwork
 from metasched.tasks.base import Task, start
 from metasched.training.finite import FINITE, all_finite
 from metasched.training.optimizers.base import Hyper, Optimizer
@@ -100,7 +102,7 @@ class InnerProblem:
         batch = self.task.placed(self.task.batch(self.seed, 0))
         with own_draws(self, 0):
             call = self.network.call(self.network.buffers())
-            return self.network.fit(call, params, state, lambda model: self.task.loss(model, batch))
+            return fit(self.network, call, params, state, lambda model: self.task.loss(model, batch))
 
     def with_seed(self, seed: int) -> InnerProblem:
         """The same problem from another seed."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from metasched.network.quantize import ControlRow, Tensors
+from metasched.network.flat import ControlRow, Tensors
 from metasched.training.finite import FINITE, all_finite, each_finite
 from metasched.training.loss import training_loss
 from metasched.training.optimizers.base import update_stacked

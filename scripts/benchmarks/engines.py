@@ -21,7 +21,8 @@ from metasched.io.environment import version
 from metasched.methods import build_method
 from metasched.methods.config import MethodConfig
 from metasched.models import build_model
-from metasched.network.quantize import Tensors, quantize
+from metasched.network.flat import Tensors
+from metasched.network.quantize import quantize
 from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.loop import train
 from metasched.training.optimizers.config import OptimizerConfig

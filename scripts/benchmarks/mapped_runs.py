@@ -28,7 +28,7 @@ from metasched.io.atomic import write_atomic
 from metasched.io.environment import cpu_model, environment
 from metasched.io.json_text import json_text
 from metasched.methods.config import MethodConfig
-from metasched.network.quantize import Tensors
+from metasched.network.flat import Tensors
 from metasched.runs.config import RunConfig
 from metasched.runs.local import Run
 from metasched.runs.pool import Pool

@@ -35,7 +35,7 @@ from metasched.io.atomic import write_atomic
 from metasched.io.environment import cpu_model, environment
 from metasched.io.json_text import json_text
 from metasched.methods.config import MethodConfig
-from metasched.network.quantize import Tensors
+from metasched.network.flat import Tensors
 from metasched.schedules.base import progress_of_steps
 from metasched.tasks.config import TaskConfig
 from metasched.training.problem import build_problem

@@ -27,8 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from metasched.config.load import to_dict
 from metasched.config.schema import Experiment
+from metasched.config.writing import to_dict
 from metasched.evaluation.config import CompareConfig
 from metasched.evaluation.contenders import fresh_seeds
 from metasched.evaluation.statistics import counted, paired_difference

@@ -12,8 +12,9 @@ import yaml
 
 from metasched.config.fields import fields
 from metasched.config.ignored import Rule, ignored, rules, value_at
-from metasched.config.load import dump_yaml, load_experiment, to_dict, with_fields
+from metasched.config.load import load_experiment, with_fields
 from metasched.config.schema import Experiment
+from metasched.config.writing import dump_yaml, to_dict
 from metasched.core.errors import MetaschedError
 from metasched.estimators import ESTIMATORS, build_estimator
 from metasched.evaluation.contenders import fresh_seeds

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from metasched.config.fields import fields, names_in
-from metasched.config.load import ConfigErrors, config_hash, dump_yaml, load_experiment, require_learnable, to_dict
+from metasched.config.load import ConfigErrors, load_experiment, require_learnable
 from metasched.config.schema import Experiment
+from metasched.config.writing import config_hash, dump_yaml, to_dict
 from metasched.core.errors import MetaschedError
 from metasched.meta.config import MetaConfig
 from metasched.methods import METHODS

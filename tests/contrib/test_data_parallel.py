@@ -21,7 +21,8 @@ from metasched.contrib.data_parallel import Alone, PartOfTask, averaged, digest,
 from metasched.core.errors import MetaschedError
 from metasched.methods import build_method
 from metasched.methods.config import MethodConfig
-from metasched.network.quantize import Tensors, quantize, rows
+from metasched.network.flat import Tensors, rows
+from metasched.network.quantize import quantize
 from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.loop import train
 from metasched.training.optimizers.config import OptimizerConfig

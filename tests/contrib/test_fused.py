@@ -17,7 +17,8 @@ from metasched.core.randomness import derive_seed
 from metasched.methods import build_method
 from metasched.methods.config import MethodConfig
 from metasched.models import build_model
-from metasched.network.quantize import quantize, rows
+from metasched.network.flat import rows
+from metasched.network.quantize import quantize
 from metasched.quantizers.transitions import discrete_transition
 from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.finite import FINITE

@@ -11,12 +11,16 @@ import torch
 from hypothesis import strategies as st
 from torch import nn
 
-from metasched.deploy.integer import integer_network
+from metasched.deploy.agreement import Twin
+from metasched.deploy.converted import integer_of, twin_of
 from metasched.deploy.stages import IntegerNetwork
 from metasched.methods import build_method
 from metasched.methods.config import MethodConfig
 from metasched.models.cutie import Thermometer
-from metasched.network.quantize import QuantizedNetwork, Tensors, quantize
+from metasched.network.convert import converted
+from metasched.network.flat import Tensors
+from metasched.network.quantize import quantize
+from metasched.network.quantized import QuantizedNetwork
 
 
 @dataclass(frozen=True, repr=False)
@@ -29,8 +33,14 @@ class Trained:
     buffers: Tensors
     example: torch.Tensor
 
-    def integer(self) -> IntegerNetwork:
-        return integer_network(self.network, self.params, self.state, self.buffers, self.example, Fraction(1, 32))
+    def plain(self) -> nn.Module:
+        return converted(self.network, self.params, self.state, self.buffers)
+
+    def integer(self, step: Fraction = Fraction(1, 32)) -> IntegerNetwork:
+        return integer_of(self.plain(), self.example, step)
+
+    def twin(self, integer: IntegerNetwork) -> Twin:
+        return twin_of(self.plain(), integer)
 
 
 def as_trained(model: nn.Module, config: MethodConfig, example: torch.Tensor, seed: int, last: bool = True) -> Trained:

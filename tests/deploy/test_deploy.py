@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -11,17 +12,24 @@ import pytest
 import torch
 
 from metasched.cli import main
-from metasched.commands.deploy import deploy
+from metasched.commands.deploy import check, deploy
 from metasched.config.schema import Experiment
 from metasched.contrib.deployed_reading import read_network
 from metasched.core.errors import MetaschedError
+from metasched.core.randomness import derive_seed
+from metasched.deploy import converted as deploying
 from metasched.deploy import simulator
+from metasched.deploy.converted import integer_of
 from metasched.deploy.files import write_folder
 from metasched.deploy.packing import unpack_bits, unpack_trits
+from metasched.evaluation.contenders import named_schedule
 from metasched.methods.config import MethodConfig
-from metasched.network.config import QuantizeConfig
+from metasched.network.config import QuantizeConfig, Rule
+from metasched.runs.cells import played
 from metasched.tasks.config import TaskConfig
 from metasched.tracking.console import open_console
+from metasched.training.loop import hardened_score, train
+from metasched.training.problem import build_problem
 
 ROOT = Path(__file__).parents[2]
 TINY = Experiment(
@@ -90,6 +98,42 @@ def test_both_packings_hold_the_same_weights(deployed: Path) -> None:
         two, bits = bits[: layer["packed"]], bits[layer["packed"] :]
         five, trits = trits[: layer["trits"]], trits[layer["trits"] :]
         assert np.array_equal(unpack_bits(two, 2, layer["weights"]), unpack_trits(five, layer["weights"]))
+
+
+@pytest.mark.parametrize(
+    "method, rules",
+    [
+        ({"scale": "learned", "activation_scale": "learned", "granularity": "channel"}, ()),
+        ({"activation_scale": "clip", "activation_levels": "uint2"}, (Rule("linear2", levels="int4"),)),
+    ],
+    ids=["learned scales", "a learned clip and a rule"],
+)
+def test_an_experiment_is_deployed_as_its_converted_network(
+    method: dict[str, Any], rules: tuple[Rule, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TINY.problem._replace(
+        task=replace(TINY.task, model="mlp", width=16, steps=3),
+        method=MethodConfig(name="ste", **method),
+        quantize=QuantizeConfig(last=True, rules=rules),
+    )
+    built: list[Any] = []
+    monkeypatch.setattr(deploying, "integer_of", lambda *args: built.append(args) or integer_of(*args))
+    check(config, tmp_path / "out")
+    result = deploy(config, 0, "floor", tmp_path / "out", open_console(StringIO()))
+    for one in result["agreement"].values():
+        assert one["images"] == 150 and one["integers"] > 0 and one["other_integers"] == one["other_classes"] == 0
+    assert len(built) == 1  # of the trained network
+    problem = build_problem(config, steps=3).with_seed(derive_seed(0, "deploy"))
+    controls = played(config, named_schedule(config, "floor", ""), 3)
+    assert result["score_float_input"] == hardened_score(problem, train(problem, controls).state, "test")
+    layers = json.loads((tmp_path / "out" / "account.json").read_text())["layers"]
+    assert [layer["bits"] for layer in layers] == [2, 4 if rules else 2, 2, 2]
+
+
+def test_a_network_without_levels_is_refused(tmp_path: Path) -> None:
+    config = TINY.problem._replace(method=MethodConfig(name="float"), quantize=QuantizeConfig())
+    with pytest.raises(MetaschedError, match=r"^method: has no level sets to deploy"):
+        check(config, tmp_path / "out")
 
 
 def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:

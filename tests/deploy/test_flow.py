@@ -13,10 +13,10 @@ from torch import nn
 
 from metasched.core.errors import MetaschedError
 from metasched.deploy import simulator
-from metasched.deploy.agreement import float_twin
-from metasched.deploy.integer import integer_network
+from metasched.deploy.converted import integer_of
 from metasched.methods import build_method
 from metasched.methods.config import MethodConfig
+from metasched.network.convert import converted
 from metasched.network.quantize import quantize
 
 IMAGE = torch.zeros(1, 1, 8, 8)
@@ -25,8 +25,9 @@ IMAGE = torch.zeros(1, 1, 8, 8)
 def refused(model: nn.Module) -> str:
     network = quantize(model, build_method(MethodConfig(name="ste")), IMAGE, last=True)
     params, state = network.initialize(dict(network.module.named_parameters()), {}, 0)
+    plain = converted(network, params, state, network.buffers())
     with pytest.raises(MetaschedError) as error:
-        integer_network(network, params, state, network.buffers(), IMAGE, Fraction(1))
+        integer_of(plain, IMAGE, Fraction(1))
     return str(error.value)
 
 
@@ -140,6 +141,6 @@ def test_a_sequential_that_adds_its_input(as_trained: Any) -> None:
 def _agrees(trained: Any) -> None:
     integer = trained.integer()
     codes = torch.arange(-32, 32).reshape(1, 1, 8, 8).numpy()
-    outputs, _ = float_twin(trained.network, integer, trained.params, trained.buffers)(torch.from_numpy(codes))
+    outputs, _ = trained.twin(integer)(torch.from_numpy(codes))
     logits = simulator.run(integer, codes) * float(integer.stages[-1].step)
     assert np.allclose(logits, outputs, atol=1e-6)

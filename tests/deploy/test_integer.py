@@ -14,13 +14,15 @@ from torch.nn import functional as F
 
 from metasched.core.errors import MetaschedError
 from metasched.deploy import simulator
-from metasched.deploy.agreement import Agreement, agreement, float_twin
-from metasched.deploy.integer import input_step, integer_network
+from metasched.deploy.agreement import Agreement, agreement
+from metasched.deploy.converted import integer_of
+from metasched.deploy.integer import input_step
 from metasched.deploy.stages import Convolution, Flip, IntegerNetwork, Linear, Logits, MaxPool, SumPool, Thresholds
 from metasched.methods import build_method
 from metasched.methods.config import MethodConfig
 from metasched.models import build_model
 from metasched.models.cutie import Thermometer
+from metasched.network.convert import convert, converted
 from metasched.network.module import QuantizedModule
 from metasched.network.quantize import quantize
 
@@ -29,8 +31,7 @@ RNG = np.random.default_rng(0)
 
 def compared(trained: Any) -> Agreement:
     integer = trained.integer()
-    twin = float_twin(trained.network, integer, trained.params, trained.buffers)
-    return agreement(twin, integer, [RNG.integers(-128, 128, (6, *integer.image))])
+    return agreement(trained.twin(integer), integer, [RNG.integers(-128, 128, (6, *integer.image))])
 
 
 @given(st.data())
@@ -63,7 +64,7 @@ def test_a_difference_is_found(as_trained: Any) -> None:
     model = build_model("mlp", (1, 4, 4), num_classes=3, width=8)
     trained = as_trained(model, MethodConfig(name="ana"), torch.zeros(1, 1, 4, 4), 1)
     integer = trained.integer()
-    twin = float_twin(trained.network, integer, trained.params, trained.buffers)
+    twin = trained.twin(integer)
     off = tuple(
         Thresholds(s.name, s.values + 1, s.levels, s.step) if isinstance(s, Thresholds) else s for s in integer.stages
     )
@@ -84,9 +85,10 @@ def test_stages_of_a_small_network_by_hand() -> None:
         "5.weight": torch.tensor([[1.0], [-1.0]]),
         "5.bias": torch.zeros(2),
     }
-    buffers = {"2.running_mean": torch.tensor([1.0]), "2.running_var": torch.tensor([4.0])}
+    statistics = {"2.running_mean": torch.tensor([1.0]), "2.running_var": torch.tensor([4.0])}
+    buffers = network.buffers() | statistics
     state = {"0/scale": torch.ones(1, 1, 1, 1), "5/scale": torch.ones(1, 1)}
-    integer = integer_network(network, params, state, buffers, torch.zeros(1, 1, 2, 2), Fraction(1, 4))
+    integer = integer_of(converted(network, params, state, buffers), torch.zeros(1, 1, 2, 2), Fraction(1, 4))
     convolution, pool, flip, thresholds, _, last, logits = integer.stages
     assert isinstance(convolution, Convolution) and convolution.reach == 128
     assert convolution.weight.tolist() == [[[[1]]]]
@@ -116,7 +118,7 @@ def test_the_simulators_adaptive_average_is_pytorchs(height: int, width: int) ->
     network = quantize(model, build_method(MethodConfig(name="ste")), torch.zeros(1, 1, 5, 3), last=True)
     params = {name: p.detach() for name, p in network.module.named_parameters()}
     state = {"0/scale": torch.ones(1, 1, 1, 1), "4/scale": torch.ones(1, 1)}
-    integer = integer_network(network, params, state, {}, torch.zeros(1, 1, 5, 3), Fraction(1))
+    integer = integer_of(converted(network, params, state, {}), torch.zeros(1, 1, 5, 3), Fraction(1))
     pools = [s for s in integer.stages if isinstance(s, SumPool)]
     x = RNG.integers(-9, 10, (2, 1, 5, 3))
     theirs = F.adaptive_avg_pool2d(torch.tensor(x).double(), (height, width))
@@ -135,8 +137,9 @@ def refused(model: nn.Module, example: torch.Tensor, config: MethodConfig | None
     network = quantize(model, build_method(config or MethodConfig(name="ste")), example, **which)
     params = {name: p.detach() for name, p in network.module.named_parameters()}
     params, state = network.initialize(params, {}, 0)
+    plain = converted(network, params, state, network.buffers())
     with pytest.raises(MetaschedError) as error:
-        integer_network(network, params, state, network.buffers(), example, Fraction(1))
+        integer_of(plain, example, Fraction(1))
     return str(error.value)
 
 
@@ -186,7 +189,7 @@ def test_parameters_that_are_not_finite_are_named() -> None:
     params, state = network.initialize(params, {}, 0)
     params["3.bias"] = torch.tensor([0.0, torch.inf])
     with pytest.raises(MetaschedError, match=r"model\.3: has non-finite parameters or statistics"):
-        integer_network(network, params, state, {}, IMAGE, Fraction(1))
+        integer_of(converted(network, params, state, {}), IMAGE, Fraction(1))
 
 
 @pytest.mark.parametrize("shape", [(64,), (2, 16)])
@@ -210,14 +213,12 @@ def test_images_of_another_size_or_with_nan_are_one_line(as_trained: Any) -> Non
     assert input_step(torch.tensor([-128], dtype=torch.int8)) == 2
 
 
-@pytest.mark.parametrize("which", ["scale", "activation_scale"])
-def test_learned_scales_are_one_line(which: str) -> None:
-    config = MethodConfig(**({"name": "ste"} | {which: "learned"}))  # type: ignore[arg-type]
-    assert refused(nn.Sequential(nn.Flatten(), *ROW), IMAGE, config).startswith(f"method.{which}: is learned")
-
-
 def test_the_network_of_a_module_for_own_loops_is_deployed() -> None:
-    network = quantize(nn.Sequential(nn.Flatten(), *ROW), build_method(MethodConfig(name="ste", scale="max")), IMAGE)
-    module = QuantizedModule(network, {layer.name: {} for layer in network.layers})
-    params, buffers = module.parameters_by_name(), dict(module.module.named_buffers())
-    assert integer_network(module.network, params, module.method_state(), buffers, IMAGE, Fraction(1)).weighted
+    config = MethodConfig(name="ste", scale="max", activation_scale="learned")
+    model = nn.Sequential(nn.Flatten(), *ROW)
+    network = quantize(model, build_method(config), IMAGE, last=True)
+    module = QuantizedModule(network, {layer.name: {} for layer in network.layers}, example=torch.ones(2, 1, 8, 8))
+    plain = convert(module)
+    images = torch.linspace(-2, 2, 128).reshape(2, 1, 8, 8)
+    assert torch.equal(plain(images), module.deployed(images))
+    assert len(integer_of(plain, IMAGE, Fraction(1)).weighted) == 2

@@ -23,8 +23,8 @@ from metasched.deploy import simulator
 from metasched.deploy.agreement import Agreement, agreement
 from metasched.deploy.converted import integer_of, twin_of
 from metasched.deploy.integer import input_step
-from metasched.deploy.stages import Add, Branch, IntegerNetwork, PadChannels, Thresholds
-from metasched.deploy.sums import fold_joined, joined
+from metasched.deploy.stages import Add, Branch, IntegerNetwork, PadChannels, SumPool, Thresholds
+from metasched.deploy.sums import averaged, fold_joined, joined, reach_of
 from metasched.deploy.thresholds import SLACK, Channel, Norm
 from metasched.models import build_model
 from metasched.models.resnet import Block
@@ -84,6 +84,47 @@ class OfLevels(nn.Module):
         return self.b(self.f(x + self.r(self.a(x))))
 
 
+class PreActivated(nn.Module):
+    """Blocks whose sums go on without an activation between (He et al., 2016, full pre-activation)."""
+
+    def __init__(self, head: nn.Module | None = None, normalized: bool = False) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                *(nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1)),
+                *(nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1)),
+                nn.BatchNorm2d(4) if normalized else nn.Identity(),
+            )
+            for _ in range(3)
+        )
+        self.head = head or nn.Sequential(nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.last(torch.flatten(self.head(x), 1))
+
+
+class Dense(nn.Module):
+    """Each layer reads the sum of all before it, as in networks of dense connections that add."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(i, 4, 3, padding=1), nn.Hardtanh(-8, 8)) for i in (1, 4, 4, 4)
+        )
+        self.last = nn.Linear(64, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        total = self.layers[0](x)
+        for layer in list(self.layers)[1:]:
+            total = total + layer(total)
+        return self.last(torch.flatten(nn.functional.avg_pool2d(nn.functional.max_pool2d(total, 2, 1, 1), 2), 1))
+
+
 def trained(model: nn.Module, **method: Any) -> nn.Module:
     """Converted, with statistics and gammas of both signs, as training may leave them."""
     torch.manual_seed(0)
@@ -103,6 +144,7 @@ def compared(plain: nn.Module, integer: IntegerNetwork | None = None) -> tuple[I
 
 
 LEARNED = {"scale": "learned", "activation_scale": "learned"}
+BY_CHANNEL = {**LEARNED, "granularity": "channel"}
 CASES: dict[str, tuple[Any, dict[str, Any], set[type]]] = {
     "resnet20": (lambda: build_model("resnet20", (1, 8, 8), 3, 4), {}, {Add, Branch, PadChannels}),
     "resnet20, learned scales": (lambda: build_model("resnet20", (1, 8, 8), 3, 4), LEARNED, {Add, PadChannels}),
@@ -113,10 +155,14 @@ CASES: dict[str, tuple[Any, dict[str, Any], set[type]]] = {
     ),
     "block": (block, {}, {Add, Branch, PadChannels}),
     "downsampling": (Downsampling, {}, {Add, Branch}),
-    "downsampling by channel": (Downsampling, {**LEARNED, "granularity": "channel"}, {Add, Branch}),
+    "downsampling by channel": (Downsampling, BY_CHANNEL, {Add, Branch}),
     "pooling after the sum": (lambda: Downsampling(after=nn.MaxPool2d(2)), {}, {Add, Branch}),
     "without normalization": (lambda: Downsampling(norms=False), {"scale": "pow2"}, {Add, Branch}),
     "average of an exact sum": (lambda: Downsampling(False, nn.AvgPool2d(2)), {"scale": "pow2"}, {Add, Branch}),
+    "average of a sum": (lambda: Downsampling(after=nn.AvgPool2d(2)), {}, {Add, SumPool}),
+    "average of a sum, learned scales": (lambda: Downsampling(True, nn.AdaptiveAvgPool2d(3)), BY_CHANNEL, {SumPool}),
+    "sums of sums": (PreActivated, {"scale": "pow2", "activation_scale": 0.25}, {Add}),
+    "sums of levels": (Dense, {"scale": "pow2", "activation_scale": 0.5}, {Add}),
     "shared and functional": (Shared, {}, {Add}),
     "codes and levels": (OfLevels, {}, {Add}),
 }
@@ -151,7 +197,7 @@ def test_a_changed_network_is_found(field: str) -> None:
     assert compared(plain, replace(integer, stages=stages))[1].other_integers > 0
 
 
-QUICK = ["block", "downsampling", "shared and functional", "codes and levels"]
+QUICK = ["block", "downsampling", "average of a sum", "sums of sums", "shared and functional", "codes and levels"]
 
 
 @pytest.mark.parametrize("case", [*QUICK, pytest.param("resnet20", marks=pytest.mark.slow)])
@@ -175,7 +221,7 @@ def _normed(draw: st.DrawFn) -> Channel:
     return channel.flipped() if gamma < 0 else channel
 
 
-def _exactly(channel: Channel, y: int) -> Decimal:
+def _exactly(channel: Channel, y: Fraction) -> Decimal:
     step, bias, norm = channel
     assert norm is not None
     value, gamma, beta, mean, variance = (_decimal(v) for v in (step * y + bias, *norm))
@@ -190,15 +236,19 @@ def _decimal(value: Fraction) -> Decimal:
 @settings(max_examples=60)
 def test_every_decision_on_every_pair_is_that_of_the_real_sum(data: st.DataObject) -> None:
     ours, theirs = (data.draw(st.composite(_normed)()) for _ in "ab")
-    r1, r2 = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
+    count = data.draw(st.sampled_from([1, 1, 2, 4]))
+    r1, r2 = data.draw(st.integers(1, 9 if count < 4 else 3)), data.draw(st.integers(1, 9 if count < 4 else 3))
     total = joined("sum", [ours], [theirs], (r1, r2))
+    if count > 1:  # y1 and y2 are sums over as many pixels, of which the average is taken
+        total, r1, r2 = averaged(total, count), count * r1, count * r2
     (m1,), (m2,) = (m.tolist() for m in total.multipliers)
+    assert reach_of(total.multipliers, (r1, r2)) < 2**52
     thresholds = sorted(Fraction(data.draw(st.integers(-60, 60)), 4) for _ in range(3))
-    values = fold_joined(total, thresholds, m1 * r1 + m2 * r2)
+    values = fold_joined(total, thresholds, reach_of(total.multipliers, (r1, r2)))
     with localcontext() as context:
         context.prec = 80
         for y1, y2 in product(range(-r1, r1 + 1), range(-r2, r2 + 1)):
-            real = _exactly(ours, y1) + _exactly(theirs, y2)
+            real = _exactly(ours, Fraction(y1, count)) + _exactly(theirs, Fraction(y2, count))
             for theta, t in zip(thresholds, values[0].tolist(), strict=True):
                 assert (m1 * y1 + m2 * y2 >= t) == (real >= _decimal(theta - SLACK)), (y1, y2, theta)
 
@@ -226,4 +276,19 @@ def test_what_has_no_exact_scale_is_refused_by_name() -> None:
         with pytest.raises(MetaschedError, match=match):
             integer_of(trained(model), X[:1], Fraction(1, 32))
 
-    refused(Downsampling(after=nn.AvgPool2d(2)), r"^model\.\w*add\w*: has no common scale that is exact for after")
+    norm = r"^model\.\w*add\w*: adds a branch that ends with batch normalization, so that it is rounded, and %s needs"
+    refused(PreActivated(normalized=True), norm % r"\w*blocks\.1\.0")
+    refused(Downsampling(after=nn.Sequential(nn.MaxPool2d(2), nn.AvgPool2d(2))), norm % r"after\.1")
+    scales = r"^model\.add: adds branches whose scales have a common unit only for integers beyond 2\^24, so that .* "
+    refused(PreActivated(), scales + r"needs an exact sum; put an activation right after the sum, or set method\.scale")
+
+
+def test_a_sum_that_is_pooled_and_read_again_is_refused() -> None:
+    class Twice(Downsampling):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x)
+            out = self.a(x) + self.down(x)
+            return self.head(torch.flatten(self.act(self.after(out)) + self.act(out)[:, :, ::2, ::2], 1))
+
+    with pytest.raises(MetaschedError, match=r"^model\.add: adds a branch that ends with batch normalization"):
+        integer_of(trained(Twice(after=nn.AvgPool2d(2))), X[:1], Fraction(1, 32))

@@ -14,7 +14,7 @@ import torch
 
 import metasched.commands.train
 from metasched import PlayedSchedule, SchedulePlayer, load_experiment, progress_of_steps, read_schedule
-from metasched.config.load import config_hash
+from metasched.config.writing import config_hash
 from metasched.exchange.format import Spent
 from metasched.io.environment import version
 from metasched.io.json_lines import read_json_lines

@@ -20,7 +20,7 @@ from metasched.engines.base import OuterLoss, control_gradient
 from metasched.engines.finite_differences import TOLERANCE, error_against_differences, outer_loss, uphill
 from metasched.engines.tangent import slope_along
 from metasched.methods.config import MethodConfig
-from metasched.network.quantize import Tensors
+from metasched.network.flat import Tensors
 from metasched.runs.config import RunConfig
 from metasched.tasks.config import TaskConfig
 from metasched.training.loop import train

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metasched.config.load import config_hash, dump_yaml, load_experiment, to_dict
+from metasched.config.load import load_experiment
+from metasched.config.writing import config_hash, dump_yaml, to_dict
 from metasched.core.errors import MetaschedError
 from metasched.engines import find_unroll
 from metasched.engines.memory import (

@@ -27,7 +27,8 @@ from metasched.methods import build_method
 from metasched.methods.ana import ANA
 from metasched.methods.base import State, Values
 from metasched.methods.config import MethodConfig
-from metasched.network.quantize import Tensors, quantize
+from metasched.network.flat import Tensors
+from metasched.network.quantize import quantize
 from metasched.runs.local import Run
 from metasched.runs.pooled import local_runs
 from metasched.tasks.config import TaskConfig

@@ -31,7 +31,7 @@ from metasched.meta.guards import RunStopped, clip, keep
 from metasched.meta.outer import MetaTraining, OuterStep, meta_train
 from metasched.methods import METHODS, build_method
 from metasched.methods.config import MethodConfig
-from metasched.network.quantize import Tensors
+from metasched.network.flat import Tensors
 from metasched.runs.local import Run
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.network import ScheduleNetwork

@@ -29,7 +29,8 @@ from metasched.meta.config import MetaConfig
 from metasched.meta.outer import check_estimator
 from metasched.methods.base import Control, Method, State, Values
 from metasched.methods.config import MethodConfig
-from metasched.network.quantize import Tensors, quantize
+from metasched.network.flat import Tensors
+from metasched.network.quantize import quantize
 from metasched.quantizers.levels import level_set
 from metasched.quantizers.noise import NOISE_FAMILIES
 from metasched.quantizers.stair import stair

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from metasched.config.load import to_dict
 from metasched.config.schema import Experiment
+from metasched.config.writing import to_dict
 from metasched.core.errors import MetaschedError
 from metasched.evaluation.comparison import Arm, Comparison, Drawn, comparison_of
 from metasched.evaluation.contenders import Contender

@@ -19,7 +19,7 @@ from metasched.exchange.player import SchedulePlayer
 from metasched.exchange.schedule_file import dumps, loads, read_schedule
 from metasched.methods import METHODS
 from metasched.methods.config import MethodConfig
-from metasched.network.quantize import Tensors
+from metasched.network.flat import Tensors
 from metasched.runs.config import RunConfig
 from metasched.schedules.base import progress_of_steps
 from metasched.tasks.config import TaskConfig

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from metasched.config.load import dump_yaml, load_experiment, to_dict
+from metasched.config.load import load_experiment
+from metasched.config.writing import dump_yaml, to_dict
 from metasched.evaluation.comparison import Arm, Comparison
 from metasched.exchange.pbt import read_policy
 from metasched.exchange.player import SchedulePlayer

@@ -12,7 +12,7 @@ from metasched import MethodConfig, QuantizedModule, build_method, export, hand_
 from metasched.exchange.format import Provenance
 from metasched.exchange.integrations.driven import DrivenModule
 from metasched.exchange.player import SchedulePlayer
-from metasched.network.quantize import QuantizedNetwork
+from metasched.network.quantized import QuantizedNetwork
 
 METHOD = MethodConfig(name="joint", scale="max", forward="expectation")
 

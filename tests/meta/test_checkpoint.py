@@ -18,8 +18,8 @@ import torch
 from learning import learn, runs_of
 
 import metasched.meta.checkpoint
-from metasched.config.load import to_dict
 from metasched.config.schema import Experiment
+from metasched.config.writing import to_dict
 from metasched.core.errors import MetaschedError
 from metasched.estimators import build_estimator
 from metasched.estimators.base import MEND

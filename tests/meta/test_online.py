@@ -31,7 +31,7 @@ from metasched.meta.guards import clip
 from metasched.meta.online import Adaptation, Onward, expected_cost, held_out_size, setting_of, train_online
 from metasched.methods import build_method
 from metasched.methods.config import MethodConfig
-from metasched.network.quantize import rows
+from metasched.network.flat import rows
 from metasched.runs.cells import cell_score
 from metasched.runs.config import RunConfig
 from metasched.runs.local import LocalRuns

@@ -20,8 +20,8 @@ from learning import learn, runs_of
 import metasched.commands.train
 import metasched.meta.resume
 from metasched.cli import main
-from metasched.config.load import to_dict
 from metasched.config.schema import Experiment
+from metasched.config.writing import to_dict
 from metasched.core.randomness import derive_seed
 from metasched.estimators import ESTIMATORS
 from metasched.io.run_folder import RunFolder

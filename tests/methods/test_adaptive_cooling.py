@@ -19,7 +19,8 @@ from metasched.methods import build_method
 from metasched.methods.adaptive_cooling import GAIN, adapted
 from metasched.methods.config import MethodConfig
 from metasched.methods.metropolis import Metropolis
-from metasched.network.quantize import quantize, rows
+from metasched.network.flat import rows
+from metasched.network.quantize import quantize
 from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.loop import train
 from metasched.training.optimizers.config import OptimizerConfig

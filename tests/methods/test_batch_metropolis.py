@@ -22,8 +22,9 @@ from metasched.methods import build_method
 from metasched.methods.base import Evaluating
 from metasched.methods.batch_metropolis import BatchMetropolis
 from metasched.methods.config import MethodConfig
+from metasched.network.flat import Tensors, rows
 from metasched.network.module import QuantizedModule
-from metasched.network.quantize import Tensors, quantize, rows
+from metasched.network.quantize import quantize
 from metasched.quantizers.transitions import acceptance
 from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training import step as step_module

@@ -19,7 +19,7 @@ from metasched.engines.finite_differences import TOLERANCE, error_against_differ
 from metasched.engines.tangent import slope_along
 from metasched.meta.config import MetaConfig
 from metasched.methods.config import MethodConfig
-from metasched.network.quantize import Tensors
+from metasched.network.flat import Tensors
 from metasched.quantizers.levels import level_set
 from metasched.runs.config import RunConfig
 from metasched.schedules.config import ScheduleConfig

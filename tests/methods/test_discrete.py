@@ -18,8 +18,9 @@ from metasched.engines import find_unroll
 from metasched.engines.base import OuterLoss, control_gradient
 from metasched.methods import build_method
 from metasched.methods.config import MethodConfig
+from metasched.network.flat import rows
 from metasched.network.module import QuantizedModule
-from metasched.network.quantize import quantize, rows
+from metasched.network.quantize import quantize
 from metasched.quantizers.levels import level_set
 from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.loop import train

@@ -7,7 +7,7 @@ import torch
 
 from metasched.config.schema import Experiment
 from metasched.methods.config import MethodConfig
-from metasched.network.quantize import rows
+from metasched.network.flat import rows
 from metasched.runs.config import RunConfig
 from metasched.schedules.base import progress_of_steps
 from metasched.tasks.config import TaskConfig

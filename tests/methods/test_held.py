@@ -17,7 +17,7 @@ from metasched.engines.base import OuterLoss, control_gradient
 from metasched.methods import held
 from metasched.methods.config import MethodConfig
 from metasched.methods.inq import INQ
-from metasched.network.quantize import Tensors, rows
+from metasched.network.flat import Tensors, rows
 from metasched.runs.config import RunConfig
 from metasched.tasks.config import TaskConfig
 from metasched.training.optimizers.config import OptimizerConfig

@@ -19,7 +19,7 @@ from metasched.core.randomness import Draw, derive_seed
 from metasched.meta.config import MetaConfig
 from metasched.methods.config import MethodConfig
 from metasched.methods.tensors import LayerQuantizer
-from metasched.network.quantize import Tensors
+from metasched.network.flat import Tensors
 from metasched.quantizers.levels import LevelSet, integers, powers_of_two, ternary
 from metasched.quantizers.scales import gradient_factor, scale_of
 from metasched.quantizers.straight import straight_through

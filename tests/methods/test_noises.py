@@ -19,7 +19,7 @@ from metasched.methods import METHODS, build_method
 from metasched.methods.base import Method
 from metasched.methods.config import MethodConfig
 from metasched.network.config import QuantizeConfig
-from metasched.network.quantize import Tensors
+from metasched.network.flat import Tensors
 from metasched.runs.config import RunConfig
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.config import ScheduleConfig

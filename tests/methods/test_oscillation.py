@@ -13,7 +13,7 @@ from metasched.config.schema import Experiment
 from metasched.core.layer import Layer
 from metasched.core.randomness import Draw
 from metasched.methods.config import MethodConfig
-from metasched.network.quantize import Tensors, rows
+from metasched.network.flat import Tensors, rows
 from metasched.runs.config import RunConfig
 from metasched.schedules.curves import cosine_after
 from metasched.tasks.config import TaskConfig

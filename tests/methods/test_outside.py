@@ -15,8 +15,9 @@ import pytest
 import yaml
 
 from metasched.config.fields import fields
-from metasched.config.load import dump_yaml, load_experiment, to_dict
+from metasched.config.load import load_experiment
 from metasched.config.schema import Experiment
+from metasched.config.writing import dump_yaml, to_dict
 from metasched.core.errors import MetaschedError
 from metasched.methods import METHODS, MethodSpec, build_method, register_method
 from metasched.methods.config import MethodConfig

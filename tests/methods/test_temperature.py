@@ -20,7 +20,7 @@ from metasched.engines.base import OuterLoss, control_gradient
 from metasched.engines.finite_differences import TOLERANCE, error_against_differences, outer_loss
 from metasched.engines.tangent import slope_along
 from metasched.methods.config import MethodConfig
-from metasched.network.quantize import Tensors
+from metasched.network.flat import Tensors
 from metasched.quantizers.levels import LevelSet, binary, integers, powers_of_two, ternary
 from metasched.quantizers.softmax import soft
 from metasched.quantizers.stair import hard

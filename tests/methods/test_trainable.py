@@ -26,8 +26,9 @@ from metasched.meta.config import OnlineConfig
 from metasched.meta.online import setting_of, train_online
 from metasched.methods.base import Control, Method, State, Values
 from metasched.methods.tensors import LayerQuantizer
+from metasched.network.flat import Tensors, rows
 from metasched.network.module import QuantizedModule
-from metasched.network.quantize import Tensors, quantize, rows
+from metasched.network.quantize import quantize
 from metasched.quantizers.levels import ternary
 from metasched.quantizers.noise import NOISE_FAMILIES
 from metasched.quantizers.stair import stair

@@ -17,7 +17,7 @@ from metasched.engines import find_unroll
 from metasched.engines.base import OuterLoss, control_gradient
 from metasched.engines.tangent import tangents
 from metasched.methods.config import MethodConfig
-from metasched.network.quantize import Tensors
+from metasched.network.flat import Tensors
 from metasched.quantizers.levels import LevelSet, integers, ternary
 from metasched.quantizers.noise import NOISE_FAMILIES
 from metasched.quantizers.stair import hard, stair

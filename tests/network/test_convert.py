@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from metasched import MetaschedError, MethodConfig, convert, prepare
+from metasched import MetaschedError, MethodConfig, QuantizedModule, build_method, convert, prepare, quantize
 from metasched.network.staircase import staircase
 from metasched.quantizers.levels import level_set
 from metasched.quantizers.stair import hard
@@ -110,6 +110,20 @@ def test_functions_and_modules_called_twice_are_traced(tmp_path: Path) -> None:
     torch.save(plain, tmp_path / "plain.pt")
     assert b"metasched" not in (tmp_path / "plain.pt").read_bytes()
     assert torch.equal(torch.load(tmp_path / "plain.pt", weights_only=False)(x), plain(x))
+
+
+@pytest.mark.parametrize("scale", [0.5, "learned"])
+def test_a_module_that_takes_controls_is_converted_too(scale: Any) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, 8)
+    config = MethodConfig(name="ste", activation_levels="int4", activation_scale=scale, scale="max")
+    module = QuantizedModule(quantize(Functions(), build_method(config), x), {key: {} for key in "abc"}, 0, x)
+    module.eval()
+    plain = convert(module)
+    assert torch.equal(plain(x), module.deployed(x)) and not plain.training
+    assert not any("metasched" in type(m).__module__ for m in plain.modules())
+    estimated = convert(module, [x[:3], x[1:]])
+    assert torch.equal(plain(x), module.deployed(x)) and not torch.equal(estimated(x), plain(x))
 
 
 class Branching(Functions):

@@ -10,7 +10,7 @@ from torch import nn
 
 from metasched import MetaschedError, MethodConfig, QuantizedModule, Recipe, Rule, quantize
 from metasched.methods.oriented import rows_first
-from metasched.network.quantize import QuantizedNetwork
+from metasched.network.quantized import QuantizedNetwork
 
 CHANNEL = MethodConfig(name="ste", scale="max", granularity="channel", activation_levels=None)
 

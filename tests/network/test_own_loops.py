@@ -16,7 +16,8 @@ from torch import nn
 from metasched import MetaschedError, MethodConfig, QuantizedModule, SchedulePlayer, build_method, hand_coded
 from metasched.methods.spec import METHODS
 from metasched.network.module import LayerValues
-from metasched.network.quantize import QuantizedNetwork, quantize
+from metasched.network.quantize import quantize
+from metasched.network.quantized import QuantizedNetwork
 
 Build = Callable[[], nn.Module]
 

@@ -17,7 +17,9 @@ from metasched.methods.base import Method, State, Values
 from metasched.methods.config import MethodConfig
 from metasched.methods.ste import STE
 from metasched.models import build_model
-from metasched.network.quantize import QuantizedNetwork, quantize, rows
+from metasched.network.flat import rows
+from metasched.network.quantize import quantize
+from metasched.network.quantized import QuantizedNetwork
 from metasched.network.sites import ActivationSite, activations
 
 SHAPES = {

@@ -19,8 +19,8 @@ from metasched import (
     load_experiment,
     quantize,
 )
-from metasched.config.load import to_dict
-from metasched.network.quantize import QuantizedNetwork
+from metasched.config.writing import to_dict
+from metasched.network.quantized import QuantizedNetwork
 from metasched.training.problem import build_problem
 
 STE = MethodConfig(name="ste", scale="max")

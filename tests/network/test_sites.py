@@ -12,7 +12,8 @@ from torch import nn
 from torch.nn.utils import prune
 
 from metasched import MetaschedError, MethodConfig, QuantizedModule, build_method
-from metasched.network.quantize import QuantizedNetwork, quantize
+from metasched.network.quantize import quantize
+from metasched.network.quantized import QuantizedNetwork
 from metasched.network.sites import ActivationSite, activations
 
 X = torch.linspace(-2, 2, 64).reshape(8, 8)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from metasched import MetaschedError, MethodConfig, QuantizedModule, Recipe, Rule, quantize
-from metasched.network.quantize import QuantizedNetwork
+from metasched.network.quantized import QuantizedNetwork
 from metasched.network.sites import activations
 
 X = torch.linspace(-2, 2, 64).reshape(8, 8)

@@ -16,7 +16,8 @@ import yaml
 
 from metasched.cli import main
 from metasched.config.fields import fields
-from metasched.config.load import config_hash, load_experiment
+from metasched.config.load import load_experiment
+from metasched.config.writing import config_hash
 from metasched.core.errors import MetaschedError
 from metasched.exchange.schedule_file import read_schedule
 from metasched.models import MODELS

@@ -14,8 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset, Subset, TensorDataset
 
-from metasched.config.load import config_hash, dump_yaml, load_experiment, to_dict
+from metasched.config.load import load_experiment
 from metasched.config.schema import Experiment
+from metasched.config.writing import config_hash, dump_yaml, to_dict
 from metasched.core import imports
 from metasched.core.errors import MetaschedError
 from metasched.methods.config import MethodConfig

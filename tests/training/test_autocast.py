@@ -14,7 +14,7 @@ from metasched.core.errors import MetaschedError
 from metasched.engines import find_unroll
 from metasched.engines.base import OuterLoss, control_gradient
 from metasched.methods.config import MethodConfig
-from metasched.network.quantize import Tensors, rows
+from metasched.network.flat import Tensors, rows
 from metasched.runs.cells import cell_score, played
 from metasched.runs.config import RunConfig
 from metasched.schedules.base import progress_of_steps

@@ -11,7 +11,7 @@ from torch.func import functional_call
 from metasched import MethodConfig, build_problem, hessian_traces
 from metasched.config.schema import Experiment
 from metasched.core.randomness import derive_seed, generator
-from metasched.network.quantize import Tensors
+from metasched.network.flat import Tensors
 from metasched.runs.config import RunConfig
 from metasched.tasks.base import start
 from metasched.tasks.config import TaskConfig

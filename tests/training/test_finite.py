@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from metasched.config.schema import Experiment
 from metasched.methods.config import MethodConfig
-from metasched.network.quantize import Tensors
+from metasched.network.flat import Tensors
 from metasched.runs.cells import played
 from metasched.schedules.table import hand_coded
 from metasched.tasks.config import TaskConfig

@@ -20,7 +20,8 @@ from metasched.meta.config import MetaConfig
 from metasched.methods import build_method
 from metasched.methods.config import MethodConfig
 from metasched.models import build_model
-from metasched.network.quantize import Tensors, quantize
+from metasched.network.flat import Tensors
+from metasched.network.quantize import quantize
 from metasched.runs import local as questions
 from metasched.runs.cells import cell_score, cell_scores
 from metasched.runs.config import RunConfig

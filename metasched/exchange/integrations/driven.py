@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from metasched.exchange.integrations import LayerValues
+from metasched.network.flat import Tensors
 from metasched.network.module import QuantizedModule
-from metasched.network.quantize import Tensors
 
 
 class DrivenModule(nn.Module):

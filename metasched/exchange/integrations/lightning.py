@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from metasched.core.errors import MetaschedError
+from metasched.core.errors import MetaschedError, MetaschedWarning
 from metasched.core.layer import Layer
 from metasched.exchange.format import ScheduleFile
 from metasched.exchange.integrations import Apply, missing
@@ -84,7 +84,9 @@ def callback(
             left = self.player.total_steps - 1 - self.step
             if left > 0.1 * self.player.total_steps:
                 what = f"training ended {left} steps before the schedule of {self.player.total_steps}"
-                warnings.warn(f"total_steps: {what}; with manual optimization, give total_steps", stacklevel=2)
+                warnings.warn(
+                    f"total_steps: {what}; with manual optimization, give total_steps", MetaschedWarning, stacklevel=2
+                )
 
     return PlaySchedule()
 

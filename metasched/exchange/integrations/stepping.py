@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from metasched.core.errors import MetaschedError
+from metasched.core.errors import MetaschedError, MetaschedWarning
 from metasched.network.playing import Player
 
 
@@ -62,7 +62,9 @@ def warn_of_rest(player: Player) -> None:
     left = player.total_steps - player.position
     if left > 0.1 * player.total_steps:
         what = f"training ended {left} steps before the schedule of {player.total_steps}"
-        warnings.warn(f"total_steps: {what}: give prepare the steps that the optimizer takes", stacklevel=3)
+        warnings.warn(
+            f"total_steps: {what}: give prepare the steps that the optimizer takes", MetaschedWarning, stacklevel=3
+        )
 
 
 def _unwrapped(optimizer: Any) -> Optimizer:

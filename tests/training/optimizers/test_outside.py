@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from metasched.commands.check import random_controls
-from metasched.config.load import dump_yaml, load_experiment, to_dict
+from metasched.config.load import load_experiment
 from metasched.config.schema import Experiment
+from metasched.config.writing import dump_yaml, to_dict
 from metasched.core.errors import MetaschedError
 from metasched.engines import find_unroll
 from metasched.engines.base import OuterLoss, control_gradient
