@@ -96,7 +96,7 @@ class Watch:
         fix = "call it after each optimizer.step()"
         if self.needed and not self.position and self._changes:
             self._say("never", f"was not called before convert, though the weights were trained: {fix}", 4)
-        elif self.moves and self._steps and 2 * self.position <= self.total:
+        elif self.moves and self._steps and 2 * self.position < self.total:
             what = f"was called {self.position} times of total_steps={self.total} before convert"
             self._say("early", f"{what}, which hardens at once what the schedule would harden later", 4)
 

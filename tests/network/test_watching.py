@@ -94,10 +94,10 @@ def test_a_run_of_more_than_twice_its_length_is_said(total: int) -> None:
 
 def test_a_conversion_before_half_of_the_schedule_is_said() -> None:
     run = made()
-    moved(run, 10, steps=1)
+    moved(run, 9, steps=1)
     said(
         lambda: convert(run[0]),
-        r"^player\.step\(\) was called 10 times of total_steps=20 before convert, which hardens",
+        r"^player\.step\(\) was called 9 times of total_steps=20 before convert, which hardens",
     )
     moved(run, steps=1)
     convert(run[0])
@@ -105,7 +105,7 @@ def test_a_conversion_before_half_of_the_schedule_is_said() -> None:
 
 def test_a_conversion_after_half_of_it_says_nothing() -> None:
     run = made()
-    moved(run, 11, steps=1)
+    moved(run, 10, steps=1)
     convert(run[0])
 
 
