@@ -27,8 +27,8 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "deploy/test_deploy.py": "cli/deploy commands/deploy deploy/files",
     "deploy/test_deployed_reading.py": "contrib/deployed_reading contrib/deployed_shapes",
     "deploy/test_flow.py": "deploy/operations",
-    "deploy/test_integer.py": "deploy/agreement deploy/folding deploy/layers deploy/pooling deploy/simulator "
-    "deploy/stages",
+    "deploy/test_integer.py": "deploy/agreement deploy/assembling deploy/folding deploy/layers deploy/pooling "
+    "deploy/simulator deploy/stages",
     "deploy/test_onnx.py": "deploy/onnx_export",
     "e2e/test_mistakes.py": "cli/run_folders",
     "e2e/test_resume_others.py": "commands/compare commands/tune",

@@ -12,9 +12,9 @@ from metasched.core.errors import MetaschedError
 from metasched.core.imports import find_function
 from metasched.core.randomness import derive_seed
 from metasched.deploy.converted import deploy as deploy_converted
-from metasched.deploy.converted import deploy_images, integer_of
+from metasched.deploy.converted import deploy_images
 from metasched.deploy.files import check_new
-from metasched.deploy.integer import input_step
+from metasched.deploy.integer import input_step, integer_of
 from metasched.evaluation.contenders import named_schedule
 from metasched.methods.tensors import LayerQuantizer
 from metasched.network.convert import converted

@@ -17,12 +17,10 @@ from metasched.core.errors import MetaschedError
 from metasched.core.layer import weight_key
 from metasched.deploy.agreement import Twin
 from metasched.deploy.files import check_new
-from metasched.deploy.folding import Activation, unsupported
-from metasched.deploy.integer import folded, input_step
+from metasched.deploy.integer import input_step, integer_of
 from metasched.deploy.stages import IntegerNetwork
 from metasched.deploy.thresholds import SLACK
 from metasched.deploy.writing import write_deployed
-from metasched.quantizers.levels import LevelSet
 from metasched.tracking.console import Console, open_console
 
 Data = torch.Tensor | Iterable[Any]
@@ -83,38 +81,6 @@ def deploy_images(
     codes = integer.encode(images.cpu().numpy())
     classes = None if labels is None else labels.cpu().numpy()
     return write_deployed(integer, twin_of(module, integer), codes, classes, more, folder, console)
-
-
-def integer_of(module: nn.Module, example: torch.Tensor, step: Fraction) -> IntegerNetwork:
-    """The integer network of a converted one.
-
-    Args:
-        module: as for ``deploy``.
-        example: an image, [1, C, H, W]; only its shape is used.
-        step: real value of 1 in the input codes, see ``input_step``.
-
-    Raises:
-        MetaschedError: as ``deploy``.
-    """
-    known: list[tuple[str, nn.Module, Any]] = [
-        (name, m, m.quantization) for name, m in module.named_modules() if hasattr(m, "quantization")
-    ]
-    if not known:
-        raise MetaschedError("deploy", "the module is not a converted one", "give what metasched.convert returns")
-    weights = {name: (LevelSet(q["levels"]), q["scale"]) for name, m, q in known if not isinstance(m, fx.GraphModule)}
-    names = {m: name for name, m, _ in known}
-
-    def activation(m: nn.Module) -> Activation | None:
-        q: Any = getattr(m, "quantization", None)
-        if q is None:
-            return None
-        if q["clip"] is None:
-            fix = "use ReLU, ReLU6 or Hardtanh"
-            raise unsupported(names[m], f"computes {type(m.function).__name__} first, which has no integer form", fix)
-        return Activation(LevelSet(q["levels"]), Fraction(float(q["scale"])), *q["clip"])
-
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    return folded(module, {name: t.detach() for name, t in tensors.items()}, weights, activation, example, step)
 
 
 def twin_of(module: nn.Module, integer: IntegerNetwork) -> Twin:

@@ -1,29 +1,21 @@
-"""Converts a hardened quantized network into an integer network with the same function.
-
-Supported are convolution or linear, batch normalization, quantized activation, with max or average pooling anywhere
-between them, sums of two tensors (see sums.py), and optionally a thermometer before the first layer. Pooling before an
-activation is applied to the sums: average pooling commutes with batch normalization, and max pooling does after
-channels with negative gamma have been negated. The last layer may be unquantized: its weights are converted to fixed
-point with 24 bits, the precision of float32.
-"""
+"""The integer network of a converted network, or of a trained one of the pure core."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Mapping
 from fractions import Fraction
+from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from metasched.core.errors import MetaschedError
-from metasched.deploy.flow import flow
-from metasched.deploy.folding import Activation, Folding
-from metasched.deploy.layers import fold_step, fold_sum
-from metasched.deploy.operations import Sum
+from metasched.deploy.assembling import folded
+from metasched.deploy.folding import Activation, unsupported
 from metasched.deploy.stages import IntegerNetwork
+from metasched.network.convert import converted
 from metasched.network.flat import Tensors
+from metasched.network.quantized import QuantizedNetwork
 from metasched.quantizers.levels import LevelSet
 
 
@@ -42,44 +34,48 @@ def input_step(images: torch.Tensor) -> Fraction:
     return Fraction(2) ** math.ceil(math.log2(largest / 127))
 
 
-def folded(
-    network: nn.Module,
-    tensors: Tensors,
-    weights: Mapping[str, tuple[LevelSet, torch.Tensor]],
-    activation: Callable[[nn.Module], Activation | None],
-    example: torch.Tensor,
-    step: Fraction,
-) -> IntegerNetwork:
-    """The integer network of a network of modules.
+def integer_of(module: nn.Module, example: torch.Tensor, step: Fraction) -> IntegerNetwork:
+    """The integer network of a converted one.
 
     Args:
-        network: is traced, see flow.py.
-        tensors: hard parameters and buffers by name.
-        weights, activation: see ``Folding``.
-        example: input [N, C, H, W]; only its shape is used.
-        step: real value of 1 in the input codes.
+        module: as for ``deploy``.
+        example: an image, [1, C, H, W]; only its shape is used.
+        step: real value of 1 in the input codes, see ``input_step``.
+
+    Raises:
+        MetaschedError: as ``deploy``.
+    """
+    known: list[tuple[str, nn.Module, Any]] = [
+        (name, m, m.quantization) for name, m in module.named_modules() if hasattr(m, "quantization")
+    ]
+    if not known:
+        raise MetaschedError("deploy", "the module is not a converted one", "give what metasched.convert returns")
+    weights = {name: (LevelSet(q["levels"]), q["scale"]) for name, m, q in known if not isinstance(m, fx.GraphModule)}
+    names = {m: name for name, m, _ in known}
+
+    def activation(m: nn.Module) -> Activation | None:
+        q: Any = getattr(m, "quantization", None)
+        if q is None:
+            return None
+        if q["clip"] is None:
+            fix = "use ReLU, ReLU6 or Hardtanh"
+            raise unsupported(names[m], f"computes {type(m.function).__name__} first, which has no integer form", fix)
+        return Activation(LevelSet(q["levels"]), Fraction(float(q["scale"])), *q["clip"])
+
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return folded(module, {name: t.detach() for name, t in tensors.items()}, weights, activation, example, step)
+
+
+def integer_network(
+    network: QuantizedNetwork, params: Tensors, state: Tensors, buffers: Tensors, example: torch.Tensor, step: Fraction
+) -> IntegerNetwork:
+    """The integer network of a trained network of the pure core.
+
+    Args:
+        network, params, state, buffers: as for ``converted``; not yet hard.
+        example, step: as for ``integer_of``.
 
     Raises:
         MetaschedError: a layer has no integer form; the message names it.
     """
-    if not isinstance(example, torch.Tensor) or example.dim() != 4:
-        has = f"has shape {list(example.shape)}" if isinstance(example, torch.Tensor) else "is not one tensor"
-        problem = f"{has}, and images [N, C, H, W] are coded"
-        raise MetaschedError(
-            "example", problem, "give vectors as [N, C, 1, 1] with a Flatten, sequences as [N, C, 1, L]"
-        )
-    channels, height, width = example.shape[1:]
-    folding = Folding(tensors, weights, activation, (channels, height, width), step)
-    values, steps = [folding.value()], flow(network)
-    reads = Counter(i for step in steps for i in step.inputs)
-    for name, operation, inputs in steps:
-        first, *second = (values[i + 1] for i in inputs)
-        if second:
-            fold_sum(folding, name, first, *second)
-        else:
-            folding.go_to(first)
-            alone = reads[inputs[0]] == 1 and isinstance(steps[inputs[0]].operation, Sum)
-            fold_step(folding, name, operation, sum_alone=alone)
-        values.append(folding.value())
-    folding.finish()
-    return IntegerNetwork((channels, height, width), step, tuple(folding.stages))
+    return integer_of(converted(network, params, state, buffers), example, step)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from metasched.deploy.agreement import Twin
-from metasched.deploy.converted import integer_of, twin_of
+from metasched.deploy.converted import twin_of
+from metasched.deploy.integer import integer_of
 from metasched.deploy.stages import IntegerNetwork
 from metasched.methods import build_method
 from metasched.methods.config import MethodConfig

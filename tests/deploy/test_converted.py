@@ -12,8 +12,8 @@ from torch import nn
 
 import metasched
 from metasched import MetaschedError, MethodConfig, Recipe, convert, prepare
-from metasched.deploy.converted import integer_of, twin_of
-from metasched.deploy.integer import input_step
+from metasched.deploy.converted import twin_of
+from metasched.deploy.integer import input_step, integer_of
 from metasched.deploy.onnx_export import installed
 
 X = torch.linspace(-2, 2, 12 * 64).sin().reshape(12, 1, 8, 8)

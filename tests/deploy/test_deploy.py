@@ -19,8 +19,8 @@ from metasched.core.errors import MetaschedError
 from metasched.core.randomness import derive_seed
 from metasched.deploy import converted as deploying
 from metasched.deploy import simulator
-from metasched.deploy.converted import integer_of
 from metasched.deploy.files import write_folder
+from metasched.deploy.integer import integer_of
 from metasched.deploy.packing import unpack_bits, unpack_trits
 from metasched.evaluation.contenders import named_schedule
 from metasched.methods.config import MethodConfig

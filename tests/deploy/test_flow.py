@@ -13,7 +13,7 @@ from torch import nn
 
 from metasched.core.errors import MetaschedError
 from metasched.deploy import simulator
-from metasched.deploy.converted import integer_of
+from metasched.deploy.integer import integer_of
 from metasched.methods import build_method
 from metasched.methods.config import MethodConfig
 from metasched.network.convert import converted

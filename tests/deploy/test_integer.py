@@ -15,8 +15,7 @@ from torch.nn import functional as F
 from metasched.core.errors import MetaschedError
 from metasched.deploy import simulator
 from metasched.deploy.agreement import Agreement, agreement
-from metasched.deploy.converted import integer_of
-from metasched.deploy.integer import input_step
+from metasched.deploy.integer import input_step, integer_network, integer_of
 from metasched.deploy.stages import Convolution, Flip, IntegerNetwork, Linear, Logits, MaxPool, SumPool, Thresholds
 from metasched.methods import build_method
 from metasched.methods.config import MethodConfig
@@ -88,7 +87,7 @@ def test_stages_of_a_small_network_by_hand() -> None:
     statistics = {"2.running_mean": torch.tensor([1.0]), "2.running_var": torch.tensor([4.0])}
     buffers = network.buffers() | statistics
     state = {"0/scale": torch.ones(1, 1, 1, 1), "5/scale": torch.ones(1, 1)}
-    integer = integer_of(converted(network, params, state, buffers), torch.zeros(1, 1, 2, 2), Fraction(1, 4))
+    integer = integer_network(network, params, state, buffers, torch.zeros(1, 1, 2, 2), Fraction(1, 4))
     convolution, pool, flip, thresholds, _, last, logits = integer.stages
     assert isinstance(convolution, Convolution) and convolution.reach == 128
     assert convolution.weight.tolist() == [[[[1]]]]

@@ -21,8 +21,8 @@ from metasched import MetaschedError, MethodConfig, Recipe, convert, prepare
 from metasched.contrib.deployed_reading import read_network
 from metasched.deploy import simulator
 from metasched.deploy.agreement import Agreement, agreement
-from metasched.deploy.converted import integer_of, twin_of
-from metasched.deploy.integer import input_step
+from metasched.deploy.converted import twin_of
+from metasched.deploy.integer import input_step, integer_of
 from metasched.deploy.stages import Add, Branch, IntegerNetwork, PadChannels, SumPool, Thresholds
 from metasched.deploy.sums import averaged, fold_joined, joined, reach_of
 from metasched.deploy.thresholds import SLACK, Channel, Norm
