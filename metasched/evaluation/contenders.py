@@ -20,6 +20,7 @@ from metasched.evaluation.tuned_rate import TunedRate
 from metasched.exchange.player import PlayedSchedule, check_method, warn_of_other_kinds
 from metasched.exchange.schedule_file import read_schedule
 from metasched.exchange.shipped import file_of, is_local_file, learned_names
+from metasched.methods.config import MethodConfig
 from metasched.methods.spec import FLOOR
 from metasched.schedules.base import Schedule
 from metasched.schedules.curves import HandCoded
@@ -108,10 +109,14 @@ def file_arm(config: ProblemConfig, path: Path) -> Contender:
     Raises:
         MetaschedError: the file is not a schedule, or the method cannot use it.
     """
-    file = read_schedule(path)
-    if file.method.name != config.method.name:
-        config = config._replace(method=of_method(config.method, file.method.name, file.method.parameters, str(path)))
+    config = config._replace(method=_method_of_file(config.method, path))
     return Contender(config, read_playable(path, config))
+
+
+def _method_of_file(method: MethodConfig, path: Path) -> MethodConfig:
+    """The method of a schedule file, with the quantizers of another; the other itself if it has the same name."""
+    own = read_schedule(path).method
+    return method if own.name == method.name else of_method(method, own.name, own.parameters, str(path))
 
 
 def schedule_arm(config: ProblemConfig, schedule: Schedule) -> Contender:
@@ -143,7 +148,7 @@ def described_arm(experiment: Experiment, words: Sequence[str]) -> tuple[str, Co
     if not any(field.startswith("method.name=") for field in fields):
         method = of_method(experiment.method, method_of_named().get(named, experiment.method.name))
         if (file := file_of(named)) is not None:
-            method = file_arm(experiment.problem, file).problem.method
+            method = _method_of_file(experiment.method, file)
         experiment = replace(experiment, method=method)
     own = with_fields(experiment, fields, f"--arm {name}")
     if any(getattr(own.task, f) != getattr(experiment.task, f) for f in _SAME_DATA) or own.seed != experiment.seed:

@@ -33,6 +33,7 @@ from metasched.tasks.config import TaskConfig
 from metasched.tracking.tracker import Memory
 from metasched.training.problem import build_problem
 
+ROOT = Path(__file__).parents[2]
 EXPERIMENT = Experiment(
     task=TaskConfig(model="mlp", width=3, steps=4, batch=16, train=64, validation=16, test=32),
     method=MethodConfig(name="inq"),
@@ -198,6 +199,16 @@ def test_arms_that_cannot_be_compared_are_refused(words: list[str], message: str
     assert message in str(error.value)
 
 
+def test_fields_of_an_arm_decide_what_plays_a_file() -> None:
+    """The file is of joint, and so is the experiment, but of other methods: without the field it does not fit."""
+    main = load_experiment(ROOT / "experiments" / "digits.yaml", ["--method.of=widths+rates"])
+    path = str(ROOT / "experiments" / "learned" / "digits_b.json")
+    with pytest.raises(MetaschedError, match="lacks lr_scale"):
+        described_arm(main, ["b", path])
+    _, arm = described_arm(main, ["b", path, "method.of=widths+blend"])
+    assert (arm.problem.method.name, arm.problem.method.of) == ("joint", "widths+blend")
+
+
 def test_two_arms_of_a_name_are_refused() -> None:
     other = Contender(EXPERIMENT.problem, PlayedSchedule(exported()["inq_linear"]))
     with pytest.raises(MetaschedError, match="ste: is the name of two arms"):
@@ -205,7 +216,7 @@ def test_two_arms_of_a_name_are_refused() -> None:
 
 
 def test_the_main_job_plays_hand_coded_schedules_of_every_kind_beside_the_floors() -> None:
-    experiment = load_experiment(Path(__file__).parents[2] / "experiments" / "digits.yaml")
+    experiment = load_experiment(ROOT / "experiments" / "digits.yaml")
     arms = hand_coded_arms(experiment.problem, experiment.compare.baselines)
     methods = {arm.problem.method.name for _, arm in arms}
     assert methods == {"widths", "rates", "ana", "inq", "temperature", "parq", "blend"}
