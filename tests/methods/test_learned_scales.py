@@ -13,7 +13,6 @@ from torch import nn
 
 from metasched import MetaschedError, QuantizedModule, build_method, build_problem, quantize, train
 from metasched.commands import check as gate
-from metasched.commands.deploy import check as deployable
 from metasched.config.schema import Experiment
 from metasched.core.randomness import Draw, derive_seed
 from metasched.meta.config import MetaConfig
@@ -359,9 +358,3 @@ def test_methods_whose_weights_stand_still_do_not_learn_their_scale(method: str)
     ):
         build_method(MethodConfig(name=method, scale="learned"))
     assert build_method(MethodConfig(name=method, activation_scale="learned")).fits_activations
-
-
-def test_integers_are_refused_before_training(tmp_path: Any) -> None:
-    of = replace(experiment(), quantize=experiment().quantize)
-    with pytest.raises(MetaschedError, match=r"method\.scale: is learned, and only fixed scales are folded"):
-        deployable(of.problem, tmp_path / "deployed")
