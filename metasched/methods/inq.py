@@ -100,6 +100,9 @@ class INQ(Modifier):
         if self.live == "hard":
             state["level"] = held.levels_now(w, state, self.quantizer)
         frozen = state["frozen"].detach()
+        if not self.relaxation and self.partition != "relaxation" and _is_zero(fraction):
+            state["frozen"] = torch.zeros_like(frozen)
+            return state
         if self.partition == "relaxation":
             # drawn in every step, needed or not: under torch.vmap the condition has no truth value
             changed = fraction.detach().to(state["fraction"].dtype) != state["fraction"]
@@ -117,8 +120,12 @@ class INQ(Modifier):
 
     def seen_weight(self, seen: torch.Tensor, w: torch.Tensor, state: State, controls: Values) -> torch.Tensor:
         """(1 - m) seen + m q s, with the mask m of the state; ``seen`` and w are [C_out, ...]."""
-        level = held.levels_now(w, state, self.quantizer) if self.live == "hard" else None
-        level = hard(w / state["scale"], self.quantizer.levels) if level is None else level
+        if self.live == "float":
+            level = hard(w / state["scale"], self.quantizer.levels)
+        elif self.relaxation > 0:
+            level = held.levels_now(w, state, self.quantizer)
+        else:  # it counts where a weight is frozen only
+            level = state["level"]
         return torch.lerp(seen, level * state["scale"], state["frozen"])  # lerp is exact at 0 and at 1
 
     def weight(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
@@ -141,6 +148,13 @@ class INQ(Modifier):
 def build(config: INQConfig) -> INQ:
     """The method of a configuration."""
     return INQ(layer_quantizer(config), config.partition, live=config.live)
+
+
+def _is_zero(fraction: torch.Tensor) -> bool:
+    try:
+        return float(fraction.detach()) == 0
+    except RuntimeError:  # under torch.vmap a tensor has no value to read
+        return False
 
 
 def _counting(dtype: torch.dtype) -> torch.dtype:

@@ -29,7 +29,9 @@ class LevelSet:
     def __post_init__(self) -> None:
         assert len(self.levels) >= 2, "a quantizer needs at least two levels"
         assert all(a < b for a, b in zip(self.levels, self.levels[1:], strict=False)), "levels must increase"
-        assert self.thresholds and self.rounds in (True, False)  # computed now: torch.compile takes no locks
+        assert (
+            self.thresholds and self.rounds in (True, False) and self.narrowest > 0
+        )  # computed now: torch.compile takes no locks
 
     @cached_property
     def thresholds(self) -> tuple[float, ...]:
@@ -51,6 +53,11 @@ class LevelSet:
     def rounds(self) -> bool:
         """Whether quantizing is rounding: the levels are multiples of their distance, which is a power of two."""
         return self.even > 0 and self.levels[0] % self.even == 0
+
+    @cached_property
+    def narrowest(self) -> float:
+        """The smallest distance of neighbouring thresholds; infinite for two levels, which have a single threshold."""
+        return min((b - a for a, b in zip(self.thresholds, self.thresholds[1:], strict=False)), default=math.inf)
 
     @property
     def bits(self) -> float:

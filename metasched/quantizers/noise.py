@@ -28,22 +28,24 @@ class NoiseFamily(NamedTuple):
         pdf: f(z) = dF/dz, shape [...].
         unit: scale s at which the central 95 % of the noise (all of it, for bounded noise) lies within [-1, 1]; so the
             scale for a given half-width is half-width * unit.
+        reach: the largest |u| / s with a positive density; infinite for noise without bounds.
     """
 
     cdf: Callable[[torch.Tensor], torch.Tensor]
     pdf: Callable[[torch.Tensor], torch.Tensor]
     unit: float
+    reach: float
 
 
 def _uniform(z: torch.Tensor) -> torch.Tensor:
-    one, half = constants((1.0, 0.5), z)
-    return ((z + one) * half).clamp(0, 1)
+    (half,) = constants((0.5,), z)
+    return torch.add(half, z, alpha=0.5).clamp(0, 1)
 
 
 def _uniform_density(z: torch.Tensor) -> torch.Tensor:
     # 1/4 on the edges: where two windows meet (at 0 for ternary levels and s = 1/2), their sum is then the derivative
-    one, quarter = constants((1.0, 0.25), z)
-    return ((one - z.detach().abs()).sign() + one) * quarter
+    (quarter,) = constants((0.25,), z)
+    return torch.add(quarter, z.detach().abs().sub_(1).sign_(), alpha=-0.25)
 
 
 def _triangular(z: torch.Tensor) -> torch.Tensor:
@@ -67,8 +69,8 @@ def _logistic_density(z: torch.Tensor) -> torch.Tensor:
 
 # 1 / z_0.975 and 1 / ln(1.95 / 0.05): ANA's initial scales 0.25511 and 0.136479 are half of these (anacifar10vgg8.py)
 NOISE_FAMILIES: dict[str, NoiseFamily] = {
-    "uniform": NoiseFamily(_uniform, _uniform_density, 1.0),
-    "triangular": NoiseFamily(_triangular, _triangular_density, 1.0),
-    "normal": NoiseFamily(torch.special.ndtr, _normal_density, 0.5102134569246539),
-    "logistic": NoiseFamily(torch.sigmoid, _logistic_density, 0.2729584204093974),
+    "uniform": NoiseFamily(_uniform, _uniform_density, 1.0, 1.0),
+    "triangular": NoiseFamily(_triangular, _triangular_density, 1.0, 1.0),
+    "normal": NoiseFamily(torch.special.ndtr, _normal_density, 0.5102134569246539, math.inf),
+    "logistic": NoiseFamily(torch.sigmoid, _logistic_density, 0.2729584204093974, math.inf),
 }

@@ -14,13 +14,13 @@ treated as 0: a schedule that decays with a high power, such as 14, reaches scal
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
 
 from metasched.quantizers.constants import constants
+from metasched.quantizers.functions import caller
 from metasched.quantizers.levels import LevelSet
 from metasched.quantizers.noise import NOISE_FAMILIES
 
@@ -102,7 +102,7 @@ def stair(
     True
     """
     assert forward != "random" or uniform is not None, "random forward needs uniform numbers"
-    return _Stair.apply(x, mean, scale, _Shape(levels, family, forward), uniform, backward_scale)
+    return _apply(x, mean, scale, _Shape(levels, family, forward), uniform, backward_scale)
 
 
 class _Shape(NamedTuple):
@@ -128,9 +128,10 @@ class _Stair(torch.autograd.Function):
         backward_scale: float | None,
     ) -> torch.Tensor:
         levels, cdf = shape.levels, NOISE_FAMILIES[shape.family].cdf
-        noiseless, centred, thresholds = _noiseless(scale, x), x - mean, constants(levels.thresholds, x)
-        if bool(noiseless.all()):
+        centred = _centred(x, mean)
+        if _is_hard(scale, shape, x):
             return hard(centred, levels)
+        noiseless, thresholds = _noiseless(scale, x), constants(levels.thresholds, x)
         all_noisy = scale.dim() == 0 or not bool(noiseless.any())
         inverse = (scale if all_noisy else torch.where(noiseless, 1.0, scale)).reciprocal()
         above = [cdf((centred - theta).mul_(inverse)) for theta in thresholds]
@@ -160,7 +161,7 @@ class _Stair(torch.autograd.Function):
         # a 0-d tensor takes part in no dtype promotion, but a stacked one does
         mean, scale = (_stacked(t.to(x.dtype), dim, x) for t, dim in zip((mean, scale), in_dims[1:3], strict=True))
         uniform = None if uniform is None else _stacked(uniform, in_dims[4], x)
-        return _Stair.apply(x, mean, scale, shape, uniform, backward_scale), 0
+        return _apply(x, mean, scale, shape, uniform, backward_scale), 0
 
     @staticmethod
     def jvp(ctx: Any, *tangents: torch.Tensor | None) -> torch.Tensor:  # pyright: ignore
@@ -194,15 +195,26 @@ class _Stair(torch.autograd.Function):
         return of_x, of_mean, of_scale, None, None, None
 
 
-# torch reads the signature in each call, and computing it takes longer than several of the operations
-_Stair.forward.__signature__ = inspect.signature(_Stair.forward)  # pyright: ignore[reportFunctionMemberAccess]
+_apply = caller(_Stair)
+
+
+def _is_hard(scale: torch.Tensor, shape: _Shape, x: torch.Tensor) -> bool:
+    """Whether the output is that of the hard quantizer: without noise, and for a mode that noise does not move.
+
+    At a threshold symmetric noise gives both neighbours the same probability, unless it reaches beyond them; between
+    thresholds the level there then has the largest one, for densities that decrease to both sides.
+    """
+    largest = float(scale.detach().amax())
+    if largest < torch.finfo(x.dtype).eps:
+        return True
+    return shape.forward == "mode" and largest * NOISE_FAMILIES[shape.family].reach <= shape.levels.narrowest
 
 
 def _derivatives(
     x: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor, levels: LevelSet, family: str, *, stretch: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """sum_k d_k f(z_k) / s and, with ``stretch``, sum_k d_k z_k f(z_k) / s; both exactly 0 where the noise is 0."""
-    pdf, inverse, centred = NOISE_FAMILIES[family].pdf, _inverse(scale, x), x - mean
+    pdf, inverse, centred = NOISE_FAMILIES[family].pdf, _inverse(scale, x), _centred(x, mean)
     slopes, weighted = [], []
     for theta, jump in zip(constants(levels.thresholds, x), levels.jumps, strict=True):
         z = (centred - theta) * inverse
@@ -237,14 +249,21 @@ def _stacked(t: torch.Tensor, runs: int | None, x: torch.Tensor) -> torch.Tensor
     return t.reshape(len(t), *[1] * (x.dim() - t.dim()), *t.shape[1:])
 
 
+def _centred(x: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
+    """The difference of x and mean, or x itself where no derivative is asked for and the mean is 0."""
+    if mean.dim() or torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        return x - mean
+    return x if float(mean) == 0 else x - mean
+
+
 def _inverse(scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """1 / s, and 0 where the noise is 0; a single operation in the usual case, one positive scale."""
-    noiseless = _noiseless(scale, x)
     try:
-        if scale.dim() == 0 and not noiseless:
+        if scale.dim() == 0 and float(scale.detach()) >= torch.finfo(x.dtype).eps:
             return scale.reciprocal()
-    except RuntimeError:  # under torch.vmap a tensor has no truth value
+    except RuntimeError:  # under torch.vmap a tensor has no value to read
         pass
+    noiseless = _noiseless(scale, x)
     # two where: neither the value nor its derivative may contain 1 / 0
     return torch.where(noiseless, 0.0, torch.where(noiseless, 1.0, scale).reciprocal())
 

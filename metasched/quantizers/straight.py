@@ -9,11 +9,11 @@ them and 0 beyond (clipped straight-through, Hubara et al., 2016, arXiv 1602.028
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 
+from metasched.quantizers.functions import caller
 from metasched.quantizers.levels import LevelSet
 from metasched.quantizers.stair import hard, slope
 
@@ -37,54 +37,16 @@ def straight_through(x: torch.Tensor, levels: LevelSet, half_width: float) -> to
     >>> x.grad.tolist()
     [0.0, 1.0]
     """
-    if torch.compiler.is_compiling():
-        return _Hard.apply(x, levels, half_width)  # pyright: ignore[reportReturnType]
-    function = _Mapped if torch._C._are_functorch_transforms_active() else _Both
-    return function.apply(x, levels, half_width)  # pyright: ignore[reportReturnType]
+    return _straight_through(x, levels, half_width)
 
 
-class _Hard(torch.autograd.Function):
-    """``backward`` consists of differentiable operations, so that derivatives of any order are exact.
-
-    torch.compile takes no ``jvp``, and torch.func only functions with ``setup_context``, whose calls take longer.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, levels: LevelSet, half_width: float) -> torch.Tensor:
-        ctx.levels, ctx.half_width = levels, half_width
-        ctx.save_for_backward(x)
-        return hard(x, levels)
-
-    @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # pyright: ignore
-        (x,) = ctx.saved_tensors
-        return grad * _slope(x, ctx.levels, ctx.half_width), None, None
-
-
-class _Both(_Hard):
-    """With forward-mode derivatives, too."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, levels: LevelSet, half_width: float) -> torch.Tensor:
-        ctx.save_for_forward(x)
-        return _Hard.forward(ctx, x, levels, half_width)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: torch.Tensor | None) -> torch.Tensor:  # pyright: ignore
-        (x,) = ctx.saved_tensors
-        if tangents[0] is None:
-            return torch.zeros_like(x)
-        return _slope(x, ctx.levels, ctx.half_width) * tangents[0]
-
-
-class _Mapped(_Hard):
-    """Under torch.vmap and the derivatives of torch.func."""
+class _StraightThrough(torch.autograd.Function):
+    """``backward`` consists of differentiable operations, so that derivatives of any order are exact."""
 
     generate_vmap_rule = True
-    jvp = _Both.jvp
 
     @staticmethod
-    def forward(x: torch.Tensor, levels: LevelSet, half_width: float) -> torch.Tensor:  # pyright: ignore
+    def forward(x: torch.Tensor, levels: LevelSet, half_width: float) -> torch.Tensor:
         return hard(x, levels)
 
     @staticmethod
@@ -93,9 +55,20 @@ class _Mapped(_Hard):
         ctx.save_for_backward(x)
         ctx.save_for_forward(x)
 
+    @staticmethod
+    def jvp(ctx: Any, *tangents: torch.Tensor | None) -> torch.Tensor:  # pyright: ignore
+        (x,) = ctx.saved_tensors
+        if tangents[0] is None:
+            return torch.zeros_like(x)
+        return _slope(x, ctx.levels, ctx.half_width) * tangents[0]
 
-# torch reads the signature in each call, and computing it takes longer than several of the operations
-_Mapped.forward.__signature__ = inspect.signature(_Mapped.forward)  # pyright: ignore[reportFunctionMemberAccess]
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # pyright: ignore
+        (x,) = ctx.saved_tensors
+        return grad * _slope(x, ctx.levels, ctx.half_width), None, None
+
+
+_straight_through = caller(_StraightThrough)
 
 
 def _slope(x: torch.Tensor, levels: LevelSet, half_width: float) -> torch.Tensor:

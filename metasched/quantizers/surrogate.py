@@ -14,11 +14,11 @@ hard for any width, and the width is a control.
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 
+from metasched.quantizers.functions import caller
 from metasched.quantizers.levels import LevelSet
 from metasched.quantizers.noise import NOISE_FAMILIES
 from metasched.quantizers.stair import hard, slope
@@ -42,10 +42,10 @@ def hard_with_width(x: torch.Tensor, levels: LevelSet, width: torch.Tensor, fami
     >>> x.grad.tolist()
     [0.0, 1.0]
     """
-    return _Hard.apply(x, width * NOISE_FAMILIES[family].unit, levels, family)  # pyright: ignore[reportReturnType]
+    return _hard_with_width(x, width * NOISE_FAMILIES[family].unit, levels, family)
 
 
-class _Hard(torch.autograd.Function):
+class _HardWithWidth(torch.autograd.Function):
     """``backward`` consists of differentiable operations, so that derivatives of any order are exact."""
 
     generate_vmap_rule = True
@@ -73,5 +73,4 @@ class _Hard(torch.autograd.Function):
         return grad * slope(x, scale, ctx.levels, ctx.family), None, None, None
 
 
-# torch reads the signature in each call, and computing it takes longer than several of the operations
-_Hard.forward.__signature__ = inspect.signature(_Hard.forward)  # pyright: ignore[reportFunctionMemberAccess]
+_hard_with_width = caller(_HardWithWidth)

@@ -2,17 +2,16 @@ r"""``prepare`` in a plain loop against the same loop with hand-written straight
 
     python scripts/benchmarks/prepared_overhead.py --json experiments/results/prepared_overhead.json
 
-The same network, batches and optimizer, one thread. Each measurement is a process of its own: CPU time of a step is the
-mean over steps after a warm-up, memory is how far the peak of the process lies above what it took before the network
-was made. The ways alternate; what is kept are medians over rounds, and their ratio to the hand-written loop. Both ways
-must have the same loss in the first step; later ones differ where a weight lies on the outermost level, on which the
-gradient is half of that beside it here, and all of it there. Wall time is not looked at: the machine may be busy.
+The same network, batches and optimizer, one thread. For the CPU time of a step rounds of some steps of each way
+alternate in one process; kept are the medians over rounds, and that of the ratio of both within a round. Memory is how
+far the peak of a process of its own lies above what it took before the network was made. Both ways must have the same
+loss in the first step; later ones differ where a weight lies on the outermost level, on which the gradient is half of
+that beside it here, and all of it there. Wall time is not looked at: the machine may be busy.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import statistics
 import subprocess
@@ -34,9 +33,10 @@ from metasched.methods.tensors import LayerQuantizer
 from metasched.models.resnet import ResNet20
 from metasched.quantizers.levels import LevelSet
 
-WARM_UP = 2
 AGREEMENT = 1e-6  # of the first losses, in float32
-WAYS = ("hand-written", "prepare")
+HAND = "hand-written"
+WAYS = (HAND, "prepare")
+MEMORY_ROUNDS = 3
 CASES: dict[str, dict[str, Any]] = {  # name -> method, and what is measured
     "ternary": {"method": {"name": "ste", "scale": "least_squares"}, "schedule": None},
     "4 bits, learned scales": {
@@ -142,35 +142,41 @@ def _bounds(levels: LevelSet) -> tuple[int, int]:
     return int(levels.levels[0]), int(levels.levels[-1])
 
 
-def measured(size: str, case: str, way: str, steps: int) -> dict[str, float]:
-    """CPU seconds a step, bytes, and the last loss, in this process."""
-    torch.set_num_threads(1)
+Step = Callable[[], torch.Tensor]
+
+
+def steps_of(size: str, case: str, way: str, total: int) -> Step:
+    """A function that trains one step and returns its loss."""
     torch.manual_seed(0)
     channels, pixels, batch, width = SIZES[size]
     x, y = torch.randn(batch, channels, pixels, pixels), torch.arange(batch) % 10
     method = metasched.MethodConfig(**CASES[case]["method"])
     model = ResNet20(channels, 10, width)
-    module, player = metasched.prepare(model, method, x[:8], CASES[case]["schedule"], steps + WARM_UP)
+    module, player = metasched.prepare(model, method, x[:8], CASES[case]["schedule"], total)
     settle: Callable[[], object] = player.step
-    if way == "hand-written":
+    if way == HAND:
         module, settle = by_hand(module, "learned" in case), lambda: None
     optimizer = torch.optim.SGD(module.parameters(), 0.01, momentum=0.9)
-    before = _peak()
-    losses, started = [], 0.0
-    for step in range(WARM_UP + steps):
-        if step == WARM_UP:
-            started = time.process_time()
+
+    def step() -> torch.Tensor:
         loss = F.cross_entropy(module(x), y)
-        losses.append(loss.detach())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         settle()
-    return {
-        "cpu": (time.process_time() - started) / steps,
-        "bytes": _peak() - before,
-        "loss": float(losses[0]),
-    }
+        return loss.detach()
+
+    return step
+
+
+def bytes_of(size: str, case: str, way: str, steps: int) -> int:
+    """Bytes by which the peak of this process grows in these steps."""
+    torch.set_num_threads(1)
+    step = steps_of(size, case, way, steps)
+    before = _peak()
+    for _ in range(steps):
+        step()
+    return _peak() - before
 
 
 def _peak() -> int:
@@ -179,20 +185,28 @@ def _peak() -> int:
 
 def compared(size: str, case: str, rounds: int, steps: int) -> dict[str, Any]:
     """Medians of both ways, alternating, and the ratios."""
-    found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
-    for _ in range(rounds):
+    ways = {way: steps_of(size, case, way, steps * (rounds + 1)) for way in WAYS}
+    losses = [float(step()) for step in ways.values()]
+    assert abs(losses[0] - losses[1]) < AGREEMENT, losses
+    cpu: dict[str, list[float]] = {way: [] for way in WAYS}
+    for i in range(rounds + 1):  # the first one warms up
+        for way, step in ways.items():
+            started = time.process_time()
+            for _ in range(steps):
+                step()
+            if i:
+                cpu[way].append((time.process_time() - started) / steps)
+    peaks: dict[str, list[float]] = {way: [] for way in WAYS}
+    for _ in range(MEMORY_ROUNDS):
         for way in WAYS:
             command = [sys.executable, __file__, "--one", size, case, way, "--steps", str(steps)]
-            found[way].append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
-    losses = [runs[0]["loss"] for runs in found.values()]
-    assert abs(losses[0] - losses[1]) < AGREEMENT, losses
+            peaks[way].append(float(subprocess.run(command, check=True, capture_output=True).stdout))
     row: dict[str, Any] = {"network": size, "case": case, "rounds": rounds, "steps": steps}
-    for key in ("cpu", "bytes"):
-        medians = [statistics.median(run[key] for run in found[way]) for way in WAYS]
-        each = sorted(b[key] / a[key] for a, b in zip(*found.values(), strict=True))
+    for key, found in (("cpu", cpu), ("bytes", peaks)):
+        each = sorted(b / a for a, b in zip(*found.values(), strict=True))
         row[key] = {
-            **dict(zip(WAYS, medians, strict=True)),
-            "ratio": medians[1] / medians[0],
+            **{way: statistics.median(values) for way, values in found.items()},
+            "ratio": statistics.median(each),
             "lowest": each[0],
             "highest": each[-1],
         }
@@ -202,14 +216,15 @@ def compared(size: str, case: str, rounds: int, steps: int) -> dict[str, Any]:
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--one", nargs=3, metavar=("SIZE", "CASE", "WAY"), help="one measurement, as JSON")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--one", nargs=3, metavar=("SIZE", "CASE", "WAY"), help="the bytes of one way")
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--json", type=Path, help="file to write")
     arguments = parser.parse_args()
     if arguments.one:
-        print(json.dumps(measured(*arguments.one, steps=arguments.steps)))
+        print(bytes_of(*arguments.one, steps=arguments.steps))
         return
+    torch.set_num_threads(1)
     rows = []
     for size in SIZES:
         for case in CASES:

@@ -404,3 +404,16 @@ def test_mapped_over_runs_it_is_the_stair_of_each(family: str, forward: str, sha
         inside = torch.vmap(slope, in_dims=tuple(dims.values()))(x, mean, scale, uniform)
         (outside,) = torch.autograd.grad(torch.stack(each).sum(), leaves[2])
         torch.testing.assert_close(inside, outside, rtol=1e-13, atol=1e-13)
+
+
+@level_sets
+@pytest.mark.parametrize("family", ["uniform", "triangular"])
+def test_the_mode_is_hard_as_long_as_noise_reaches_no_further_than_the_neighbours(
+    family: str, levels: LevelSet
+) -> None:
+    reach = 1.0 if levels.narrowest == float("inf") else levels.narrowest
+    x = torch.cat([torch.linspace(-4, 18, 4001), torch.tensor(levels.thresholds)])
+    assert torch.equal(apply(x, levels, 0.0, reach, family, "mode"), hard(x, levels))
+    p = probabilities(x.numpy(), levels, 0.0, reach, family)
+    own = np.searchsorted(levels.thresholds, x.numpy(), side="right")
+    assert (p[np.arange(len(x)), own] >= p.max(1) - 1e-12).all()

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from metasched.training.optimizers.base import Hyper, OptState, plus
+from metasched.training.optimizers import each
+from metasched.training.optimizers.base import Hyper, OptState
 
 
 @dataclass(frozen=True)
@@ -48,20 +49,15 @@ class Adam:
         root = _bias_correction(beta2, t) ** 0.5
         size = -hyper["lr"] * root / _bias_correction(beta1, t)
         eps = hyper["eps"] * root
-        for name, p in params.items():
-            g = grads.get(name)
-            if g is None:
-                continue
-            g = plus(g, weight_decay, p)
-            m = torch.lerp(state[f"exp_avg.{name}"], g, 1 - beta1)
-            v = torch.lerp(state[f"exp_avg_sq.{name}"], g * g, 1 - beta2)
-            # The clamp changes no value that eps would not hide, and its derivative is 0 where sqrt has infinity.
-            denominator = v.clamp_min(torch.finfo(v.dtype).tiny).sqrt() + eps
-            if isinstance(size, torch.Tensor):
-                new_params[name] = torch.addcmul(p, size, m / denominator)
-            else:
-                new_params[name] = torch.addcdiv(p, m, denominator, value=size)
-            new_state[f"exp_avg.{name}"], new_state[f"exp_avg_sq.{name}"] = m, v
+        names = [name for name in params if grads.get(name) is not None]
+        old, found = [params[name] for name in names], [g for name in names if (g := grads[name]) is not None]
+        found = each.plus(found, weight_decay, old)
+        means = each.lerp([state[f"exp_avg.{name}"] for name in names], found, 1 - beta1)
+        squares = each.lerp([state[f"exp_avg_sq.{name}"] for name in names], each.squares(found), 1 - beta2)
+        # The clamp of the roots changes no value that eps would not hide.
+        moved = each.plus_ratios(old, size, means, each.roots(squares, eps))
+        for name, p, m, v in zip(names, moved, means, squares, strict=True):
+            new_params[name], new_state[f"exp_avg.{name}"], new_state[f"exp_avg_sq.{name}"] = p, m, v
         return new_params, new_state
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
+from metasched.training.optimizers import each
 from metasched.training.optimizers.adam import Adam
-from metasched.training.optimizers.base import Hyper, OptState, plus
+from metasched.training.optimizers.base import Hyper, OptState
 
 
 @dataclass(frozen=True)
@@ -34,5 +35,7 @@ class AdamW:
     ) -> tuple[dict[str, torch.Tensor], OptState]:
         """One step; see Optimizer.update."""
         shrink = -hyper["lr"] * hyper["weight_decay"]
-        shrunk = {name: p if grads.get(name) is None else plus(p, shrink, p) for name, p in params.items()}
+        names = [name for name in params if grads.get(name) is not None]
+        old = [params[name] for name in names]
+        shrunk = {**params, **dict(zip(names, each.plus(old, shrink, old), strict=True))}
         return Adam().update(shrunk, grads, state, {**hyper, "weight_decay": 0.0})

@@ -77,10 +77,3 @@ def update_stacked(
 
     mapped = torch.vmap(one, in_dims=(0, 0, places), out_dims=(0, places))  # pyright: ignore[reportArgumentType]
     return mapped(dict(params), dict(grads), state)
-
-
-def plus(y: torch.Tensor, a: float | torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Add a x to y in one operation that is differentiable in a, a number or a 0-d tensor."""
-    if isinstance(a, torch.Tensor):
-        return torch.addcmul(y, a, x)
-    return y if a == 0 else torch.add(y, x, alpha=a)

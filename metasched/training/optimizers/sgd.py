@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from metasched.training.optimizers.base import Hyper, OptState, plus
+from metasched.training.optimizers import each
+from metasched.training.optimizers.base import Hyper, OptState
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,11 @@ class SGD:
         """One step; see Optimizer.update."""
         momentum, weight_decay, size = hyper["momentum"], hyper["weight_decay"], -hyper["lr"]
         new_params, new_state = dict(params), dict(state)
-        for name, p in params.items():
-            g = grads.get(name)
-            if g is None:
-                continue
-            key = f"momentum_buffer.{name}"
-            g = plus(g, weight_decay, p)
-            v = plus(g, momentum, state[key])
-            direction = plus(g, momentum, v) if self.nesterov else v
-            new_params[name], new_state[key] = plus(p, size, direction), v
+        names = [name for name in params if grads.get(name) is not None]
+        old, found = [params[name] for name in names], [g for name in names if (g := grads[name]) is not None]
+        found = each.plus(found, weight_decay, old)
+        buffers = each.plus(found, momentum, [state[f"momentum_buffer.{name}"] for name in names])
+        direction = each.plus(found, momentum, buffers) if self.nesterov else buffers
+        for name, p, v in zip(names, each.plus(old, size, direction), buffers, strict=True):
+            new_params[name], new_state[f"momentum_buffer.{name}"] = p, v
         return new_params, new_state
