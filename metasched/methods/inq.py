@@ -29,6 +29,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 
 from metasched.core.randomness import Draw
@@ -96,13 +97,11 @@ class INQ(Modifier):
         and differentiable in the fraction if relaxed.
         """
         fraction = controls["freeze_fraction"]
-        state = dict(state)
+        state, frozen = dict(state), state["frozen"].detach()
+        if not self.relaxation and self.partition != "relaxation" and _unchanged(frozen, fraction.detach()):
+            return state
         if self.live == "hard":
             state["level"] = held.levels_now(w, state, self.quantizer)
-        frozen = state["frozen"].detach()
-        if not self.relaxation and self.partition != "relaxation" and _is_zero(fraction):
-            state["frozen"] = torch.zeros_like(frozen)
-            return state
         if self.partition == "relaxation":
             # drawn in every step, needed or not: under torch.vmap the condition has no truth value
             changed = fraction.detach().to(state["fraction"].dtype) != state["fraction"]
@@ -150,11 +149,24 @@ def build(config: INQConfig) -> INQ:
     return INQ(layer_quantizer(config), config.partition, live=config.live)
 
 
-def _is_zero(fraction: torch.Tensor) -> bool:
+def _unchanged(frozen: torch.Tensor, fraction: torch.Tensor) -> bool:
+    """Whether the exact mask of a fraction is the mask that is there: frozen weights come first in its order."""
     try:
-        return float(fraction.detach()) == 0
+        return int(frozen.count_nonzero()) == _count(frozen.numel(), float(fraction), _counting(frozen.dtype))
     except RuntimeError:  # under torch.vmap a tensor has no value to read
         return False
+
+
+def _count(n: int, fraction: float, dtype: torch.dtype) -> int:
+    """How many of the ranks (i + 1/2) / n are at most the fraction, with the rounding of ``_ranks``."""
+    number = np.float32 if dtype == torch.float32 else np.float64
+    whole, limit, half = number(n), number(fraction), number(0.5)
+    count = min(max(int(fraction * n + 0.5), 0), n)
+    while count < n and (number(count) + half) / whole <= limit:
+        count += 1
+    while count > 0 and (number(count - 1) + half) / whole > limit:
+        count -= 1
+    return count
 
 
 def _counting(dtype: torch.dtype) -> torch.dtype:
@@ -176,11 +188,10 @@ def _relaxed_mask(key: torch.Tensor, fraction: torch.Tensor, width: float) -> to
 
 def _mask(key: torch.Tensor, fraction: torch.Tensor) -> torch.Tensor:
     """1 for the given fraction of the elements, those with the largest keys (at ties the first ones), else 0."""
-    first = _ranks(key) <= fraction
     try:
-        return _largest(key, int(first.sum())).to(key.dtype)
+        return _largest(key, _count(key.numel(), float(fraction), _counting(key.dtype))).to(key.dtype)
     except RuntimeError:  # under torch.vmap a tensor has no value to read
-        return _in_order(key, first.to(key.dtype))
+        return _in_order(key, (_ranks(key) <= fraction).to(key.dtype))
 
 
 def _largest(key: torch.Tensor, count: int) -> torch.Tensor:

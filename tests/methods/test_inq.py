@@ -14,7 +14,7 @@ from metasched.core.randomness import Draw
 from metasched.methods import build_method
 from metasched.methods.base import State
 from metasched.methods.config import MethodConfig
-from metasched.methods.inq import INQ
+from metasched.methods.inq import INQ, _count
 from metasched.schedules.table import hand_coded
 
 PORTIONS = {
@@ -241,3 +241,14 @@ def test_of_equal_weights_the_first_ones_freeze_mapped_or_not(partition: str) ->
         expected[order[: count(float(fraction), 100)]] = 1
         assert np.array_equal(frozen(fraction).flatten().numpy(), expected)
         assert torch.equal(mapped, frozen(fraction))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_count_of_frozen_weights_is_that_of_the_ranks_in_the_same_precision(dtype: torch.dtype) -> None:
+    for n in (1, 2, 3, 5, 8, 13, 72, 1000):
+        exact = [(i + 0.5) / n for i in range(n)]
+        fractions = torch.tensor([0.0, 0.1, 0.5, 0.7, 1.0, *exact[:20]], dtype=dtype)
+        nearby = torch.cat([fractions.nextafter(torch.zeros((), dtype=dtype)), fractions])
+        ranks = (torch.arange(n, dtype=dtype) + 0.5) / n
+        found = [_count(n, float(f), dtype) for f in nearby]
+        assert found == [int((ranks <= f).sum()) for f in nearby]
