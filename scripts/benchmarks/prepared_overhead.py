@@ -12,7 +12,8 @@ that beside it here, and all of it there. Wall time is not looked at: the machin
 from __future__ import annotations
 
 import argparse
-import resource
+import ctypes
+import gc
 import statistics
 import subprocess
 import sys
@@ -173,14 +174,19 @@ def bytes_of(size: str, case: str, way: str, steps: int) -> int:
     """Bytes by which the peak of this process grows in these steps."""
     torch.set_num_threads(1)
     step = steps_of(size, case, way, steps)
-    before = _peak()
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed counts no more, and is not there to be taken again
+    Path("/proc/self/clear_refs").write_text("5", "ascii")  # the peak is that from here on
+    before = _status("VmRSS")
     for _ in range(steps):
         step()
-    return _peak() - before
+    return _status("VmHWM") - before
 
 
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _status(name: str) -> int:
+    """Bytes that Linux has counted for this process."""
+    lines = Path("/proc/self/status").read_text("ascii").splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
 
 
 def compared(size: str, case: str, rounds: int, steps: int) -> dict[str, Any]:
