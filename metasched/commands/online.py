@@ -65,7 +65,6 @@ def run(experiment: Experiment, folder: RunFolder, console: Console, *, compared
         open_pool(experiment.run.workers) as pool,  # one thread, as wherever it is played again; before trackers
         closing(open_tracker(experiment, folder, "online")) as tracker,
     ):
-        console.note(f"{experiment.name}: {experiment.method.name} on {problem.task.name}, {problem.steps} steps")
         outcome = train_online(setting, start, problem.seed, _logger(problem.steps, tracker, console))
         score = hardened_score(problem, outcome.state, "validation")
         found = _found(outcome, Start(name, start, 0), score, problem)

@@ -79,7 +79,6 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
         closing(open_tracker(experiment, folder, "outer")) as tracker,
         closing(CachedPool(pool, folder.cells)) as cells,
     ):
-        console.note(f"{experiment.name}: {experiment.method.name} on {problem.task.name}, {problem.steps} steps")
         for line in problem.network.describe().splitlines():
             console.note(f"  {line}")
         experiment, rate = with_best_rate(experiment, given, cells, None if checkpoint else tracker, console)
