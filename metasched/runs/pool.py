@@ -50,8 +50,8 @@ def start_method() -> Literal["fork", "forkserver"]:
     """How worker processes start now: as forks of this process, or of a server.
 
     A fork has one thread, and waits for ever for a lock that another one held. So this process is forked only while it
-    has no other thread (idle ones of the BLAS library do not count). An accelerator's driver does not survive a fork,
-    nor do the frameworks of macOS.
+    has no other thread of Python's; those of native libraries do not count, as where torch's DataLoader forks. An
+    accelerator's driver does not survive a fork, nor do the frameworks of macOS.
     """
     alone = threading.active_count() == 1 and not torch.accelerator.is_available()
     return "fork" if alone and sys.platform == "linux" else "forkserver"
@@ -89,7 +89,7 @@ def _executor(workers: int) -> ProcessPoolExecutor:
     gc.freeze()  # else the collector of each worker would write to, and so copy, all that they share
     try:
         with _starting(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12, which counts the threads of the BLAS
+            warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12, which counts native threads
             executor.submit(int)
     finally:
         gc.unfreeze()
