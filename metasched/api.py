@@ -115,7 +115,9 @@ def learn(
     require_learnable(experiment.method, experiment.schedule.learn)
     with _working("train", experiment, folder) as (run, done):
         if not done:
-            train(experiment, run, open_console(sys.stdout))
+            console, name = open_console(sys.stdout), build_problem(experiment.problem).task.name
+            console.note(f"{experiment.name}: {experiment.method.name} on {name}, {steps} steps")
+            train(experiment, run, console)
     return Result(run.path, experiment)
 
 

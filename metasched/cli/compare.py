@@ -25,8 +25,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Compares schedules on the same seeds, or resumes a comparison."""
     with (
-        resumable_folder(arguments.command, arguments, learns=False) as (experiment, folder),
         console_of(arguments) as console,
+        resumable_folder(arguments.command, arguments, console, learns=False) as (experiment, folder),
     ):
         from metasched.commands.compare import run as compare
 

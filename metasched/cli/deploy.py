@@ -110,7 +110,10 @@ def _learned(arguments: argparse.Namespace) -> RunFolder:
     config = arguments.config
     arguments.config, arguments.resume = (None, config) if os.path.isdir(config) else (config, None)
     arguments.allow = []
-    with resumable_folder("train", arguments) as (experiment, folder), console_of(arguments) as console:
+    with (
+        console_of(arguments) as console,
+        resumable_folder("train", arguments, console) as (experiment, folder),
+    ):
         from metasched.commands.deploy import check
         from metasched.commands.train import train
 

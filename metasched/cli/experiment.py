@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from metasched.config.fields import FieldInfo
     from metasched.config.schema import Experiment
+    from metasched.tracking.console import Console
 
 
 def add_experiment(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
@@ -54,11 +55,22 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
         )
 
 
-def load(arguments: argparse.Namespace, *, learns: bool = False) -> Experiment:
-    """Loads the experiment with its overrides; with ``learns``, requires that it has something to learn."""
+def load(arguments: argparse.Namespace, console: Console | None = None, *, learns: bool = False) -> Experiment:
+    """Loads the experiment with its overrides.
+
+    Args:
+        arguments: those of ``add_experiment``.
+        console: shows in one line what will be trained, before torch is loaded, which takes seconds.
+        learns: whether it must have something to learn.
+    """
     from metasched.config.load import load_experiment, require_learnable
 
-    experiment = load_experiment(arguments.config, arguments.overrides)
+    def show(experiment: Experiment) -> None:
+        if console is not None:
+            task = experiment.task
+            console.note(f"{experiment.name}: {experiment.method.name} on {task.label}, {task.steps} steps")
+
+    experiment = load_experiment(arguments.config, arguments.overrides, show)
     if learns:
         require_learnable(experiment.method, experiment.schedule.learn)
     return experiment

@@ -19,9 +19,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Trains once, and adapts the schedule during training."""
-    experiment = load(arguments, learns=True)
-    from metasched.commands.online import run as train_online
+    with console_of(arguments) as console:
+        experiment = load(arguments, console, learns=True)
+        from metasched.commands.online import run as train_online
 
-    with run_folder(arguments.command, experiment, arguments) as folder, console_of(arguments) as console:
-        result = train_online(experiment, folder, console, compared=arguments.compare)
+        with run_folder(arguments.command, experiment, arguments) as folder:
+            result = train_online(experiment, folder, console, compared=arguments.compare)
     print_result({"folder": str(folder.path), **result}, arguments.json)

@@ -16,6 +16,7 @@ from metasched.core.imports import allowed
 if TYPE_CHECKING:
     from metasched.config.schema import Experiment
     from metasched.io.run_folder import RunFolder
+    from metasched.tracking.console import Console
 
 
 def add_folder(parser: argparse.ArgumentParser) -> None:
@@ -35,13 +36,14 @@ def add_resumable(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def resumable_folder(
-    command: str, arguments: argparse.Namespace, *, learns: bool = True
+    command: str, arguments: argparse.Namespace, console: Console, *, learns: bool = True
 ) -> Iterator[tuple[Experiment, RunFolder]]:
     """An experiment with its run folder, a new one or that of a run to resume.
 
     Args:
         command: name of the command.
         arguments: arguments of ``add_resumable``; their ``go_on`` is set to the command line that resumes the run.
+        console: shows in one line what will be done, before torch is loaded.
         learns: whether the experiment must have something to learn.
 
     Raises:
@@ -56,13 +58,14 @@ def resumable_folder(
             "--folder", "cannot be combined with --resume", "leave it out: a run is resumed in its own folder"
         )
     if arguments.resume is None:
-        experiment = load(arguments, learns=learns)
+        experiment = load(arguments, console, learns=learns)
         with run_folder(command, experiment, arguments) as folder:
             yield experiment, folder
         return
     from metasched.io.run_folder import RunFolder
 
     folder = RunFolder.resume(arguments.resume, command)
+    console.note(f"resumes {folder.path}")
     try:
         from metasched.config.load import require_learnable
         from metasched.meta.resume import resumed_experiment

@@ -21,9 +21,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Shows when and in which layer a change of a schedule would help."""
-    experiment = load(arguments, learns=True)
-    from metasched.commands.sensitivity import sensitivity
+    with console_of(arguments) as console:
+        experiment = load(arguments, console, learns=True)
+        from metasched.commands.sensitivity import sensitivity
 
-    with run_folder(arguments.command, experiment, arguments) as folder, console_of(arguments) as console:
-        result = sensitivity(experiment, arguments.schedule, arguments.runs, folder, console)
+        with run_folder(arguments.command, experiment, arguments) as folder:
+            result = sensitivity(experiment, arguments.schedule, arguments.runs, folder, console)
     print_result({"folder": str(folder.path), **result}, arguments.json)

@@ -16,7 +16,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Learns a schedule and compares it, or resumes such a run."""
-    with resumable_folder(arguments.command, arguments) as (experiment, folder), console_of(arguments) as console:
+    with (
+        console_of(arguments) as console,
+        resumable_folder(arguments.command, arguments, console) as (experiment, folder),
+    ):
         from metasched.commands.train import train
 
         result = train(experiment, folder, console)

@@ -100,14 +100,14 @@ def compare_arms(
     """
     by_name = _all_arms(experiment, arms)
     cut_back(folder.metrics, 0)
-    tracker = open_tracker(experiment, folder, "compare")
-    try:
-        with open_pool(experiment.run.workers) as pool, closing(CachedPool(pool, folder.cells, reuse)) as cells:
-            by_name = with_tuned_rates(experiment, by_name, cells, tracker, console)
-            comparison = compare(plan_of(experiment), by_name, learned, cells, tracker, console)
+    with (
+        open_pool(experiment.run.workers) as pool,  # before trackers: they start threads
+        closing(open_tracker(experiment, folder, "compare")) as tracker,
+        closing(CachedPool(pool, folder.cells, reuse)) as cells,
+    ):
+        by_name = with_tuned_rates(experiment, by_name, cells, tracker, console)
+        comparison = compare(plan_of(experiment), by_name, learned, cells, tracker, console)
         return publish(to_dict(experiment), comparison, by_name, folder, tracker, console)
-    finally:
-        tracker.close()
 
 
 def _all_arms(experiment: Experiment, arms: Sequence[tuple[str, Contender]]) -> dict[str, Contender]:

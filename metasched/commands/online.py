@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import Any
 
 from metasched.commands.exporting import Found, show, write_found
@@ -60,27 +61,25 @@ def run(experiment: Experiment, folder: RunFolder, console: Console, *, compared
     setting = setting_of(experiment)
     name, start = _start(setting)
     check(experiment.online, experiment.meta.objective, problem)
-    tracker = open_tracker(experiment, folder, "online")
-    try:
-        with open_pool(experiment.run.workers) as pool:  # one thread, as wherever it is played again
-            console.note(f"{experiment.name}: {experiment.method.name} on {problem.task.name}, {problem.steps} steps")
-            outcome = train_online(setting, start, problem.seed, _logger(problem.steps, tracker, console))
-            score = hardened_score(problem, outcome.state, "validation")
-            found = _found(outcome, Start(name, start, 0), score, problem)
-            identity = write_found(found, experiment, problem, folder)
-            show(outcome.controls, found.knots, problem.network.layers, folder, tracker)
-            arms = joined((name, Contender(experiment.problem, start)), *reference_arms(experiment.problem))
-            comparison = None
-            if compared:
-                console.note(f"comparing with {name} from {experiment.compare.seeds} fresh seeds")
-                arms = with_tuned_rates(experiment, arms, pool, tracker, console)
-                plan = plan_of(experiment)._replace(horizons=(problem.steps,))
-                comparison = compare_with_start(setting, plan, name, arms, pool, tracker, console)
+    with (
+        open_pool(experiment.run.workers) as pool,  # one thread, as wherever it is played again; before trackers
+        closing(open_tracker(experiment, folder, "online")) as tracker,
+    ):
+        outcome = train_online(setting, start, problem.seed, _logger(problem.steps, tracker, console))
+        score = hardened_score(problem, outcome.state, "validation")
+        found = _found(outcome, Start(name, start, 0), score, problem)
+        identity = write_found(found, experiment, problem, folder)
+        show(outcome.controls, found.knots, problem.network.layers, folder, tracker)
+        arms = joined((name, Contender(experiment.problem, start)), *reference_arms(experiment.problem))
+        comparison = None
+        if compared:
+            console.note(f"comparing with {name} from {experiment.compare.seeds} fresh seeds")
+            arms = with_tuned_rates(experiment, arms, pool, tracker, console)
+            plan = plan_of(experiment)._replace(horizons=(problem.steps,))
+            comparison = compare_with_start(setting, plan, name, arms, pool, tracker, console)
         published = publish(to_dict(experiment), comparison, arms, folder, tracker, console) if comparison else {}
         metadata = {"format_version": 1, "config_hash": identity, "validation_score": score}
         tracker.artifact(folder.schedule, experiment.name, "schedule", metadata)
-    finally:
-        tracker.close()
     spent = {"playing": problem.steps, "looking_ahead": outcome.inner_steps - problem.steps}
     result: dict[str, Any] = {"schedule": str(folder.schedule), "start": name, "score": score, "cost": outcome.cost}
     result |= {"look_aheads": len(outcome.history), "skipped": sum(r.skipped for r in outcome.history)}

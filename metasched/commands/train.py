@@ -74,61 +74,62 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
     joined(*given_arms(experiment.problem, experiment.compare.baselines))  # refuses what does not fit before any run
     checkpoint = last_checkpoint(config, folder, problem.fingerprint)
     cut_back(folder.metrics, checkpoint.position if checkpoint else 0)
-    tracker = open_tracker(experiment, folder, "outer")
-    try:
-        with open_pool(experiment.run.workers) as pool, closing(CachedPool(pool, folder.cells)) as cells:
-            console.note(f"{experiment.name}: {experiment.method.name} on {problem.task.name}, {problem.steps} steps")
-            for line in problem.network.describe().splitlines():
-                console.note(f"  {line}")
-            experiment, rate = with_best_rate(experiment, given, cells, None if checkpoint else tracker, console)
-            problem = build_problem(experiment.problem)
-            others = joined(*given_arms(experiment.problem, experiment.compare.baselines))
-            if checkpoint:
-                console.note(f"goes on after outer step {checkpoint.state.step}/{experiment.meta.steps}")
-                start = start_of(checkpoint, given, experiment.method)
-            else:
-                select = (experiment.meta.select_runs, experiment.seed)
-                start = Start(*given, 0) if given else best_start(experiment.problem, *select, cells, tracker, console)
-            start = start._replace(rate=rate)
-            fallback = start_file(start, experiment, problem) if experiment.meta.confirm_runs else None
-            start = searched_first(experiment, start, learn, cells, None if checkpoint else tracker, console)
-            base = digest([], played(experiment.problem, start.first, experiment.task.steps))
-            seed = derive_seed(experiment.seed, "schedule network")
-            schedule = build_learnable(experiment.schedule, controls, start.first, learn, layers, seed)
+    with (
+        open_pool(experiment.run.workers) as pool,  # before trackers: they start threads
+        closing(open_tracker(experiment, folder, "outer")) as tracker,
+        closing(CachedPool(pool, folder.cells)) as cells,
+    ):
+        for line in problem.network.describe().splitlines():
+            console.note(f"  {line}")
+        experiment, rate = with_best_rate(experiment, given, cells, None if checkpoint else tracker, console)
+        problem = build_problem(experiment.problem)
+        others = joined(*given_arms(experiment.problem, experiment.compare.baselines))
+        if checkpoint:
+            console.note(f"goes on after outer step {checkpoint.state.step}/{experiment.meta.steps}")
+            start = start_of(checkpoint, given, experiment.method)
+        else:
+            select = (experiment.meta.select_runs, experiment.seed)
+            start = Start(*given, 0) if given else best_start(experiment.problem, *select, cells, tracker, console)
+        start = start._replace(rate=rate)
+        fallback = start_file(start, experiment, problem) if experiment.meta.confirm_runs else None
+        start = searched_first(experiment, start, learn, cells, None if checkpoint else tracker, console)
+        base = digest([], played(experiment.problem, start.first, experiment.task.steps))
+        seed = derive_seed(experiment.seed, "schedule network")
+        schedule = build_learnable(experiment.schedule, controls, start.first, learn, layers, seed)
 
-            def save(state: OuterState) -> None:
-                done = settled_size(folder.metrics)
-                now = Checkpoint(
-                    config,
-                    versions(),
-                    start.name,
-                    base,
-                    start.selecting,
-                    done,
-                    state,
-                    problem.fingerprint,
-                )
-                write_checkpoint(folder.checkpoint, now)
+        def save(state: OuterState) -> None:
+            done = settled_size(folder.metrics)
+            now = Checkpoint(
+                config,
+                versions(),
+                start.name,
+                base,
+                start.selecting,
+                done,
+                state,
+                problem.fingerprint,
+            )
+            write_checkpoint(folder.checkpoint, now)
 
-            runs, since = PooledRuns(experiment.problem, experiment.meta, pool), None
-            if checkpoint:
-                since = resumable_state(checkpoint, folder, base, schedule, runs)
-                if checkpoint.config != config:  # fields that were allowed to differ
-                    write_config(folder, config)
-            log = _logger(experiment.meta.steps, tracker, console, since)
-            outcome = meta_train(runs, experiment.seed, schedule, log, since, save)
-            found = _found(outcome, start, experiment.meta, experiment.seed)
-            exported = export_confirmed(found, start, fallback, experiment, problem, folder, cells, tracker, console)
-            progress = torch.linspace(0, 1, _DRAWN, dtype=torch.float64)
-            show(exported.learned(progress, layers), progress, layers, folder, tracker)
-            own = {LEARNED: Contender(experiment.problem, exported.learned)}
-            arm = LEARNED
-            if exported.is_start:
-                arm = start.name if _plays(others, start, experiment) else START
-                own |= {START: Contender(experiment.problem, start.schedule)} if arm == START else {}
-            arms = joined(*own.items(), *others.items())
-            arms = with_tuned_rates(experiment, arms, cells, tracker, console)
-            comparison = compare(plan_of(experiment), arms, [LEARNED], cells, tracker, console)
+        runs, since = PooledRuns(experiment.problem, experiment.meta, pool), None
+        if checkpoint:
+            since = resumable_state(checkpoint, folder, base, schedule, runs)
+            if checkpoint.config != config:  # fields that were allowed to differ
+                write_config(folder, config)
+        log = _logger(experiment.meta.steps, tracker, console, since)
+        outcome = meta_train(runs, experiment.seed, schedule, log, since, save)
+        found = _found(outcome, start, experiment.meta, experiment.seed)
+        exported = export_confirmed(found, start, fallback, experiment, problem, folder, cells, tracker, console)
+        progress = torch.linspace(0, 1, _DRAWN, dtype=torch.float64)
+        show(exported.learned(progress, layers), progress, layers, folder, tracker)
+        own = {LEARNED: Contender(experiment.problem, exported.learned)}
+        arm = LEARNED
+        if exported.is_start:
+            arm = start.name if _plays(others, start, experiment) else START
+            own |= {START: Contender(experiment.problem, start.schedule)} if arm == START else {}
+        arms = joined(*own.items(), *others.items())
+        arms = with_tuned_rates(experiment, arms, cells, tracker, console)
+        comparison = compare(plan_of(experiment), arms, [LEARNED], cells, tracker, console)
         confirmation = exported.confirmation
         published = publish(config, comparison, arms, folder, tracker, console, confirmation)
         spent = {"tuning": rate.inner_steps} if rate else {}
@@ -144,8 +145,6 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
             f"{sum(a.inner_steps for a in comparison.arms)} to compare"
         )
         tracker.artifact(folder.schedule, experiment.name, "schedule", _metadata(exported.config_hash, comparison, arm))
-    finally:
-        tracker.close()
     result: dict[str, Any] = {"schedule": str(folder.schedule), "start": start.name, "inner_steps": spent}
     result["exported"] = START if exported.is_start else LEARNED
     result["confirmed"] = confirmation.to_dict() if confirmation else None

@@ -64,45 +64,45 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
     given = given_start(experiment.problem, experiment.schedule.start)
     others = joined(*given_arms(experiment.problem, experiment.compare.baselines))
     cut_back(folder.metrics, 0)
-    tracker = open_tracker(experiment, folder, "tune")
-    try:
-        with open_pool(experiment.run.workers) as pool, closing(CachedPool(pool, folder.cells)) as cells:
-            console.note(f"{experiment.name}: {settings.search} over {settings.inner_steps} inner steps")
-            select = (experiment.meta.select_runs, experiment.seed)
-            start = Start(*given, 0) if given else best_start(experiment.problem, *select, cells, tracker, console)
+    with (
+        open_pool(experiment.run.workers) as pool,  # before trackers: they start threads
+        closing(open_tracker(experiment, folder, "tune")) as tracker,
+        closing(CachedPool(pool, folder.cells)) as cells,
+    ):
+        console.note(f"{experiment.name}: {settings.search} over {settings.inner_steps} inner steps")
+        select = (experiment.meta.select_runs, experiment.seed)
+        start = Start(*given, 0) if given else best_start(experiment.problem, *select, cells, tracker, console)
 
-            def log(trial: int, score: float) -> None:
-                tracker.log({"tune/trial": trial + 1, "tune/score": score})
-                console.note(f"{settings.search} {trial + 1}: {score:.4f}")
+        def log(trial: int, score: float) -> None:
+            tracker.log({"tune/trial": trial + 1, "tune/score": score})
+            console.note(f"{settings.search} {trial + 1}: {score:.4f}")
 
-            kind = "network" if settings.space == "directions" else "family"
-            searched = build_learnable(
-                replace(experiment.schedule, kind=kind),
-                network.method.controls,
-                start.schedule,
-                learn,
-                network.layers,
-                derive_seed(experiment.seed, "schedule network"),
-            )
-            box = Box(searched, network.layers)
-            if searcher is None:
-                runs = PooledRuns(experiment.problem, experiment.meta, pool)
-                tried = population_search(settings, problem.steps, experiment.seed, box, searched.learned, runs, log)
-            else:
-                tried = search(experiment.problem, settings, experiment.seed, box, cells, log)
-            first = box.member(box.first)
-            best = best_of(experiment.problem, settings, experiment.seed, first, tried, cells)
-            write_found(_found(best, start, settings, experiment.seed), experiment, problem, folder)
-            console.note(
-                f"best of {len(tried)}: {best.score:.4f} on meta-validation, over {settings.final_runs} fresh seeds"
-            )
-            tuned = PlayedSchedule(read_schedule(folder.schedule))
-            arms = joined((TUNED, Contender(experiment.problem, tuned)), *others.items())
-            arms = with_tuned_rates(experiment, arms, cells, tracker, console)
-            comparison = compare(plan_of(experiment), arms, [TUNED], cells, tracker, console)
+        kind = "network" if settings.space == "directions" else "family"
+        searched = build_learnable(
+            replace(experiment.schedule, kind=kind),
+            network.method.controls,
+            start.schedule,
+            learn,
+            network.layers,
+            derive_seed(experiment.seed, "schedule network"),
+        )
+        box = Box(searched, network.layers)
+        if searcher is None:
+            runs = PooledRuns(experiment.problem, experiment.meta, pool)
+            tried = population_search(settings, problem.steps, experiment.seed, box, searched.learned, runs, log)
+        else:
+            tried = search(experiment.problem, settings, experiment.seed, box, cells, log)
+        first = box.member(box.first)
+        best = best_of(experiment.problem, settings, experiment.seed, first, tried, cells)
+        write_found(_found(best, start, settings, experiment.seed), experiment, problem, folder)
+        console.note(
+            f"best of {len(tried)}: {best.score:.4f} on meta-validation, over {settings.final_runs} fresh seeds"
+        )
+        tuned = PlayedSchedule(read_schedule(folder.schedule))
+        arms = joined((TUNED, Contender(experiment.problem, tuned)), *others.items())
+        arms = with_tuned_rates(experiment, arms, cells, tracker, console)
+        comparison = compare(plan_of(experiment), arms, [TUNED], cells, tracker, console)
         published = publish(to_dict(experiment), comparison, arms, folder, tracker, console)
-    finally:
-        tracker.close()
     spent = {"selecting": start.selecting, "tuning": settings.inner_steps}
     result = {"schedule": str(folder.schedule), "start": start.name, "inner_steps": spent, "score": best.score}
     return {**result, "verdict": published["verdict"]}

@@ -50,12 +50,16 @@ class ConfigErrors(MetaschedError):
         return type(self), (self.problems, self.left)
 
 
-def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experiment:
+def load_experiment(
+    path: str | Path, overrides: Sequence[str] = (), seen: Callable[[Experiment], None] | None = None
+) -> Experiment:
     """The experiment of a YAML file with some fields overridden.
 
     Args:
         path: the file.
         overrides: ``["--meta.steps", "10", "--name=b"]``; values are YAML (``[1, 3]`` is a list); the last one counts.
+        seen: called once each field is known to be right by itself. Whether they fit together only torch can say, and
+            loading it takes seconds.
 
     Raises:
         MetaschedError: the file cannot be read, or (ConfigErrors, where there are several) fields that are wrong.
@@ -67,7 +71,7 @@ def load_experiment(path: str | Path, overrides: Sequence[str] = ()) -> Experime
         ours = any(f"{name}.".startswith(f"{field.split('[')[0]}.") for name in overridden)
         return f"--{field}" if ours else f"{path}: {field}"
 
-    return _validated(document, place, overridden if is_record(document) else None)
+    return _validated(document, place, overridden if is_record(document) else None, seen)
 
 
 def experiment_of(document: dict[str, Any]) -> Experiment:
@@ -80,7 +84,10 @@ def experiment_of(document: dict[str, Any]) -> Experiment:
 
 
 def _validated(
-    document: dict[str, Any], place: Callable[[str], str], given: Collection[str] | None = None
+    document: dict[str, Any],
+    place: Callable[[str], str],
+    given: Collection[str] | None = None,
+    seen: Callable[[Experiment], None] | None = None,
 ) -> Experiment:
     """The experiment that a document describes.
 
@@ -88,6 +95,7 @@ def _validated(
         document: as YAML has it.
         place: where a field was written.
         given: fields that must not be ignored; None: all.
+        seen: see ``load_experiment``.
     """
     left = 0
     _refuse_beside_factory(document.get("task"), place)
@@ -98,6 +106,8 @@ def _validated(
         problems = [explain(e, place) for e in found[:MAX_PROBLEMS]]
         left = len(found) - len(problems)
     else:
+        if seen is not None:
+            seen(experiment)
         problems = _contradictions(experiment, place, given)
         if not problems:
             return experiment

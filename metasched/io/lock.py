@@ -6,6 +6,8 @@ import fcntl
 import os
 from pathlib import Path
 
+_DESCRIPTORS: set[int] = set()  # of the locks that this process holds
+
 
 class Held(Exception):
     """Another process holds the lock; ``words`` is what it has written into the file."""
@@ -25,6 +27,7 @@ class Lock:
 
     def __init__(self, path: Path) -> None:
         self._descriptor = _locked(path)
+        _DESCRIPTORS.add(self._descriptor)
 
     def words(self) -> list[str]:
         """The content of the file, split into words."""
@@ -37,7 +40,18 @@ class Lock:
 
     def release(self) -> None:
         """Releases the lock."""
+        _DESCRIPTORS.discard(self._descriptor)
         os.close(self._descriptor)
+
+
+def _let_go() -> None:
+    """In a fork: it would hold the locks of its parent for a moment longer, if that is killed."""
+    for descriptor in _DESCRIPTORS:
+        os.close(descriptor)
+    _DESCRIPTORS.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def _locked(path: Path) -> int:

@@ -1,23 +1,31 @@
 """Independent inner runs on several processes, in order, or one after the other in this one: same numbers either way.
 
-Each process computes with one thread, so that the bits of a run do not depend on where it ran. Work and answers travel
-by value: torch's own way from process to process is shared memory, which keeps a file open for each tensor, and which a
-process that is stopped at the wrong moment leaves with a traceback.
+Each process computes with one thread, so that the bits of a run do not depend on where it ran. Where it is safe
+(``start_method``), workers are forks of this process: they start in milliseconds, and share the memory of torch and of
+the tasks that this process has built. Elsewhere they are forks of a server that has loaded torch, and each builds its
+own tasks.
+
+Work and answers travel by value: torch's own way from process to process is shared memory, which keeps a file open for
+each tensor, and which a process that is stopped at the wrong moment leaves with a traceback.
 """
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import starmap
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -38,9 +46,54 @@ class Mapper(Protocol):
         ...
 
 
-def _start() -> None:
+def start_method() -> Literal["fork", "forkserver"]:
+    """How worker processes start now: as forks of this process, or of a server.
+
+    A fork has one thread, and waits for ever for a lock that another one held. So this process is forked only while it
+    has no other thread of Python's; those of native libraries do not count, as where torch's DataLoader forks. An
+    accelerator's driver does not survive a fork, nor do the frameworks of macOS.
+    """
+    alone = threading.active_count() == 1 and not torch.accelerator.is_available()
+    return "fork" if alone and sys.platform == "linux" else "forkserver"
+
+
+def _start(dtype: torch.dtype) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a fork has the handler of its parent
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     torch.set_num_threads(INNER_THREADS)
+    torch.set_default_dtype(dtype)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+@contextmanager
+def _starting() -> Iterator[None]:
+    """Workers that start within inherit the mask: an interrupt of the whole process group is for this process alone.
+
+    SIGTERM waits until ``_start`` has put its handler back.
+    """
+    masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, masked)
+
+
+def _executor(workers: int) -> ProcessPoolExecutor:
+    """Worker processes: forks start at once, while this process may be forked, others with their first work."""
+    method = start_method()
+    context = multiprocessing.get_context(method)
+    executor = ProcessPoolExecutor(workers, context, _start, (torch.get_default_dtype(),))
+    if method == "forkserver":
+        context.set_forkserver_preload(["metasched.runs.pooled"])
+        return executor
+    gc.freeze()  # else the collector of each worker would write to, and so copy, all that they share
+    try:
+        with _starting(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12, which counts native threads
+            executor.submit(int)
+    finally:
+        gc.unfreeze()
+    return executor
 
 
 def _end_with_parent() -> None:
@@ -71,8 +124,7 @@ class Pool:
         self._threads = torch.get_num_threads()
         torch.set_num_threads(INNER_THREADS)
         if self.workers > 1:
-            context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-            self._executor = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_start)
+            self._executor = _executor(self.workers)
         return self
 
     def __exit__(
@@ -90,12 +142,8 @@ class Pool:
         """``function(*a)`` for each ``a``, in order, as they become ready."""
         if self._executor is None:
             return starmap(function, arguments)
-        # Workers start here and inherit the mask: an interrupt of the whole process group is for this process alone.
-        masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
+        with _starting():
             futures = [self._executor.submit(_by_value, pickle.dumps((function, a))) for a in arguments]
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, masked)
         return (_answer(future) for future in futures)
 
 

@@ -55,6 +55,7 @@ def optimizer_of(settings: OptimizerConfig, task: Task) -> OptimizerConfig:
 def forget() -> None:
     """Drops all remembered problems and tasks, and with them the memory that their data take."""
     _build.cache_clear()
+    _placed.cache_clear()
     _built.cache_clear()
 
 
@@ -77,6 +78,11 @@ def _built(builder: Callable[..., object], outside: tuple[Callable[..., object],
     return _Found(task, code_fingerprint(*outside)[:16] + task.fingerprint()[:16])
 
 
+@lru_cache(maxsize=4)  # problems of one task share its data, on a GPU and in float64 too
+def _placed(found: _Found, device: str, dtype: str) -> Task:
+    return found.task.to(device, getattr(torch, dtype))
+
+
 class Ingredients(NamedTuple):
     """What a quantized network is made of: the float model, the recipe, and an example pass of the task's loss."""
 
@@ -90,7 +96,7 @@ def ingredients(config: ProblemConfig) -> Ingredients:
     allow(config.imports)
     _check_device(config.device)
     found = _built(task_builder(config.task), outside_code(config.task), config.task)
-    return _ingredients(config, found.task.to(config.device, getattr(torch, config.dtype)))
+    return _ingredients(config, _placed(found, config.device, config.dtype))
 
 
 def _ingredients(config: ProblemConfig, task: Task) -> Ingredients:
@@ -110,7 +116,7 @@ def _ingredients(config: ProblemConfig, task: Task) -> Ingredients:
 
 @lru_cache(maxsize=8)  # a worker builds each problem once; problems are immutable
 def _build(config: ProblemConfig, found: _Found, steps: int, relaxation: float) -> InnerProblem:
-    task = found.task.to(config.device, getattr(torch, config.dtype))
+    task = _placed(found, config.device, config.dtype)
     model, how, example = _ingredients(config, task)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

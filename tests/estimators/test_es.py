@@ -295,7 +295,6 @@ def two() -> Iterator[Pool]:
 
 
 def test_pooled_runs_are_local_runs(two: Pool) -> None:
-    torch.set_default_dtype(torch.float32)  # as the workers have it
     experiment = tiny()
     config, meta = experiment.problem, experiment.meta
     pooled, local = PooledRuns(config, meta, two), local_runs(config, meta)

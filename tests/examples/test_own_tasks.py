@@ -115,7 +115,7 @@ def test_a_killed_run_goes_on_with_the_same_bits_and_another_task_is_refused(
     )
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from metasched.cli import main; sys.exit(main())"
     said = run("-c", code, "train", "--resume", str(folder), "--import", name, code=2)
-    assert "has another fingerprint" in said and len(said.splitlines()) == 1
+    assert said.startswith("resumes ") and "has another fingerprint" in said and len(said.splitlines()) == 2
     run("-m", "metasched", "train", "--resume", str(folder), "--import", name)
     assert found(folder) == found(yaml_run)
 

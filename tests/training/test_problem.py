@@ -72,6 +72,15 @@ def test_building_touches_no_global_generator_and_is_done_once() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_problems_of_one_task_share_its_data_in_any_dtype() -> None:
+    experiment = replace(EXPERIMENT, run=RunConfig(dtype="float64"))
+    one = build_problem(experiment.problem)
+    other = build_problem(replace(experiment, method=MethodConfig(name="ste")).problem)
+    ours, theirs = one.task.outer_batch().x, other.task.outer_batch().x
+    assert one.network.method is not other.network.method and ours.dtype == torch.float64
+    assert ours is theirs
+
+
 def test_a_mistake_names_its_field() -> None:
     with pytest.raises(MetaschedError, match=r"^method\.levels: unknown level set"):
         build_problem(replace(EXPERIMENT, method=MethodConfig(levels="trinary")).problem)
