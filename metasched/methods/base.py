@@ -204,7 +204,7 @@ class Method(ABC):
         """Factors on the gradients of trainable tensors, which the optimizer gets multiplied by them.
 
         Args:
-            state: the layer's state and trainable tensors.
+            state: the state of the layer.
 
         Returns:
             {name of a trainable tensor: 0-d}. Default: LSQ's factor for learned scales, none for others.

@@ -96,9 +96,9 @@ class Quantizer(nn.Module):
 
     def tensors(self) -> State:
         """The state and the trainable tensors of the layer; gradients of these are multiplied by their factors."""
-        found, trainable = self.state(), self.trainable()
-        if trainable:
-            factors = self.method.gradient_factors({**found, **trainable})
+        found = self.state()
+        if self._parameters:
+            factors, trainable = self.method.gradient_factors(found), self.trainable()
             for name, p in trainable.items():
                 found[name] = damped(p, factors[name]) if name in factors and p.requires_grad else p
         return found

@@ -192,11 +192,11 @@ class Player:
         """The update of a method that changes no weight."""
         for _, _, q in self._hosts:
             if q._parameters:
-                proposed = q.trainable(whole)
+                proposed = {name: whole(p) for name, p in q._parameters.items() if p is not None}
                 settled = q.method.update_trainable({**q.state(), **proposed}, proposed, q.controls)
                 for name, p in q._parameters.items():
                     if p is not None and p.requires_grad and settled[name] is not proposed[name]:
-                        put(p, settled[name].view(p.shape) if name in q._scalars else settled[name])
+                        put(p, settled[name])
 
     def _follow(self, i: int) -> None:
         """Fits a scale that had zeros only, until a weight of the layer is frozen."""

@@ -3,8 +3,9 @@ r"""``prepare`` in a plain loop against the same loop with hand-written straight
     python scripts/benchmarks/prepared_overhead.py --json experiments/results/prepared_overhead.json
 
 The same network, batches and optimizer, one thread. For the CPU time of a step rounds of some steps of each way
-alternate in one process; kept are the medians over rounds, and that of the ratio of both within a round. Memory is how
-far the peak of a process of its own lies above what it took before the network was made. Both ways must have the same
+alternate in one process; kept are the medians over rounds, and that of the ratio of both within a round. Memory is the
+peak of the bytes of tensors in a step, as torch counts them: what a process takes beside them depends on what its
+allocator keeps. Both ways must have the same
 loss in the first step; later ones differ where a weight lies on the outermost level, on which the gradient is half of
 that beside it here, and all of it there. Wall time is not looked at: the machine may be busy.
 """
@@ -12,19 +13,19 @@ that beside it here, and all of it there. Wall time is not looked at: the machin
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
+import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
 import metasched
 from metasched.io.atomic import write_atomic
@@ -37,7 +38,6 @@ from metasched.quantizers.levels import LevelSet
 AGREEMENT = 1e-6  # of the first losses, in float32
 HAND = "hand-written"
 WAYS = (HAND, "prepare")
-MEMORY_ROUNDS = 3
 CASES: dict[str, dict[str, Any]] = {  # name -> method, and what is measured
     "ternary": {"method": {"name": "ste", "scale": "least_squares"}, "schedule": None},
     "4 bits, learned scales": {
@@ -170,23 +170,14 @@ def steps_of(size: str, case: str, way: str, total: int) -> Step:
     return step
 
 
-def bytes_of(size: str, case: str, way: str, steps: int) -> int:
-    """Bytes by which the peak of this process grows in these steps."""
-    torch.set_num_threads(1)
-    step = steps_of(size, case, way, steps)
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what was freed counts no more, and is not there to be taken again
-    Path("/proc/self/clear_refs").write_text("5", "ascii")  # the peak is that from here on
-    before = _status("VmRSS")
-    for _ in range(steps):
+def bytes_of(step: Step) -> int:
+    """The peak of the bytes of tensors that are alive in a step, beside those before it, as torch counts them."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
-    return _status("VmHWM") - before
-
-
-def _status(name: str) -> int:
-    """Bytes that Linux has counted for this process."""
-    lines = Path("/proc/self/status").read_text("ascii").splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
+    with TemporaryDirectory() as folder:
+        profiler.export_chrome_trace(str(path := Path(folder) / "trace.json"))
+        events = json.loads(path.read_text("utf-8"))["traceEvents"]
+    return max(accumulate(event["args"]["Bytes"] for event in events if event["name"] == "[memory]"))
 
 
 def compared(size: str, case: str, rounds: int, steps: int) -> dict[str, Any]:
@@ -202,11 +193,7 @@ def compared(size: str, case: str, rounds: int, steps: int) -> dict[str, Any]:
                 step()
             if i:
                 cpu[way].append((time.process_time() - started) / steps)
-    peaks: dict[str, list[float]] = {way: [] for way in WAYS}
-    for _ in range(MEMORY_ROUNDS):
-        for way in WAYS:
-            command = [sys.executable, __file__, "--one", size, case, way, "--steps", str(steps)]
-            peaks[way].append(float(subprocess.run(command, check=True, capture_output=True).stdout))
+    peaks = {way: [bytes_of(step)] for way, step in ways.items()}
     row: dict[str, Any] = {"network": size, "case": case, "rounds": rounds, "steps": steps}
     for key, found in (("cpu", cpu), ("bytes", peaks)):
         each = sorted(b / a for a, b in zip(*found.values(), strict=True))
@@ -222,14 +209,10 @@ def compared(size: str, case: str, rounds: int, steps: int) -> dict[str, Any]:
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--one", nargs=3, metavar=("SIZE", "CASE", "WAY"), help="the bytes of one way")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--json", type=Path, help="file to write")
     arguments = parser.parse_args()
-    if arguments.one:
-        print(bytes_of(*arguments.one, steps=arguments.steps))
-        return
     torch.set_num_threads(1)
     rows = []
     for size in SIZES:
