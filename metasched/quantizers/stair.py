@@ -20,10 +20,11 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from metasched.core.twice import closed, wanted
 from metasched.quantizers.constants import constants
 from metasched.quantizers.levels import LevelSet
 from metasched.quantizers.noise import NOISE_FAMILIES
-from metasched.quantizers.twice import closed, times_slope, wanted
+from metasched.quantizers.twice import times_slope
 
 Forward = Literal["expectation", "mode", "random"]
 

@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
+from metasched.core.twice import closed
 from metasched.quantizers.levels import LevelSet
 from metasched.quantizers.noise import NOISE_FAMILIES
 from metasched.quantizers.stair import hard, slope, times
-from metasched.quantizers.twice import closed
 
 
 def hard_with_width(x: torch.Tensor, levels: LevelSet, width: torch.Tensor, family: str) -> torch.Tensor:

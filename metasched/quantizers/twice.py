@@ -6,7 +6,8 @@ With z_k = (x - mu - theta_k) / s, the density f of the noise and the gradient g
 
     dp/dg = D,    dp/dx = g B,    dp/dmu = -g B,    dp/ds = -g (D + W) / s
 
-D, B and W are computed together, without a graph. A third derivative is that of the differentiable operations.
+B and W are computed where p is differentiated, so that nothing is kept for them. A third derivative is that of the
+differentiable operations.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.autograd import forward_ad
 
+from metasched.core.twice import differentiable
 from metasched.quantizers.constants import constants
 from metasched.quantizers.levels import LevelSet
 from metasched.quantizers.noise import NOISE_FAMILIES
@@ -30,23 +31,6 @@ _BENDS: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None] =
     "normal": lambda z, f: (z * f).neg_(),
     "logistic": lambda z, f: (z / 2).tanh_().mul_(f).neg_(),
 }
-
-
-def closed() -> bool:
-    """Whether a backward pass keeps a graph that only reverse mode will differentiate: not torch.func, nor tangents."""
-    return (
-        torch.is_grad_enabled()
-        and forward_ad._current_level < 0
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-    )
-
-
-def wanted(ctx: Any, i: int) -> bool:
-    """Whether the backward pass that runs goes on to input i of the function of ``ctx``: torch.autograd.grad stops."""
-    node = ctx.next_functions[i][0]
-    leaf = node is not None and not node.next_functions
-    return node is not None and (leaf or torch._C._will_engine_execute_node(node))
 
 
 def times_slope(
@@ -90,22 +74,28 @@ class _TimesSlope(torch.autograd.Function):
         slope: Slope,
     ) -> torch.Tensor:
         ctx.slope = slope
-        d, b, w = _sums(x - mean, inverse, levels, family, ctx.needs_input_grad[3])
-        ctx.save_for_backward(grad, x, mean, scale, inverse, d, b, w)
-        return grad * d
+        ctx.levels, ctx.family = levels, family
+        ctx.save_for_backward(grad, x, mean, scale, inverse)
+        return grad * _sums(x - mean, inverse, levels, family, bends=False)[0]
 
     @staticmethod
     def backward(ctx: Any, v: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore
-        grad, x, mean, scale, inverse, d, b, w = ctx.saved_tensors
+        grad, x, mean, scale, inverse = ctx.saved_tensors
         needs = ctx.needs_input_grad[:4]
         if torch.is_grad_enabled():
-            return *_differentiable(ctx.slope, (grad, x, mean, scale), needs, v), None, None, None, None
+
+            def product(grad: torch.Tensor, *place: torch.Tensor) -> list[torch.Tensor]:
+                return [grad * ctx.slope(*place)]
+
+            return *differentiable(product, (grad, x, mean, scale), needs, [v]), None, None, None, None
+        bends = any(needs[1:])
+        d, b, w = _sums(x - mean, inverse, ctx.levels, ctx.family, bends=bends, weighted=needs[3])
         of_grad = v * d if needs[0] else None
         of_x = of_mean = of_scale = None
-        if any(needs[1:]):
+        if bends:
             pulled = v * grad
             if needs[3]:
-                of_scale = -((d if w is None else d + w) * pulled).sum_to_size(scale.shape) * inverse
+                of_scale = -((d if w is None else w.add_(d)) * pulled).sum_to_size(scale.shape) * inverse
             if b is not None and (needs[1] or needs[2]):
                 of_x = pulled.mul_(b)
                 of_mean = -of_x.sum_to_size(mean.shape) if needs[2] else None
@@ -113,10 +103,10 @@ class _TimesSlope(torch.autograd.Function):
 
 
 def _sums(
-    centred: torch.Tensor, inverse: torch.Tensor, levels: LevelSet, family: str, weighted: bool
+    centred: torch.Tensor, inverse: torch.Tensor, levels: LevelSet, family: str, *, bends: bool, weighted: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """D, B (None: 0) and, with ``weighted``, W (None: 0)."""
-    pdf, bend = NOISE_FAMILIES[family].pdf, _BENDS[family]
+    """D; with ``bends`` B (None: 0), and with ``weighted`` W (None: 0), too."""
+    pdf, bend = NOISE_FAMILIES[family].pdf, _BENDS[family] if bends else None
     d = b = w = None
     for theta, jump in zip(constants(levels.thresholds, centred), levels.jumps, strict=True):
         z = (centred - theta).mul_(inverse)
@@ -135,19 +125,3 @@ def _sums(
     if w is not None:
         w.mul_(inverse)
     return d, b, w
-
-
-def _differentiable(
-    slope: Slope, inputs: tuple[torch.Tensor, ...], needs: tuple[bool, ...], v: torch.Tensor
-) -> list[torch.Tensor | None]:
-    """The derivative of the product in those of g, x, mean and scale that need one, with a graph."""
-    grad, *place = inputs
-    found = iter(
-        torch.autograd.grad(
-            (grad * slope(*place) * v).sum(),
-            [t for t, need in zip(inputs, needs, strict=True) if need],
-            create_graph=True,
-            allow_unused=True,
-        )
-    )
-    return [next(found) if need else None for need in needs]

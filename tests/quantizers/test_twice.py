@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from metasched.quantizers import stair as stairs
-from metasched.quantizers import surrogate, twice
+from metasched.quantizers import surrogate
 from metasched.quantizers.levels import LevelSet, ternary
 from metasched.quantizers.noise import NOISE_FAMILIES
 from metasched.quantizers.stair import stair, times
@@ -93,14 +93,3 @@ def test_where_there_is_no_noise_there_is_no_derivative() -> None:
     found = torch.autograd.grad(times(*leaves, levels=ternary(), family="triangular").sum(), leaves)
     assert all(bool(g.isfinite().all()) for g in found)
     assert not any(bool(g[0].any()) for g in (found[0], found[1], found[3]))
-
-
-def test_it_is_for_reverse_mode_alone() -> None:
-    assert twice.closed()
-    with torch.no_grad():
-        assert not twice.closed()
-    with torch.autograd.forward_ad.dual_level():
-        assert not twice.closed()
-    seen: list[bool] = []
-    torch.func.vmap(lambda x: seen.append(twice.closed()) or x)(torch.zeros(2))
-    assert seen == [False]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from metasched.training.optimizers.base import Hyper, OptState, plus
+from metasched.training.optimizers.twice_adam import Numbers, step
 
 
 @dataclass(frozen=True)
@@ -48,20 +49,13 @@ class Adam:
         root = _bias_correction(beta2, t) ** 0.5
         size = -hyper["lr"] * root / _bias_correction(beta1, t)
         eps = hyper["eps"] * root
-        for name, p in params.items():
-            g = grads.get(name)
-            if g is None:
-                continue
-            g = plus(g, weight_decay, p)
-            m = torch.lerp(state[f"exp_avg.{name}"], g, 1 - beta1)
-            v = torch.lerp(state[f"exp_avg_sq.{name}"], g * g, 1 - beta2)
-            # The clamp changes no value that eps would not hide, and its derivative is 0 where sqrt has infinity.
-            denominator = v.clamp_min(torch.finfo(v.dtype).tiny).sqrt() + eps
-            if isinstance(size, torch.Tensor):
-                new_params[name] = torch.addcmul(p, size, m / denominator)
-            else:
-                new_params[name] = torch.addcdiv(p, m, denominator, value=size)
-            new_state[f"exp_avg.{name}"], new_state[f"exp_avg_sq.{name}"] = m, v
+        moved = {name: g for name in params if (g := grads.get(name)) is not None}
+        own = [params[name] for name in moved]
+        found = [plus(g, weight_decay, p) for g, p in zip(moved.values(), own, strict=True)]
+        means, squares = ([state[f"{key}.{name}"] for name in moved] for key in ("exp_avg", "exp_avg_sq"))
+        stepped = step(own, found, means, squares, Numbers(1 - beta1, 1 - beta2, size, eps))
+        for name, p, m, v in zip(moved, *stepped, strict=True):
+            new_params[name], new_state[f"exp_avg.{name}"], new_state[f"exp_avg_sq.{name}"] = p, m, v
         return new_params, new_state
 
 
