@@ -101,6 +101,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "tasks/test_own_task.py": "api commands/folders core/imports tasks/check tasks/data tasks/fingerprint tasks/live",
     "tracking/test_trackers.py": "tracking/metrics tracking/opening tracking/tracker",
     "tracking/test_wandb.py": "tracking/wandb_tracker",
+    "training/test_twice.py": "training/twice_norm",
     "training/optimizers/test_groups.py": "training/optimizers/clipping",
     "training/optimizers/test_outside.py": """
         training/optimizers/base training/optimizers/check training/optimizers/config

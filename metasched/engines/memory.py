@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from metasched.core.errors import MetaschedError
@@ -96,6 +97,15 @@ def recomputed_steps(plan: Plan, steps: int) -> int:
     unkept, (stride, *deeper) = steps - plan.kept, plan.strides
     whole, rest = divmod(unkept, stride)
     return unkept + whole * _rerun(stride, tuple(deeper)) + _rerun(rest, tuple(deeper))
+
+
+def keep_freed_memory() -> None:
+    """Lets the C library keep up to 64 MiB of freed memory for the next step; it would give it back to the system.
+
+    glibc sets that threshold to twice the size of the largest block that was mapped by itself and freed, up to blocks
+    of 32 MiB (mallopt(3), M_MMAP_THRESHOLD). This one is never written to, so that it takes no memory.
+    """
+    np.empty(31 * _MIB, dtype=np.uint8)
 
 
 def bytes_of(tensors: Iterable[torch.Tensor]) -> int:

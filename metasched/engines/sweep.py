@@ -30,7 +30,7 @@ from metasched.engines.base import (
     estimate_by,
     judged_steps,
 )
-from metasched.engines.memory import Plan, bytes_of, graph_bytes, plan
+from metasched.engines.memory import Plan, bytes_of, graph_bytes, keep_freed_memory, plan
 from metasched.engines.products import vector_jacobian
 from metasched.engines.replay import (
     Link,
@@ -70,6 +70,7 @@ def unroll(
     Raises:
         MetaschedError: too little memory for a single step, or a model whose buffers carry a derivative.
     """
+    keep_freed_memory()
     plan = plan or plan_for(problem, controls, outer, memory)
     recording, state = begin(problem, controls, outer, plan.strides, steps or Single())
     losses, scores, dead = [], [], 0

@@ -161,7 +161,7 @@ def _count(n: int, fraction: float, dtype: torch.dtype) -> int:
     """How many of the ranks (i + 1/2) / n are at most the fraction, with the rounding of ``_ranks``."""
     number = np.float32 if dtype == torch.float32 else np.float64
     whole, limit, half = number(n), number(fraction), number(0.5)
-    count = min(max(int(fraction * n + 0.5), 0), n)
+    count = int(min(1.0, max(0.0, fraction)) * n + 0.5)  # what is not a number counts as 0: no rank is at most that
     while count < n and (number(count) + half) / whole <= limit:
         count += 1
     while count > 0 and (number(count - 1) + half) / whole > limit:

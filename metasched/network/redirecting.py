@@ -96,7 +96,7 @@ class Redirecting:
         known = self.sites.get((caller, what))
         if known is None:
             return Site(None)
-        if checkpoint != _checkpoint():
+        if checkpoint != innermost_checkpoint():
             problem = f"calls {what} in a function that is checkpointed, whose second run cannot tell its calls apart"
             fix = "checkpoint a module whose forward is that function"
             raise MetaschedError(f"model.{caller}" if caller else "model", problem, fix)
@@ -110,7 +110,7 @@ class Redirecting:
         """The forward of a module begins."""
         if not name:
             self._end()
-        self._stack.append((name, Counter(), _checkpoint()))
+        self._stack.append((name, Counter(), innermost_checkpoint()))
         if self.catches and self._mode is None:
             self._mode = _Catching(self)
             self._mode.__enter__()
@@ -142,7 +142,7 @@ class Redirecting:
         return MetaschedError(f"model.{caller}" if caller else "model", f"calls {what} {how} in a pass", fix)
 
 
-def _checkpoint() -> object:
+def innermost_checkpoint() -> object:
     """What identifies the innermost ``torch.utils.checkpoint`` whose first run this is; None outside of one."""
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)  # pyright: ignore
     if hooks is not None and hooks[0].__qualname__.startswith("_checkpoint_hook."):

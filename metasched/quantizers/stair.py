@@ -19,10 +19,12 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from metasched.core.twice import closed, wanted
 from metasched.quantizers.constants import constants
 from metasched.quantizers.functions import caller
 from metasched.quantizers.levels import LevelSet
 from metasched.quantizers.noise import NOISE_FAMILIES
+from metasched.quantizers.twice import times_slope
 
 Forward = Literal["expectation", "mode", "random"]
 
@@ -180,6 +182,9 @@ class _Stair(torch.autograd.Function):
         x, mean, scale = ctx.saved_tensors
         needs_x, needs_mean, needs_scale = ctx.needs_input_grad[:3]
         levels, family = ctx.shape.levels, ctx.shape.family
+        if closed() and not (needs_mean and wanted(ctx, 1)) and not (needs_scale and wanted(ctx, 2)):
+            used = scale if ctx.backward_scale is None else torch.full_like(scale, ctx.backward_scale)
+            return times(grad, x, mean, used, levels, family), None, None, None, None, None
         of_x = of_mean = of_scale = None
         if needs_mean or needs_scale or (needs_x and ctx.backward_scale is None):
             slope, stretch = _derivatives(x, mean, scale, levels, family, stretch=needs_scale)
@@ -239,6 +244,24 @@ def slope(x: torch.Tensor, scale: torch.Tensor, levels: LevelSet, family: str) -
         shape and dtype of x; 0 where s is 0.
     """
     return _derivatives(x, torch.zeros_like(scale), scale, levels, family, stretch=False)[0]
+
+
+def times(
+    grad: torch.Tensor, x: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor, levels: LevelSet, family: str
+) -> torch.Tensor:
+    """The gradient [...] times the derivative of the stair in x, whose own derivatives are in closed form.
+
+    Args:
+        grad: with the shape and dtype of x.
+        x, mean, scale, levels, family: of the stair, see there.
+    """
+
+    def differentiable(x: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return _derivatives(x, mean, scale, levels, family, stretch=False)[0]
+
+    with torch.no_grad():
+        inverse = _inverse(scale, x)
+    return times_slope(grad, x, mean, scale, inverse, levels, family, differentiable)
 
 
 def _stacked(t: torch.Tensor, runs: int | None, x: torch.Tensor) -> torch.Tensor:

@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 
+from metasched.core.twice import closed
 from metasched.quantizers.functions import caller
 from metasched.quantizers.levels import LevelSet
 from metasched.quantizers.noise import NOISE_FAMILIES
-from metasched.quantizers.stair import hard, slope
+from metasched.quantizers.stair import hard, slope, times
 
 
 def hard_with_width(x: torch.Tensor, levels: LevelSet, width: torch.Tensor, family: str) -> torch.Tensor:
@@ -70,6 +71,8 @@ class _HardWithWidth(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore
         x, scale = ctx.saved_tensors
+        if closed():
+            return times(grad, x, torch.zeros_like(scale), scale, ctx.levels, ctx.family), None, None, None
         return grad * slope(x, scale, ctx.levels, ctx.family), None, None, None
 
 

@@ -8,6 +8,7 @@ Nothing depends on anything but the arguments, so that a step can be unrolled, r
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from metasched.training.finite import FINITE, all_finite, each_finite
 from metasched.training.loss import training_loss
 from metasched.training.optimizers.base import update_stacked
 from metasched.training.state import InnerProblem, TrainingState
+from metasched.training.twice import twice_differentiable
 
 
 class Evaluated(NamedTuple):
@@ -92,7 +94,8 @@ def evaluate(
     """
     params = state.params
     state = state._replace(buffers={name: b.clone() for name, b in state.buffers.items()})  # updated in place
-    with torch.enable_grad():
+    twice = differentiable and seeds is None
+    with torch.enable_grad(), twice_differentiable(problem.network.module) if twice else nullcontext():
         if seeds is None:
             loss, method = training_loss(problem, state, row, step)
             total = loss

@@ -252,3 +252,4 @@ def test_the_count_of_frozen_weights_is_that_of_the_ranks_in_the_same_precision(
         ranks = (torch.arange(n, dtype=dtype) + 0.5) / n
         found = [_count(n, float(f), dtype) for f in nearby]
         assert found == [int((ranks <= f).sum()) for f in nearby]
+        assert [_count(n, float(f), dtype) for f in ("nan", "inf", "-inf")] == [0, n, 0]

@@ -9,6 +9,7 @@ import torch
 
 from metasched.training.optimizers import each
 from metasched.training.optimizers.base import Hyper, OptState
+from metasched.training.optimizers.twice_adam import Numbers, step
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,12 @@ class Adam:
         root = _bias_correction(beta2, t) ** 0.5
         size = -hyper["lr"] * root / _bias_correction(beta1, t)
         eps = hyper["eps"] * root
-        names = [name for name in params if grads.get(name) is not None]
-        old, found = [params[name] for name in names], [g for name in names if (g := grads[name]) is not None]
-        found = each.plus(found, weight_decay, old)
-        means = each.lerp([state[f"exp_avg.{name}"] for name in names], found, 1 - beta1)
-        squares = each.lerp([state[f"exp_avg_sq.{name}"] for name in names], each.squares(found), 1 - beta2)
-        # The clamp of the roots changes no value that eps would not hide.
-        moved = each.plus_ratios(old, size, means, each.roots(squares, eps))
-        for name, p, m, v in zip(names, moved, means, squares, strict=True):
+        moved = {name: g for name in params if (g := grads.get(name)) is not None}
+        own = [params[name] for name in moved]
+        found = each.plus(list(moved.values()), weight_decay, own)
+        means, squares = ([state[f"{key}.{name}"] for name in moved] for key in ("exp_avg", "exp_avg_sq"))
+        stepped = step(own, found, means, squares, Numbers(1 - beta1, 1 - beta2, size, eps))
+        for name, p, m, v in zip(moved, *stepped, strict=True):
             new_params[name], new_state[f"exp_avg.{name}"], new_state[f"exp_avg_sq.{name}"] = p, m, v
         return new_params, new_state
 
