@@ -62,7 +62,7 @@ def _rounded(x: torch.Tensor, levels: LevelSet) -> torch.Tensor:
     first, last, jump = levels.levels[0], levels.levels[-1], levels.jumps[0]
     z = x if jump == 1 else x / jump
     y = (z * 2).floor_().add_(1).mul_(0.5).floor_()  # exact, and 0 has no sign; z + 1/2 is rounded just below 1/2
-    return (y if jump == 1 else y.mul_(jump)).clamp_(first, last)
+    return (y if jump == 1 else y.mul_(jump)).clamp(first, last)
 
 
 def _positive(x: torch.Tensor) -> torch.Tensor:
