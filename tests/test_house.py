@@ -58,6 +58,8 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "integrations/test_stepping.py": "exchange/integrations/stepping",
     "integrations/test_torchao.py": "exchange/integrations/torchao",
     "io/test_files.py": "io/atomic io/environment io/json_lines io/json_text io/lock io/run_folder",
+    "methods/test_inq.py": "methods/masks",
+    "methods/test_pruning.py": "schedules/pruning",
     "meta/test_online.py": "commands/online",
     "commands/test_train.py": "commands/exporting",
     "methods/test_contract.py": "methods/base methods/ste",

@@ -29,12 +29,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 
 from metasched.core.randomness import Draw
 from metasched.methods import held
 from metasched.methods.base import Control, State, Values
+from metasched.methods.masks import counting, exact_mask, relaxed_mask, unchanged
 from metasched.methods.modifier import Modifier
 from metasched.methods.table import INQConfig
 from metasched.methods.tensors import LayerQuantizer, layer_quantizer
@@ -85,7 +85,7 @@ class INQ(Modifier):
         state["frozen"] = torch.zeros_like(w)
         if self.partition != "magnitude":
             state["key"] = draw.uniform("partition", w)
-            state["fraction"] = torch.zeros((), dtype=_counting(w.dtype), device=w.device)
+            state["fraction"] = torch.zeros((), dtype=counting(w.dtype), device=w.device)
         if self.live == "hard":
             state["level"] = hard(w / (state | trainable)["scale"], self.quantizer.levels)
         return w, trainable, state
@@ -98,7 +98,7 @@ class INQ(Modifier):
         """
         fraction = controls["freeze_fraction"]
         state, frozen = dict(state), state["frozen"].detach()
-        if not self.relaxation and self.partition != "relaxation" and _unchanged(frozen, fraction.detach()):
+        if not self.relaxation and self.partition != "relaxation" and unchanged(frozen, fraction.detach()):
             return state
         if self.live == "hard":
             state["level"] = held.levels_now(w, state, self.quantizer)
@@ -112,9 +112,9 @@ class INQ(Modifier):
             # frozen weights come first, those with the largest mask before the others
             key = torch.where(frozen > 0, frozen + free.amax(), free)
         if self.relaxation > 0:
-            state["frozen"] = _relaxed_mask(key, fraction, self.relaxation)
+            state["frozen"] = relaxed_mask(key, fraction, self.relaxation)
         else:
-            state["frozen"] = _mask(key, fraction.detach())
+            state["frozen"] = exact_mask(key, fraction.detach())
         return state
 
     def seen_weight(self, seen: torch.Tensor, w: torch.Tensor, state: State, controls: Values) -> torch.Tensor:
@@ -147,67 +147,3 @@ class INQ(Modifier):
 def build(config: INQConfig) -> INQ:
     """The method of a configuration."""
     return INQ(layer_quantizer(config), config.partition, live=config.live)
-
-
-def _unchanged(frozen: torch.Tensor, fraction: torch.Tensor) -> bool:
-    """Whether the exact mask of a fraction is the mask that is there: frozen weights come first in its order."""
-    try:
-        return int(frozen.count_nonzero()) == _count(frozen.numel(), float(fraction), _counting(frozen.dtype))
-    except RuntimeError:  # under torch.vmap a tensor has no value to read
-        return False
-
-
-def _count(n: int, fraction: float, dtype: torch.dtype) -> int:
-    """How many of the ranks (i + 1/2) / n are at most the fraction, with the rounding of ``_ranks``."""
-    number = np.float32 if dtype == torch.float32 else np.float64
-    whole, limit, half = number(n), number(fraction), number(0.5)
-    count = int(min(1.0, max(0.0, fraction)) * n + 0.5)  # what is not a number counts as 0: no rank is at most that
-    while count < n and (number(count) + half) / whole <= limit:
-        count += 1
-    while count > 0 and (number(count - 1) + half) / whole > limit:
-        count -= 1
-    return count
-
-
-def _counting(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of ranks and fractions beside weights of this dtype: float16 ends at 65504, bfloat16 counts to 256."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def _ranks(key: torch.Tensor) -> torch.Tensor:
-    """The ranks (i + 1/2) / n in increasing order, [n], in float32 or float64."""
-    n = key.numel()
-    return (torch.arange(n, dtype=_counting(key.dtype), device=key.device) + 0.5) / n
-
-
-def _relaxed_mask(key: torch.Tensor, fraction: torch.Tensor, width: float) -> torch.Tensor:
-    """The mask S((f (1 + omega) - r) / omega), with the shape of ``key``; the largest key has the lowest rank r."""
-    z = ((fraction * (1 + width) - _ranks(key)) / width).clamp(0, 1)
-    return _in_order(key, (z * z * (3 - 2 * z)).to(key.dtype))
-
-
-def _mask(key: torch.Tensor, fraction: torch.Tensor) -> torch.Tensor:
-    """1 for the given fraction of the elements, those with the largest keys (at ties the first ones), else 0."""
-    try:
-        return _largest(key, _count(key.numel(), float(fraction), _counting(key.dtype))).to(key.dtype)
-    except RuntimeError:  # under torch.vmap a tensor has no value to read
-        return _in_order(key, (_ranks(key) <= fraction).to(key.dtype))
-
-
-def _largest(key: torch.Tensor, count: int) -> torch.Tensor:
-    """Mask of the ``count`` largest keys, at ties the first ones; takes a tenth of the time of sorting."""
-    if count == 0:
-        return torch.zeros_like(key, dtype=torch.bool)
-    least = key.flatten().kthvalue(key.numel() - count + 1).values
-    chosen = key >= least
-    if int(chosen.sum()) > count:  # ties at the smallest chosen key
-        chosen = key > least
-        at = (key == least).flatten()
-        chosen |= (at & (at.cumsum(0) <= count - chosen.sum())).reshape(key.shape)
-    return chosen
-
-
-def _in_order(key: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """Assigns values[0] to the position of the largest key, and so on; equal keys in order of position."""
-    order = key.flatten().argsort(descending=True, stable=True)
-    return torch.zeros_like(values).index_copy(0, order, values).reshape(key.shape)

@@ -119,13 +119,22 @@ class OscillationConfig(MethodConfig):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class JointConfig(ANAConfig, _Partition, WidthsConfig, OscillationConfig):
+class PruningConfig(MethodConfig):
+    """Gradual magnitude pruning."""
+
+    name: Word = "pruning"
+    sparsity: Annotated[Float, Field(gt=0, lt=1)] = 0.9
+    """share of each layer's weights that are zero at the end"""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class JointConfig(ANAConfig, _Partition, WidthsConfig, OscillationConfig, PruningConfig):
     """Several methods at once: the parameters of all that can be its parts."""
 
     name: Word = "joint"
     of: Word = DEFAULT_PARTS
     """names of methods joined by +, such as widths+rates: at most one that says what the forward pass sees (ana,
-    widths, temperature, parq, oscillation), and any of blend, inq and rates, which change it in the order given"""
+    widths, temperature, parq, oscillation), and any of blend, inq, pruning and rates, which change it in their order"""
 
     @property
     def live(self) -> Literal["float", "hard"]:
@@ -294,6 +303,13 @@ ROWS = (
         "straight-through estimator that freezes oscillating weights",
         Lazy("metasched.methods.oscillation:build"),
         Lazy("metasched.schedules.freezing:oscillation"),
+        learns=_both,
+    ),
+    MethodSpec(
+        PruningConfig,
+        "straight-through estimator with a growing share of zero weights",
+        Lazy("metasched.methods.pruning:build"),
+        Lazy("metasched.schedules.pruning:pruning"),
         learns=_both,
     ),
     MethodSpec(

@@ -62,6 +62,7 @@ SOFT: dict[str, list[MethodConfig]] = {
         MethodConfig(name="inq", activation_levels=None, partition="relaxation", levels="pow2_3", scale="pow2"),
     ],
     "oscillation": [],  # its control has no derivative
+    "pruning": [],  # beside a smooth method: BESIDE
     "joint": [
         MethodConfig(name="joint", noise="uniform", forward="expectation"),
         MethodConfig(name="joint", noise="triangular", forward="expectation", partition="random"),
@@ -71,6 +72,14 @@ SOFT: dict[str, list[MethodConfig]] = {
     ],
     "gxnor": [],  # a sampled jump is never smooth
     "metropolis": [],
+}
+
+# method that is not smooth by itself -> configurations of joint in which it changes a smooth one
+BESIDE = {
+    "pruning": [
+        MethodConfig(name="joint", of="ana+pruning", noise="normal", forward="expectation", sparsity=sparsity)
+        for sparsity in (0.3, 0.7)
+    ]
 }
 
 # what is hard in the forward pass, or has a surrogate backward pass
@@ -85,6 +94,7 @@ HARD: dict[str, MethodConfig] = {
     "parq": MethodConfig(name="parq", scale="learned"),
     "inq ternary": MethodConfig(name="inq"),
     "inq hard": MethodConfig(name="inq", live="hard", scale="learned", activation_levels=None),
+    "pruning": MethodConfig(name="pruning", sparsity=0.6, scale="learned"),
     "joint mode": MethodConfig(name="joint", noise="logistic", forward="mode"),
     "joint random": MethodConfig(name="joint", forward="random", backward="fixed", partition="relaxation"),
     "gxnor": MethodConfig(name="gxnor"),
@@ -143,11 +153,11 @@ def test_every_method_has_its_row():
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("method", [name for name, configs in SOFT.items() if configs])
+@pytest.mark.parametrize("method", [name for name, configs in {**SOFT, **BESIDE}.items() if configs])
 def test_controls_against_finite_differences(method, optimizer):
     """Relative error at most 1e-6, which implies equal sign, for each control at 20 random points, layers in turn."""
     outer = OuterLoss("relaxed")
-    problems = [inner_problem(config, OPTIMIZERS[optimizer]) for config in SOFT[method]]
+    problems = [inner_problem(config, OPTIMIZERS[optimizer]) for config in SOFT[method] or BESIDE[method]]
     names = [c.name for c in problems[0].network.method.controls]
     points = dict.fromkeys(names, 0)
     for index in range(MOST_DRAWS):

@@ -22,6 +22,7 @@ from metasched.methods.inq import FREEZE_FRACTION
 from metasched.methods.metropolis import TEMPERATURE
 from metasched.methods.oscillation import FREEZE_THRESHOLD
 from metasched.methods.parq import INVERSE_SLOPE
+from metasched.methods.pruning import SPARSITY
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.table import hand_coded
 
@@ -39,6 +40,7 @@ CONTROLS = {
     "temperature": build_method(MethodConfig(name="temperature")).controls,
     "parq": [INVERSE_SLOPE],
     "oscillation": [FREEZE_THRESHOLD],
+    "pruning": [SPARSITY],
     "joint": [WEIGHT_NOISE, ACTIVATION_NOISE, NOISE_MEAN, FREEZE_FRACTION],
     "gxnor": [STEP_TEMPERATURE],
     "metropolis": [TEMPERATURE],
@@ -52,6 +54,7 @@ EXPECTED = {
     **hand_coded("temperature"),
     **hand_coded("parq"),
     **hand_coded("oscillation"),
+    **hand_coded("pruning"),
     **hand_coded("gxnor"),
     **hand_coded("metropolis"),
     **{f"joint_{ramp}": hand_coded("joint")[f"joint_{ramp}"] for ramp in RAMPS},

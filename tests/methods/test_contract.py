@@ -65,6 +65,8 @@ CASES: dict[str, MethodConfig] = {
     "oscillation_channel": MethodConfig(
         name="oscillation", momentum=0.3, levels="pow2_3", scale="max", granularity="channel"
     ),
+    "pruning": MethodConfig(name="pruning", sparsity=0.5),
+    "pruning_pow2": MethodConfig(name="pruning", levels="pow2_3", scale="pow2", granularity="channel"),
     "joint": MethodConfig(name="joint"),
     "joint_expectation": MethodConfig(name="joint", forward="expectation", scale="max", partition="random"),
     "joint_of_widths": MethodConfig(name="joint", of="widths+blend+rates+inq", scale="least_squares"),
@@ -202,6 +204,8 @@ def test_hardened_values_are_exactly_on_the_levels(name: str, shape: tuple[int, 
     assert distance.max().item() == 0
     nearest = (w[..., None] - levels).abs().amin(-1)
     free = state["frozen"] < 1 if "level" in state else nearest >= 0  # a held weight keeps the level it froze at
+    if "pruned" in state:
+        free &= state["pruned"] == 0
     assert torch.allclose((method.harden(w, state, 0.5) - w).abs()[free], nearest[free], rtol=0, atol=1e-12)
     assert config.activation_levels is not None
     quanta = method.harden_activation(3 * torch.randn(500), state, 0.5) / config.activation_scale
@@ -234,7 +238,8 @@ def test_the_surrogate_width_is_that_of_the_hardened_derivative(name: str) -> No
         u = (w / state["scale"])[..., None] - torch.tensor(levels.thresholds)
         inside = (u.abs() < surrogate) * torch.tensor(levels.jumps)
         as_it_is = config.name in WITHOUT_FLOAT_WEIGHTS
-        assert torch.allclose(slope, torch.ones_like(w) if as_it_is else inside.sum(-1) / (2 * surrogate))
+        expected = torch.ones_like(w) if as_it_is else inside.sum(-1) / (2 * surrogate)
+        assert torch.allclose(slope, expected * (1 - state["pruned"]) if "pruned" in state else expected)
 
 
 @cases
@@ -256,7 +261,7 @@ def test_relaxing_changes_nothing_but_the_mask(name: str) -> None:
     assert type(relaxed) is type(method)
     assert (relaxed.controls, relaxed.quantizes, relaxed.bits) == (method.controls, method.quantizes, method.bits)
     assert relaxed.relaxed(0.25) == relaxed
-    assert (relaxed != method) == ("freeze_fraction" in {c.name for c in method.controls})
+    assert (relaxed != method) == bool({"freeze_fraction", "sparsity"} & {c.name for c in method.controls})
 
 
 @differentiable

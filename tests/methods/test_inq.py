@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metasched.core.randomness import Draw
-from metasched.methods import build_method
+from metasched.methods import build_method, masks
 from metasched.methods.base import State
 from metasched.methods.config import MethodConfig
-from metasched.methods.inq import INQ, _count
+from metasched.methods.inq import INQ
 from metasched.schedules.table import hand_coded
 
 PORTIONS = {
@@ -250,6 +250,6 @@ def test_the_count_of_frozen_weights_is_that_of_the_ranks_in_the_same_precision(
         fractions = torch.tensor([0.0, 0.1, 0.5, 0.7, 1.0, *exact[:20]], dtype=dtype)
         nearby = torch.cat([fractions.nextafter(torch.zeros((), dtype=dtype)), fractions])
         ranks = (torch.arange(n, dtype=dtype) + 0.5) / n
-        found = [_count(n, float(f), dtype) for f in nearby]
+        found = [masks.count(n, float(f), dtype) for f in nearby]
         assert found == [int((ranks <= f).sum()) for f in nearby]
-        assert [_count(n, float(f), dtype) for f in ("nan", "inf", "-inf")] == [0, n, 0]
+        assert [masks.count(n, float(f), dtype) for f in ("nan", "inf", "-inf")] == [0, n, 0]

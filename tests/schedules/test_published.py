@@ -21,7 +21,20 @@ from metasched.schedules.interpolation import interpolate
 from metasched.schedules.published import ana_2019_windows, ana_windows
 from metasched.schedules.table import HandCoded, hand_coded, published
 
-FAMILIES = ("float", "ste", "ana", "blend", "temperature", "parq", "inq", "oscillation", "joint", "gxnor", "metropolis")
+FAMILIES = (
+    "float",
+    "ste",
+    "ana",
+    "blend",
+    "temperature",
+    "parq",
+    "inq",
+    "oscillation",
+    "pruning",
+    "joint",
+    "gxnor",
+    "metropolis",
+)
 SCHEDULES = [schedule for family in FAMILIES for schedule in hand_coded(family).values()]
 CONSTANTS = {"ana_constant_075": 0.75, "ana_constant_085": 0.85, "ana_constant_100": 1.0}  # half-widths
 RAMPS = ("linear", "cosine", "cubic", "input_first", "output_first")
@@ -34,6 +47,7 @@ CONTROLS = {  # family -> the controls of its method
     "temperature": {"weight_temperature", "weight_blend", "activation_temperature"},
     "parq": {"inverse_slope"},
     "oscillation": {"freeze_threshold"},
+    "pruning": {"sparsity"},
     "joint": {"weight_noise", "activation_noise", "noise_mean", "freeze_fraction"},
     "gxnor": {"temperature"},
     "metropolis": {"temperature"},
@@ -44,16 +58,28 @@ RANGES = {
     **dict.fromkeys(NOISES, (0.0, 1.0)),
     "noise_mean": (-0.5, 0.0),
     "freeze_fraction": (0.0, 1.0),
+    "sparsity": (0.0, 1.0),
     "temperature": (0, 1),
 }
 RANGES["freeze_threshold"] = (0.01, 1.0)
 COOLED = {"weight_temperature": 0.351, "activation_temperature": 0.351, "inverse_slope": 1.0}  # from there to 0
 RANGES |= {control: (0.0, start) for control, start in COOLED.items()}
 RANGES |= dict.fromkeys(BLENDS, (0.0, 1.0))
-ENDS = {**dict.fromkeys(NOISES, 0.0), "noise_mean": 0.0, "freeze_fraction": 1.0, **dict.fromkeys(BLENDS, 1.0)}
-STARTS = {**dict.fromkeys(NOISES, (0.5, *CONSTANTS.values())), "noise_mean": (-0.5, 0.0), "freeze_fraction": (0.0,)}
+ENDS = {
+    **dict.fromkeys(NOISES, 0.0),
+    "noise_mean": 0.0,
+    "freeze_fraction": 1.0,
+    "sparsity": 1.0,
+    **dict.fromkeys(BLENDS, 1.0),
+}
+STARTS = {
+    **dict.fromkeys(NOISES, (0.5, *CONSTANTS.values())),
+    "noise_mean": (-0.5, 0.0),
+    "freeze_fraction": (0.0,),
+    "sparsity": (0.0, 1.0),
+}
 STARTS |= dict.fromkeys(BLENDS, (0.0, 0.5, 1.0))
-SIGNS = {"noise_mean": 1, "freeze_fraction": 1, "freeze_threshold": -1}  # of every change
+SIGNS = {"noise_mean": 1, "freeze_fraction": 1, "sparsity": 1, "freeze_threshold": -1}  # of every change
 SIGNS |= dict.fromkeys(NOISES, -1) | dict.fromkeys(BLENDS, 1)
 
 
@@ -183,6 +209,8 @@ def test_names() -> None:
     assert hand_coded("blend").keys() == {f"blend_{name}" for name in blends}
     assert hand_coded("joint").keys() == {f"joint_{name}" for name in {*RAMPS, *ana, *inq}}
     gxnor = {"cifar10", "mnist", "constant", *RAMPS}
+    pruned = {"cubic", "linear", "convex", "at_once", "at_end"}
+    assert hand_coded("pruning").keys() == {f"pruning_{name}" for name in pruned}
     metropolis = {"constant", "cold", "geometric", "logarithmic", "restarts", *RAMPS}
     assert hand_coded("gxnor").keys() == {f"gxnor_{name}" for name in gxnor}
     assert hand_coded("metropolis").keys() == {f"metropolis_{name}" for name in metropolis}
