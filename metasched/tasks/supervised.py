@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import torch
 from torch import nn
 
-from metasched.core.randomness import generator, permutation
+from metasched.core.randomness import generator, of_run, permutation
 from metasched.tasks.base import Model, Part, Task, place
 
 _EVALUATION_BATCH = 1000
@@ -94,14 +94,12 @@ class SupervisedTask(Task):
 
     def positions(self, seed: int, step: int) -> torch.Tensor:
         """The examples of a step's batch: epochs of random permutations, a function of (seed, step) alone."""
-        per_epoch = max(1, len(self.train.x) // self.batch_size)
-        epoch, index = divmod(step, per_epoch)
-        order = permutation(seed, "batches", epoch, n=len(self.train.x))
-        return order[index * self.batch_size : (index + 1) * self.batch_size]
+        return _Positions(len(self.train.x), self.batch_size)(seed, step)
 
     def batch(self, seed: int, step: int) -> Split:
         """The training batch of a step."""
-        chosen = self.positions(seed, step).to(self.train.x.device)
+        positions = _Positions(len(self.train.x), self.batch_size)
+        chosen = of_run(seed, step, positions, "positions", self.train.x.device)
         return Split(self.train.x[chosen], self.train.y[chosen])
 
     def loss(self, model: Model, batch: Split) -> torch.Tensor:
@@ -148,6 +146,20 @@ class SupervisedTask(Task):
             validation=self.validation._replace(**_moved(self.validation, device, dtype)),
             test=self.test._replace(**_moved(self.test, device, dtype)),
         )
+
+
+class _Positions:
+    """``SupervisedTask.positions``, which remembers the order of the last epoch of each seed."""
+
+    def __init__(self, examples: int, batch_size: int) -> None:
+        self._examples, self._size = examples, batch_size
+        self._orders: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def __call__(self, seed: int, step: int) -> torch.Tensor:
+        epoch, index = divmod(step, max(1, self._examples // self._size))
+        if seed not in self._orders or self._orders[seed][0] != epoch:
+            self._orders[seed] = epoch, permutation(seed, "batches", epoch, n=self._examples)
+        return self._orders[seed][1][index * self._size : (index + 1) * self._size]
 
 
 def _moved(part: Split | Stored, device: torch.device | str, dtype: torch.dtype) -> dict[str, Any]:
