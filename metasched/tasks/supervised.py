@@ -18,6 +18,9 @@ _EVALUATION_NUMBERS = _EVALUATION_BATCH * 3 * 64 * 64  # of larger images there 
 _MOST_FOR_STATISTICS = 100_000  # examples
 
 
+Orders = dict[int, tuple[int, torch.Tensor]]  # seed -> epoch, and its order of all examples
+
+
 class Split(NamedTuple):
     """Inputs [N, ...] and targets [N, ...]."""
 
@@ -92,14 +95,22 @@ class SupervisedTask(Task):
         """See Task."""
         return self.model()
 
-    def positions(self, seed: int, step: int) -> torch.Tensor:
-        """The examples of a step's batch: epochs of random permutations, a function of (seed, step) alone."""
-        return _Positions(len(self.train.x), self.batch_size)(seed, step)
+    def positions(self, seed: int, step: int, orders: Orders | None = None) -> torch.Tensor:
+        """The examples of a step's batch: epochs of random permutations, a function of (seed, step) alone.
+
+        ``orders`` remembers the last epoch of each seed.
+        """
+        per_epoch = max(1, len(self.train.x) // self.batch_size)
+        epoch, index = divmod(step, per_epoch)
+        orders = {} if orders is None else orders
+        if seed not in orders or orders[seed][0] != epoch:
+            orders[seed] = epoch, permutation(seed, "batches", epoch, n=len(self.train.x))
+        return orders[seed][1][index * self.batch_size : (index + 1) * self.batch_size]
 
     def batch(self, seed: int, step: int) -> Split:
         """The training batch of a step."""
-        positions = _Positions(len(self.train.x), self.batch_size)
-        chosen = of_run(seed, step, positions, "positions", self.train.x.device)
+        orders: Orders = {}  # a recorded step keeps it with the function
+        chosen = of_run(seed, step, lambda s, t: self.positions(s, t, orders), "positions", self.train.x.device)
         return Split(self.train.x[chosen], self.train.y[chosen])
 
     def loss(self, model: Model, batch: Split) -> torch.Tensor:
@@ -146,20 +157,6 @@ class SupervisedTask(Task):
             validation=self.validation._replace(**_moved(self.validation, device, dtype)),
             test=self.test._replace(**_moved(self.test, device, dtype)),
         )
-
-
-class _Positions:
-    """``SupervisedTask.positions``, which remembers the order of the last epoch of each seed."""
-
-    def __init__(self, examples: int, batch_size: int) -> None:
-        self._examples, self._size = examples, batch_size
-        self._orders: dict[int, tuple[int, torch.Tensor]] = {}
-
-    def __call__(self, seed: int, step: int) -> torch.Tensor:
-        epoch, index = divmod(step, max(1, self._examples // self._size))
-        if seed not in self._orders or self._orders[seed][0] != epoch:
-            self._orders[seed] = epoch, permutation(seed, "batches", epoch, n=self._examples)
-        return self._orders[seed][1][index * self._size : (index + 1) * self._size]
 
 
 def _moved(part: Split | Stored, device: torch.device | str, dtype: torch.dtype) -> dict[str, Any]:
