@@ -21,6 +21,8 @@ Capture = Callable[[Function], Replay]
 _WARM_UP = 2  # calls on the stream that is recorded: libraries set themselves up in the first
 _MAKES = (torch.ops.aten.lift_fresh.default,)  # a tensor from numbers of Python's
 
+_COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default, torch.ops.aten.where.self)
+
 
 class NotRecordable(Exception):
     """The function does something that a recording cannot repeat."""
@@ -103,13 +105,10 @@ def _obstacle(func: Any, args: Any, kwargs: Any) -> str:
         return "draws from a generator of torch's"
     if func in _MAKES:
         return "makes a tensor of numbers"
-    devices = {t.device for t in tensors}
-    to = kwargs.get("device")
-    if func is torch.ops.aten._to_copy.default and to is not None and tensors and torch.device(to) != tensors[0].device:
-        return "copies to another device"
-    if len(devices) > 1 and (func is torch.ops.aten.copy_.default or func is torch.ops.aten.where.self):
-        return "copies to another device"
-    return ""
+    kinds = {t.device.type for t in tensors}
+    if func is torch.ops.aten._to_copy.default and kwargs.get("device") is not None:
+        kinds.add(torch.device(kwargs["device"]).type)
+    return "copies to another device" if len(kinds) > 1 and func in _COPIES else ""
 
 
 def _by_integers(func: Any, args: Any) -> bool:

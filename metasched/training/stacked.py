@@ -6,7 +6,7 @@ The forward pass is mapped; the gradients are those of the sum of the losses, in
 The runs share the optimizer's hyper-parameters. A rule that is elementwise works on the stacked tensors; others, such
 as clipping by the norm of a run's gradients, are mapped too. Batches and draws are those of each run's seed. So the
 numbers are those of the loop up to rounding, and on the CPU, where ``mapping_pays``, the same bits for the models of
-this package (logistic noise: with batches of multiples of 16).
+this package (logistic noise: with batches of multiples of 16). On a GPU a step is recorded and replayed (replayed.py).
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from metasched.core.errors import MetaschedWarning
+from metasched.methods import METHODS as TABLE
 from metasched.methods.config import MethodConfig
 from metasched.network.flat import Tensors, rows, rows_of
 from metasched.quantizers import constants
@@ -34,6 +35,7 @@ MORE = {
     "oscillation": MethodConfig(name="oscillation"),
     "joint_of_three": MethodConfig(name="joint", of="widths+inq+rates", scale="learned"),
     "ste_uneven": MethodConfig(name="ste", levels="pow2_5", activation_levels="uint4", scale="max"),
+    "rates": MethodConfig(name="rates"),
     "float": MethodConfig(name="float"),
 }
 CASES = {**METHODS, **MORE}
@@ -81,6 +83,10 @@ def test_replays_are_the_steps_of_every_method(method: str) -> None:
     optimizer = "adam" if list(CASES).index(method) % 2 else "sgd"
     inner = problem(CASES[method], optimizer=optimizer, width=4)
     assert worst(replace(inner, steps=4)) <= OFF[optimizer]
+
+
+def test_all_methods_are_among_them() -> None:
+    assert {config.name for config in CASES.values()} == {*TABLE}
 
 
 def test_convolutions_are_replayed() -> None:
