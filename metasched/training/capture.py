@@ -43,7 +43,11 @@ def cuda_graph(function: Function) -> Replay:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         function()
-    return graph.replay
+
+    def replay(_kept: Function = function) -> None:  # with the function, the tensors that it reads are kept
+        graph.replay()
+
+    return replay
 
 
 def operations(function: Function) -> Replay:

@@ -45,11 +45,13 @@ def stacked_steps(
         problem, state, controls, steps, seeds: as for ``take_steps`` of stacked runs.
         capture: how a step is recorded; None: as a CUDA graph on a GPU, not at all elsewhere.
     """
-    if capture is None and next(problem.network.module.parameters()).is_cuda:
+    like = next(problem.network.module.parameters())
+    if capture is None and like.is_cuda:
         capture = cuda_graph
     if capture is not None and len(steps) >= _WORTH:
         try:
-            recorded = record(problem, state, controls, steps, seeds.tolist(), capture)
+            with torch.cuda.device_of(like):  # nothing on the CPU
+                recorded = record(problem, state, controls, steps, seeds.tolist(), capture)
         except NotRecordable as refused:
             why = f"steps of stacked runs are not replayed but taken one by one: {refused}"
             warnings.warn(MetaschedWarning(why), stacklevel=2)
@@ -99,8 +101,8 @@ def record(
         NotRecordable: the step reads values on the host, or CUDA does not record it.
         RuntimeError: torch.vmap refuses the model or the method.
     """
-    kept, row = _own(state, like=next(iter(state.params.values()))), _copies(rows(controls, 0))
-    hyper = _changing(problem, steps, next(iter(state.params.values())))
+    like = next(iter(state.params.values()))
+    kept, row, hyper = _own(state, like), _copies(rows(controls, 0)), _changing(problem, steps, like)
     fixed = replace(problem, hyper={**problem.hyper_at(steps.start), **{name: now for name, (now, _) in hyper.items()}})
     values, each = HostValues(seeds), torch.tensor(seeds, dtype=torch.int64)
     found: list[tuple[torch.Tensor, Tensors]] = []
