@@ -78,6 +78,11 @@ def pairwise() -> Callable[[Sequence[Sequence[Hashable]]], list[int]]:
     return _pairwise
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--all-combinations", action="store_true", help="keep all cases of tests marked pairwise")
 

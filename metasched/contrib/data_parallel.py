@@ -24,7 +24,7 @@ import torch
 from metasched.core.errors import MetaschedError
 from metasched.network.flat import ControlRow, Tensors, rows
 from metasched.runs.ranks import join_group, launched, leave_group, see_own_gpu
-from metasched.tasks.supervised import SupervisedTask
+from metasched.tasks.supervised import Orders, SupervisedTask
 from metasched.training.loop import InnerRun
 from metasched.training.loss import training_loss
 from metasched.training.state import InnerProblem, TrainingState
@@ -126,9 +126,9 @@ class PartOfTask(SupervisedTask):
     part: int = 0
     parts: int = 1
 
-    def positions(self, seed: int, step: int) -> torch.Tensor:
+    def positions(self, seed: int, step: int, orders: Orders | None = None) -> torch.Tensor:
         """Positions of the examples of this part, int64; the parts have equal sizes and add up to the batch."""
-        return super().positions(seed, step).tensor_split(self.parts)[self.part]
+        return super().positions(seed, step, orders).tensor_split(self.parts)[self.part]
 
 
 def train_in_parts(

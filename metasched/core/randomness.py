@@ -8,11 +8,13 @@ random numbers. The seed of a generator is the upper 63 bits of the 64-bit BLAKE
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from metasched.core.recording import Make, host_values
 
 
 def derive_seed(seed: int, stream: str, *indices: int) -> int:
@@ -38,7 +40,8 @@ def permutation(seed: int | torch.Tensor, stream: str, *indices: int, n: int) ->
 
     Under torch.vmap the seed may be a mapped tensor, as in ``Draw``.
     """
-    return _drawn(seed, lambda s: torch.randperm(n, generator=generator(s, stream, *indices)))
+    key = ("permutation", stream, *indices, n)
+    return of_run(seed, 0, lambda s, _: torch.randperm(n, generator=generator(s, stream, *indices)), key)
 
 
 @dataclass(frozen=True)
@@ -59,28 +62,38 @@ class Draw:
 
     def uniform(self, purpose: str, like: torch.Tensor) -> torch.Tensor:
         """Uniform numbers in [0, 1) with the shape [...], dtype and device of ``like``."""
-        shape, dtype = like.shape, like.dtype
+        shape, dtype, layer = like.shape, like.dtype, self.layer
 
-        def draw(seed: int) -> torch.Tensor:
-            return torch.rand(shape, generator=generator(seed, purpose, self.step, self.layer), dtype=dtype)
+        def draw(seed: int, step: int) -> torch.Tensor:
+            return torch.rand(shape, generator=generator(seed, purpose, step, layer), dtype=dtype)
 
-        return _drawn(self.seed, draw).to(like.device)
+        return of_run(self.seed, self.step, draw, ("uniform", purpose, layer, shape, dtype), like.device)
 
     def permutation(self, purpose: str, n: int) -> torch.Tensor:
         """A random permutation of 0..n-1, [n], int64 on the CPU."""
         return permutation(self.seed, purpose, self.step, self.layer, n=n)
 
 
-def _drawn(seed: int | torch.Tensor, draw: Callable[[int], torch.Tensor]) -> torch.Tensor:
-    return _OfEachSeed.apply(seed, draw) if isinstance(seed, torch.Tensor) else draw(seed)
+def of_run(
+    seed: int | torch.Tensor, step: int, make: Make, key: Hashable, device: torch.device | str = "cpu"
+) -> torch.Tensor:
+    """``make(seed, step)``, put on a device; under torch.vmap the seed may be a mapped tensor, as in ``Draw``.
+
+    In a step that is recorded the tensor of ``key`` stands for it, which is filled before each replay (recording.py).
+    """
+    return (
+        _OfEachSeed.apply(seed, step, make, key, device)
+        if isinstance(seed, torch.Tensor)
+        else make(seed, step).to(device)
+    )
 
 
 class _OfEachSeed(torch.autograd.Function):
-    """``draw(seed)``, stacked over mapped seeds; without derivative."""
+    """``make(seed, step)``, stacked over mapped seeds; without derivative."""
 
     @staticmethod
-    def forward(seed: torch.Tensor, draw: Callable[[int], torch.Tensor]) -> torch.Tensor:
-        return draw(int(seed))
+    def forward(seed: torch.Tensor, step: int, make: Make, key: Hashable, device: torch.device | str) -> torch.Tensor:
+        return make(int(seed), step).to(device)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -88,6 +101,14 @@ class _OfEachSeed(torch.autograd.Function):
 
     @staticmethod
     def vmap(  # pyright: ignore
-        info: Any, in_dims: tuple[int | None, ...], seed: torch.Tensor, draw: Callable[[int], torch.Tensor]
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        seed: torch.Tensor,
+        step: int,
+        make: Make,
+        key: Hashable,
+        device: torch.device | str,
     ) -> tuple[torch.Tensor, int]:
-        return torch.stack([draw(s) for s in seed.tolist()]), 0
+        if (values := host_values()) is not None:
+            return values.of(key, make, step, device), 0
+        return torch.stack([make(s, step) for s in seed.tolist()]).to(device), 0

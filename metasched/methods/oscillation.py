@@ -31,6 +31,7 @@ from metasched.methods import held
 from metasched.methods.base import Control, Method, State, Values
 from metasched.methods.table import OscillationConfig
 from metasched.methods.tensors import LayerQuantizer, layer_quantizer
+from metasched.quantizers.constants import row
 from metasched.quantizers.levels import LevelSet
 
 FREEZE_THRESHOLD = Control(
@@ -83,7 +84,7 @@ class Oscillation(Method):
         index = torch.where(fresh, state["mean"].round(), index)
         return {
             **state,
-            "level": torch.tensor(levels.levels, dtype=w.dtype, device=w.device)[index.long()],
+            "level": row(levels.levels, w)[index.long()],
             "frozen": torch.where(fresh, 1.0, state["frozen"]),
             "direction": torch.where(change != 0, change, state["direction"]),
             "frequency": frequency,
@@ -112,5 +113,5 @@ def build(config: OscillationConfig) -> Oscillation:
 
 def _index(level: torch.Tensor, levels: LevelSet) -> torch.Tensor:
     """The indices of levels [...], in the dtype of ``level``."""
-    thresholds = torch.tensor(levels.thresholds, dtype=level.dtype, device=level.device)
+    thresholds = row(levels.thresholds, level)
     return torch.bucketize(level, thresholds, right=True).to(level.dtype)

@@ -29,6 +29,7 @@ from metasched.core.randomness import Draw
 from metasched.methods.base import Control, Method, State, Values
 from metasched.methods.table import PARQConfig
 from metasched.methods.tensors import LayerQuantizer, layer_quantizer
+from metasched.quantizers.constants import row
 from metasched.quantizers.levels import LevelSet
 from metasched.quantizers.stair import hard
 from metasched.quantizers.straight import straight_through
@@ -85,7 +86,7 @@ def prox(z: torch.Tensor, levels: LevelSet, inverse_slope: torch.Tensor) -> torc
     [[-1.0, -0.375, 0.25, 0.75], [-1.0, -0.25, 0.0, 1.0], [-1.0, 0.0, 0.0, 1.0]]
     """
     z = z.detach()
-    q = torch.tensor(levels.levels, dtype=z.dtype, device=z.device)
+    q = row(levels.levels, z)
     above = torch.bucketize(z, q)  # of the first level that is not below z
     lower, upper = q[(above - 1).clamp_min(0)], q[above.clamp_max(len(q) - 1)]
     centre = (lower + upper) / 2

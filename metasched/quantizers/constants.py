@@ -1,4 +1,4 @@
-"""Cached 0-d tensors for constants: torch would cast a Python number anew in every operation.
+"""Cached tensors for constants: torch would cast a Python number anew in every operation, and wait for a GPU.
 
 Not while a program is recorded, as for its export.
 """
@@ -25,7 +25,19 @@ def constants(values: tuple[float, ...], like: torch.Tensor) -> tuple[torch.Tens
     return make(values, like.dtype, like.device)
 
 
+def row(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
+    """The values in one tensor [n], as ``constants`` has them one by one."""
+    make = _row.__wrapped__ if traced() else _row
+    return make(values, like.dtype, like.device)
+
+
 @lru_cache(maxsize=1024)
 def _constants(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, ...]:
     with torch.inference_mode(False):  # a tensor made in inference mode, cached, could not be used in training later
         return tuple(torch.tensor(v, dtype=dtype, device=device) for v in values)
+
+
+@lru_cache(maxsize=256)
+def _row(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=dtype, device=device)

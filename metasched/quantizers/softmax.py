@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import torch
 
+from metasched.quantizers.constants import row
 from metasched.quantizers.levels import LevelSet
 from metasched.quantizers.straight import straight_through
 
@@ -48,5 +49,5 @@ def soft(x: torch.Tensor, levels: LevelSet, temperature: torch.Tensor) -> torch.
 
 
 def _expectation(x: torch.Tensor, levels: LevelSet, temperature: torch.Tensor) -> torch.Tensor:
-    q = torch.tensor(levels.levels, dtype=x.dtype, device=x.device)
+    q = row(levels.levels, x)
     return (torch.softmax(-(x[..., None] - q).square() / temperature, -1) * q).sum(-1)

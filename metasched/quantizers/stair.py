@@ -14,13 +14,15 @@ treated as 0: a schedule that decays with a high power, such as 14, reaches scal
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
 
+from metasched.core.recording import recorded
 from metasched.core.twice import closed, wanted
-from metasched.quantizers.constants import constants
+from metasched.quantizers.constants import constants, row
 from metasched.quantizers.functions import caller
 from metasched.quantizers.levels import LevelSet
 from metasched.quantizers.noise import NOISE_FAMILIES
@@ -49,8 +51,8 @@ def hard(x: torch.Tensor, levels: LevelSet) -> torch.Tensor:
     if levels.rounds:
         return _rounded(x, levels)
     if len(levels.levels) > _FEW:
-        index = torch.bucketize(x, _row(levels.thresholds, x), right=True)
-        return torch.where(x.isnan(), x, _row(levels.levels, x)[index])
+        index = torch.bucketize(x, row(levels.thresholds, x), right=True)
+        return torch.where(x.isnan(), x, row(levels.levels, x)[index])
     value, *above = constants(levels.levels, x)
     for theta, level in zip(constants(levels.thresholds, x), above, strict=True):
         value = torch.lerp(level, value, _positive(theta - x))
@@ -129,18 +131,17 @@ class _Stair(torch.autograd.Function):
         uniform: torch.Tensor | None,
         backward_scale: float | None,
     ) -> torch.Tensor:
-        levels, cdf = shape.levels, NOISE_FAMILIES[shape.family].cdf
-        centred = _centred(x, mean)
+        levels, centred = shape.levels, _centred(x, mean)
+        if recorded():  # no value may be read, so both ways are computed
+            inverse = torch.where(_noiseless(scale, x), 1.0, scale).reciprocal()
+            soft = _noisy(centred, inverse, shape, uniform)
+            return torch.where(_hard_where(scale, shape, x), hard(centred, levels), soft)
         if _is_hard(scale, shape, x):
             return hard(centred, levels)
-        noiseless, thresholds = _noiseless(scale, x), constants(levels.thresholds, x)
-        all_noisy = scale.dim() == 0 or not bool(noiseless.any())
-        inverse = (scale if all_noisy else torch.where(noiseless, 1.0, scale)).reciprocal()
-        above = [cdf((centred - theta).mul_(inverse)) for theta in thresholds]
-        if not all_noisy:
-            steps = [(centred >= theta).to(x.dtype) for theta in thresholds]
-            above = [torch.where(noiseless, step, f) for step, f in zip(steps, above, strict=True)]
-        return _OF_PROBABILITIES[shape.forward](above, levels, uniform)
+        noiseless = _noiseless(scale, x)
+        if scale.dim() == 0 or not bool(noiseless.any()):
+            return _noisy(centred, scale.reciprocal(), shape, uniform)
+        return _noisy(centred, torch.where(noiseless, 1.0, scale).reciprocal(), shape, uniform, noiseless)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -215,6 +216,30 @@ def _is_hard(scale: torch.Tensor, shape: _Shape, x: torch.Tensor) -> bool:
     return shape.forward == "mode" and largest * NOISE_FAMILIES[shape.family].reach <= shape.levels.narrowest
 
 
+def _hard_where(scale: torch.Tensor, shape: _Shape, x: torch.Tensor) -> torch.Tensor:
+    """Where ``_is_hard`` is true of a scale by itself: bool, with the shape of ``scale``."""
+    reach, noiseless = NOISE_FAMILIES[shape.family].reach, _noiseless(scale, x)
+    if shape.forward == "mode" and math.isfinite(reach):
+        return noiseless | (scale * reach <= shape.levels.narrowest)
+    return noiseless
+
+
+def _noisy(
+    centred: torch.Tensor,
+    inverse: torch.Tensor,
+    shape: _Shape,
+    uniform: torch.Tensor | None,
+    noiseless: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The forward pass under noise of scale 1 / ``inverse``; without noise where ``noiseless`` says so."""
+    thresholds, cdf = constants(shape.levels.thresholds, centred), NOISE_FAMILIES[shape.family].cdf
+    above = [cdf((centred - theta).mul_(inverse)) for theta in thresholds]
+    if noiseless is not None:
+        steps = [(centred >= theta).to(centred.dtype) for theta in thresholds]
+        above = [torch.where(noiseless, step, f) for step, f in zip(steps, above, strict=True)]
+    return _OF_PROBABILITIES[shape.forward](above, shape.levels, uniform)
+
+
 def _derivatives(
     x: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor, levels: LevelSet, family: str, *, stretch: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -274,7 +299,7 @@ def _stacked(t: torch.Tensor, runs: int | None, x: torch.Tensor) -> torch.Tensor
 
 def _centred(x: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
     """The difference of x and mean, or x itself where no derivative is asked for and the mean is 0."""
-    if mean.dim() or torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+    if mean.dim() or recorded() or torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
         return x - mean
     return x if float(mean) == 0 else x - mean
 
@@ -282,7 +307,7 @@ def _centred(x: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
 def _inverse(scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """1 / s, and 0 where the noise is 0; a single operation in the usual case, one positive scale."""
     try:
-        if scale.dim() == 0 and float(scale.detach()) >= torch.finfo(x.dtype).eps:
+        if scale.dim() == 0 and not recorded() and float(scale.detach()) >= torch.finfo(x.dtype).eps:
             return scale.reciprocal()
     except RuntimeError:  # under torch.vmap a tensor has no value to read
         pass
@@ -294,10 +319,6 @@ def _inverse(scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 def _noiseless(scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     (eps,) = constants((torch.finfo(x.dtype).eps,), x)
     return scale < eps
-
-
-def _row(values: tuple[float, ...], like: torch.Tensor) -> torch.Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device)
 
 
 def _expectation(above: list[torch.Tensor], levels: LevelSet, uniform: torch.Tensor | None) -> torch.Tensor:
@@ -323,7 +344,7 @@ def _random(above: list[torch.Tensor], levels: LevelSet, uniform: torch.Tensor |
     """The level whose interval of cumulative probability contains the uniform number."""
     assert uniform is not None
     index = sum((uniform < f).to(torch.int64) for f in above)
-    return _row(levels.levels, uniform)[index] + 0 * above[0]  # NaN stays NaN
+    return row(levels.levels, uniform)[index] + 0 * above[0]  # NaN stays NaN
 
 
 _OF_PROBABILITIES: dict[str, Callable[[list[torch.Tensor], LevelSet, torch.Tensor | None], torch.Tensor]] = {

@@ -23,6 +23,7 @@ from metasched.engines.tangent import Slope, slope_along
 from metasched.network.flat import rows, rows_of
 from metasched.training.faults import Fault, broken, locate
 from metasched.training.loop import take_steps
+from metasched.training.replayed import stacked_steps
 from metasched.training.stacked import (
     gradient_mapping_pays,
     mappable,
@@ -247,7 +248,7 @@ def reach_mapped(problem: InnerProblem, segments: Sequence[Segment], outer: Oute
     problem, state = mappable(problem), stacked(problem, [s.state for s in since])
     controls = {name: torch.stack([c[name] for c in each], 1) for name in each[0]}  # [T, N, L]
     seeds, steps = torch.tensor([s.seed for s in segments], dtype=torch.int64), range(start, stop)
-    for done in take_steps(problem, state, rows_of(controls, steps), steps, seeds=seeds):
+    for done in stacked_steps(problem, state, rows_of(controls, steps), steps, seeds):
         state = done.state
         if done.step in judged:
             with torch.no_grad():

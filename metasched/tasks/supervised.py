@@ -10,12 +10,15 @@ from typing import Any, NamedTuple, Protocol, Self
 import torch
 from torch import nn
 
-from metasched.core.randomness import generator, permutation
+from metasched.core.randomness import generator, of_run, permutation
 from metasched.tasks.base import Model, Part, Task, place
 
 _EVALUATION_BATCH = 1000
 _EVALUATION_NUMBERS = _EVALUATION_BATCH * 3 * 64 * 64  # of larger images there are fewer in a batch
 _MOST_FOR_STATISTICS = 100_000  # examples
+
+
+Orders = dict[int, tuple[int, torch.Tensor]]  # seed -> epoch, and its order of all examples
 
 
 class Split(NamedTuple):
@@ -92,16 +95,22 @@ class SupervisedTask(Task):
         """See Task."""
         return self.model()
 
-    def positions(self, seed: int, step: int) -> torch.Tensor:
-        """The examples of a step's batch: epochs of random permutations, a function of (seed, step) alone."""
+    def positions(self, seed: int, step: int, orders: Orders | None = None) -> torch.Tensor:
+        """The examples of a step's batch: epochs of random permutations, a function of (seed, step) alone.
+
+        ``orders`` remembers the last epoch of each seed.
+        """
         per_epoch = max(1, len(self.train.x) // self.batch_size)
         epoch, index = divmod(step, per_epoch)
-        order = permutation(seed, "batches", epoch, n=len(self.train.x))
-        return order[index * self.batch_size : (index + 1) * self.batch_size]
+        orders = {} if orders is None else orders
+        if seed not in orders or orders[seed][0] != epoch:
+            orders[seed] = epoch, permutation(seed, "batches", epoch, n=len(self.train.x))
+        return orders[seed][1][index * self.batch_size : (index + 1) * self.batch_size]
 
     def batch(self, seed: int, step: int) -> Split:
         """The training batch of a step."""
-        chosen = self.positions(seed, step).to(self.train.x.device)
+        orders: Orders = {}  # a recorded step keeps it with the function
+        chosen = of_run(seed, step, lambda s, t: self.positions(s, t, orders), "positions", self.train.x.device)
         return Split(self.train.x[chosen], self.train.y[chosen])
 
     def loss(self, model: Model, batch: Split) -> torch.Tensor:

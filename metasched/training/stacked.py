@@ -6,7 +6,7 @@ The forward pass is mapped; the gradients are those of the sum of the losses, in
 The runs share the optimizer's hyper-parameters. A rule that is elementwise works on the stacked tensors; others, such
 as clipping by the norm of a run's gradients, are mapped too. Batches and draws are those of each run's seed. So the
 numbers are those of the loop up to rounding, and on the CPU, where ``mapping_pays``, the same bits for the models of
-this package (logistic noise: with batches of multiples of 16).
+this package (logistic noise: with batches of multiples of 16). On a GPU a step is recorded and replayed (replayed.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from torch import nn
 
 from metasched.io.environment import cpu_model
 from metasched.methods.base import Evaluating
-from metasched.training.loop import take_steps, train
+from metasched.training.loop import train
+from metasched.training.replayed import stacked_steps
 from metasched.training.stacked_norm import with_mapped_norms
 from metasched.training.state import InnerProblem, TrainingState
 
@@ -105,7 +106,7 @@ def train_mapped(problem: InnerProblem, controls: Mapping[str, torch.Tensor], se
     first = [{name: v[i, 0] for name, v in controls.items()} for i in range(len(seeds))]
     state = stacked(problem, [problem.with_seed(s).initial(f) for s, f in zip(seeds, first, strict=True)])
     by_step = {name: v.transpose(0, 1) for name, v in controls.items()}
-    for done in take_steps(problem, state, by_step, range(problem.steps), seeds=each):
+    for done in stacked_steps(problem, state, by_step, range(problem.steps), each):
         state = done.state
     return state
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from metasched.core.recording import recorded
 from metasched.training.optimizers import each
 from metasched.training.optimizers.base import Hyper, OptState
 from metasched.training.optimizers.twice_adam import Numbers, step
@@ -45,12 +46,14 @@ class Adam:
         weight_decay, beta1, beta2 = hyper["weight_decay"], hyper["beta1"], hyper["beta2"]
         new_params, new_state = dict(params), dict(state)
         new_state["step"] = state["step"] + 1
-        t = int(new_state["step"])
+        t = new_state["step"].double() if recorded() else int(new_state["step"])
         # sqrt(c2) is taken out of the fraction, so that numbers meet numbers and each tensor one operation less.
         root = _bias_correction(beta2, t) ** 0.5
         size = -hyper["lr"] * root / _bias_correction(beta1, t)
         eps = hyper["eps"] * root
         moved = {name: g for name in params if (g := grads.get(name)) is not None}
+        if isinstance(t, torch.Tensor) and moved:
+            size, eps = (torch.as_tensor(a).to(params[next(iter(moved))].dtype) for a in (size, eps))
         own = [params[name] for name in moved]
         found = each.plus(list(moved.values()), weight_decay, own)
         means, squares = ([state[f"{key}.{name}"] for name in moved] for key in ("exp_avg", "exp_avg_sq"))
@@ -60,7 +63,7 @@ class Adam:
         return new_params, new_state
 
 
-def _bias_correction(beta: float | torch.Tensor, t: int) -> float | torch.Tensor:
+def _bias_correction(beta: float | torch.Tensor, t: int | torch.Tensor) -> float | torch.Tensor:
     """1 - beta^t, in double precision: in single precision it loses three digits for beta near 1."""
     if isinstance(beta, torch.Tensor):
         return (1 - beta.double() ** t).to(beta.dtype)

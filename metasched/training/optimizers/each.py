@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch.autograd import forward_ad
 
+from metasched.core.recording import recorded
+
 Tensors = list[torch.Tensor]
 Number = float | torch.Tensor  # 0-d
 
@@ -55,6 +57,8 @@ def roots(xs: Tensors, eps: Number) -> Tensors:
 
 def plus_ratios(ps: Tensors, a: Number, ms: Tensors, ds: Tensors) -> Tensors:
     """Each p + a m / d, differentiable in a."""
+    if isinstance(a, torch.Tensor) and recorded():  # the bits are those for a number
+        ms, a = list(torch.ops.aten._foreach_mul.Tensor(ms, a)) if ms and _at_once() else [m * a for m in ms], 1.0
     if isinstance(a, torch.Tensor):
         return [torch.addcmul(p, a, m / d) for p, m, d in zip(ps, ms, ds, strict=True)]
     if ps and _at_once():
