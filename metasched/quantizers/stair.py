@@ -134,11 +134,14 @@ class _Stair(torch.autograd.Function):
         if _is_hard(scale, shape, x):
             return hard(centred, levels)
         noiseless, thresholds = _noiseless(scale, x), constants(levels.thresholds, x)
-        all_noisy = scale.dim() == 0 or not bool(noiseless.any())
+        compiling = torch.compiler.is_compiling()
+        if compiling and shape.forward == "mode":
+            noiseless = noiseless | _is_narrow(scale, shape)
+        all_noisy = not compiling and (scale.dim() == 0 or not bool(noiseless.any()))
         inverse = (scale if all_noisy else torch.where(noiseless, 1.0, scale)).reciprocal()
         above = [cdf((centred - theta).mul_(inverse)) for theta in thresholds]
         if not all_noisy:
-            steps = [(centred >= theta).to(x.dtype) for theta in thresholds]
+            steps = [1 - _positive(theta - centred) for theta in thresholds]
             above = [torch.where(noiseless, step, f) for step, f in zip(steps, above, strict=True)]
         return _OF_PROBABILITIES[shape.forward](above, levels, uniform)
 
@@ -207,12 +210,18 @@ def _is_hard(scale: torch.Tensor, shape: _Shape, x: torch.Tensor) -> bool:
     """Whether the output is that of the hard quantizer: without noise, and for a mode that noise does not move.
 
     At a threshold symmetric noise gives both neighbours the same probability, unless it reaches beyond them; between
-    thresholds the level there then has the largest one, for densities that decrease to both sides.
+    thresholds the level there then has the largest one, for densities that decrease to both sides. Never under
+    torch.compile, which splits its graph where a value is read: there each element is chosen by its scale.
     """
+    if torch.compiler.is_compiling():
+        return False
     largest = float(scale.detach().amax())
-    if largest < torch.finfo(x.dtype).eps:
-        return True
-    return shape.forward == "mode" and largest * NOISE_FAMILIES[shape.family].reach <= shape.levels.narrowest
+    return largest < torch.finfo(x.dtype).eps or (shape.forward == "mode" and _is_narrow(largest, shape))
+
+
+def _is_narrow(scale: Any, shape: _Shape) -> Any:
+    """Whether noise of this scale, a number or a tensor, does not move the mode."""
+    return scale * NOISE_FAMILIES[shape.family].reach <= shape.levels.narrowest
 
 
 def _derivatives(
@@ -274,15 +283,21 @@ def _stacked(t: torch.Tensor, runs: int | None, x: torch.Tensor) -> torch.Tensor
 
 def _centred(x: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
     """The difference of x and mean, or x itself where no derivative is asked for and the mean is 0."""
-    if mean.dim() or torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+    if mean.dim() or torch.is_grad_enabled() or _values_hidden():
         return x - mean
     return x if float(mean) == 0 else x - mean
+
+
+def _values_hidden() -> bool:
+    """Whether no value may be read: torch.func has none, and under torch.compile reading one splits the graph."""
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
 def _inverse(scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """1 / s, and 0 where the noise is 0; a single operation in the usual case, one positive scale."""
     try:
-        if scale.dim() == 0 and float(scale.detach()) >= torch.finfo(x.dtype).eps:
+        one = scale.dim() == 0 and not torch.compiler.is_compiling()
+        if one and float(scale.detach()) >= torch.finfo(x.dtype).eps:
             return scale.reciprocal()
     except RuntimeError:  # under torch.vmap a tensor has no value to read
         pass
