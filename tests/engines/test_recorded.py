@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 class OneBatch(SupervisedTask):
     """Every step has all examples, so that nothing is drawn."""
 
-    def batch(self, seed: int, step: int) -> Split:
+    def batch(self, seed: int, step: int) -> Any:
         return self.train
 
 
@@ -35,7 +35,7 @@ def build() -> nn.Module:
     return nn.Sequential(*parts)
 
 
-def product_of(task: SupervisedTask) -> tuple[Any, list[torch.Tensor]]:
+def product_of(task: Any) -> tuple[Any, list[torch.Tensor]]:
     """(a, v) -> v^T d(parameters after a step)/d(parameters before it, controls), and these arguments."""
     rule, hyper = recipe(OptimizerConfig(name="sgd", lr=0.1))
     network = quantize(build(), build_method(MethodConfig(name="inq")), task.train.x)
