@@ -132,7 +132,7 @@ class _Stair(torch.autograd.Function):
         backward_scale: float | None,
     ) -> torch.Tensor:
         levels, centred = shape.levels, _centred(x, mean)
-        if recorded():  # no value may be read, so both ways are computed
+        if _hidden():  # both ways are computed, and each element is chosen by its scale
             inverse = torch.where(_noiseless(scale, x), 1.0, scale).reciprocal()
             soft = _noisy(centred, inverse, shape, uniform)
             return torch.where(_hard_where(scale, shape, x), hard(centred, levels), soft)
@@ -299,15 +299,20 @@ def _stacked(t: torch.Tensor, runs: int | None, x: torch.Tensor) -> torch.Tensor
 
 def _centred(x: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
     """The difference of x and mean, or x itself where no derivative is asked for and the mean is 0."""
-    if mean.dim() or recorded() or torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+    if mean.dim() or torch.is_grad_enabled() or _hidden() or torch._C._are_functorch_transforms_active():
         return x - mean
     return x if float(mean) == 0 else x - mean
+
+
+def _hidden() -> bool:
+    """Whether no value may be read: while a step is recorded, and under torch.compile, which splits its graph there."""
+    return recorded() or torch.compiler.is_compiling()
 
 
 def _inverse(scale: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """1 / s, and 0 where the noise is 0; a single operation in the usual case, one positive scale."""
     try:
-        if scale.dim() == 0 and not recorded() and float(scale.detach()) >= torch.finfo(x.dtype).eps:
+        if scale.dim() == 0 and not _hidden() and float(scale.detach()) >= torch.finfo(x.dtype).eps:
             return scale.reciprocal()
     except RuntimeError:  # under torch.vmap a tensor has no value to read
         pass

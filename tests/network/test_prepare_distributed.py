@@ -20,13 +20,15 @@ CASES: list[dict[str, Any]] = [
     {"name": "ste", "scale": "learned", "activation_scale": "learned"},
     {"name": "oscillation", "scale": "learned"},
 ]
+COMPILED: list[dict[str, Any]] = [*CASES, {"name": "joint", "scale": "learned", "activation_scale": "learned"}]
+SCHEDULES = {"inq": "inq_linear", "joint": "joint_linear"}
 
 
 def network(method: dict[str, Any]) -> Any:
     torch.manual_seed(0)
     inner = nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU())
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), inner, nn.Flatten(), nn.Linear(128, 3))
-    return prepare(model, MethodConfig(**method), X, "inq_linear" if method["name"] == "inq" else None, 4)
+    return prepare(model, MethodConfig(**method), X, SCHEDULES.get(method["name"]), 4)
 
 
 def train(module: nn.Module, player: Any, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -74,12 +76,12 @@ def test_two_processes_train_as_one_on_the_whole_batch(method: dict[str, Any], k
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-@pytest.mark.parametrize("method", CASES, ids=lambda case: case["name"])
+@pytest.mark.parametrize("method", COMPILED, ids=lambda case: case["name"])
 def test_compiled_networks_train_alike(method: dict[str, Any]) -> None:
     torch._dynamo.reset()
     module, player = network(method)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.9)
-    compiled = torch.compile(module, backend="aot_eager")
+    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
     for _ in range(4):
         optimizer.zero_grad()
         compiled(X).square().mean().backward()

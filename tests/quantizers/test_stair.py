@@ -11,7 +11,7 @@ from scipy import stats
 
 from metasched.quantizers.levels import LevelSet, binary, integers, level_set, powers_of_two, ternary
 from metasched.quantizers.noise import NOISE_FAMILIES
-from metasched.quantizers.stair import hard, stair
+from metasched.quantizers.stair import Forward, hard, stair
 from metasched.quantizers.straight import straight_through
 
 DISTRIBUTIONS: dict[str, Any] = {
@@ -417,3 +417,23 @@ def test_the_mode_is_hard_as_long_as_noise_reaches_no_further_than_the_neighbour
     p = probabilities(x.numpy(), levels, 0.0, reach, family)
     own = np.searchsorted(levels.thresholds, x.numpy(), side="right")
     assert (p[np.arange(len(x)), own] >= p.max(1) - 1e-12).all()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("forward", ["expectation", "mode"])
+def test_compiled_it_is_one_graph_with_the_same_numbers(forward: Forward) -> None:
+    def noisy(x: torch.Tensor, mean: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return stair(x, LEVELS["ternary"], mean=mean, scale=scale, family="triangular", forward=forward)
+
+    torch._dynamo.reset()
+    compiled: Any = torch.compile(noisy, backend="eager", fullgraph=True)
+    values = torch.cat([torch.linspace(-1.5, 1.5, 121), torch.tensor([torch.nan, torch.inf])])
+    for scale in (0.0, 0.4, 1.7):
+        found = []
+        for function in (noisy, compiled):
+            inputs = [t.requires_grad_() for t in (values.clone(), torch.tensor(0.0), torch.tensor(scale))]
+            y = function(*inputs)
+            found.append((y, *torch.autograd.grad(y[:-2].square().sum(), inputs)))
+        for eager, other in zip(*found, strict=True):
+            torch.testing.assert_close(other, eager, rtol=1e-12, atol=1e-12, equal_nan=True)

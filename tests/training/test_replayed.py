@@ -33,6 +33,7 @@ MORE = {
     "temperature": MethodConfig(name="temperature"),
     "parq": MethodConfig(name="parq"),
     "oscillation": MethodConfig(name="oscillation"),
+    "pruning": MethodConfig(name="pruning", sparsity=0.5),
     "joint_of_three": MethodConfig(name="joint", of="widths+inq+rates", scale="learned"),
     "ste_uneven": MethodConfig(name="ste", levels="pow2_5", activation_levels="uint4", scale="max"),
     "rates": MethodConfig(name="rates"),
