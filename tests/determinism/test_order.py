@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 FILES = [
     "tests/schedules/test_network.py",
@@ -27,6 +29,7 @@ sys.exit(pytest.main(["-q", "--numprocesses=0", "-p", "no:cacheprovider", *sys.a
 """
 
 
+@pytest.mark.slow
 def test_shuffled_tests_pass() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", SHUFFLED, *FILES]

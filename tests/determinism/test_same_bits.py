@@ -132,8 +132,7 @@ def expected() -> dict[str, str]:
 
 
 def test_the_pieces_are_different(expected: dict[str, str]) -> None:
-    assert expected["sweep"] == expected["higher"]  # two ways to the same numbers
-    assert len(set(expected.values())) == len(WORK) - 1
+    assert len({value for name, value in expected.items() if name != "higher"}) == len(WORK) - 1  # the sweep's numbers
 
 
 @pytest.mark.parametrize(("threads", "hash_seed"), [("1", "1"), ("2", "2")])

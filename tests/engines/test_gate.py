@@ -152,8 +152,15 @@ def test_every_method_has_its_row():
     assert {config.noise for config in SOFT["ana"]} == {config.noise for config in SOFT["joint"]} == set(NOISE_FAMILIES)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("method", [name for name, configs in {**SOFT, **BESIDE}.items() if configs])
+@pytest.mark.parametrize(
+    ("method", "optimizer"),
+    [
+        pytest.param(name, optimizer, marks=pytest.mark.slow if name in BESIDE and optimizer != "adam" else ())
+        for name, configs in {**SOFT, **BESIDE}.items()
+        if configs
+        for optimizer in OPTIMIZERS
+    ],
+)
 def test_controls_against_finite_differences(method, optimizer):
     """Relative error at most 1e-6, which implies equal sign, for each control at 20 random points, layers in turn."""
     outer = OuterLoss("relaxed")

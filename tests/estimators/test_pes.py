@@ -218,7 +218,9 @@ def test_the_closed_form_is_what_training_gives(objective):
 # --- statistics ---
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS, ids=["es", "pes", "nres"])
+@pytest.mark.parametrize(
+    "estimator", [*ESTIMATORS[:2], pytest.param(ESTIMATORS[2], marks=pytest.mark.slow)], ids=["es", "pes", "nres"]
+)
 def test_unbiased_and_the_variance_falls_as_one_over_n(estimator):
     few, many = estimates(estimator, pairs=3, populations=600), estimates(estimator, pairs=12, populations=342)
     exact = closed_form_gradient()

@@ -20,7 +20,7 @@ from metasched.io.strict_yaml import read_mapping
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-NAMES = ["cnn", "transformer"]
+NAMES = ["cnn", pytest.param("transformer", marks=pytest.mark.slow)]
 SECTIONS: dict[str, dict[str, Any]] = {
     "task": {"steps": 3},
     "meta": {"steps": 2, "runs": 2},
@@ -71,6 +71,7 @@ def test_floor_and_ceiling_are_in_the_comparison(yaml_run: Path) -> None:
     assert {arm["name"] for arm in found(yaml_run)["arms"]} == {"learned", "ste", "lsq", "float", "joint_linear"}
 
 
+@pytest.mark.slow
 def test_python_gives_the_same_bits_and_a_finished_run_is_not_done_again(
     name: str, yaml_run: Path, tmp_path: Path
 ) -> None:

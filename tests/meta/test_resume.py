@@ -105,8 +105,14 @@ def _single_precision() -> None:
     torch.set_default_dtype(torch.float32)  # as the command line has it
 
 
-@pytest.mark.parametrize("estimator", sorted(ESTIMATORS))
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "estimator"),
+    [
+        pytest.param(m, e, marks=pytest.mark.slow if e == "forward" and m != "joint" else ())
+        for m in METHODS
+        for e in sorted(ESTIMATORS)
+    ],
+)
 def test_every_save_point_goes_on_with_the_same_bits(tmp_path: Path, method: str, estimator: str) -> None:
     experiment = experiment_of(method, estimator)
     whole = Recorder()

@@ -278,7 +278,12 @@ def test_jumps_are_where_the_values_jump(schedule: HandCoded) -> None:
 def test_which_schedules_are_step_functions() -> None:
     alone = {"ana_static", "inq_dvs128", *CONSTANTS, *PORTIONS}
     previous = {s.name for s in SCHEDULES if s.interpolation == "previous"}
-    assert previous == alone | {f"joint_{name}" for name in alone} | {"blend_late", "inq_none", "temperature_constant"}
+    assert previous == alone | {f"joint_{name}" for name in alone} | {
+        "blend_late",
+        "inq_none",
+        "pruning_at_end",
+        "temperature_constant",
+    }
     assert hand_coded("inq")["inq_dvs128"].jumps == tuple(epoch / 130 for epoch in (5, 15, 30, 45, 60, 75, 90, 105))
 
 

@@ -215,7 +215,7 @@ class Stopped(BaseException):
     pass
 
 
-@pytest.mark.parametrize("learner", ["es", "cmaes"])
+@pytest.mark.parametrize("learner", ["es", pytest.param("cmaes", marks=pytest.mark.slow)])
 def test_a_study_that_was_stopped_goes_on_with_the_same_numbers_and_runs_nothing_twice(
     learner: str, tmp_path: Path
 ) -> None:

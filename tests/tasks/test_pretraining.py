@@ -98,6 +98,7 @@ print(hashlib.sha256(bits).hexdigest(), task.fingerprint(), torch.get_num_thread
 """
 
 
+@pytest.mark.slow
 def test_another_process_with_other_threads_computes_the_same_bits() -> None:
     found = [
         subprocess.run(
