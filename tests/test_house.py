@@ -87,7 +87,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "network/test_recipe.py": "network/choice network/config",
     "network/test_sites.py": "network/choosing network/flow network/tracing",
     "network/test_uses.py": "network/redirecting",
-    "quantizers/test_stair.py": "quantizers/constants quantizers/noise quantizers/straight",
+    "quantizers/test_stair.py": "quantizers/constants quantizers/hard quantizers/noise quantizers/straight",
     "runs/test_pool.py": "runs/pooled",
     "schedules/test_family.py": "schedules/learnable schedules/space",
     "schedules/test_published.py": "schedules/base schedules/table",

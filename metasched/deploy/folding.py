@@ -17,8 +17,8 @@ from metasched.core.layer import weight_key
 from metasched.deploy.stages import Array, Branch, Logits, Stage
 from metasched.deploy.thresholds import Channel
 from metasched.network.flat import Tensors
+from metasched.quantizers.hard import hard
 from metasched.quantizers.levels import LevelSet
-from metasched.quantizers.stair import hard
 
 if TYPE_CHECKING:
     from metasched.deploy.sums import Joined

@@ -21,8 +21,9 @@ from metasched.core.randomness import Draw
 from metasched.methods.base import Method, State, Values
 from metasched.methods.config import MethodConfig
 from metasched.methods.tensors import LayerQuantizer, layer_quantizer
+from metasched.quantizers.hard import hard
 from metasched.quantizers.noise import NOISE_FAMILIES
-from metasched.quantizers.stair import hard, stair
+from metasched.quantizers.stair import stair
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 
 from metasched.methods.base import State
 from metasched.methods.tensors import LayerQuantizer
-from metasched.quantizers.stair import hard
+from metasched.quantizers.hard import hard
 from metasched.quantizers.straight import straight_through
 
 _HALF_QUANTUM = 0.5

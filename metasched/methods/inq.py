@@ -38,7 +38,7 @@ from metasched.methods.masks import counting, exact_mask, relaxed_mask, unchange
 from metasched.methods.modifier import Modifier
 from metasched.methods.table import INQConfig
 from metasched.methods.tensors import LayerQuantizer, layer_quantizer
-from metasched.quantizers.stair import hard
+from metasched.quantizers.hard import hard
 
 FREEZE_FRACTION = Control(
     "freeze_fraction",

@@ -15,7 +15,10 @@ import torch
 
 
 def unchanged(frozen: torch.Tensor, fraction: torch.Tensor) -> bool:
-    """Whether the exact mask of a fraction (0-d) has as many elements as the mask that is there, [...], has."""
+    """Whether the exact mask of a fraction (0-d) is the one that is there, [...], by the number of its elements.
+
+    For keys by which those that are in the mask come first: their number then says which ones they are.
+    """
     try:
         return int(frozen.count_nonzero()) == count(frozen.numel(), float(fraction), counting(frozen.dtype))
     except RuntimeError:  # under torch.vmap a tensor has no value to read

@@ -30,8 +30,8 @@ from metasched.methods.base import Control, Method, State, Values
 from metasched.methods.table import PARQConfig
 from metasched.methods.tensors import LayerQuantizer, layer_quantizer
 from metasched.quantizers.constants import row
+from metasched.quantizers.hard import hard
 from metasched.quantizers.levels import LevelSet
-from metasched.quantizers.stair import hard
 from metasched.quantizers.straight import straight_through
 
 INVERSE_SLOPE = Control(

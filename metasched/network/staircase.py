@@ -13,7 +13,7 @@ from metasched.quantizers.levels import LevelSet
 def staircase(
     levels: LevelSet, scale: torch.Tensor | float, *, rewrites: bool, function: nn.Module | None = None
 ) -> nn.Module:
-    """The module x -> scale Q(f(x) / scale), elementwise, with the bits of ``quantizers.stair.hard``.
+    """The module x -> scale Q(f(x) / scale), elementwise, with the bits of ``quantizers.hard.hard``.
 
     >>> from metasched.quantizers.levels import ternary
     >>> staircase(ternary(), 1.0, rewrites=False)(torch.tensor([-0.6, -0.5, 0.4, 0.5])).tolist()

@@ -22,8 +22,8 @@ from typing import Literal
 
 import torch
 
+from metasched.quantizers.hard import hard
 from metasched.quantizers.levels import LevelSet
-from metasched.quantizers.stair import hard
 
 ScaleName = Literal["unit", "max", "least_squares", "pow2", "learned"]
 Granularity = Literal["tensor", "channel"]

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 
 from metasched.quantizers.functions import caller
+from metasched.quantizers.hard import hard
 from metasched.quantizers.levels import LevelSet
-from metasched.quantizers.stair import hard, slope
+from metasched.quantizers.stair import slope
 
 
 def straight_through(x: torch.Tensor, levels: LevelSet, half_width: float) -> torch.Tensor:

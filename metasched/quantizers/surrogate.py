@@ -20,9 +20,10 @@ import torch
 
 from metasched.core.twice import closed
 from metasched.quantizers.functions import caller
+from metasched.quantizers.hard import hard
 from metasched.quantizers.levels import LevelSet
 from metasched.quantizers.noise import NOISE_FAMILIES
-from metasched.quantizers.stair import hard, slope, times
+from metasched.quantizers.stair import slope, times
 
 
 def hard_with_width(x: torch.Tensor, levels: LevelSet, width: torch.Tensor, family: str) -> torch.Tensor:

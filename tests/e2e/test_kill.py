@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_killed_runs_end_as_whole_ones(tmp_path: Path) -> None:
     out = tmp_path / "kill.json"
-    command = [sys.executable, "scripts/reliability/kill.py", "--runs", "5", "--processes", "0", "--json", str(out)]
+    command = [sys.executable, "scripts/reliability/kill.py", "--runs", "12", "--processes", "0", "--json", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     counts = json.loads(out.read_text())
     assert (done.returncode, counts["wrong"]) == (0, []), done.stderr
@@ -21,4 +21,4 @@ def test_killed_runs_end_as_whole_ones(tmp_path: Path) -> None:
         "unresumable": 0,
         "different": 0,
     }
-    assert counts["runs"] == 5 and counts["kills"] >= 5 and len(counts["phases"]) >= 2
+    assert counts["runs"] == 12 and counts["kills"] >= 12 and len(counts["phases"]) >= 2

@@ -18,8 +18,8 @@ from metasched.engines.finite_differences import TOLERANCE, error_against_differ
 from metasched.engines.tangent import slope_along
 from metasched.methods.config import MethodConfig
 from metasched.methods.parq import prox
+from metasched.quantizers.hard import hard
 from metasched.quantizers.levels import level_set
-from metasched.quantizers.stair import hard
 from metasched.quantizers.straight import straight_through
 from metasched.runs.config import RunConfig
 from metasched.tasks.config import TaskConfig

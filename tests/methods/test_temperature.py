@@ -21,9 +21,9 @@ from metasched.engines.finite_differences import TOLERANCE, error_against_differ
 from metasched.engines.tangent import slope_along
 from metasched.methods.config import MethodConfig
 from metasched.network.flat import Tensors
+from metasched.quantizers.hard import hard
 from metasched.quantizers.levels import LevelSet, binary, integers, powers_of_two, ternary
 from metasched.quantizers.softmax import soft
-from metasched.quantizers.stair import hard
 from metasched.quantizers.straight import straight_through
 from metasched.runs.config import RunConfig
 from metasched.schedules.tempering import NEAREST

@@ -18,9 +18,10 @@ from metasched.engines.base import OuterLoss, control_gradient
 from metasched.engines.tangent import tangents
 from metasched.methods.config import MethodConfig
 from metasched.network.flat import Tensors
+from metasched.quantizers.hard import hard
 from metasched.quantizers.levels import LevelSet, integers, ternary
 from metasched.quantizers.noise import NOISE_FAMILIES
-from metasched.quantizers.stair import hard, stair
+from metasched.quantizers.stair import stair
 from metasched.quantizers.straight import straight_through
 from metasched.quantizers.surrogate import hard_with_width
 from metasched.runs.config import RunConfig

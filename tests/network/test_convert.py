@@ -16,8 +16,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from metasched import MetaschedError, MethodConfig, QuantizedModule, build_method, convert, prepare, quantize
 from metasched.network.staircase import staircase
+from metasched.quantizers.hard import hard
 from metasched.quantizers.levels import level_set
-from metasched.quantizers.stair import hard
 
 X = torch.linspace(-2, 2, 256).reshape(4, 1, 8, 8).sin()
 IGNORED = "DeprecationWarning", "FutureWarning", "torch.jit.TracerWarning", "UserWarning"  # of the recorders themselves

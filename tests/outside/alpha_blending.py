@@ -20,7 +20,7 @@ from metasched.methods import MethodSpec, register_method
 from metasched.methods.base import Control, Method, State, Values
 from metasched.methods.config import MethodConfig
 from metasched.methods.tensors import LayerQuantizer, layer_quantizer
-from metasched.quantizers.stair import hard
+from metasched.quantizers.hard import hard
 from metasched.schedules.curves import HandCoded, rising
 
 BLEND = Control("blend", 0.0, 1.0, "share of the level", "nondecreasing", end=1.0)

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metasched.core.errors import MetaschedError
+from metasched.quantizers.hard import hard
 from metasched.quantizers.levels import LevelSet, binary, integers, level_set, powers_of_two, ternary
-from metasched.quantizers.stair import hard
 
 NAMES = ["binary", "ternary", "int1", "int4", "uint1", "uint8", "balanced2", "balanced5", "pow2_2", "pow2_9"]
 

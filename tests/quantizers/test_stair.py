@@ -9,9 +9,10 @@ import pytest
 import torch
 from scipy import stats
 
+from metasched.quantizers.hard import hard
 from metasched.quantizers.levels import LevelSet, binary, integers, level_set, powers_of_two, ternary
 from metasched.quantizers.noise import NOISE_FAMILIES
-from metasched.quantizers.stair import Forward, hard, stair
+from metasched.quantizers.stair import Forward, stair
 from metasched.quantizers.straight import straight_through
 
 DISTRIBUTIONS: dict[str, Any] = {
