@@ -50,10 +50,10 @@ class Joint(Method):
         return tuple(control for part in self._parts for control in part.controls)
 
     def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State, State]:
-        first, trainable, state = self.base.initialize(w, controls, draw)
-        for part in self.modifiers:  # whose own weight and trainable tensors are those of the base
-            state = {**part.initialize(w, controls, draw)[2], **state}
-        return first, trainable, {name: t for name, t in state.items() if name not in trainable}
+        w, trainable, state = self.base.initialize(w, controls, draw)
+        for part in self.modifiers:
+            state = {**part.own_state(w, state | trainable, draw), **state}
+        return w, trainable, state
 
     def keeping(self) -> Joint:
         return replace(self, base=self.base.keeping(), modifiers=tuple(part.keeping() for part in self.modifiers))

@@ -60,9 +60,8 @@ class Pruning(Modifier):
     def controls(self) -> tuple[Control, ...]:
         return (SPARSITY,)
 
-    def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State, State]:
-        w, trainable, state = self.quantizer.initialize(w, draw)
-        return w, trainable, state | {"pruned": torch.zeros_like(w)}
+    def own_state(self, w: torch.Tensor, state: State, draw: Draw) -> State:
+        return {"pruned": torch.zeros_like(w)}
 
     def prepare(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
         """The mask of the pruned weights: ``pruned``, with the shape and dtype of w, 0 or 1 unless relaxed."""
