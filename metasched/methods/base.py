@@ -9,7 +9,7 @@ the method's own state. A hook that returns a state may leave them out.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self, runtime_checkable
 
@@ -173,6 +173,17 @@ class Method(ABC):
         """
         own = self._own_quantizer
         return ({}, {}) if own is None else own.fit_activation(x)
+
+    def allocated(self, weights: Sequence[torch.Tensor], values: Sequence[Values]) -> Sequence[Values]:
+        """The controls that ``prepare`` gets in each layer, where they depend on all layers. Default: unchanged.
+
+        Global pruning finds the share of each layer here.
+
+        Args:
+            weights: of each layer, [C_out, ...].
+            values: of each layer, {control: 0-d}.
+        """
+        return values
 
     def prepare(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
         """The state at the start of a step, before the forward pass. Default: unchanged.

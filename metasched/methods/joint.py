@@ -16,6 +16,7 @@ quantum, the live weights already are on their levels; freezing then affects onl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -61,6 +62,11 @@ class Joint(Method):
     @property
     def updates(self) -> bool:
         return any(part.updates for part in self._parts)
+
+    def allocated(self, weights: Sequence[torch.Tensor], values: Sequence[Values]) -> Sequence[Values]:
+        for part in self._parts:
+            values = part.allocated(weights, values)
+        return values
 
     def prepare(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
         for part in self._parts:

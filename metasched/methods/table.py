@@ -124,7 +124,10 @@ class PruningConfig(MethodConfig):
 
     name: Word = "pruning"
     sparsity: Annotated[Float, Field(gt=0, lt=1)] = 0.9
-    """share of each layer's weights that are zero at the end"""
+    """share of the weights that are zero at the end"""
+    budget: Literal["layer", "global"] = "layer"
+    """whether sparsity is that of each layer, or of all together; global: a layer of small weights loses more, and
+    the schedule is one for the network"""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
