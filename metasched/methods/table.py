@@ -137,14 +137,21 @@ class QuantNoiseConfig(MethodConfig):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class RoundingConfig(MethodConfig):
+    """Rounding with a randomness: no own parameter."""
+
+    name: Word = "rounding"
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class JointConfig(ANAConfig, _Partition, WidthsConfig, OscillationConfig, PruningConfig, QuantNoiseConfig):
     """Several methods at once: the parameters of all that can be its parts."""
 
     name: Word = "joint"
     of: Word = DEFAULT_PARTS
     """names of methods joined by +, such as widths+rates: at most one that says what the forward pass sees (ana,
-    widths, temperature, parq, oscillation), and any of blend, inq, pruning, quant_noise and rates, which change it in
-    their order"""
+    widths, temperature, parq, oscillation, rounding), and any of blend, inq, pruning, quant_noise and rates, which
+    change it in their order"""
 
     @property
     def live(self) -> Literal["float", "hard"]:
@@ -327,6 +334,13 @@ ROWS = (
         "straight-through estimator that quantizes a random share in each step",
         Lazy("metasched.methods.quant_noise:build"),
         Lazy("metasched.schedules.noising:quant_noise"),
+        learns=_both,
+    ),
+    MethodSpec(
+        RoundingConfig,
+        "straight-through estimator that rounds at random, ever more rarely",
+        Lazy("metasched.methods.rounding:build"),
+        Lazy("metasched.schedules.rounding:rounding"),
         learns=_both,
     ),
     MethodSpec(

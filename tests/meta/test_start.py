@@ -34,6 +34,7 @@ PLAIN = {  # method and its parameters, of which the floor has the bits of ste
     "oscillation": {},
     "temperature": {},
     "quant_noise": {},
+    "rounding": {},
     "joint": {"of": "widths+rates", "window": "uniform"},
 }
 

@@ -71,6 +71,10 @@ CASES: dict[str, MethodConfig] = {
     "quant_noise_blocks": MethodConfig(
         name="quant_noise", noise_block=4, levels="pow2_3", scale="max", granularity="channel", activation_scale=0.5
     ),
+    "rounding": MethodConfig(name="rounding"),
+    "rounding_normal": MethodConfig(
+        name="rounding", levels="normal2", activation_levels="midrise2", scale="max", granularity="channel"
+    ),
     "joint": MethodConfig(name="joint"),
     "joint_expectation": MethodConfig(name="joint", forward="expectation", scale="max", partition="random"),
     "joint_of_widths": MethodConfig(name="joint", of="widths+blend+rates+inq", scale="least_squares"),
