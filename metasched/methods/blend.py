@@ -26,6 +26,7 @@ from dataclasses import dataclass
 
 import torch
 
+from metasched.core.randomness import Draw
 from metasched.methods.base import Control, State, Values
 from metasched.methods.modifier import Modifier
 from metasched.methods.table import BlendConfig
@@ -49,15 +50,15 @@ class Blend(Modifier):
     def controls(self) -> tuple[Control, ...]:
         return (WEIGHT_BLEND, ACTIVATION_BLEND)
 
-    def seen_weight(self, seen: torch.Tensor, w: torch.Tensor, state: State, controls: Values) -> torch.Tensor:
+    def seen_weight(
+        self, seen: torch.Tensor, w: torch.Tensor, state: State, controls: Values, draw: Draw
+    ) -> torch.Tensor:
         return torch.lerp(w, seen, controls["weight_blend"].to(w.dtype))  # lerp is exact at 0 and at 1
 
-    def seen_activation(self, seen: torch.Tensor, x: torch.Tensor, state: State, controls: Values) -> torch.Tensor:
-        return torch.lerp(self._clipped(x, state), seen, controls["activation_blend"].to(x.dtype))
-
-    def _clipped(self, x: torch.Tensor, state: State) -> torch.Tensor:
-        """The input x [N, ...], bounded by the outermost levels times the scale."""
-        return self.quantizer.scaled(x, state, lambda z, levels: z.clamp(levels.levels[0], levels.levels[-1]))
+    def seen_activation(
+        self, seen: torch.Tensor, x: torch.Tensor, state: State, controls: Values, draw: Draw
+    ) -> torch.Tensor:
+        return torch.lerp(self.quantizer.clipped(x, state), seen, controls["activation_blend"].to(x.dtype))
 
 
 def build(config: BlendConfig) -> Blend:

@@ -116,7 +116,9 @@ class INQ(Modifier):
             state["frozen"] = exact_mask(key, fraction.detach())
         return state
 
-    def seen_weight(self, seen: torch.Tensor, w: torch.Tensor, state: State, controls: Values) -> torch.Tensor:
+    def seen_weight(
+        self, seen: torch.Tensor, w: torch.Tensor, state: State, controls: Values, draw: Draw
+    ) -> torch.Tensor:
         """(1 - m) seen + m q s, with the mask m of the state; ``seen`` and w are [C_out, ...]."""
         if self.live == "float":
             level = hard(w / state["scale"], self.quantizer.levels)
@@ -128,8 +130,8 @@ class INQ(Modifier):
 
     def weight(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
         if self.live == "hard":
-            return self.seen_weight(self.quantizer.harden(w, state, _HALF_QUANTUM), w, state, controls)
-        return self.seen_weight(w, w, state, controls)
+            return self.seen_weight(self.quantizer.harden(w, state, _HALF_QUANTUM), w, state, controls, draw)
+        return self.seen_weight(w, w, state, controls, draw)
 
     def update(
         self, w: torch.Tensor, proposed: torch.Tensor, state: State, controls: Values, draw: Draw

@@ -76,13 +76,13 @@ class Joint(Method):
     def weight(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
         seen = self.base.weight(w, state, controls, draw)
         for part in self.modifiers:
-            seen = part.seen_weight(seen, w, state, controls)
+            seen = part.seen_weight(seen, w, state, controls, draw)
         return seen
 
     def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
         seen = self.base.activation(x, state, controls, draw)
         for part in self.modifiers:
-            seen = part.seen_activation(seen, x, state, controls)
+            seen = part.seen_activation(seen, x, state, controls, draw)
         return seen
 
     def penalty(self, w: torch.Tensor, state: State, controls: Values) -> torch.Tensor | None:

@@ -93,7 +93,9 @@ class Pruning(Modifier):
             return {**state, "pruned": relaxed_mask(smallest_first, share, self.relaxation, self.target)}
         return {**state, "pruned": exact_mask(smallest_first, share.detach() * self.target)}
 
-    def seen_weight(self, seen: torch.Tensor, w: torch.Tensor, state: State, controls: Values) -> torch.Tensor:
+    def seen_weight(
+        self, seen: torch.Tensor, w: torch.Tensor, state: State, controls: Values, draw: Draw
+    ) -> torch.Tensor:
         return seen * (1 - state["pruned"])
 
     def update(

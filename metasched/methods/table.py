@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from metasched.core.field_types import STRICT, Float, Refused, Repeats, Word, refusal
+from metasched.core.field_types import STRICT, Float, Refused, Repeats, Units, Word, refusal
 from metasched.core.lazy import Lazy
 from metasched.methods.config import MethodConfig
 from metasched.methods.spec import METHODS, MethodSpec, declared, find_method
@@ -131,13 +131,30 @@ class PruningConfig(MethodConfig):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class JointConfig(ANAConfig, _Partition, WidthsConfig, OscillationConfig, PruningConfig):
+class QuantNoiseConfig(MethodConfig):
+    """Quantization noise."""
+
+    name: Word = "quant_noise"
+    noise_block: Units = 1
+    """number of consecutive weights of an output channel that are quantized together"""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RoundingConfig(MethodConfig):
+    """Rounding with a randomness: no own parameter."""
+
+    name: Word = "rounding"
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class JointConfig(ANAConfig, _Partition, WidthsConfig, OscillationConfig, PruningConfig, QuantNoiseConfig):
     """Several methods at once: the parameters of all that can be its parts."""
 
     name: Word = "joint"
     of: Word = DEFAULT_PARTS
     """names of methods joined by +, such as widths+rates: at most one that says what the forward pass sees (ana,
-    widths, temperature, parq, oscillation), and any of blend, inq, pruning and rates, which change it in their order"""
+    widths, temperature, parq, oscillation, rounding), and any of blend, inq, pruning, quant_noise and rates, which
+    change it in their order"""
 
     @property
     def live(self) -> Literal["float", "hard"]:
@@ -313,6 +330,20 @@ ROWS = (
         "straight-through estimator with a growing share of zero weights",
         Lazy("metasched.methods.pruning:build"),
         Lazy("metasched.schedules.pruning:pruning"),
+        learns=_both,
+    ),
+    MethodSpec(
+        QuantNoiseConfig,
+        "straight-through estimator that quantizes a random share in each step",
+        Lazy("metasched.methods.quant_noise:build"),
+        Lazy("metasched.schedules.noising:quant_noise"),
+        learns=_both,
+    ),
+    MethodSpec(
+        RoundingConfig,
+        "straight-through estimator that rounds at random, ever more rarely",
+        Lazy("metasched.methods.rounding:build"),
+        Lazy("metasched.schedules.rounding:rounding"),
         learns=_both,
     ),
     MethodSpec(

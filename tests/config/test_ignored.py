@@ -129,6 +129,7 @@ BUILT = {  # field -> (what it changes, another value, settings under which it c
     "method.momentum": (method_of, "0.5", ["--method.name=oscillation"]),
     "method.sparsity": (method_of, "0.5", ["--method.name=pruning"]),
     "method.budget": (method_of, "global", ["--method.name=pruning"]),
+    "method.noise_block": (method_of, "8", ["--method.name=quant_noise"]),
     "method.window": (method_of, "uniform", ["--method.name=widths"]),
     "method.of": (method_of, "widths+rates", ["--method.name=joint"]),
     "method.half_width": (method_of, "0.7", ["--method.name=gxnor"]),

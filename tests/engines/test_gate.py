@@ -63,6 +63,8 @@ SOFT: dict[str, list[MethodConfig]] = {
     ],
     "oscillation": [],  # its control has no derivative
     "pruning": [],  # beside a smooth method: BESIDE
+    "quant_noise": [],  # its mask is drawn
+    "rounding": [],  # its levels are drawn
     "joint": [
         MethodConfig(name="joint", noise="uniform", forward="expectation"),
         MethodConfig(name="joint", noise="triangular", forward="expectation", partition="random"),
@@ -95,6 +97,9 @@ HARD: dict[str, MethodConfig] = {
     "inq ternary": MethodConfig(name="inq"),
     "inq hard": MethodConfig(name="inq", live="hard", scale="learned", activation_levels=None),
     "pruning": MethodConfig(name="pruning", sparsity=0.6, scale="learned"),
+    "quant_noise": MethodConfig(name="quant_noise", noise_block=2, scale="learned"),
+    "rounding": MethodConfig(name="rounding", scale="learned"),
+    "rounding normal": MethodConfig(name="rounding", levels="normal3", scale="least_squares", activation_levels=None),
     "joint mode": MethodConfig(name="joint", noise="logistic", forward="mode"),
     "joint random": MethodConfig(name="joint", forward="random", backward="fixed", partition="relaxation"),
     "gxnor": MethodConfig(name="gxnor"),

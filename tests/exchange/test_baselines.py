@@ -23,6 +23,8 @@ from metasched.methods.metropolis import TEMPERATURE
 from metasched.methods.oscillation import FREEZE_THRESHOLD
 from metasched.methods.parq import INVERSE_SLOPE
 from metasched.methods.pruning import SPARSITY
+from metasched.methods.quant_noise import ACTIVATION_SHARE, WEIGHT_SHARE
+from metasched.methods.rounding import ACTIVATION_RANDOMNESS, WEIGHT_RANDOMNESS
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.table import hand_coded
 
@@ -41,6 +43,8 @@ CONTROLS = {
     "parq": [INVERSE_SLOPE],
     "oscillation": [FREEZE_THRESHOLD],
     "pruning": [SPARSITY],
+    "quant_noise": [WEIGHT_SHARE, ACTIVATION_SHARE],
+    "rounding": [WEIGHT_RANDOMNESS, ACTIVATION_RANDOMNESS],
     "joint": [WEIGHT_NOISE, ACTIVATION_NOISE, NOISE_MEAN, FREEZE_FRACTION],
     "gxnor": [STEP_TEMPERATURE],
     "metropolis": [TEMPERATURE],
@@ -55,6 +59,8 @@ EXPECTED = {
     **hand_coded("parq"),
     **hand_coded("oscillation"),
     **hand_coded("pruning"),
+    **hand_coded("quant_noise"),
+    **hand_coded("rounding"),
     **hand_coded("gxnor"),
     **hand_coded("metropolis"),
     **{f"joint_{ramp}": hand_coded("joint")[f"joint_{ramp}"] for ramp in RAMPS},

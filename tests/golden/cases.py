@@ -66,6 +66,8 @@ METHODS: dict[str, tuple[MethodConfig, str]] = {  # variant -> method, hand-code
     "inq_hard": (MethodConfig(name="inq", live="hard", scale="learned", granularity="channel"), "inq_linear"),
     "oscillation": (MethodConfig(name="oscillation", momentum=0.5, scale="learned"), "oscillation_mobilenetv2_3bit"),
     "pruning": (MethodConfig(name="pruning", sparsity=0.6, scale="learned"), "pruning_cubic"),
+    "quant_noise": (MethodConfig(name="quant_noise", noise_block=3, scale="learned"), "quant_noise_int8"),
+    "rounding": (MethodConfig(name="rounding", levels="midrise2", scale="learned"), "rounding_linear"),
     "joint": (MethodConfig(name="joint", scale="least_squares"), "joint_linear"),
     "rates": (MethodConfig(name="rates", scale="learned"), "rates_late"),
     "joint_of_widths": (MethodConfig(name="joint", of="widths+rates", scale="max"), "widths_narrowing"),

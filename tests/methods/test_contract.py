@@ -67,6 +67,14 @@ CASES: dict[str, MethodConfig] = {
     ),
     "pruning": MethodConfig(name="pruning", sparsity=0.5),
     "pruning_pow2": MethodConfig(name="pruning", levels="pow2_3", scale="pow2", granularity="channel"),
+    "quant_noise": MethodConfig(name="quant_noise"),
+    "quant_noise_blocks": MethodConfig(
+        name="quant_noise", noise_block=4, levels="pow2_3", scale="max", granularity="channel", activation_scale=0.5
+    ),
+    "rounding": MethodConfig(name="rounding"),
+    "rounding_normal": MethodConfig(
+        name="rounding", levels="normal2", activation_levels="midrise2", scale="max", granularity="channel"
+    ),
     "joint": MethodConfig(name="joint"),
     "joint_expectation": MethodConfig(name="joint", forward="expectation", scale="max", partition="random"),
     "joint_of_widths": MethodConfig(name="joint", of="widths+blend+rates+inq", scale="least_squares"),

@@ -31,6 +31,8 @@ FAMILIES = (
     "inq",
     "oscillation",
     "pruning",
+    "quant_noise",
+    "rounding",
     "joint",
     "gxnor",
     "metropolis",
@@ -48,11 +50,15 @@ CONTROLS = {  # family -> the controls of its method
     "parq": {"inverse_slope"},
     "oscillation": {"freeze_threshold"},
     "pruning": {"sparsity"},
+    "quant_noise": {"weight_share", "activation_share"},
+    "rounding": {"weight_randomness", "activation_randomness"},
     "joint": {"weight_noise", "activation_noise", "noise_mean", "freeze_fraction"},
     "gxnor": {"temperature"},
     "metropolis": {"temperature"},
 }
 BLENDS = ("weight_blend", "activation_blend")
+SHARES = ("weight_share", "activation_share")
+RANDOM = ("weight_randomness", "activation_randomness")
 NOISES = ("weight_noise", "activation_noise")
 RANGES = {
     **dict.fromkeys(NOISES, (0.0, 1.0)),
@@ -64,13 +70,14 @@ RANGES = {
 RANGES["freeze_threshold"] = (0.01, 1.0)
 COOLED = {"weight_temperature": 0.351, "activation_temperature": 0.351, "inverse_slope": 1.0}  # from there to 0
 RANGES |= {control: (0.0, start) for control, start in COOLED.items()}
-RANGES |= dict.fromkeys(BLENDS, (0.0, 1.0))
+RANGES |= dict.fromkeys((*BLENDS, *SHARES, *RANDOM), (0.0, 1.0))
 ENDS = {
     **dict.fromkeys(NOISES, 0.0),
     "noise_mean": 0.0,
     "freeze_fraction": 1.0,
     "sparsity": 1.0,
-    **dict.fromkeys(BLENDS, 1.0),
+    **dict.fromkeys((*BLENDS, *SHARES), 1.0),
+    **dict.fromkeys(RANDOM, 0.0),
 }
 STARTS = {
     **dict.fromkeys(NOISES, (0.5, *CONSTANTS.values())),
@@ -79,8 +86,10 @@ STARTS = {
     "sparsity": (0.0, 1.0),
 }
 STARTS |= dict.fromkeys(BLENDS, (0.0, 0.5, 1.0))
+STARTS |= dict.fromkeys(SHARES, (0.0, 0.1, 0.5, 1.0))
+STARTS |= dict.fromkeys(RANDOM, (0.0, 1.0))
 SIGNS = {"noise_mean": 1, "freeze_fraction": 1, "sparsity": 1, "freeze_threshold": -1}  # of every change
-SIGNS |= dict.fromkeys(NOISES, -1) | dict.fromkeys(BLENDS, 1)
+SIGNS |= dict.fromkeys((*NOISES, *RANDOM), -1) | dict.fromkeys((*BLENDS, *SHARES), 1)
 
 
 def network(num_layers: int) -> list[Layer]:
@@ -211,6 +220,10 @@ def test_names() -> None:
     gxnor = {"cifar10", "mnist", "constant", *RAMPS}
     pruned = {"cubic", "linear", "convex", "at_once", "at_end"}
     assert hand_coded("pruning").keys() == {f"pruning_{name}" for name in pruned}
+    rounded = {"stochastic", "weights", "nearest", *RAMPS}
+    assert hand_coded("rounding").keys() == {f"rounding_{name}" for name in rounded}
+    noisy = {"int8", "pq", "constant", *RAMPS}
+    assert hand_coded("quant_noise").keys() == {f"quant_noise_{name}" for name in noisy}
     metropolis = {"constant", "cold", "geometric", "logarithmic", "restarts", *RAMPS}
     assert hand_coded("gxnor").keys() == {f"gxnor_{name}" for name in gxnor}
     assert hand_coded("metropolis").keys() == {f"metropolis_{name}" for name in metropolis}
@@ -282,6 +295,10 @@ def test_which_schedules_are_step_functions() -> None:
         "blend_late",
         "inq_none",
         "pruning_at_end",
+        "quant_noise_int8",
+        "quant_noise_pq",
+        "rounding_stochastic",
+        "rounding_weights",
         "temperature_constant",
     }
     assert hand_coded("inq")["inq_dvs128"].jumps == tuple(epoch / 130 for epoch in (5, 15, 30, 45, 60, 75, 90, 105))

@@ -34,6 +34,8 @@ MORE = {
     "parq": MethodConfig(name="parq"),
     "oscillation": MethodConfig(name="oscillation"),
     "pruning": MethodConfig(name="pruning", sparsity=0.5),
+    "quant_noise": MethodConfig(name="quant_noise", noise_block=3),
+    "rounding": MethodConfig(name="rounding", levels="normal2", scale="max"),
     "joint_of_three": MethodConfig(name="joint", of="widths+inq+rates", scale="learned"),
     "ste_uneven": MethodConfig(name="ste", levels="pow2_5", activation_levels="uint4", scale="max"),
     "rates": MethodConfig(name="rates"),
