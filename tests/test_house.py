@@ -74,7 +74,8 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "methods/test_temperature.py": "quantizers/softmax schedules/tempering",
     "methods/test_trainable.py": "methods/tensors",
     "models/test_models.py": """
-        models/convnet models/cutie models/lenet models/mlp models/resnet models/vgg7 models/vgg8
+        models/convnet models/cutie models/lenet models/mlp models/resnet models/resnet9 models/vanilla_cnn models/vgg16
+        models/vgg7 models/vgg8
     """,
     "network/test_own_loops.py": "network/identity network/recomputing network/starts",
     "deploy/test_converted.py": "deploy/writing",
@@ -102,6 +103,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     """,
     "tasks/test_digits.py": "tasks/build tasks/classification",
     "tasks/test_batches.py": "tasks/base tasks/supervised",
+    "tasks/test_tabular.py": "tasks/csv_table",
     "tasks/test_own_task.py": "api commands/folders core/imports tasks/check tasks/data tasks/fingerprint tasks/live",
     "tracking/test_trackers.py": "tracking/metrics tracking/opening tracking/tracker",
     "tracking/test_wandb.py": "tracking/wandb_tracker",

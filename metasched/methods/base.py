@@ -276,6 +276,23 @@ class Method(ABC):
         scale = state["scale"][..., None]
         return scale * torch.tensor(self.quantizer.levels.levels, dtype=scale.dtype, device=scale.device)
 
+    def storage(self, w: torch.Tensor, state: State) -> dict[str, tuple[int, int]]:
+        """What is stored of a layer's deployed weight: {what: (number of elements, bits of each)}.
+
+        Args:
+            w: the weight, [C_out, ...].
+            state: the layer's state and trainable tensors.
+
+        Returns:
+            default: the index of each element's level in ``levels``, of K levels in ceil(log2 K) bits, and the numbers
+            of ``scale`` in 32; a method without levels stores ``float`` of 32 bits.
+        """
+        own = self._own_quantizer
+        if own is None:
+            return {"float": (w.numel(), 32)}
+        bits = (len(own.levels.levels) - 1).bit_length()
+        return {"levels": (w.numel(), bits), "scale": (state["scale"].numel(), 32)}
+
     def relaxed(self, width: float) -> Self:
         """The method with its discrete choices smoothed over ``width``, for hypergradients. Default: itself."""
         return self

@@ -123,6 +123,9 @@ class Oriented(Method):
     def levels_of(self, state: State) -> torch.Tensor:
         return self.base.levels_of(state)
 
+    def storage(self, w: torch.Tensor, state: State) -> dict[str, tuple[int, int]]:
+        return self.base.storage(self.turned(w), state)
+
 
 def rows_first(w: torch.Tensor, groups: int) -> torch.Tensor:
     """The weight with its output channels first, [C_out, C_in / G, ...]; from there the same leads back.

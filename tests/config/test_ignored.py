@@ -167,6 +167,7 @@ BUILT = {  # field -> (what it changes, another value, settings under which it c
 ELSEWHERE = {  # field -> the test that shows what it changes
     **dict.fromkeys(("task.root", "task.download"), "tests/tasks/test_vision.py"),
     "task.image_size": "tests/tasks/test_imagenet.py",
+    **dict.fromkeys(("task.target", "task.drop", "task.missing"), "tests/tasks/test_tabular.py"),
     "task.pretrained": "tests/tasks/test_pretraining.py",
     **dict.fromkeys(("task.factory", "task.args"), "tests/tasks/test_own_task.py"),
     "optimizer.parameters": "tests/training/optimizers/test_outside.py",
@@ -273,6 +274,7 @@ REFUSED = [  # settings, the field that they leave without effect, what the line
     (["schedule.kind=network"], "meta.search_numbers=3", "meta.search_steps is 0; leave it out, or set meta.search_st"),
     (["schedule.kind=family", "meta.search_steps=9"], "meta.search_numbers=3", "schedule.kind is family; leave it out"),
     (["tracking.wandb=disabled"], "tracking.project=a", "tracking.wandb is disabled; leave it out, or set tracking.w"),
+    (["task.name=mnist"], "task.target=a", "task.name is mnist; leave it out; it is for tabular"),
     (["task.name=digits"], "task.root=a", "task.name is digits; leave it out; it is for mnist"),
     (["task.name=imagenet"], "task.download=true", "task.name is imagenet; leave it out; it is for mnist"),
     (["task.name=mnist"], "task.image_size=32", "task.name is mnist; leave it out; it is for imagenet"),
