@@ -28,9 +28,9 @@ def tabular_task(config: TaskConfig) -> SupervisedTask:
 
     A column of numbers becomes one feature (x - m) / s, with mean m and (population) standard deviation s of the
     training rows; one that does not vary there becomes 0. A column of texts becomes one feature, 0 or 1, for each text
-    of the training rows; another text has only zeros. Columns in ``task.drop`` are left out. Empty cells, ``?``, ``NA``,
-    ``N/A``, ``NaN`` and ``null`` have no value. They are refused, or with ``task.missing: fill`` become 0 after this
-    preprocessing (the mean; no category), and a warning counts them.
+    of the training rows; another text has only zeros. Columns in ``task.drop`` are left out. Empty cells, ``?``,
+    ``NA``, ``N/A``, ``NaN`` and ``null`` have no value. They are refused, or with ``task.missing: fill`` become 0 after
+    this preprocessing (the mean; no category), and a warning counts them.
 
     Inputs are [N, features, 1, 1] in float32, so that a model of images takes them as images of one pixel.
 
