@@ -96,6 +96,12 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "schedules/test_published.py": "schedules/base schedules/table",
     "methods/test_clip.py": "quantizers/clip",
     "search/test_tuning.py": "search/population search/searchers",
+    "search/bits/test_searches.py": """
+        search/bits/blind search/bits/ddpg search/bits/greedy search/bits/haq search/bits/knapsack search/bits/problem
+        search/bits/table
+    """,
+    "search/bits/test_allocate.py": "search/bits/rounding",
+    "commands/test_allocate.py": "cli/allocate",
     "study/test_study.py": """
         study/comparing study/evolving study/helping study/judging study/learners study/learning
         study/optimizing study/playing study/population study/schedules study/searching study/setup study/storage

@@ -15,12 +15,15 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prints the schedules that come with the package."""
+    """Prints the schedules that come with the package, and the searches for bits."""
     from metasched.exchange.shipped import list_schedules
+    from metasched.search.bits.table import BIT_SEARCHES
 
     found = list_schedules(arguments.method)
+    searches = [] if arguments.method else [(row.name, row.summary) for row in BIT_SEARCHES.values()]
     if arguments.json:
-        print_result({"schedules": [asdict(shipped) for shipped in found]}, as_json=True)
+        named = {"bit_searches": [{"name": name, "summary": about} for name, about in searches]} if searches else {}
+        print_result({"schedules": [asdict(shipped) for shipped in found], **named}, as_json=True)
         return
     learned = [(s, s.headline) for s in found if s.headline is not None]
     by_hand = [(s.name, s.method, s.summary) for s in found if s.kind == "hand-coded"]
@@ -34,6 +37,8 @@ def run(arguments: argparse.Namespace) -> None:
             console.table("learned, with the hardened test score on their own task", columns, rows)
         if by_hand:
             console.table("hand-coded", ("name", "method", "source"), by_hand)
+        if searches:
+            console.table("searches for bits by layer, of `metasched allocate`", ("name", "what it does"), searches)
 
 
 def _known(score: float | None) -> float | str:

@@ -25,6 +25,7 @@ from metasched.methods.base import Method
 from metasched.methods.config import MethodConfig
 from metasched.methods.spec import CEILING
 from metasched.models import MODELS
+from metasched.search.bits.table import BIT_SEARCHES
 from metasched.search.table import SEARCHES
 from metasched.tasks.table import TASKS
 from metasched.training.optimizers.decays import DECAYS
@@ -78,6 +79,9 @@ def rules(method: str) -> Iterator[Rule]:
     yield _of("meta", "objective", {"hardened": ("surrogate",), "relaxed": (), "trajectory": ("surrogate",)})
     yield _of("schedule", "kind", {"network": ("hidden", "directions"), "family": ()})
     yield _of("tune", "search", _reads(SEARCHES))
+    yield _of("allocate", "search", _reads(BIT_SEARCHES))
+    yield _of("allocate", "score", {"rounded": (), "trained": ("runs",)})
+    yield _of("allocate", "resource", {"size": (), "operations": (), "latency": ("latency",)})
     yield _quantization()
     yield _relaxation()
     yield _noise_floor()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -63,7 +64,13 @@ def choose(model: nn.Module, recipe: Recipe, example: Example) -> Chosen:
     methods = [m for m in rules.methods([weights.about[name] for name in weights.chosen])] or [base] * len(
         weights.chosen
     )
-    sites, tensors = _activations(flow, weights, uses, methods, recipe)
+    overrides = [weights.about[name].overrides for name in weights.chosen]
+    sites, tensors = _activations(flow, weights, uses, methods, overrides, recipe)
+    for i, name in enumerate(weights.chosen):
+        if weights.about[name].channel_bits:
+            owner, key = weights.place[name]
+            channels = len(rows_first(owner.get_parameter(key), weights.groups(name)))
+            methods[i] = rules.by_channel(weights.about[name], overrides[i], channels)
     followed = {site.layer for site in sites.values()}
     layers = []
     for i, (name, method) in enumerate(zip(weights.chosen, methods, strict=True)):
@@ -90,9 +97,17 @@ def choose(model: nn.Module, recipe: Recipe, example: Example) -> Chosen:
 
 
 def _activations(
-    flow: Flow, weights: Weights, about: dict[Use, Choice], methods: list[Method], recipe: Recipe
+    flow: Flow,
+    weights: Weights,
+    about: dict[Use, Choice],
+    methods: list[Method],
+    overrides: list[Mapping[str, Any]],
+    recipe: Recipe,
 ) -> tuple[dict[Use, Site], list[Tensor]]:
-    """The sites of activations, and all activations; rules about an activation change the method of its layer."""
+    """The sites of activations, and all activations.
+
+    Rules about an activation change the method of its layer, and its overrides.
+    """
     sites: dict[Use, Site] = {}
     tensors: list[Tensor] = []
     asked = any(method.quantizes == "weight+activation" for method in methods)
@@ -127,7 +142,7 @@ def _activations(
             method = recipe.build(with_weight, choice.where) if own else methods[layer]
             why, excuse, keep = _fit(kind, choice, method, recipe)
             if not why:
-                methods[layer] = method
+                methods[layer], overrides[layer] = method, with_weight
                 taken.setdefault(layer, unit)
                 sites[unit] = Site(layer, keep, unit in flow.reused)
                 tensors.append(replace(row, layer=layer, keeps=keep))

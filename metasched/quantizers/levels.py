@@ -186,3 +186,23 @@ def level_set(name: str, path: str = "levels") -> LevelSet:
         "use binary, ternary, intB, uintB, midriseB or normalB (B = 1 to 9 bits), balancedB or pow2_B (B = 2 to 9), or "
         "statesN (N = 1 to 9)",
     )
+
+
+def name_with_bits(name: str, bits: int, path: str = "levels") -> str:
+    """The name of the level set of so many bits in the family of another; 1 bit is ``binary`` in all families.
+
+    Binary and ternary levels belong to ``balanced``.
+
+    Raises:
+        MetaschedError: the family has no numbers of bits, or not this one; the message starts with ``path``.
+
+    >>> name_with_bits("ternary", 4), name_with_bits("pow2_3", 5), name_with_bits("int8", 1)
+    ('balanced4', 'pow2_5', 'binary')
+    """
+    match = _NAME.fullmatch("balanced2" if name in ("binary", "ternary") else name)
+    if match is None or match[1] == "states":
+        problem = f"{name} are not levels of a number of bits"
+        raise MetaschedError(path, problem, "use balancedB, intB, uintB or pow2_B")
+    found = "binary" if bits == 1 else f"{match[1]}{bits}"
+    level_set(found, path)
+    return found

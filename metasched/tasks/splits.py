@@ -41,8 +41,8 @@ def split_indices(n: int, validation: int, test: int, seed: int) -> Indices:
 def stratified_indices(labels: torch.Tensor, sizes: Sequence[int], seed: int) -> list[torch.Tensor]:
     """Disjoint parts of 0..n-1 in which each class has its share, up to one example.
 
-    One random permutation of all examples; each part takes of each class those that come first in it and are left. Of a
-    part of m examples, with r_c of the r examples left in class c, m r_c / r are of class c, rounded so that they sum
+    One random permutation of all examples; each part takes of each class those that come first in it and are left. Of
+    a part of m examples, with r_c of the r examples left in class c, m r_c / r are of class c, rounded so that they sum
     to m (largest remainders first, of equal ones the lower class). Earlier parts do not depend on the sizes of later
     ones, and each part is in the order of the permutation.
 

@@ -24,6 +24,7 @@ from metasched.models import MODELS
 from metasched.runs.pooled import local_runs
 from metasched.schedules.learnable import build_learnable
 from metasched.schedules.table import hand_coded
+from metasched.search.bits import BIT_SEARCHES
 from metasched.search.table import SEARCHES
 from metasched.search.tuning import trials_within
 from metasched.tasks import TASKS
@@ -181,6 +182,19 @@ ELSEWHERE = {  # field -> the test that shows what it changes
     **dict.fromkeys(("compare.baselines", "compare.horizons"), "tests/evaluation/test_compare.py"),
     "compare.tune_floors": "tests/evaluation/test_floors.py",
     **dict.fromkeys(("tune.search", "tune.space", "tune.population", "tune.interval"), "tests/search/test_tuning.py"),
+    **dict.fromkeys(
+        (
+            "allocate.search",
+            "allocate.bits",
+            "allocate.score",
+            "allocate.runs",
+            "allocate.evaluations",
+            "allocate.budget",
+        ),
+        "tests/commands/test_allocate.py",
+    ),
+    **dict.fromkeys(("allocate.resource", "allocate.latency"), "tests/search/bits/test_resources.py"),
+    "allocate.exploration_decay": "tests/search/bits/test_searches.py",
     **dict.fromkeys(("online.every", "online.window", "online.lr", "online.held_out"), "tests/meta/test_online.py"),
     **dict.fromkeys(("tracking.wandb", "tracking.project", "name"), "tests/tracking/test_wandb.py"),
     **dict.fromkeys(("run.folder", "run.device"), "tests/e2e/test_mistakes.py"),
@@ -274,6 +288,18 @@ REFUSED = [  # settings, the field that they leave without effect, what the line
     (["schedule.kind=network"], "meta.search_numbers=3", "meta.search_steps is 0; leave it out, or set meta.search_st"),
     (["schedule.kind=family", "meta.search_steps=9"], "meta.search_numbers=3", "schedule.kind is family; leave it out"),
     (["tracking.wandb=disabled"], "tracking.project=a", "tracking.wandb is disabled; leave it out, or set tracking.w"),
+    (
+        ["allocate.search=greedy"],
+        "allocate.evaluations=8",
+        "allocate.search is greedy; leave it out; it is for exhaustive",
+    ),
+    (
+        ["allocate.search=random"],
+        "allocate.exploration_decay=0.9",
+        "allocate.search is random; leave it out; it is for haq",
+    ),
+    (["allocate.score=rounded"], "allocate.runs=2", "allocate.score is rounded; leave it out; it is for trained"),
+    (["allocate.resource=size"], "allocate.latency=a", "allocate.resource is size; leave it out; it is for latency"),
     (["task.name=mnist"], "task.target=a", "task.name is mnist; leave it out; it is for tabular"),
     (["task.name=digits"], "task.root=a", "task.name is digits; leave it out; it is for mnist"),
     (["task.name=imagenet"], "task.download=true", "task.name is imagenet; leave it out; it is for mnist"),
@@ -312,6 +338,7 @@ TABLES: dict[str, list[Any]] = {
     "optimizer": [OPTIMIZERS, DECAYS],
     "meta": [ESTIMATORS],
     "tune": [SEARCHES],
+    "allocate": [BIT_SEARCHES],
 }
 
 
