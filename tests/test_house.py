@@ -60,6 +60,8 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "io/test_files.py": "io/atomic io/environment io/json_lines io/json_text io/lock io/run_folder",
     "methods/test_inq.py": "methods/masks",
     "methods/test_pruning.py": "schedules/pruning",
+    "methods/test_dpq.py": "schedules/dpq",
+    "methods/test_bayesian_bits.py": "network/costs schedules/bayesian_bits",
     "meta/test_online.py": "commands/online",
     "commands/test_train.py": "commands/exporting",
     "methods/test_contract.py": "methods/base methods/ste",
