@@ -62,6 +62,8 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "methods/test_pruning.py": "schedules/pruning",
     "methods/test_quant_noise.py": "schedules/noising",
     "methods/test_rounding.py": "schedules/rounding",
+    "methods/test_dpq.py": "schedules/dpq",
+    "methods/test_bayesian_bits.py": "network/costs schedules/bayesian_bits",
     "meta/test_online.py": "commands/online",
     "commands/test_train.py": "commands/exporting",
     "methods/test_contract.py": "methods/base methods/ste",

@@ -32,7 +32,7 @@ LAYERS = """
     training.optimizers.table training.optimizers.decays training.optimizers.config tasks.table tasks.config
     network.config schedules.config estimators.table meta.config search.table search.bits.table search.config
     evaluation.config tracking.config runs.config config
-    tasks network schedules training config.ignored config.load engines tracking exchange network.prepare
+    tasks network schedules training config.ignored config.load engines tracking exchange network.prepare calibration
     runs estimators evaluation search meta study deploy commands api contrib cli __main__
 """.split()  # each imports from those before it only
 

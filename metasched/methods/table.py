@@ -10,13 +10,14 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from metasched.core.field_types import STRICT, Float, Refused, Repeats, Units, Word, refusal
+from metasched.core.field_types import STRICT, Float, NonNegative, Refused, Repeats, Units, Word, refusal
 from metasched.core.lazy import Lazy
 from metasched.methods.config import MethodConfig
-from metasched.methods.spec import METHODS, MethodSpec, declared, find_method
+from metasched.methods.spec import METHODS, QUANTIZERS, MethodSpec, declared, find_method
 
 SCALES = ("scale", "activation_scale")
 DEFAULT_PARTS = "ana+inq"
+_LEVELS = tuple(f"method.{name}" for name in QUANTIZERS)
 ONE_NOISE = {"noise_scale": ("weight_noise", "activation_noise")}  # until weights and activations had one each
 _NoiseFamily = Literal["uniform", "triangular", "normal", "logistic"]
 
@@ -147,6 +148,41 @@ class RoundingConfig(MethodConfig):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class BayesianBitsConfig(MethodConfig):
+    """Gates for bits and channels: no own parameter."""
+
+    name: Word = "bayesian_bits"
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DPQConfig(MethodConfig):
+    """Differentiable product quantization of embeddings."""
+
+    name: Word = "dpq"
+    groups: Units = 8
+    """groups of the columns of a table, each with codes and a codebook of its own; they divide the columns"""
+    codes: Annotated[Units, Field(ge=2)] = 16
+    """entries of each codebook, a power of two"""
+    lookup: Literal["sx", "vq"] = "sx"
+    """sx: keys and values are trained apart, by a softmax of products; vq: the nearest key is the value"""
+    selection: Literal["hard", "soft"] = "hard"
+    """what the forward pass sees: one entry, or the mean of all under the softmax"""
+    commitment: NonNegative = 0.0
+    """of vq with hard selection: weight of the distance that pulls rows of the table to their entries"""
+
+    @model_validator(mode="after")
+    def _powers_of_two(self) -> Self:
+        if self.codes & (self.codes - 1):
+            fix = f"set it to {2 ** (self.codes.bit_length() - 1)} or {2 ** self.codes.bit_length()}"
+            raise refusal("method", Refused("codes", self.codes, "is no power of two", fix))
+        if self.commitment and (self.lookup, self.selection) != ("vq", "hard"):
+            fix = "leave it out, or set method.lookup to vq and method.selection to hard"
+            problem = f"has no effect, because method.lookup is {self.lookup} and method.selection {self.selection}"
+            raise refusal("method", Refused("commitment", self.commitment, problem, fix))
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class JointConfig(ANAConfig, _Partition, WidthsConfig, OscillationConfig, PruningConfig, QuantNoiseConfig):
     """Several methods at once: the parameters of all that can be its parts."""
 
@@ -239,6 +275,10 @@ def _both(config: MethodConfig) -> tuple[str, ...]:
     return SCALES
 
 
+def _nothing(config: MethodConfig) -> tuple[str, ...]:
+    return ()
+
+
 def _hard_live_weights(config: INQConfig) -> str:
     return "set method.live to hard" if config.live == "float" else ""
 
@@ -254,8 +294,9 @@ ROWS = (
         Lazy("metasched.methods.float_network:build"),
         Lazy("metasched.schedules.table:float_network"),
         lambda config: True,
-        learns=lambda config: (),
+        learns=_nothing,
         part=False,
+        ignores=_LEVELS,
     ),
     MethodSpec(
         STEConfig,
@@ -372,5 +413,23 @@ ROWS = (
         Lazy("metasched.schedules.cooling:metropolis"),
         activation_parameters=("noise", "half_width"),
         part=False,
+    ),
+    MethodSpec(
+        DPQConfig,
+        "product quantization of embeddings, trained by a softmax that is cooled",
+        Lazy("metasched.methods.dpq:build"),
+        Lazy("metasched.schedules.dpq:dpq"),
+        lambda config: config.selection == "soft",
+        learns=_nothing,
+        part=False,
+        ignores=(*_LEVELS, "quantize.first", "quantize.last"),
+    ),
+    MethodSpec(
+        BayesianBitsConfig,
+        "gates that choose 2 to 16 bits for each weight tensor and prune its channels",
+        Lazy("metasched.methods.bayesian_bits:build"),
+        Lazy("metasched.schedules.bayesian_bits:bayesian_bits"),
+        part=False,
+        ignores=("method.levels", "method.scale", "method.granularity"),
     ),
 )

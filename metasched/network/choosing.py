@@ -14,8 +14,9 @@ from metasched.core.layer import Layer
 from metasched.methods.base import Method
 from metasched.methods.oriented import oriented, rows_first
 from metasched.network.choice import Choice, Rules
-from metasched.network.flow import Example, Flow, Use
+from metasched.network.flow import Example, Flow, Use, run_example
 from metasched.network.kinds import ActivationKind, weight_kind
+from metasched.network.operations import operations
 from metasched.network.recipe import Recipe
 from metasched.network.redirecting import Key, Redirecting, Site
 from metasched.network.sites import ActivationSite, compute, copied, refuse_quantized
@@ -57,7 +58,13 @@ def choose(model: nn.Module, recipe: Recipe, example: Example) -> Chosen:
     if not weights.chosen:
         has = ", ".join(str(t) for t in weights.floats if t.excuse in ("", "rule"))
         problem = f"the model has no layer left to quantize{f' (in float: {has})' if has else ''}"
-        raise MetaschedError("quantize", problem, "set quantize.last or first: true")
+        fix = "set quantize.last or first: true"
+        if recipe.build().tables:
+            problem, fix = (
+                "the model has no table of embeddings left to quantize",
+                "take one that has, or another method",
+            )
+        raise MetaschedError("quantize", problem, fix)
     if "" in weights.chosen:
         raise MetaschedError("model", "is a single layer", "wrap it: torch.nn.Sequential(layer)")
     base = recipe.build()
@@ -77,6 +84,9 @@ def choose(model: nn.Module, recipe: Recipe, example: Example) -> Chosen:
         owner, key = weights.place[name]
         w, groups, row = owner.get_parameter(key), weights.groups(name), weight_kind(owner)
         assert row is not None
+        if reason := method.refusal(rows_first(w, groups).shape):
+            problem, _, fix = reason.partition("; ")
+            raise MetaschedError(f"model.{name}", problem, fix)
         layers.append(
             Layer(
                 name=name,
@@ -85,15 +95,25 @@ def choose(model: nn.Module, recipe: Recipe, example: Example) -> Chosen:
                 quantizes="weight+activation" if i in followed else "weight",
                 fan_in=rows_first(w, groups)[0].numel() if row.sums else 1,
                 num_weights=w.numel(),
-                bits=method.bits,
+                bits=method.bits_of(rows_first(w, groups).shape),
                 key="" if weights.key[name] == f"{name}.weight" else weights.key[name],
             )
         )
+    methods = _of_costs(methods, module, example, [layer.weight_key for layer in layers])
     methods = [oriented(m, weights.groups(name)) for m, name in zip(methods, weights.chosen, strict=True)]
     _install(module, flow, sites)
     _restore(module, model, modes)
     uniform = all(method == base for method in methods)
     return Chosen(module, tuple(layers), () if uniform else tuple(methods), (*weights.tensors, *tensors))
+
+
+def _of_costs(methods: list[Method], module: nn.Module, example: Example, weights: list[str]) -> list[Method]:
+    """The methods, told what their layers cost if they ask; ``weights`` are names of the layers' weights."""
+    if all(type(method).of_cost is Method.of_cost for method in methods):
+        return methods
+    counts = operations(module.eval(), lambda plain: run_example(plain, example))
+    macs = [counts[name] or module.get_parameter(name).numel() for name in weights]
+    return [method.of_cost(count / max(macs)) for method, count in zip(methods, macs, strict=True)]
 
 
 def _activations(

@@ -39,7 +39,8 @@ class Row:
         quantized: whether the recipe quantizes it.
         why: why it stays in float, or what stands where the activation was.
         layer: name of the layer that it belongs to, for the schedule; empty in float.
-        levels, bits: number of levels, and its log2; None in float.
+        levels, bits: number of levels, and its log2; None in float. Codes of several numbers have bits, which may be
+            less than 1 for each, and no levels.
         parameters, parameter_share: number of elements of a weight, and their share of all parameters of the model.
         macs, mac_share: multiply-accumulates with a weight in the example's pass, and their share of all of them.
     """
@@ -221,14 +222,15 @@ def _row(
         levels = getattr(getattr(method, "quantizer", None), "activation_levels", None)
         bits = None if levels is None else levels.bits
         why = "the function is kept" if tensor.keeps else "the quantizer stands for the function"
-    number = None if bits is None else round(2**bits)
+    number = None if bits is None or method.tables else round(2**bits)
     return Row(tensor.name, tensor.what, tensor.type, True, why, layer.name, number, bits, **numbers)
 
 
 def _cells(row: Row) -> list[str]:
     state = "in float: " * (not row.quantized) + (row.why or "yes")
     state = f"yes, of {row.layer}; {row.why}" if row.quantized and row.tensor == "activation" else state
-    levels = "" if row.levels is None else f"{row.levels} ({row.bits:.3g} bits)"
+    levels = "" if row.bits is None else f"{row.bits:.3g} bits"
+    levels = levels if row.levels is None else f"{row.levels} ({levels})"
     sizes = (f"{share:.1%}" if number else "" for number, share in _sizes(row))
     return [row.module, row.tensor, row.type, state, levels, *sizes]
 

@@ -102,6 +102,8 @@ def sizes(
     return tuple(found)
 
 
-def network_bytes(network: QuantizedNetwork) -> int:
-    """The size of the deployed network in bytes; see the module's docstring."""
+def network_bytes(network: QuantizedNetwork) -> int | None:
+    """The size of the deployed network in bytes; None where training decides it. See the module's docstring."""
+    if any(network.method_of(i).trained_size for i in range(len(network.layers))):
+        return None
     return sum(tensor.bytes for tensor in sizes(network))

@@ -17,6 +17,7 @@ from metasched.methods import build_method
 from metasched.methods.ana import ACTIVATION_NOISE, NOISE_MEAN, WEIGHT_NOISE
 from metasched.methods.blend import ACTIVATION_BLEND, WEIGHT_BLEND
 from metasched.methods.config import MethodConfig
+from metasched.methods.dpq import HARD
 from metasched.methods.gxnor import STEP_TEMPERATURE
 from metasched.methods.inq import FREEZE_FRACTION
 from metasched.methods.metropolis import TEMPERATURE
@@ -48,6 +49,8 @@ CONTROLS = {
     "joint": [WEIGHT_NOISE, ACTIVATION_NOISE, NOISE_MEAN, FREEZE_FRACTION],
     "gxnor": [STEP_TEMPERATURE],
     "metropolis": [TEMPERATURE],
+    "dpq": [HARD],
+    "bayesian_bits": build_method(MethodConfig(name="bayesian_bits")).controls,
 }
 RAMPS = ["linear", "cosine", "cubic", "input_first", "output_first"]
 EXPECTED = {
@@ -63,6 +66,8 @@ EXPECTED = {
     **hand_coded("rounding"),
     **hand_coded("gxnor"),
     **hand_coded("metropolis"),
+    **hand_coded("dpq"),
+    **hand_coded("bayesian_bits"),
     **{f"joint_{ramp}": hand_coded("joint")[f"joint_{ramp}"] for ramp in RAMPS},
 }
 PIECEWISE_LINEAR = {"ana_2019", *(f"{m}_{r}" for m in CONTROLS for r in ("linear", "input_first", "output_first"))}

@@ -90,3 +90,24 @@ def test_transposed_weights_and_embeddings() -> None:
     model = nn.Sequential(nn.ConvTranspose2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 1, 3))
     net = quantize(model, Recipe("ste", granularity="channel", scale="max", activations=None), torch.zeros(1, 2, 4, 4))
     assert TensorSize("0.weight", "scale", 6, 32) in sizes(net)
+
+
+def test_the_size_of_bayesian_bits_is_known_after_training_only() -> None:
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4))
+    recipe = Recipe("bayesian_bits", activation_levels=None)
+    net = quantize(model, recipe.build(), torch.zeros(1, 8), last=False)
+    assert network_bytes(net) is None
+    params, state = net.initialize(dict(net.module.named_parameters()), net.neutral(), 0)
+    state["0/kept"][:2] = 0.0  # two of six channels are pruned, and the others have 4 bits
+    state["0/open"][1:] = 0.0
+    found = {(t.name, t.what): t.bytes for t in sizes(net, params, state)}
+    assert found["0.weight", "levels"] == 4 * 8 * 4 // 8
+    assert found["0.weight", "channels"] == 1 and found["0.weight", "range"] == 4
+
+
+def test_the_size_of_a_table_of_codes() -> None:
+    model = nn.Sequential(nn.Embedding(50, 12), nn.Flatten(), nn.Linear(24, 2))
+    net = quantize(model, Recipe("dpq", groups=3, codes=8).build(), torch.zeros(1, 2, dtype=torch.long))
+    found = {(t.name, t.what): t.bytes for t in sizes(net)}
+    assert found["0.weight", "codes"] == -(-50 * 3 * 3 // 8)
+    assert found["0.weight", "codebooks"] == 8 * 12 * 4

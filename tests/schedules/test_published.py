@@ -36,6 +36,8 @@ FAMILIES = (
     "joint",
     "gxnor",
     "metropolis",
+    "dpq",
+    "bayesian_bits",
 )
 SCHEDULES = [schedule for family in FAMILIES for schedule in hand_coded(family).values()]
 CONSTANTS = {"ana_constant_075": 0.75, "ana_constant_085": 0.85, "ana_constant_100": 1.0}  # half-widths
@@ -55,6 +57,8 @@ CONTROLS = {  # family -> the controls of its method
     "joint": {"weight_noise", "activation_noise", "noise_mean", "freeze_fraction"},
     "gxnor": {"temperature"},
     "metropolis": {"temperature"},
+    "dpq": {"temperature"},
+    "bayesian_bits": {"mu", "gate_temperature", "gates_fixed"},
 }
 BLENDS = ("weight_blend", "activation_blend")
 SHARES = ("weight_share", "activation_share")
@@ -66,6 +70,9 @@ RANGES = {
     "freeze_fraction": (0.0, 1.0),
     "sparsity": (0.0, 1.0),
     "temperature": (0, 1),
+    "mu": (0.0, 0.1),
+    "gate_temperature": (0.1, 2 / 3),
+    "gates_fixed": (0.0, 1.0),
 }
 RANGES["freeze_threshold"] = (0.01, 1.0)
 COOLED = {"weight_temperature": 0.351, "activation_temperature": 0.351, "inverse_slope": 1.0}  # from there to 0
@@ -78,17 +85,25 @@ ENDS = {
     "sparsity": 1.0,
     **dict.fromkeys((*BLENDS, *SHARES), 1.0),
     **dict.fromkeys(RANDOM, 0.0),
+    "gates_fixed": 1.0,
 }
 STARTS = {
     **dict.fromkeys(NOISES, (0.5, *CONSTANTS.values())),
     "noise_mean": (-0.5, 0.0),
     "freeze_fraction": (0.0,),
     "sparsity": (0.0, 1.0),
+    "gates_fixed": (0.0,),
 }
 STARTS |= dict.fromkeys(BLENDS, (0.0, 0.5, 1.0))
 STARTS |= dict.fromkeys(SHARES, (0.0, 0.1, 0.5, 1.0))
 STARTS |= dict.fromkeys(RANDOM, (0.0, 1.0))
-SIGNS = {"noise_mean": 1, "freeze_fraction": 1, "sparsity": 1, "freeze_threshold": -1}  # of every change
+SIGNS = {
+    "noise_mean": 1,
+    "freeze_fraction": 1,
+    "sparsity": 1,
+    "gates_fixed": 1,
+    "freeze_threshold": -1,
+}  # of every change
 SIGNS |= dict.fromkeys((*NOISES, *RANDOM), -1) | dict.fromkeys((*BLENDS, *SHARES), 1)
 
 
@@ -225,6 +240,9 @@ def test_names() -> None:
     noisy = {"int8", "pq", "constant", *RAMPS}
     assert hand_coded("quant_noise").keys() == {f"quant_noise_{name}" for name in noisy}
     metropolis = {"constant", "cold", "geometric", "logarithmic", "restarts", *RAMPS}
+    gated = ("001", "010", "rising", "cooling")
+    assert hand_coded("bayesian_bits").keys() == {f"bayesian_bits_{name}" for name in gated}
+    assert hand_coded("dpq").keys() == {f"dpq_{name}" for name in ("constant", "linear", "exponential")}
     assert hand_coded("gxnor").keys() == {f"gxnor_{name}" for name in gxnor}
     assert hand_coded("metropolis").keys() == {f"metropolis_{name}" for name in metropolis}
     assert len({s.name for s in SCHEDULES}) == len(SCHEDULES)
@@ -245,7 +263,8 @@ def test_range_direction_and_end(schedule: HandCoded, num_layers: int, num_steps
         assert value.shape == (num_steps, num_layers) and value.dtype == torch.float64
         assert low <= value.min() and value.max() <= high
         if control not in ENDS:  # which may rise again, and end anywhere
-            assert schedule.name == "metropolis_restarts" or (value.diff(dim=0) <= 0).all()
+            free = ("metropolis_restarts", "bayesian_bits_rising")
+            assert schedule.name in free or (value.diff(dim=0) <= 0).all()
             continue
         assert (value.diff(dim=0) * SIGNS[control] >= 0).all()
         assert (value[-1] == ENDS[control]).all() and not torch.signbit(value[-1]).any()
@@ -292,6 +311,8 @@ def test_which_schedules_are_step_functions() -> None:
     alone = {"ana_static", "inq_dvs128", *CONSTANTS, *PORTIONS}
     previous = {s.name for s in SCHEDULES if s.interpolation == "previous"}
     assert previous == alone | {f"joint_{name}" for name in alone} | {
+        "bayesian_bits_001",
+        "bayesian_bits_010",
         "blend_late",
         "inq_none",
         "pruning_at_end",
