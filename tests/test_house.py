@@ -11,6 +11,11 @@ ROOT = Path(__file__).parents[1]
 
 TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test one contract, or one command
     "attacks/test_attacks.py": "io/reading io/strict_json",
+    "calibration/test_walking.py": """
+        calibration/adaround calibration/batches calibration/following calibration/nearest calibration/parts
+        calibration/reconstruction calibration/shell calibration/table calibration/unit
+    """,
+    "calibration/test_bit_split.py": "calibration/moments",
     "cli/test_cli.py": """
         cli/compare cli/dashboard cli/entry cli/experiment cli/export cli/import_ cli/online cli/output cli/parser
         cli/show cli/train cli/tune
@@ -60,6 +65,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "io/test_files.py": "io/atomic io/environment io/json_lines io/json_text io/lock io/run_folder",
     "methods/test_inq.py": "methods/masks",
     "methods/test_pruning.py": "schedules/pruning",
+    "methods/test_adaround.py": "schedules/rounding",
     "meta/test_online.py": "commands/online",
     "commands/test_train.py": "commands/exporting",
     "methods/test_contract.py": "methods/base methods/ste",
@@ -98,6 +104,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
         study/optimizing study/playing study/population study/schedules study/searching study/setup study/storage
         study/trying study/work
     """,
+    "commands/test_calibrate.py": "cli/calibrate",
     "tasks/test_digits.py": "tasks/build tasks/classification",
     "tasks/test_batches.py": "tasks/base tasks/supervised",
     "tasks/test_own_task.py": "api commands/folders core/imports tasks/check tasks/data tasks/fingerprint tasks/live",

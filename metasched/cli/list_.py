@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from typing import Any
 
 from metasched.cli.output import add_json, console_of, print_result
 
@@ -15,12 +16,14 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prints the schedules that come with the package."""
+    """Prints the schedules that come with the package, and the procedures after training."""
     from metasched.exchange.shipped import list_schedules
 
     found = list_schedules(arguments.method)
+    procedures = [] if arguments.method else _procedures()
     if arguments.json:
-        print_result({"schedules": [asdict(shipped) for shipped in found]}, as_json=True)
+        schedules = [asdict(shipped) for shipped in found]
+        print_result({"schedules": schedules, "procedures": procedures}, as_json=True)
         return
     learned = [(s, s.headline) for s in found if s.headline is not None]
     by_hand = [(s.name, s.method, s.summary) for s in found if s.kind == "hand-coded"]
@@ -34,6 +37,16 @@ def run(arguments: argparse.Namespace) -> None:
             console.table("learned, with the hardened test score on their own task", columns, rows)
         if by_hand:
             console.table("hand-coded", ("name", "method", "source"), by_hand)
+        if procedures:
+            lines = [(p["name"], p["summary"], ", ".join(p["options"])) for p in procedures]
+            console.table("after training: `metasched calibrate`", ("method", "what it does", "options"), lines)
+
+
+def _procedures() -> list[dict[str, Any]]:
+    """The procedures after training, each with the defaults of its options."""
+    from metasched.calibration.table import PROCEDURES
+
+    return [{"name": p.name, "summary": p.summary, "options": asdict(p.options())} for p in PROCEDURES.values()]
 
 
 def _known(score: float | None) -> float | str:

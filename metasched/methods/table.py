@@ -128,6 +128,13 @@ class PruningConfig(MethodConfig):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class AdaRoundConfig(MethodConfig):
+    """Adaptive rounding: no own parameter."""
+
+    name: Word = "adaround"
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class JointConfig(ANAConfig, _Partition, WidthsConfig, OscillationConfig, PruningConfig):
     """Several methods at once: the parameters of all that can be its parts."""
 
@@ -221,6 +228,10 @@ def _both(config: MethodConfig) -> tuple[str, ...]:
 
 def _hard_live_weights(config: INQConfig) -> str:
     return "set method.live to hard" if config.live == "float" else ""
+
+
+def _without_activations(config: AdaRoundConfig) -> bool:
+    return config.activation_levels is None
 
 
 def _in_float(config: INQConfig) -> bool:
@@ -337,6 +348,14 @@ ROWS = (
         Lazy("metasched.methods.batch_metropolis:build"),
         Lazy("metasched.schedules.cooling:metropolis"),
         activation_parameters=("noise", "half_width"),
+        part=False,
+    ),
+    MethodSpec(
+        AdaRoundConfig,
+        "trained rounding of weights that stand still",
+        Lazy("metasched.methods.adaround:build"),
+        Lazy("metasched.schedules.rounding:adaround"),
+        _without_activations,
         part=False,
     ),
 )

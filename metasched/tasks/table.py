@@ -80,5 +80,6 @@ for _row in (
         ("root", "depth", "pretrained", *SIZES),
     ),
     TaskSpec("quadratic", "least squares in closed form", Lazy("metasched.tasks.quadratic:default_quadratic")),
+    TaskSpec("rounding", "layers to be rounded, at random", Lazy("metasched.tasks.rounding:rounding_task"), SIZES),
 ):
     register_task(_row)

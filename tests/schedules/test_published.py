@@ -34,6 +34,7 @@ FAMILIES = (
     "joint",
     "gxnor",
     "metropolis",
+    "adaround",
 )
 SCHEDULES = [schedule for family in FAMILIES for schedule in hand_coded(family).values()]
 CONSTANTS = {"ana_constant_075": 0.75, "ana_constant_085": 0.85, "ana_constant_100": 1.0}  # half-widths
@@ -51,6 +52,7 @@ CONTROLS = {  # family -> the controls of its method
     "joint": {"weight_noise", "activation_noise", "noise_mean", "freeze_fraction"},
     "gxnor": {"temperature"},
     "metropolis": {"temperature"},
+    "adaround": {"rounding_beta", "rounding_penalty"},
 }
 BLENDS = ("weight_blend", "activation_blend")
 NOISES = ("weight_noise", "activation_noise")
@@ -80,6 +82,7 @@ STARTS = {
 }
 STARTS |= dict.fromkeys(BLENDS, (0.0, 0.5, 1.0))
 SIGNS = {"noise_mean": 1, "freeze_fraction": 1, "sparsity": 1, "freeze_threshold": -1}  # of every change
+RANGES |= {"rounding_beta": (2.0, 20.0), "rounding_penalty": (0.0, 0.01)}
 SIGNS |= dict.fromkeys(NOISES, -1) | dict.fromkeys(BLENDS, 1)
 
 
@@ -212,6 +215,8 @@ def test_names() -> None:
     pruned = {"cubic", "linear", "convex", "at_once", "at_end"}
     assert hand_coded("pruning").keys() == {f"pruning_{name}" for name in pruned}
     metropolis = {"constant", "cold", "geometric", "logarithmic", "restarts", *RAMPS}
+    rounded = {"cosine", "linear", "constant", "unregularized"}
+    assert hand_coded("adaround").keys() == {f"adaround_{name}" for name in rounded}
     assert hand_coded("gxnor").keys() == {f"gxnor_{name}" for name in gxnor}
     assert hand_coded("metropolis").keys() == {f"metropolis_{name}" for name in metropolis}
     assert len({s.name for s in SCHEDULES}) == len(SCHEDULES)
@@ -232,7 +237,8 @@ def test_range_direction_and_end(schedule: HandCoded, num_layers: int, num_steps
         assert value.shape == (num_steps, num_layers) and value.dtype == torch.float64
         assert low <= value.min() and value.max() <= high
         if control not in ENDS:  # which may rise again, and end anywhere
-            assert schedule.name == "metropolis_restarts" or (value.diff(dim=0) <= 0).all()
+            rises = schedule.name == "metropolis_restarts" or control == "rounding_penalty"
+            assert rises or (value.diff(dim=0) <= 0).all()
             continue
         assert (value.diff(dim=0) * SIGNS[control] >= 0).all()
         assert (value[-1] == ENDS[control]).all() and not torch.signbit(value[-1]).any()
