@@ -4,7 +4,7 @@ The inner run is that of the method ``adaround`` (methods/adaround.py) on the un
 a schedule. By block, all layers of the block are trained together on the block's outputs.
 
 Source: Nagel et al., ICML 2020, arXiv 2004.10568, section 3; by block: Li et al., BRECQ, ICLR 2021, arXiv 2102.05426.
-We differ: fewer and larger steps by default (1,000 with a learning rate of 0.01; the paper has 10,000 with 0.001); and
+We differ: fewer and larger steps by default (1,000 with a learning rate of 0.03; the paper has 10,000 with 0.001); and
 the nearest levels are kept where they give a smaller error on the calibration data, channel by channel for a layer.
 """
 

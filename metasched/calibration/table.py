@@ -32,7 +32,7 @@ class AdaRoundOptions(Options):
 
     steps: Positive = 1000
     """T, training steps of a unit"""
-    lr: Annotated[Float, Field(gt=0)] = 1e-2
+    lr: Annotated[Float, Field(gt=0)] = 3e-2
     """learning rate of Adam"""
     batch: Positive = 32
     """examples of a step"""

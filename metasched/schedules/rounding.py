@@ -4,6 +4,7 @@ With progress u, c = clip((u - 1/5) / (4/5)) to [0, 1], and lambda = 0 for u < 1
 
     adaround_cosine          beta = 2 + 18 (1 + cos(pi c)) / 2         AIMET
     adaround_linear          beta = 20 - 18 c                          BRECQ, MQBench, Brevitas
+    adaround_linear_2bit     the same, with lambda = 0.1               BRECQ, for MobileNetV2 at 2 bits
     adaround_constant        beta = 2, and lambda = 0.01 throughout: no schedule
     adaround_unregularized   lambda = 0: no penalty at all
 
@@ -25,7 +26,7 @@ ADAROUND = (
     "ICML 2020, arXiv 2004.10568"
 )
 WARM_START = 0.2
-SHARPEST, SOFTEST, PENALTY = 20.0, 2.0, 0.01
+SHARPEST, SOFTEST, PENALTY, STRONG = 20.0, 2.0, 0.01, 0.1
 
 
 def linear_after(
@@ -41,14 +42,16 @@ def linear_after(
 
 
 def adaround() -> list[HandCoded]:
-    """The two published schedules, a constant, and none of the penalty."""
+    """The published schedules, a constant, and none of the penalty."""
     warm: Curve = partial(steps, times=(WARM_START,), values=(0.0, PENALTY))
+    strong: Curve = partial(steps, times=(WARM_START,), values=(0.0, STRONG))
     cosine = partial(cosine_after, onset=WARM_START, before=SHARPEST, start=SHARPEST, end=SOFTEST)
     linear = partial(linear_after, onset=WARM_START, start=SHARPEST, end=SOFTEST)
     soft = partial(constant, value=SOFTEST)
     rows: list[tuple[str, str, Curve, Curve, tuple[float, ...]]] = [
         ("cosine", f"{ADAROUND}; as in AIMET: aimet_torch, adaround", cosine, warm, (WARM_START,)),
         ("linear", f"{ADAROUND}; as in BRECQ and MQBench", linear, warm, (WARM_START,)),
+        ("linear_2bit", f"{ADAROUND}; as in BRECQ for MobileNetV2 at 2 bits", linear, strong, (WARM_START,)),
         ("constant", "no schedule: a constant penalty, not from a paper", soft, partial(constant, value=PENALTY), ()),
         ("unregularized", "without the penalty, as an ablation", soft, partial(constant, value=0.0), ()),
     ]

@@ -14,6 +14,7 @@ from metasched.exchange.baselines import TOLERANCE, vgg8_layers, write_baselines
 from metasched.exchange.player import PlayedSchedule, check_method
 from metasched.exchange.schedule_file import read_schedule
 from metasched.methods import build_method
+from metasched.methods.adaround import CONTROLS as ROUNDING_CONTROLS
 from metasched.methods.ana import ACTIVATION_NOISE, NOISE_MEAN, WEIGHT_NOISE
 from metasched.methods.blend import ACTIVATION_BLEND, WEIGHT_BLEND
 from metasched.methods.config import MethodConfig
@@ -44,6 +45,7 @@ CONTROLS = {
     "joint": [WEIGHT_NOISE, ACTIVATION_NOISE, NOISE_MEAN, FREEZE_FRACTION],
     "gxnor": [STEP_TEMPERATURE],
     "metropolis": [TEMPERATURE],
+    "adaround": list(ROUNDING_CONTROLS),
 }
 RAMPS = ["linear", "cosine", "cubic", "input_first", "output_first"]
 EXPECTED = {
@@ -57,6 +59,7 @@ EXPECTED = {
     **hand_coded("pruning"),
     **hand_coded("gxnor"),
     **hand_coded("metropolis"),
+    **hand_coded("adaround"),
     **{f"joint_{ramp}": hand_coded("joint")[f"joint_{ramp}"] for ramp in RAMPS},
 }
 PIECEWISE_LINEAR = {"ana_2019", *(f"{m}_{r}" for m in CONTROLS for r in ("linear", "input_first", "output_first"))}

@@ -82,7 +82,7 @@ STARTS = {
 }
 STARTS |= dict.fromkeys(BLENDS, (0.0, 0.5, 1.0))
 SIGNS = {"noise_mean": 1, "freeze_fraction": 1, "sparsity": 1, "freeze_threshold": -1}  # of every change
-RANGES |= {"rounding_beta": (2.0, 20.0), "rounding_penalty": (0.0, 0.01)}
+RANGES |= {"rounding_beta": (2.0, 20.0), "rounding_penalty": (0.0, 0.1)}
 SIGNS |= dict.fromkeys(NOISES, -1) | dict.fromkeys(BLENDS, 1)
 
 
@@ -215,7 +215,7 @@ def test_names() -> None:
     pruned = {"cubic", "linear", "convex", "at_once", "at_end"}
     assert hand_coded("pruning").keys() == {f"pruning_{name}" for name in pruned}
     metropolis = {"constant", "cold", "geometric", "logarithmic", "restarts", *RAMPS}
-    rounded = {"cosine", "linear", "constant", "unregularized"}
+    rounded = {"cosine", "linear", "linear_2bit", "constant", "unregularized"}
     assert hand_coded("adaround").keys() == {f"adaround_{name}" for name in rounded}
     assert hand_coded("gxnor").keys() == {f"gxnor_{name}" for name in gxnor}
     assert hand_coded("metropolis").keys() == {f"metropolis_{name}" for name in metropolis}
