@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from metasched.api import compare as compare
     from metasched.api import learn as learn
     from metasched.api import tune as tune
+    from metasched.calibration.walking import calibrate as calibrate
     from metasched.config.load import load_experiment as load_experiment
     from metasched.config.schema import Experiment as Experiment
     from metasched.core.errors import MetaschedError as MetaschedError
@@ -95,6 +96,7 @@ MODULES: dict[str, str] = {  # public name -> module
     "QuantizedModule": "metasched.network.module",
     "prepare": "metasched.network.prepare",
     "convert": "metasched.network.convert",
+    "calibrate": "metasched.calibration.walking",
     "find_unroll": "metasched.engines",
     "export": "metasched.exchange.export",
     "list_schedules": "metasched.exchange.shipped",

@@ -11,6 +11,11 @@ ROOT = Path(__file__).parents[1]
 
 TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test one contract, or one command
     "attacks/test_attacks.py": "io/reading io/strict_json",
+    "calibration/test_walking.py": """
+        calibration/adaround calibration/batches calibration/following calibration/nearest calibration/parts
+        calibration/reconstruction calibration/shell calibration/table calibration/unit
+    """,
+    "calibration/test_bit_split.py": "calibration/moments",
     "cli/test_cli.py": """
         cli/compare cli/dashboard cli/entry cli/experiment cli/export cli/import_ cli/online cli/output cli/parser
         cli/show cli/train cli/tune
@@ -64,6 +69,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "methods/test_rounding.py": "schedules/rounding",
     "methods/test_dpq.py": "schedules/dpq",
     "methods/test_bayesian_bits.py": "network/costs schedules/bayesian_bits",
+    "methods/test_adaround.py": "schedules/adaround",
     "meta/test_online.py": "commands/online",
     "commands/test_train.py": "commands/exporting",
     "methods/test_contract.py": "methods/base methods/ste",
@@ -109,6 +115,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
         study/optimizing study/playing study/population study/schedules study/searching study/setup study/storage
         study/trying study/work
     """,
+    "commands/test_calibrate.py": "cli/calibrate",
     "tasks/test_digits.py": "tasks/build tasks/classification",
     "tasks/test_batches.py": "tasks/base tasks/supervised",
     "tasks/test_tabular.py": "tasks/csv_table",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from metasched.cli import (
     allocate,
+    calibrate,
     check,
     compare,
     dashboard,
@@ -96,6 +97,11 @@ COMMANDS = {
         "train under a schedule, or take a converted network, and write it as integers, packed and as ONNX",
         deploy.add,
         deploy.run,
+    ),
+    "calibrate": Command(
+        "quantize a trained network from a few unlabelled batches",
+        calibrate.add,
+        calibrate.run,
     ),
     "export": Command(
         "write the learned schedule of a run",

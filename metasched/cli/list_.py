@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from typing import Any
 
 from metasched.cli.output import add_json, console_of, print_result
 
@@ -15,15 +16,16 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prints the schedules that come with the package, and the searches for bits."""
+    """Prints the schedules that come with the package, the searches for bits, and the procedures after training."""
     from metasched.exchange.shipped import list_schedules
     from metasched.search.bits.table import BIT_SEARCHES
 
     found = list_schedules(arguments.method)
-    searches = [] if arguments.method else [(row.name, row.summary) for row in BIT_SEARCHES.values()]
+    searches = [] if arguments.method else [{"name": x.name, "summary": x.summary} for x in BIT_SEARCHES.values()]
+    procedures = [] if arguments.method else _procedures()
     if arguments.json:
-        named = {"bit_searches": [{"name": name, "summary": about} for name, about in searches]} if searches else {}
-        print_result({"schedules": [asdict(shipped) for shipped in found], **named}, as_json=True)
+        schedules = [asdict(shipped) for shipped in found]
+        print_result({"schedules": schedules, "bit_searches": searches, "procedures": procedures}, as_json=True)
         return
     learned = [(s, s.headline) for s in found if s.headline is not None]
     by_hand = [(s.name, s.method, s.summary) for s in found if s.kind == "hand-coded"]
@@ -38,7 +40,18 @@ def run(arguments: argparse.Namespace) -> None:
         if by_hand:
             console.table("hand-coded", ("name", "method", "source"), by_hand)
         if searches:
-            console.table("searches for bits by layer, of `metasched allocate`", ("name", "what it does"), searches)
+            rows = [tuple(search.values()) for search in searches]
+            console.table("searches for bits by layer, of `metasched allocate`", ("name", "what it does"), rows)
+        if procedures:
+            lines = [(p["name"], p["summary"], ", ".join(p["options"])) for p in procedures]
+            console.table("after training: `metasched calibrate`", ("method", "what it does", "options"), lines)
+
+
+def _procedures() -> list[dict[str, Any]]:
+    """The procedures after training, each with the defaults of its options."""
+    from metasched.calibration.table import PROCEDURES
+
+    return [{"name": p.name, "summary": p.summary, "options": asdict(p.options())} for p in PROCEDURES.values()]
 
 
 def _known(score: float | None) -> float | str:

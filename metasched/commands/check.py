@@ -26,7 +26,7 @@ from metasched.core.errors import MetaschedError
 from metasched.core.randomness import generator
 from metasched.engines import engine, find_unroll
 from metasched.engines.base import OuterLoss, control_gradient
-from metasched.engines.finite_differences import TOLERANCE, error_against_differences, outer_loss, uphill
+from metasched.engines.finite_differences import TOLERANCE, error_against_differences, outer_loss, span, uphill
 from metasched.estimators.smoothed import smoothed_gradient
 from metasched.meta.config import MetaConfig
 from metasched.meta.start import learned_controls
@@ -186,7 +186,8 @@ def _by_differences(setting: _Setting, point: _Point) -> Callable[[str, int], fl
 
     def error(name: str, turn: int) -> float | None:
         values, slope = point.controls[name], point.slope[name]
-        direction = uphill(slope, turn % slope.shape[1], setting.seed, point.index)
+        (control,) = (c for c in point.problem.network.method.controls if c.name == name)
+        direction = uphill(slope, turn % slope.shape[1], setting.seed, point.index, span(control))
 
         def along(h: float) -> float:
             return outer_loss(point.problem, {**point.controls, name: values + h * direction}, outer)

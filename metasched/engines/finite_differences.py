@@ -15,6 +15,7 @@ import torch
 
 from metasched.core.randomness import generator
 from metasched.engines.base import Controls, OuterLoss, judge
+from metasched.methods.base import Control
 from metasched.network.flat import rows
 from metasched.training.loop import train
 from metasched.training.state import InnerProblem
@@ -31,12 +32,20 @@ def outer_loss(problem: InnerProblem, controls: Controls, outer: OuterLoss) -> f
         return float(judge(problem, outer, state, rows(controls, problem.steps - 1), call)[0])
 
 
-def uphill(slope: torch.Tensor, layer: int, seed: int, index: int) -> torch.Tensor:
-    """A random direction [T, L] in one layer's column, with the signs of the slope, so that its terms do not cancel."""
+def uphill(slope: torch.Tensor, layer: int, seed: int, index: int, scale: float = 1.0) -> torch.Tensor:
+    """A random direction [T, L] in one layer's column, with the signs of the slope, so that its terms do not cancel.
+
+    Its size is about ``scale``: steps are shares of that.
+    """
     size = torch.randn(len(slope), generator=generator(seed, "directions", index), dtype=torch.float64).abs()
     direction = torch.zeros_like(slope)
-    direction[:, layer] = size.to(slope) * torch.where(slope[:, layer] < 0, -1.0, 1.0)
+    direction[:, layer] = scale * size.to(slope) * torch.where(slope[:, layer] < 0, -1.0, 1.0)
     return direction
+
+
+def span(control: Control) -> float:
+    """The length of the range of a control on a linear scale, if it is wider than 1, else 1; for ``uphill``."""
+    return max(1.0, control.high - control.low) if control.scale == "linear" else 1.0
 
 
 def error_against_differences(function: Callable[[float], float], derivative: float) -> float | None:

@@ -132,6 +132,13 @@ class PruningConfig(MethodConfig):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
+class AdaRoundConfig(MethodConfig):
+    """Adaptive rounding: no own parameter."""
+
+    name: Word = "adaround"
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
 class QuantNoiseConfig(MethodConfig):
     """Quantization noise."""
 
@@ -283,6 +290,10 @@ def _hard_live_weights(config: INQConfig) -> str:
     return "set method.live to hard" if config.live == "float" else ""
 
 
+def _without_activations(config: AdaRoundConfig) -> bool:
+    return config.activation_levels is None
+
+
 def _in_float(config: INQConfig) -> bool:
     return config.activation_levels is None and config.live == "float"
 
@@ -431,5 +442,13 @@ ROWS = (
         Lazy("metasched.schedules.bayesian_bits:bayesian_bits"),
         part=False,
         ignores=("method.levels", "method.scale", "method.granularity"),
+    ),
+    MethodSpec(
+        AdaRoundConfig,
+        "trained rounding of weights that stand still",
+        Lazy("metasched.methods.adaround:build"),
+        Lazy("metasched.schedules.adaround:adaround"),
+        _without_activations,
+        part=False,
     ),
 )

@@ -289,3 +289,14 @@ def _after_loading(owner: nn.Module, keys: object) -> None:
             quantizer.refit(p.detach())
         if quantizer.before is not None:
             quantizer.before = p.detach().clone()
+
+
+@torch.no_grad()
+def put_quantizer(owner: nn.Module, key: str, quantizer: Quantizer, weight: torch.Tensor) -> None:
+    """Puts another quantizer before a parameter that has one, and a weight [C_out, ...] that its scales fit already."""
+    assert isinstance(owner, _Hosting)
+    owner._modules[_child(key)] = quantizer
+    p = owner._parameters[key]
+    assert p is not None
+    p.copy_(weight)
+    quantizer._start = None

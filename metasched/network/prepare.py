@@ -81,7 +81,9 @@ def prepare(
         warnings.warn(
             f"model: {', '.join(norms)}: {what}: call eval() of it after that", MetaschedWarning, stacklevel=2
         )
-    player = Player(module := _hosted(network, example, seed), network, values, seed, moves=_moves(plays, network))
+    player = Player(
+        module := with_quantizers(network, example, seed), network, values, seed, moves=_moves(plays, network)
+    )
     if zero := player.zero_layers:
         what = "all weights are 0; their scales follow them until some are frozen"
         warnings.warn(f"model: {', '.join(zero)}: {what}", MetaschedWarning, stacklevel=2)
@@ -126,7 +128,7 @@ def _moves(schedule: Schedule, network: QuantizedNetwork) -> bool:
     return any(bool((column != column[:1]).any()) for column in values.values())
 
 
-def _hosted(network: QuantizedNetwork, example: Example, seed: int) -> nn.Module:
+def with_quantizers(network: QuantizedNetwork, example: Example, seed: int) -> nn.Module:
     """The network's module, with a quantizer in each layer."""
     module = network.module
     own = {name: p.detach().clone() for name, p in module.named_parameters()}

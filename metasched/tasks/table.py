@@ -88,5 +88,6 @@ for _row in (
         ("root", *OF_TABLES, *IN_MEMORY),
     ),
     TaskSpec("quadratic", "least squares in closed form", Lazy("metasched.tasks.quadratic:default_quadratic")),
+    TaskSpec("rounding", "layers to be rounded, at random", Lazy("metasched.tasks.rounding:rounding_task"), SIZES),
 ):
     register_task(_row)

@@ -19,6 +19,7 @@ from metasched.engines.finite_differences import (
     TOLERANCE,
     error_against_differences,
     outer_loss,
+    span,
     uphill,
 )
 from metasched.methods import METHODS, build_method
@@ -80,6 +81,13 @@ SOFT: dict[str, list[MethodConfig]] = {
         MethodConfig(name="dpq", groups=2, codes=4, selection="soft"),
         MethodConfig(name="dpq", groups=2, codes=4, selection="soft", lookup="vq"),
     ],
+    "adaround": [
+        MethodConfig(name="adaround", scale="max", activation_levels=None),
+        MethodConfig(
+            name="adaround", scale="least_squares", levels="int3", granularity="channel", activation_levels=None
+        ),
+        MethodConfig(name="adaround", scale="pow2", levels="pow2_3", activation_levels=None),
+    ],
 }
 
 # method that is not smooth by itself -> configurations of joint in which it changes a smooth one
@@ -89,7 +97,8 @@ BESIDE = {
         for sparsity in (0.3, 0.7)
     ]
 }
-SELDOM = {*BESIDE, "dpq"}  # by default with one optimizer
+
+ONCE = {*BESIDE, "adaround", "dpq"}  # with one optimizer, where slow tests do not run
 
 # what is hard in the forward pass, or has a surrogate backward pass
 HARD: dict[str, MethodConfig] = {
@@ -113,6 +122,7 @@ HARD: dict[str, MethodConfig] = {
     "metropolis": MethodConfig(name="metropolis"),
     "bayesian_bits": MethodConfig(name="bayesian_bits", activation_scale="learned"),
     "dpq": MethodConfig(name="dpq", groups=2, codes=4),
+    "adaround": MethodConfig(name="adaround", scale="max"),
 }
 
 
@@ -172,7 +182,7 @@ def test_every_method_has_its_row():
 @pytest.mark.parametrize(
     ("method", "optimizer"),
     [
-        pytest.param(name, optimizer, marks=pytest.mark.slow if name in SELDOM and optimizer != "adam" else ())
+        pytest.param(name, optimizer, marks=pytest.mark.slow if name in ONCE and optimizer != "adam" else ())
         for name, configs in {**SOFT, **BESIDE}.items()
         if configs
         for optimizer in OPTIMIZERS
@@ -182,14 +192,15 @@ def test_controls_against_finite_differences(method, optimizer):
     """Relative error at most 1e-6, which implies equal sign, for each control at 20 random points, layers in turn."""
     outer = OuterLoss("relaxed")
     problems = [inner_problem(config, OPTIMIZERS[optimizer]) for config in SOFT[method] or BESIDE[method]]
-    names = [c.name for c in problems[0].network.method.controls]
+    spans = {c.name: span(c) for c in problems[0].network.method.controls}
+    names = list(spans)
     points = dict.fromkeys(names, 0)
     for index in range(MOST_DRAWS):
         problem = problems[index % len(problems)].with_seed(index)
         controls = controls_at(problem, index)
         slopes = {e: control_gradient(find_unroll(e), problem, controls, outer) for e in UNROLLS}
         for name in (n for n in names if points[n] < NUM_POINTS):
-            direction = uphill(slopes["unroll"].wrt[name], points[name] % 2, 0, index)
+            direction = uphill(slopes["unroll"].wrt[name], points[name] % 2, 0, index, spans[name])
             along = cache(
                 lambda h, p=problem, c=controls, n=name, d=direction: outer_loss(p, {**c, n: c[n] + h * d}, outer)
             )

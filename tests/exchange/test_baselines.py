@@ -14,6 +14,7 @@ from metasched.exchange.baselines import TOLERANCE, vgg8_layers, write_baselines
 from metasched.exchange.player import PlayedSchedule, check_method
 from metasched.exchange.schedule_file import read_schedule
 from metasched.methods import build_method
+from metasched.methods.adaround import CONTROLS as ROUNDING_CONTROLS
 from metasched.methods.ana import ACTIVATION_NOISE, NOISE_MEAN, WEIGHT_NOISE
 from metasched.methods.blend import ACTIVATION_BLEND, WEIGHT_BLEND
 from metasched.methods.config import MethodConfig
@@ -51,6 +52,7 @@ CONTROLS = {
     "metropolis": [TEMPERATURE],
     "dpq": [HARD],
     "bayesian_bits": build_method(MethodConfig(name="bayesian_bits")).controls,
+    "adaround": list(ROUNDING_CONTROLS),
 }
 RAMPS = ["linear", "cosine", "cubic", "input_first", "output_first"]
 EXPECTED = {
@@ -68,6 +70,7 @@ EXPECTED = {
     **hand_coded("metropolis"),
     **hand_coded("dpq"),
     **hand_coded("bayesian_bits"),
+    **hand_coded("adaround"),
     **{f"joint_{ramp}": hand_coded("joint")[f"joint_{ramp}"] for ramp in RAMPS},
 }
 PIECEWISE_LINEAR = {"ana_2019", *(f"{m}_{r}" for m in CONTROLS for r in ("linear", "input_first", "output_first"))}

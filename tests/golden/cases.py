@@ -83,6 +83,7 @@ METHODS: dict[str, tuple[MethodConfig, str]] = {  # variant -> method, hand-code
     "metropolis_adaptive": (MethodConfig(name="metropolis", cooling="adaptive"), "metropolis_geometric"),
     "bayesian_bits": (MethodConfig(name="bayesian_bits", activation_scale="learned"), "bayesian_bits_cooling"),
     "metropolis_batch": (MethodConfig(name="metropolis", energy="batch", blocks=2), "metropolis_geometric"),
+    "adaround": (MethodConfig(name="adaround", scale="max", levels="int3"), "adaround_cosine"),
 }
 OPTIMIZERS = {  # eps far above rounding: derivatives through Adam else multiply it where a gradient is almost 0
     "sgd": OptimizerConfig(name="sgd", lr=0.05, weight_decay=1e-3, decay="cosine"),

@@ -38,6 +38,7 @@ FAMILIES = (
     "metropolis",
     "dpq",
     "bayesian_bits",
+    "adaround",
 )
 SCHEDULES = [schedule for family in FAMILIES for schedule in hand_coded(family).values()]
 CONSTANTS = {"ana_constant_075": 0.75, "ana_constant_085": 0.85, "ana_constant_100": 1.0}  # half-widths
@@ -59,6 +60,7 @@ CONTROLS = {  # family -> the controls of its method
     "metropolis": {"temperature"},
     "dpq": {"temperature"},
     "bayesian_bits": {"mu", "gate_temperature", "gates_fixed"},
+    "adaround": {"rounding_beta", "rounding_penalty"},
 }
 BLENDS = ("weight_blend", "activation_blend")
 SHARES = ("weight_share", "activation_share")
@@ -105,6 +107,7 @@ SIGNS = {
     "freeze_threshold": -1,
 }  # of every change
 SIGNS |= dict.fromkeys((*NOISES, *RANDOM), -1) | dict.fromkeys((*BLENDS, *SHARES), 1)
+RANGES |= {"rounding_beta": (2.0, 20.0), "rounding_penalty": (0.0, 0.1)}
 
 
 def network(num_layers: int) -> list[Layer]:
@@ -243,6 +246,8 @@ def test_names() -> None:
     gated = ("001", "010", "rising", "cooling")
     assert hand_coded("bayesian_bits").keys() == {f"bayesian_bits_{name}" for name in gated}
     assert hand_coded("dpq").keys() == {f"dpq_{name}" for name in ("constant", "linear", "exponential")}
+    adaptive = {"cosine", "linear", "linear_2bit", "constant", "unregularized"}
+    assert hand_coded("adaround").keys() == {f"adaround_{name}" for name in adaptive}
     assert hand_coded("gxnor").keys() == {f"gxnor_{name}" for name in gxnor}
     assert hand_coded("metropolis").keys() == {f"metropolis_{name}" for name in metropolis}
     assert len({s.name for s in SCHEDULES}) == len(SCHEDULES)
@@ -263,8 +268,8 @@ def test_range_direction_and_end(schedule: HandCoded, num_layers: int, num_steps
         assert value.shape == (num_steps, num_layers) and value.dtype == torch.float64
         assert low <= value.min() and value.max() <= high
         if control not in ENDS:  # which may rise again, and end anywhere
-            free = ("metropolis_restarts", "bayesian_bits_rising")
-            assert schedule.name in free or (value.diff(dim=0) <= 0).all()
+            rises = schedule.name in ("metropolis_restarts", "bayesian_bits_rising") or control == "rounding_penalty"
+            assert rises or (value.diff(dim=0) <= 0).all()
             continue
         assert (value.diff(dim=0) * SIGNS[control] >= 0).all()
         assert (value[-1] == ENDS[control]).all() and not torch.signbit(value[-1]).any()
