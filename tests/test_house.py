@@ -61,6 +61,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "methods/test_inq.py": "methods/masks",
     "methods/test_pruning.py": "schedules/pruning",
     "methods/test_quant_noise.py": "schedules/noising",
+    "methods/test_admm.py": "schedules/admm",
     "methods/test_rounding.py": "schedules/rounding",
     "meta/test_online.py": "commands/online",
     "commands/test_train.py": "commands/exporting",

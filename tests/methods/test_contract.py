@@ -75,6 +75,9 @@ CASES: dict[str, MethodConfig] = {
     "rounding_normal": MethodConfig(
         name="rounding", levels="normal2", activation_levels="midrise2", scale="max", granularity="channel"
     ),
+    "admm": MethodConfig(name="admm", sparsity=0.5, projection_every=1),
+    "admm_prune": MethodConfig(name="admm", constraint="prune", levels="pow2_3", scale="pow2", granularity="channel"),
+    "admm_quantize": MethodConfig(name="admm", constraint="quantize", levels="int3", scale="least_squares"),
     "joint": MethodConfig(name="joint"),
     "joint_expectation": MethodConfig(name="joint", forward="expectation", scale="max", partition="random"),
     "joint_of_widths": MethodConfig(name="joint", of="widths+blend+rates+inq", scale="least_squares"),
@@ -291,6 +294,8 @@ def test_every_control_has_a_gradient_in_each_of_100_draws(name: str) -> None:
         if not leaves:
             continue
         loss = sum((s * torch.randn_like(s)).sum() for s in seen)
+        penalty = method.penalty(w, state, leaves)
+        loss = loss if penalty is None else loss + penalty
         slopes = torch.autograd.grad(loss, [w, x], create_graph=True, allow_unused=True)  # pyright: ignore
         loss = loss + sum((g * torch.randn_like(g)).sum() for g in slopes if g is not None)
         for key, g in zip(leaves, torch.autograd.grad(loss, list(leaves.values()), allow_unused=True), strict=True):  # pyright: ignore
