@@ -66,6 +66,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "methods/test_inq.py": "methods/masks",
     "methods/test_pruning.py": "schedules/pruning",
     "methods/test_quant_noise.py": "schedules/noising",
+    "methods/test_admm.py": "schedules/admm",
     "methods/test_rounding.py": "schedules/rounding",
     "methods/test_dpq.py": "schedules/dpq",
     "methods/test_bayesian_bits.py": "network/costs schedules/bayesian_bits",

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from metasched.core.field_types import STRICT, Float, NonNegative, Refused, Repeats, Units, Word, refusal
+from metasched.core.field_types import STRICT, Float, NonNegative, Positive, Refused, Repeats, Units, Word, refusal
 from metasched.core.lazy import Lazy
 from metasched.methods.config import MethodConfig
 from metasched.methods.spec import METHODS, QUANTIZERS, MethodSpec, declared, find_method
@@ -120,12 +120,18 @@ class OscillationConfig(MethodConfig):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class PruningConfig(MethodConfig):
+class _Sparse(MethodConfig):
+    """A target of zeros."""
+
+    sparsity: Annotated[Float, Field(gt=0, lt=1)] = 0.9
+    """share of the weights that are zero at the end"""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PruningConfig(_Sparse):
     """Gradual magnitude pruning."""
 
     name: Word = "pruning"
-    sparsity: Annotated[Float, Field(gt=0, lt=1)] = 0.9
-    """share of the weights that are zero at the end"""
     budget: Literal["layer", "global"] = "layer"
     """whether sparsity is that of each layer, or of all together; global: a layer of small weights loses more, and
     the schedule is one for the network"""
@@ -190,14 +196,33 @@ class DPQConfig(MethodConfig):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class JointConfig(ANAConfig, _Partition, WidthsConfig, OscillationConfig, PruningConfig, QuantNoiseConfig):
+class ADMMConfig(_Sparse):
+    """The alternating direction method of multipliers."""
+
+    name: Word = "admm"
+    constraint: Literal["prune", "quantize", "both"] = "both"
+    """what weights are pulled to: a share of zeros, their levels, or both"""
+    projection_every: Positive = 10
+    """steps from one projection onto the constraint, and change of the multipliers, to the next"""
+
+    @model_validator(mode="after")
+    def _sparse_where_pruned(self) -> Self:
+        default = type(self).__dataclass_fields__["sparsity"].default
+        if self.name == "admm" and self.constraint == "quantize" and self.sparsity != default:
+            problem = "has no effect, because method.constraint is quantize"
+            raise refusal("method", Refused("sparsity", self.sparsity, problem, "leave it out, or set that to both"))
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class JointConfig(ANAConfig, _Partition, WidthsConfig, OscillationConfig, PruningConfig, ADMMConfig, QuantNoiseConfig):
     """Several methods at once: the parameters of all that can be its parts."""
 
     name: Word = "joint"
     of: Word = DEFAULT_PARTS
     """names of methods joined by +, such as widths+rates: at most one that says what the forward pass sees (ana,
-    widths, temperature, parq, oscillation, rounding), and any of blend, inq, pruning, quant_noise and rates, which
-    change it in their order"""
+    widths, temperature, parq, oscillation, rounding), and any of admm, blend, inq, pruning, quant_noise and
+    rates, which change it in their order"""
 
     @property
     def live(self) -> Literal["float", "hard"]:
@@ -397,6 +422,12 @@ ROWS = (
         Lazy("metasched.methods.rounding:build"),
         Lazy("metasched.schedules.rounding:rounding"),
         learns=_both,
+    ),
+    MethodSpec(
+        ADMMConfig,
+        "float weights that a growing penalty pulls to sparse or quantized ones",
+        Lazy("metasched.methods.admm:build"),
+        Lazy("metasched.schedules.admm:admm"),
     ),
     MethodSpec(
         JointConfig,

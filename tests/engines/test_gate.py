@@ -67,6 +67,7 @@ SOFT: dict[str, list[MethodConfig]] = {
     "pruning": [],  # beside a smooth method: BESIDE
     "quant_noise": [],  # its mask is drawn
     "rounding": [],  # its levels are drawn
+    "admm": [],  # beside a smooth method: BESIDE
     "joint": [
         MethodConfig(name="joint", noise="uniform", forward="expectation"),
         MethodConfig(name="joint", noise="triangular", forward="expectation", partition="random"),
@@ -90,15 +91,24 @@ SOFT: dict[str, list[MethodConfig]] = {
     ],
 }
 
+
+def _pulled(constraint: str) -> MethodConfig:
+    given = {"of": "ana+admm", "noise": "normal", "forward": "expectation"}
+    return MethodConfig(name="joint", **given, constraint=constraint, projection_every=1)
+
+
 # method that is not smooth by itself -> configurations of joint in which it changes a smooth one
 BESIDE = {
     "pruning": [
         MethodConfig(name="joint", of="ana+pruning", noise="normal", forward="expectation", sparsity=sparsity)
         for sparsity in (0.3, 0.7)
-    ]
+    ],
+    "admm": [_pulled("prune"), _pulled("both")],
+    "admm quantize": [_pulled("quantize")],
 }
 
 ONCE = {*BESIDE, "adaround", "dpq"}  # with one optimizer, where slow tests do not run
+ONLY_SLOW = {"admm", "admm quantize"}
 
 # what is hard in the forward pass, or has a surrogate backward pass
 HARD: dict[str, MethodConfig] = {
@@ -116,6 +126,7 @@ HARD: dict[str, MethodConfig] = {
     "quant_noise": MethodConfig(name="quant_noise", noise_block=2, scale="learned"),
     "rounding": MethodConfig(name="rounding", scale="learned"),
     "rounding normal": MethodConfig(name="rounding", levels="normal3", scale="least_squares", activation_levels=None),
+    "admm": MethodConfig(name="admm", sparsity=0.6, projection_every=2, scale="max"),
     "joint mode": MethodConfig(name="joint", noise="logistic", forward="mode"),
     "joint random": MethodConfig(name="joint", forward="random", backward="fixed", partition="relaxation"),
     "gxnor": MethodConfig(name="gxnor"),
@@ -182,7 +193,11 @@ def test_every_method_has_its_row():
 @pytest.mark.parametrize(
     ("method", "optimizer"),
     [
-        pytest.param(name, optimizer, marks=pytest.mark.slow if name in ONCE and optimizer != "adam" else ())
+        pytest.param(
+            name,
+            optimizer,
+            marks=pytest.mark.slow if name in ONLY_SLOW or (name in ONCE and optimizer != "adam") else (),
+        )
         for name, configs in {**SOFT, **BESIDE}.items()
         if configs
         for optimizer in OPTIMIZERS
@@ -191,7 +206,7 @@ def test_every_method_has_its_row():
 def test_controls_against_finite_differences(method, optimizer):
     """Relative error at most 1e-6, which implies equal sign, for each control at 20 random points, layers in turn."""
     outer = OuterLoss("relaxed")
-    problems = [inner_problem(config, OPTIMIZERS[optimizer]) for config in SOFT[method] or BESIDE[method]]
+    problems = [inner_problem(config, OPTIMIZERS[optimizer]) for config in SOFT.get(method) or BESIDE[method]]
     spans = {c.name: span(c) for c in problems[0].network.method.controls}
     names = list(spans)
     points = dict.fromkeys(names, 0)

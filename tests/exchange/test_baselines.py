@@ -15,6 +15,7 @@ from metasched.exchange.player import PlayedSchedule, check_method
 from metasched.exchange.schedule_file import read_schedule
 from metasched.methods import build_method
 from metasched.methods.adaround import CONTROLS as ROUNDING_CONTROLS
+from metasched.methods.admm import RHO
 from metasched.methods.ana import ACTIVATION_NOISE, NOISE_MEAN, WEIGHT_NOISE
 from metasched.methods.blend import ACTIVATION_BLEND, WEIGHT_BLEND
 from metasched.methods.config import MethodConfig
@@ -47,6 +48,7 @@ CONTROLS = {
     "pruning": [SPARSITY],
     "quant_noise": [WEIGHT_SHARE, ACTIVATION_SHARE],
     "rounding": [WEIGHT_RANDOMNESS, ACTIVATION_RANDOMNESS],
+    "admm": [RHO, SPARSITY, WEIGHT_BLEND],
     "joint": [WEIGHT_NOISE, ACTIVATION_NOISE, NOISE_MEAN, FREEZE_FRACTION],
     "gxnor": [STEP_TEMPERATURE],
     "metropolis": [TEMPERATURE],
@@ -66,6 +68,7 @@ EXPECTED = {
     **hand_coded("pruning"),
     **hand_coded("quant_noise"),
     **hand_coded("rounding"),
+    **hand_coded("admm"),
     **hand_coded("gxnor"),
     **hand_coded("metropolis"),
     **hand_coded("dpq"),

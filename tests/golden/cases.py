@@ -75,6 +75,7 @@ METHODS: dict[str, tuple[MethodConfig, str]] = {  # variant -> method, hand-code
     "pruning": (MethodConfig(name="pruning", sparsity=0.6, scale="learned"), "pruning_cubic"),
     "quant_noise": (MethodConfig(name="quant_noise", noise_block=3, scale="learned"), "quant_noise_int8"),
     "rounding": (MethodConfig(name="rounding", levels="midrise2", scale="learned"), "rounding_linear"),
+    "admm": (MethodConfig(name="admm", sparsity=0.6, projection_every=2, scale="max"), "admm_progressive"),
     "joint": (MethodConfig(name="joint", scale="least_squares"), "joint_linear"),
     "rates": (MethodConfig(name="rates", scale="learned"), "rates_late"),
     "joint_of_widths": (MethodConfig(name="joint", of="widths+rates", scale="max"), "widths_narrowing"),

@@ -76,6 +76,9 @@ CASES: dict[str, MethodConfig] = {
     "rounding_normal": MethodConfig(
         name="rounding", levels="normal2", activation_levels="midrise2", scale="max", granularity="channel"
     ),
+    "admm": MethodConfig(name="admm", sparsity=0.5, projection_every=1),
+    "admm_prune": MethodConfig(name="admm", constraint="prune", levels="pow2_3", scale="pow2", granularity="channel"),
+    "admm_quantize": MethodConfig(name="admm", constraint="quantize", levels="int3", scale="least_squares"),
     "joint": MethodConfig(name="joint"),
     "joint_expectation": MethodConfig(name="joint", forward="expectation", scale="max", partition="random"),
     "joint_of_widths": MethodConfig(name="joint", of="widths+blend+rates+inq", scale="least_squares"),

@@ -33,6 +33,7 @@ FAMILIES = (
     "pruning",
     "quant_noise",
     "rounding",
+    "admm",
     "joint",
     "gxnor",
     "metropolis",
@@ -55,6 +56,7 @@ CONTROLS = {  # family -> the controls of its method
     "pruning": {"sparsity"},
     "quant_noise": {"weight_share", "activation_share"},
     "rounding": {"weight_randomness", "activation_randomness"},
+    "admm": {"rho", "sparsity", "weight_blend"},
     "joint": {"weight_noise", "activation_noise", "noise_mean", "freeze_fraction"},
     "gxnor": {"temperature"},
     "metropolis": {"temperature"},
@@ -77,6 +79,7 @@ RANGES = {
     "gates_fixed": (0.0, 1.0),
 }
 RANGES["freeze_threshold"] = (0.01, 1.0)
+RANGES["rho"] = (1e-8, 0.1)
 COOLED = {"weight_temperature": 0.351, "activation_temperature": 0.351, "inverse_slope": 1.0}  # from there to 0
 RANGES |= {control: (0.0, start) for control, start in COOLED.items()}
 RANGES |= dict.fromkeys((*BLENDS, *SHARES, *RANDOM), (0.0, 1.0))
@@ -105,6 +108,7 @@ SIGNS = {
     "sparsity": 1,
     "gates_fixed": 1,
     "freeze_threshold": -1,
+    "rho": 1,
 }  # of every change
 SIGNS |= dict.fromkeys((*NOISES, *RANDOM), -1) | dict.fromkeys((*BLENDS, *SHARES), 1)
 RANGES |= {"rounding_beta": (2.0, 20.0), "rounding_penalty": (0.0, 0.1)}
@@ -238,6 +242,8 @@ def test_names() -> None:
     gxnor = {"cifar10", "mnist", "constant", *RAMPS}
     pruned = {"cubic", "linear", "convex", "at_once", "at_end"}
     assert hand_coded("pruning").keys() == {f"pruning_{name}" for name in pruned}
+    pulled = {"lenet5", "constant", "growing", "progressive", "at_end", "one_shot"}
+    assert hand_coded("admm").keys() == {f"admm_{name}" for name in pulled}
     rounded = {"stochastic", "weights", "nearest", *RAMPS}
     assert hand_coded("rounding").keys() == {f"rounding_{name}" for name in rounded}
     noisy = {"int8", "pq", "constant", *RAMPS}
@@ -268,8 +274,9 @@ def test_range_direction_and_end(schedule: HandCoded, num_layers: int, num_steps
         assert value.shape == (num_steps, num_layers) and value.dtype == torch.float64
         assert low <= value.min() and value.max() <= high
         if control not in ENDS:  # which may rise again, and end anywhere
+            sign = SIGNS.get(control, -1)
             rises = schedule.name in ("metropolis_restarts", "bayesian_bits_rising") or control == "rounding_penalty"
-            assert rises or (value.diff(dim=0) <= 0).all()
+            assert rises or (value.diff(dim=0) * sign >= 0).all()
             continue
         assert (value.diff(dim=0) * SIGNS[control] >= 0).all()
         assert (value[-1] == ENDS[control]).all() and not torch.signbit(value[-1]).any()

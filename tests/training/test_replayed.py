@@ -36,6 +36,7 @@ MORE = {
     "pruning": MethodConfig(name="pruning", sparsity=0.5),
     "quant_noise": MethodConfig(name="quant_noise", noise_block=3),
     "rounding": MethodConfig(name="rounding", levels="normal2", scale="max"),
+    "admm": MethodConfig(name="admm", sparsity=0.5, scale="least_squares", projection_every=2),
     "joint_of_three": MethodConfig(name="joint", of="widths+inq+rates", scale="learned"),
     "ste_uneven": MethodConfig(name="ste", levels="pow2_5", activation_levels="uint4", scale="max"),
     "rates": MethodConfig(name="rates"),
