@@ -9,6 +9,7 @@ float network. Inner runs, hypergradients, estimators and searches take the prob
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -88,10 +89,10 @@ class Reconstruction(Task):
 
 
 def adaround_of(method: Method) -> Method:
-    """AdaRound with the levels and the scale of another method, for weights that lie as that one's do."""
+    """AdaRound of weights alone with the levels and the scale of another method, for weights that lie as its own do."""
     if isinstance(method, Oriented):
         return Oriented(adaround_of(method.base), method.groups)
-    return AdaRound(method.quantizer)
+    return AdaRound(replace(method.quantizer, activation_levels=None))
 
 
 def reconstruction(unit: Unit, *, steps: int, lr: float, batch: int, seed: int = 0) -> InnerProblem:

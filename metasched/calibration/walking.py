@@ -183,7 +183,7 @@ class _Walk:
             MetaschedError: the float network puts out numbers that are not finite there.
         """
         inner = self.reference.get_submodule(part.name)
-        layers = tuple(replace(self.layers[i], key=f"{INNER}.{key}") for i, key in part.layers)
+        layers = tuple(replace(self.layers[i], quantizes="weight", key=f"{INNER}.{key}") for i, key in part.layers)
         tail, modules = self.tails[part.name], dict(self.reference.named_modules())
         norm = modules[tail.norm] if tail.norm else None
         after = modules[tail.activation] if isinstance(tail.activation, str) else tail.activation

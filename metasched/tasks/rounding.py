@@ -2,9 +2,9 @@
 
     y = W x,   loss = sum over C = 32 channels, mean over examples, of ((W' - W) x)^2
 
-The weights W [C, d] are drawn anew for each seed, from a standard normal distribution, so that each inner run is a new
-problem; the inputs x = A z, with standard normal z and A, are correlated, as those of a layer are. This is the
-reconstruction of a layer that ``metasched.calibrate`` does, as a task that schedules of ``adaround`` are learned on.
+The weights W [C, d] are drawn anew for each seed, from a standard normal distribution: each inner run is a new problem.
+The inputs x = A z / d, with standard normal z and A, are correlated, as those of a layer are; outputs have a
+variance of about 1. This is what ``metasched.calibrate`` does with a layer, as a task to learn schedules of ``adaround``.
 
 The network is that layer beside its float copy and puts out the difference of both; the copy gets no gradient, and so
 stands still under an optimizer without weight decay. Its only layer is the last one: set ``quantize.last`` to true. The
@@ -65,7 +65,7 @@ def rounding_task(config: TaskConfig) -> SupervisedTask:
     if config.width < 2:
         raise MetaschedError("task.width", f"is {config.width}", "give a layer two inputs or more")
     draws = generator(config.data_seed, "rounding")
-    mixing = torch.randn(config.width, config.width, generator=draws, dtype=torch.float32)
+    mixing = torch.randn(config.width, config.width, generator=draws, dtype=torch.float32) / config.width
     sizes = (config.train or _TRAIN, config.validation or _VALIDATION, config.test or _TEST)
     splits = []
     for n in sizes:

@@ -98,9 +98,10 @@ def test_blocks() -> None:
         assert torch.equal(named(x), found(x))
 
 
-def test_activations_are_fitted_to_what_reaches_them() -> None:
+@pytest.mark.parametrize("method", ["nearest", "adaround", "multipoint"])
+def test_activations_are_fitted_to_what_reaches_them(method: str) -> None:
     model, x = mlp(), vectors()
-    found = metasched.calibrate(model, recipe("balanced4", "uint4"), [x], "nearest")
+    found = metasched.calibrate(model, recipe("balanced4", "uint4"), [x], method, **STEPS.get(method, {}))
     plain = metasched.convert(found)
     with torch.no_grad():
         inside = plain[:2](x)  # pyright: ignore
