@@ -3,13 +3,13 @@
 
     python scripts/reliability/bit_allocation.py --json experiments/results/reliability_bit_allocation.json \
         --table docs/tables/reliability_bit_allocation.md
-    python scripts/reliability/bit_allocation.py --bits 4 --json experiments/results/reliability_bit_allocation_4.json \
-        --table docs/tables/reliability_bit_allocation_4.md
+    python scripts/reliability/bit_allocation.py --bits 4 \
+        --json experiments/results/reliability_bit_allocation_4.json --table docs/tables/reliability_bit_allocation_4.md
 
 The network is an MLP of four layers on the digits, trained in float, with weights rounded to nearest on 2 to 8 bits at
 one least-squares scale a layer; the score of an allocation is minus its loss on meta-validation, and the budget is the
-size at 3 bits (or --bits) in all layers. The rank of a search is the number of allocations within the budget that are strictly
-better than what it found: 0 is the optimum.
+size at 3 bits (or --bits) in all layers. The rank of a search is the number of allocations within the budget that are
+strictly better than what it found: 0 is the optimum.
 
     held to:   random search with 150 proposals is among the best five (median rank below 5), for each network;
                at equal mean bits, the best bits by channel have no larger error of the weights than the best by layer
@@ -141,9 +141,9 @@ def table(told: dict[str, Any]) -> str:
     about, results = told["environment"], told["results"]
     names = [f"network {i + 1}, {r['feasible']} fit" for i, r in enumerate(results)]
     lines = [
-        f"Digits, MLP of four layers of width {told['width']}, {told['allocations']} allocations of 2 to 8 bits, as large as {told['budget']} at most; "
-        f"{EVALUATIONS} proposals, {told['searches']} seeds of each search, torch {about['torch']}, {about['cpu']}. "
-        "Rank, median (least to most):",
+        f"Digits, MLP of four layers of width {told['width']}, {told['allocations']} allocations of 2 to 8 bits, of "
+        f"the size of {told['budget']} at most; {EVALUATIONS} proposals, {told['searches']} seeds of each search, "
+        f"torch {about['torch']}, {about['cpu']}. Rank, median (least to most):",
         "",
         f"| search | {' | '.join(names)} |",
         f"| --- |{' --- |' * len(names)}",
