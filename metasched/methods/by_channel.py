@@ -143,13 +143,11 @@ class ByChannel(Method):
         return self.quantizing.harden_activation(x, self._own(state, self.parts[-1][0]), surrogate)
 
     def storage(self, w: torch.Tensor, state: State) -> dict[str, tuple[int, int]]:
-        """What each part stores, and the number of bits of each channel, in 4 bits."""
+        """``levels of 2 bits`` and so on: what each part stores; and the number of bits of each channel, in 4 bits."""
         found: dict[str, tuple[int, int]] = {"bits of channels": (len(self.bits_of), 4)}
         for b, part in self.parts:
             own = part.storage(w[self._rows[b]], self._own(state, b))
-            found |= {
-                f"{what}" if b == self.parts[-1][0] else f"{what} of {b} bits": size for what, size in own.items()
-            }
+            found |= {f"{what} of {b} bits": size for what, size in own.items()}
         return found
 
     def _each(self, draw: Draw) -> Iterator[tuple[int, Method, list[int], Draw]]:

@@ -3,11 +3,13 @@
 
     python scripts/reliability/bit_allocation.py --json experiments/results/reliability_bit_allocation.json \
         --table docs/tables/reliability_bit_allocation.md
+    python scripts/reliability/bit_allocation.py --bits 4 \
+        --json experiments/results/reliability_bit_allocation_4.json --table docs/tables/reliability_bit_allocation_4.md
 
 The network is an MLP of four layers on the digits, trained in float, with weights rounded to nearest on 2 to 8 bits at
 one least-squares scale a layer; the score of an allocation is minus its loss on meta-validation, and the budget is the
-size at 3 bits in all layers. The rank of a search is the number of allocations within the budget that are strictly
-better than what it found: 0 is the optimum.
+size at 3 bits (or --bits) in all layers. The rank of a search is the number of allocations within the budget that are
+strictly better than what it found: 0 is the optimum.
 
     held to:   random search with 150 proposals is among the best five (median rank below 5), for each network;
                at equal mean bits, the best bits by channel have no larger error of the weights than the best by layer
@@ -44,7 +46,7 @@ BITS = (2, 3, 4, 5, 6, 7, 8)
 MEANS = (2.5, 3.0, 4.0, 5.0)
 
 
-def experiment(width: int, steps: int, seed: int) -> Experiment:
+def experiment(width: int, steps: int, bits: int, seed: int) -> Experiment:
     """The experiment whose float network is rounded."""
     return experiment_of(
         {
@@ -54,12 +56,12 @@ def experiment(width: int, steps: int, seed: int) -> Experiment:
             "optimizer": {"name": "adam", "lr": 0.005, "decay": "cosine"},
             "method": {"name": "ste", "levels": "balanced4", "scale": "least_squares", "activation_levels": None},
             "quantize": {"last": True},
-            "allocate": {"bits": list(BITS), "budget": "3 bits"},
+            "allocate": {"bits": list(BITS), "budget": f"{bits} bits"},
         }
     )
 
 
-def ranked(settings: Experiment, searches: int) -> dict[str, Any]:
+def ranked(settings: Experiment, bits: int, searches: int) -> dict[str, Any]:
     """The ranks of all searches on one network, from several seeds of the search each, and its errors by channel."""
     config = settings.problem
     model = float_network(config, derive_seed(settings.seed, "allocate float"))
@@ -82,13 +84,18 @@ def ranked(settings: Experiment, searches: int) -> dict[str, Any]:
         return sum(other > judge.best.score for other in every)
 
     ranks = {"greedy": [rank("greedy", 0)], "knapsack": [rank("knapsack", 0)]}
-    ranks["equal bits"] = [sum(other > score((BITS.index(3),) * 4) for other in every)]
+    ranks["equal bits"] = [sum(other > score((BITS.index(bits),) * 4) for other in every)]
     for name in ("random", "tpe"):
         ranks[name] = [rank(name, seed) for seed in range(searches)]
     for decay in DECAYS:
         ranks[f"haq, decay {decay}"] = [rank("haq", seed, exploration_decay=decay) for seed in range(searches)]
     told = {"seed": settings.seed, "allocations": len(BITS) ** 4, "feasible": len(every), "ranks": ranks}
-    return {**told, "best": every[0], "equal": score((1,) * 4), "errors": errors(settings, problem, model)}
+    return {
+        **told,
+        "best": every[0],
+        "equal": score((BITS.index(bits),) * 4),
+        "errors": errors(settings, problem, model),
+    }
 
 
 def errors(settings: Experiment, problem: BitProblem, model: Any) -> list[dict[str, float]]:
@@ -134,9 +141,9 @@ def table(told: dict[str, Any]) -> str:
     about, results = told["environment"], told["results"]
     names = [f"network {i + 1}, {r['feasible']} fit" for i, r in enumerate(results)]
     lines = [
-        f"Digits, MLP of four layers of width {told['width']}, {told['allocations']} allocations of 2 to 8 bits; "
-        f"{EVALUATIONS} proposals, {told['searches']} seeds of each search, torch {about['torch']}, {about['cpu']}. "
-        "Rank, median (least to most):",
+        f"Digits, MLP of four layers of width {told['width']}, {told['allocations']} allocations of 2 to 8 bits, of "
+        f"the size of {told['budget']} at most; {EVALUATIONS} proposals, {told['searches']} seeds of each search, "
+        f"torch {about['torch']}, {about['cpu']}. Rank, median (least to most):",
         "",
         f"| search | {' | '.join(names)} |",
         f"| --- |{' --- |' * len(names)}",
@@ -166,14 +173,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """See the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", type=int, default=3, help="float networks, from seeds of their own [3]")
-    parser.add_argument("--searches", type=int, default=7, help="seeds of each search on a network [7]")
+    parser.add_argument("--searches", type=int, default=3, help="seeds of each search on a network [3]")
     parser.add_argument("--width", type=int, default=24, help="of the MLP [24]")
     parser.add_argument("--steps", type=int, default=400, help="of training in float [400]")
+    parser.add_argument("--bits", type=int, default=3, choices=BITS, help="in all layers, that the budget is for [3]")
     parser.add_argument("--json", type=Path, help="where the result is written")
     parser.add_argument("--table", type=Path, help="where it is written as a table")
     asked = parser.parse_args(arguments)
-    settings = [experiment(asked.width, asked.steps, seed) for seed in range(asked.networks)]
-    results = [ranked(each, asked.searches) for each in settings]
+    settings = [experiment(asked.width, asked.steps, asked.bits, seed) for seed in range(asked.networks)]
+    results = [ranked(each, asked.bits, asked.searches) for each in settings]
     told = {
         "what": "ranks of searches for bits among all allocations that fit; see scripts/reliability/bit_allocation.py",
         "command": " ".join(["python scripts/reliability/bit_allocation.py", *map(str, arguments or sys.argv[1:])]),
@@ -181,6 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "searches": asked.searches,
         "width": asked.width,
         "steps": asked.steps,
+        "budget": f"{asked.bits} bits",
         "allocations": len(BITS) ** 4,
         "results": results,
         "held": (held := right(results)),

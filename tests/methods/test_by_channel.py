@@ -129,8 +129,8 @@ def test_a_prepared_network_converts_and_is_as_large_as_it_is_said() -> None:
         "scale of 2 bits": 8,
         "levels of 3 bits": 3,
         "scale of 3 bits": 4,
-        "levels": 6,
-        "scale": 8,
+        "levels of 4 bits": 6,
+        "scale of 4 bits": 8,
     }
 
 
@@ -147,6 +147,20 @@ def test_a_converted_network_becomes_integers() -> None:
     rows = integer.weighted[0].weight
     for row, bits in zip(rows, (2, 4, 3, 3), strict=True):
         assert np.abs(row).max() == 2 ** (bits - 1) - 1  # of its own levels, at its own scale
+
+
+def test_a_state_of_other_channel_bits_is_refused() -> None:
+    x = torch.randn(8, 6)
+    one, other = (metasched.prepare(linear(), recipe(bits=bits), x)[0] for bits in ("24424", "42424"))
+    one.load_state_dict(metasched.prepare(linear(), recipe(bits="24424"), x)[0].state_dict())
+    with pytest.raises(MetaschedError, match="other"):
+        one.load_state_dict(other.state_dict())
+
+
+def test_inspect_says_that_levels_are_by_channel() -> None:
+    row = metasched.inspect(linear(), recipe(), torch.zeros(1, 6)).rows[0]
+    assert row.levels is None and row.bits is not None and 1.5 < row.bits < 4
+    assert "by channel (" in str(metasched.inspect(linear(), recipe(), torch.zeros(1, 6)))
 
 
 def test_transposed_weights_have_their_output_channels_first() -> None:

@@ -12,7 +12,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -70,7 +70,9 @@ def bit_problem(model: nn.Module, recipe: Recipe, example: Example, settings: Al
         raise MetaschedError("allocate.bits", "is empty", "give at least one number of bits, such as [2, 4, 8]")
     for b in bits:
         levels_of_bits(recipe, b)
-    network = quantize(model, recipe, example)
+    names = [layer.name for layer in quantize(model, recipe, example).layers]
+    equal = rules_of(recipe, dict.fromkeys(names, bits[0]))  # the recipe's own rules about levels do not count
+    network = quantize(model, replace(recipe, rules=(*recipe.rules, *equal)), example)
     measured = measure(network, model, example)
     latency = read_latency(settings.latency) if settings.latency is not None else None
     if settings.resource == "latency" and latency is None:

@@ -45,6 +45,12 @@ def test_the_size_is_that_of_the_network_with_these_bits(bits: int) -> None:
     assert p.cost[0][p.bits.index(bits)] == -(-54 * bits // 8)
 
 
+def test_rules_of_the_recipe_about_levels_do_not_count() -> None:
+    mine = recipe(rules=[{"match": "0", "channel_bits": "242"}, {"match": "4", "levels": "int8"}])
+    p = bit_problem(model(), mine, X, AllocateConfig(budget=10_000))
+    assert (p.cost, p.fixed) == ((q := made(budget=10_000)).cost, q.fixed)
+
+
 def test_bit_operations() -> None:
     p = made(resource="operations", budget=10**9)
     assert p.macs == (54 * 9, 27 * 7)
