@@ -50,9 +50,11 @@ class ANAConfig(MethodConfig):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class BlendConfig(MethodConfig):
-    """Mixtures of float and hard: no own parameter."""
+    """Mixtures of float and hard."""
 
     name: Word = "blend"
+    weight_gradient: Literal["both", "float"] = "both"
+    """what gradients of a weight pass: its float part and the quantizer, or the float part alone (alpha-blending)"""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -163,7 +165,7 @@ class ADMMConfig(PruningConfig):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class JointConfig(ANAConfig, _Partition, WidthsConfig, OscillationConfig, ADMMConfig, QuantNoiseConfig):
+class JointConfig(ANAConfig, BlendConfig, _Partition, WidthsConfig, OscillationConfig, ADMMConfig, QuantNoiseConfig):
     """Several methods at once: the parameters of all that can be its parts."""
 
     name: Word = "joint"
@@ -255,6 +257,14 @@ def _both(config: MethodConfig) -> tuple[str, ...]:
     return SCALES
 
 
+def _through_levels(config: BlendConfig) -> tuple[str, ...]:
+    return SCALES if config.weight_gradient == "both" else ("activation_scale",)
+
+
+def _gradients_of_levels(config: BlendConfig) -> str:
+    return "set method.weight_gradient to both" if config.weight_gradient == "float" else ""
+
+
 def _hard_live_weights(config: INQConfig) -> str:
     return "set method.live to hard" if config.live == "float" else ""
 
@@ -308,7 +318,8 @@ ROWS = (
         "from float to hard by a blend of both",
         Lazy("metasched.methods.blend:build"),
         Lazy("metasched.schedules.blending:blend"),
-        learns=_both,
+        learns=_through_levels,
+        floor_needs=_gradients_of_levels,
     ),
     MethodSpec(
         TemperatureConfig,
@@ -375,6 +386,7 @@ ROWS = (
         Lazy("metasched.schedules.table:joint"),
         _smooth_joint,
         learns=_learnt_jointly,
+        floor_needs=_gradients_of_levels,
         part=False,
         parts=lambda config: config.parts,
         former=ONE_NOISE,
