@@ -13,7 +13,8 @@ LSQ, times the blend; that of activations also learns where it clips (quantizers
 Source: alpha-blending, Liu and Mattina, 2019, arXiv 1903.01061, for weights; the warm-up of Hugging Face's 1.58-bit
 fine-tuning (blog, September 2024) for both. We differ:
 
-- Their derivative in w is 1 - b (alpha-blending) or 1 (warm-up); ours is that of the sum of both parts.
+- Their derivative in w is 1 - b (alpha-blending) or 1 (warm-up); ours is that of the sum of both parts. With
+  ``method.weight_gradient: float`` it is 1 - b: gradients pass w alone, and weights stand still at b = 1.
 - Alpha-blending has one share for all layers; the warm-up has one for all layers, weights and activations. Ours are
   apart.
 - They blend with x itself. Here the site has replaced the activation function, so that x alone has no nonlinearity:
@@ -23,6 +24,7 @@ fine-tuning (blog, September 2024) for both. We differ:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -42,9 +44,15 @@ ACTIVATION_BLEND = Control(
 
 @dataclass(frozen=True)
 class Blend(Modifier):
-    """Mixture of float and hard; see the module's docstring."""
+    """Mixture of float and hard; see the module's docstring.
+
+    Attributes:
+        quantizer: level sets and scales.
+        weight_gradient: ``both``: gradients pass w and Q(w); ``float``: w alone, as in alpha-blending.
+    """
 
     quantizer: LayerQuantizer
+    weight_gradient: Literal["both", "float"] = "both"
 
     @property
     def controls(self) -> tuple[Control, ...]:
@@ -53,6 +61,7 @@ class Blend(Modifier):
     def seen_weight(
         self, seen: torch.Tensor, w: torch.Tensor, state: State, controls: Values, draw: Draw
     ) -> torch.Tensor:
+        seen = seen.detach() if self.weight_gradient == "float" else seen
         return torch.lerp(w, seen, controls["weight_blend"].to(w.dtype))  # lerp is exact at 0 and at 1
 
     def seen_activation(
@@ -63,4 +72,4 @@ class Blend(Modifier):
 
 def build(config: BlendConfig) -> Blend:
     """The method of a configuration."""
-    return Blend(layer_quantizer(config))
+    return Blend(layer_quantizer(config), config.weight_gradient)

@@ -51,9 +51,11 @@ class ANAConfig(MethodConfig):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class BlendConfig(MethodConfig):
-    """Mixtures of float and hard: no own parameter."""
+    """Mixtures of float and hard."""
 
     name: Word = "blend"
+    weight_gradient: Literal["both", "float"] = "both"
+    """what gradients of a weight pass: its float part and the quantizer, or the float part alone (alpha-blending)"""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -215,7 +217,9 @@ class ADMMConfig(_Sparse):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class JointConfig(ANAConfig, _Partition, WidthsConfig, OscillationConfig, PruningConfig, ADMMConfig, QuantNoiseConfig):
+class JointConfig(
+    ANAConfig, BlendConfig, _Partition, WidthsConfig, OscillationConfig, PruningConfig, ADMMConfig, QuantNoiseConfig
+):
     """Several methods at once: the parameters of all that can be its parts."""
 
     name: Word = "joint"
@@ -311,6 +315,14 @@ def _nothing(config: MethodConfig) -> tuple[str, ...]:
     return ()
 
 
+def _through_levels(config: BlendConfig) -> tuple[str, ...]:
+    return SCALES if config.weight_gradient == "both" else ("activation_scale",)
+
+
+def _gradients_of_levels(config: BlendConfig) -> str:
+    return "set method.weight_gradient to both" if config.weight_gradient == "float" else ""
+
+
 def _hard_live_weights(config: INQConfig) -> str:
     return "set method.live to hard" if config.live == "float" else ""
 
@@ -369,7 +381,8 @@ ROWS = (
         "from float to hard by a blend of both",
         Lazy("metasched.methods.blend:build"),
         Lazy("metasched.schedules.blending:blend"),
-        learns=_both,
+        learns=_through_levels,
+        floor_needs=_gradients_of_levels,
     ),
     MethodSpec(
         TemperatureConfig,
@@ -436,6 +449,7 @@ ROWS = (
         Lazy("metasched.schedules.table:joint"),
         _smooth_joint,
         learns=_learnt_jointly,
+        floor_needs=_gradients_of_levels,
         part=False,
         parts=lambda config: config.parts,
         former=ONE_NOISE,

@@ -231,8 +231,8 @@ def _row(
 def _cells(row: Row) -> list[str]:
     state = "in float: " * (not row.quantized) + (row.why or "yes")
     state = f"yes, of {row.layer}; {row.why}" if row.quantized and row.tensor == "activation" else state
-    levels = "" if row.bits is None else f"{row.bits:.3g} bits"
-    levels = levels if row.levels is None else f"{row.levels} ({levels})"
+    several = "codes" if row.type.startswith("Embedding") else "by channel"
+    levels = "" if row.bits is None else f"{row.levels or several} ({row.bits:.3g} bits)"
     sizes = (f"{share:.1%}" if number else "" for number, share in _sizes(row))
     return [row.module, row.tensor, row.type, state, levels, *sizes]
 

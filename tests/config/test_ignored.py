@@ -131,6 +131,7 @@ BUILT = {  # field -> (what it changes, another value, settings under which it c
     "method.sparsity": (method_of, "0.5", ["--method.name=pruning"]),
     "method.budget": (method_of, "global", ["--method.name=pruning"]),
     "method.noise_block": (method_of, "8", ["--method.name=quant_noise"]),
+    "method.weight_gradient": (method_of, "float", ["--method.name=blend"]),
     "method.constraint": (method_of, "quantize", ["--method.name=admm"]),
     "method.projection_every": (method_of, "3", ["--method.name=admm"]),
     "method.window": (method_of, "uniform", ["--method.name=widths"]),

@@ -43,6 +43,7 @@ CASES: dict[str, MethodConfig] = {
         granularity="channel",
         activation_scale=0.5,
     ),
+    "blend_float": MethodConfig(name="blend", weight_gradient="float"),
     "widths": MethodConfig(name="widths"),
     "widths_channel": MethodConfig(name="widths", window="normal", scale="pow2", granularity="channel"),
     "rates": MethodConfig(name="rates"),

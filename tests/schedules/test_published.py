@@ -236,7 +236,18 @@ def test_names() -> None:
     assert hand_coded("temperature").keys() == {f"temperature_{name}" for name in temperatures}
     parq = {"sigmoid_1", "sigmoid_10", "sigmoid_20", "linear", "none"}
     assert hand_coded("parq").keys() == {f"parq_{name}" for name in parq}
-    blends = {"bitnet", "binary_relax", "half", "sigmoid_15", "sigmoid_100", "late", "onset", "constant", *RAMPS}
+    blends = {
+        "bitnet",
+        "binary_relax",
+        "half",
+        "sigmoid_15",
+        "sigmoid_100",
+        "late",
+        "onset",
+        "alpha_blending",
+        "constant",
+        *RAMPS,
+    }
     assert hand_coded("blend").keys() == {f"blend_{name}" for name in blends}
     assert hand_coded("joint").keys() == {f"joint_{name}" for name in {*RAMPS, *ana, *inq}}
     gxnor = {"cifar10", "mnist", "constant", *RAMPS}
