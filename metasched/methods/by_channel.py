@@ -30,11 +30,11 @@ class ByChannel(Method):
 
     Attributes:
         parts: number of bits -> the method with levels of that many, and with one scale for each channel; increasing.
-        bits_of: number of bits of each output channel.
+        channel_bits: number of bits of each output channel.
     """
 
     parts: tuple[tuple[int, Method], ...]
-    bits_of: tuple[int, ...]
+    channel_bits: tuple[int, ...]
 
     @property
     def quantizer(self) -> LayerQuantizer:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -43,7 +43,7 @@ class ByChannel(Method):
 
     @cached_property
     def _rows(self) -> dict[int, list[int]]:
-        return {b: [i for i, bits in enumerate(self.bits_of) if bits == b] for b, _ in self.parts}
+        return {b: [i for i, bits in enumerate(self.channel_bits) if bits == b] for b, _ in self.parts}
 
     @cached_property
     def _back(self) -> list[int]:
@@ -65,7 +65,7 @@ class ByChannel(Method):
 
     @property
     def bits(self) -> float:
-        return sum(len(self._rows[b]) * part.bits for b, part in self.parts) / len(self.bits_of)
+        return sum(len(self._rows[b]) * part.bits for b, part in self.parts) / len(self.channel_bits)
 
     @property
     def fits_activations(self) -> bool:
@@ -144,7 +144,7 @@ class ByChannel(Method):
 
     def storage(self, w: torch.Tensor, state: State) -> dict[str, tuple[int, int]]:
         """``levels of 2 bits`` and so on: what each part stores; and the number of bits of each channel, in 4 bits."""
-        found: dict[str, tuple[int, int]] = {"bits of channels": (len(self.bits_of), 4)}
+        found: dict[str, tuple[int, int]] = {"bits of channels": (len(self.channel_bits), 4)}
         for b, part in self.parts:
             own = part.storage(w[self._rows[b]], self._own(state, b))
             found |= {f"{what} of {b} bits": size for what, size in own.items()}
@@ -187,14 +187,14 @@ class ByChannel(Method):
         return merged
 
     def _by_row(self, t: torch.Tensor) -> bool:
-        return t.dim() > 1 and t.shape[0] == len(self.bits_of)
+        return t.dim() > 1 and t.shape[0] == len(self.channel_bits)
 
 
-def by_channel(bits_of: tuple[int, ...], part: Callable[[int], Method], channels: int, where: str) -> Method:
+def by_channel(channel_bits: tuple[int, ...], part: Callable[[int], Method], channels: int, where: str) -> Method:
     """The method for a layer whose channels have levels of their own numbers of bits.
 
     Args:
-        bits_of: number of bits of each output channel.
+        channel_bits: number of bits of each output channel.
         part: makes the method with levels of so many bits, and with scales by channel.
         channels: C_out of the layer.
         where: what error messages begin with.
@@ -202,14 +202,14 @@ def by_channel(bits_of: tuple[int, ...], part: Callable[[int], Method], channels
     Raises:
         MetaschedError: another number of channels, or a method that works on a layer as a whole.
     """
-    if len(bits_of) != channels:
-        problem = f"gives bits to {len(bits_of)} output channels, and the layer has {channels}"
+    if len(channel_bits) != channels:
+        problem = f"gives bits to {len(channel_bits)} output channels, and the layer has {channels}"
         raise MetaschedError(where, problem, "give one digit for each")
-    parts = tuple((b, part(b)) for b in sorted({*bits_of}))
+    parts = tuple((b, part(b)) for b in sorted({*channel_bits}))
     if isinstance(parts[0][1], Evaluating):
         problem = f"gives bits by channel, and {type(parts[0][1]).__name__} evaluates the layer as a whole"
         raise MetaschedError(where, problem, "use another method, or bits by layer")
-    return parts[0][1] if len(parts) == 1 else ByChannel(parts, bits_of)
+    return parts[0][1] if len(parts) == 1 else ByChannel(parts, channel_bits)
 
 
 def _suffix(bits: int) -> str:
