@@ -131,6 +131,11 @@ def find_method(name: object) -> MethodSpec:
     return find_row(METHODS, "method.name", name)
 
 
+def draws_weights(config: MethodConfig) -> bool:
+    """Whether a configured method draws the weights of a network anew, unless it is told to keep them."""
+    return config.scale == "unit" and "method.scale" not in find_method(config.name).ignores
+
+
 def declared(parameter: str) -> dict[str, Any]:
     """{method: default} for the methods that have an own parameter with this name."""
     return {spec.name: spec.parameters[parameter] for spec in METHODS.values() if parameter in spec.parameters}
