@@ -87,10 +87,8 @@ def test_the_float_network_has_no_bits(tmp_path: Path, capsys: pytest.CaptureFix
         (["--allocate.budget=10"], "allocate.budget: is 10 bytes, and the network takes at least"),
         (["--allocate.bits=[0]"], "--allocate.bits[0]: must be at least 1"),
         (["--allocate.bits=[]"], "allocate.bits: is empty"),
-        (["--allocate.budget=four bits"], "--allocate.budget: "),
         (["--allocate.resource=latency"], "allocate.latency: is missing"),
         (["--allocate.resource=latency", "--allocate.latency=none.json"], "none.json: cannot be read"),
-        (["--method.levels=states2"], "method.levels: states2 are not levels of a number of bits"),
         (["--allocate.search=exhaustive", "--allocate.evaluations=2"], "allocate.search: exhaustive has more to try"),
     ],
 )

@@ -61,7 +61,9 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=[pytest.mark.slow] * (m in ("pruning", "oscillation"))) for m in METHODS]
+)
 def test_channels_of_equal_bits_train_as_a_layer_of_their_own(method: str) -> None:
     """Rows of a linear layer do not see each other: with 2 and 4 bits they train as two layers, of 2 and of 4 bits."""
     settings = METHODS[method]
@@ -70,9 +72,9 @@ def test_channels_of_equal_bits_train_as_a_layer_of_their_own(method: str) -> No
     def trained(rows: list[int], bits: str) -> torch.Tensor:
         model = nn.Sequential(nn.Linear(6, len(rows), bias=False), nn.Identity())
         model[0].weight.data.copy_(linear().get_parameter("0.weight").data[rows])  # pyright: ignore
-        module, player = metasched.prepare(model, recipe(method, bits, **settings), x, total_steps=6)
+        module, player = metasched.prepare(model, recipe(method, bits, **settings), x, total_steps=3)
         optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
-        for _ in range(6):
+        for _ in range(3):
             loss = (module(x) - target[:, rows]).square().sum() + player.penalty()
             optimizer.zero_grad()
             loss.backward()
@@ -95,7 +97,7 @@ def test_channels_of_equal_bits_train_as_a_layer_of_their_own(method: str) -> No
     ],
     ids=lambda method: method.name,
 )
-@pytest.mark.parametrize("model", ["mlp", "convnet"])
+@pytest.mark.parametrize("model", ["mlp", pytest.param("convnet", marks=pytest.mark.slow)])
 def test_stacked_runs_are_those_of_the_loop(method: MethodConfig, model: str) -> None:
     plain = problem(replace(method, granularity="channel"), model)
     rules = [{"match": "*1", "channel_bits": "24242422"}]

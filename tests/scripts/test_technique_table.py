@@ -38,6 +38,7 @@ def script() -> ModuleType:
     return module
 
 
+@pytest.mark.usefixtures("blank_plots")
 def test_table(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "tiny.yaml").write_text(EXPERIMENT)
     (tmp_path / "table.yaml").write_text(TABLE.replace("FILE", str(tmp_path / "tiny.yaml")))

@@ -126,12 +126,12 @@ def test_exhaustive_finds_the_optimum_and_says_when_there_is_too_much() -> None:
 @pytest.mark.parametrize("name", ["random", "tpe", "haq"])
 def test_a_search_is_a_function_of_its_seed_and_ends_near_the_optimum(name: str) -> None:
     p = four_layers()
-    first, again = (run(name, p, coupled, evaluations=40) for _ in range(2))
+    first, again = (run(name, p, coupled, evaluations=30) for _ in range(2))
     assert first.tried == again.tried
     ranks = sorted(map(coupled, brute(p)), reverse=True)
     assert p.fits(first.best.choice) and ranks.index(first.best.score) < len(ranks) // 10
     other = Judge(p, coupled)
-    BIT_SEARCHES[name].run(p, other, AllocateConfig(search=name, evaluations=40), 1)
+    BIT_SEARCHES[name].run(p, other, AllocateConfig(search=name, evaluations=30), 1)
     assert other.tried != first.tried
 
 
@@ -201,6 +201,7 @@ def test_the_agent_learns_which_action_pays() -> None:
     assert abs(after - 0.8) < 0.6 * abs(before - 0.8)
 
 
+@pytest.mark.slow
 def test_rewards_reach_earlier_steps_through_the_critic() -> None:
     """Of two steps only the last one is rewarded, by the first one's action: Q of the first step must see it."""
     agent = Agent(1, memory=2000, seed=1)
@@ -221,6 +222,7 @@ def test_features_are_scaled_over_the_layers_and_finite_for_one() -> None:
     assert bool(features(problem([[1.0, 2.0]], 2.0)).isfinite().all())
 
 
+@pytest.mark.slow
 def test_exploration_decay_narrows_the_search() -> None:
     p = four_layers()
     wide, narrow = (run("haq", p, coupled, evaluations=50, exploration_decay=d) for d in (1.0, 0.5))
