@@ -13,6 +13,7 @@ from torch import nn
 from metasched import MetaschedError, QuantizedModule, build_method, build_problem, quantize, train
 from metasched.commands import check as gate
 from metasched.config.schema import Experiment
+from metasched.core.randomness import Draw
 from metasched.engines import find_unroll
 from metasched.engines.base import OuterLoss, control_gradient
 from metasched.engines.finite_differences import TOLERANCE, error_against_differences, outer_loss, uphill
@@ -239,7 +240,7 @@ def test_every_method_takes_it(method: str) -> None:
     assert built.fits_activations and {"activation_clip"} == set(built.fit_activation(torch.randn(4, 3), {})[0])
     x = torch.randn(100)
     ended = {c.name: torch.tensor(c.low if c.end is None else c.end) for c in built.controls}
-    y = built.activation(x, state, ended, None)  # type: ignore[arg-type]
+    y = built.activation(x, state, ended, Draw(0, 0, 0))
     assert torch.equal(y, built.harden_activation(x, state, 0.5))
     assert torch.autograd.grad(y.sum(), state["activation_clip"])[0] == (x >= 1.5).sum()
     assert set((y / 0.5).detach().round(decimals=9).tolist()) <= {0.0, 1.0, 2.0, 3.0}
