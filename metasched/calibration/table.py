@@ -139,6 +139,7 @@ for _row in (
         "round to nearest, at the scale of the smallest squared error: the baseline",
         Options,
         Lazy("metasched.calibration.nearest:nearest"),
+        blocks=True,
     ),
     ProcedureSpec(
         "adaround",

@@ -71,8 +71,8 @@ class Segment(nn.Module):
 
     def after(self, y: torch.Tensor) -> torch.Tensor:
         """What the normalization and the activation make of an output y [N, ...] of the layer or block."""
-        y = y if self.norm is None else self.norm(y)
-        y = y if self.activation is None else self.activation(y)
+        y = self.norm(y) if isinstance(self.norm, nn.Module) else y
+        y = self.activation(y) if isinstance(self.activation, nn.Module) else y
         return y if self.function is None else self.function(y)
 
     def train(self, mode: bool = True) -> Segment:

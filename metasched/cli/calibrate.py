@@ -52,6 +52,8 @@ def run(arguments: argparse.Namespace) -> None:
             if arguments.overrides:
                 problem = "has no effect on a network of one's own"
                 raise MetaschedError(arguments.overrides[0].partition("=")[0], problem, "leave it out")
+            if arguments.batches != arguments.parser.get_default("batches"):
+                raise MetaschedError("--batches", "has no effect on batches of one's own", "leave it out")
             from metasched.commands.calibrate import of_function
 
             request = of_function(arguments.config)

@@ -3,9 +3,8 @@
     y = W x,   loss = sum over C = 32 channels, mean over examples, of ((W' - W) x)^2
 
 The weights W [C, d] are drawn anew for each seed, from a standard normal distribution: each inner run is a new problem.
-The inputs x = A z / d, with standard normal z and A, are correlated, as those of a layer are; outputs have a
-variance of about 1. This is what ``metasched.calibrate`` does with a layer, as a task to learn schedules of
-``adaround``.
+The inputs x = A z / d, with standard normal z and A, are correlated, as those of a layer are; outputs have a variance
+of about 1. This is what ``metasched.calibrate`` does with a layer, as a task to learn schedules of ``adaround``.
 
 The network is that layer beside its float copy and puts out the difference of both; the copy gets no gradient, and so
 stands still under an optimizer without weight decay. Its only layer is the last one: set ``quantize.last`` to true. The

@@ -15,7 +15,7 @@ from metasched.calibration.walking import Progress, inputs_of, units
 from metasched.core.errors import MetaschedError, MetaschedWarning
 from metasched.network.recipe import Recipe
 
-STEPS = {"adaround": {"steps": 60, "lr": 0.03}, "multipoint": {"budget": 0.02}}
+STEPS = {"adaround": {"steps": 30, "lr": 0.05}, "multipoint": {"budget": 0.02}}
 
 
 def recipe(levels: str = "balanced3", activations: str | None = None) -> Recipe:
@@ -50,7 +50,7 @@ def test_error_is_smaller_in_the_order_of_the_procedures() -> None:
     for method, options in {
         "nearest": {},
         "bit_split": {},
-        "adaround": {"steps": 300, "lr": 0.02},
+        "adaround": {"steps": 100, "lr": 0.05},
         "multipoint": {"budget": 1e-3},
     }.items():
         found = metasched.calibrate(model, recipe(), [x], method, **options)
@@ -88,12 +88,12 @@ def test_normalization_and_activation_count_in_the_error_of_a_layer() -> None:
 def test_blocks() -> None:
     model, x, done = convnet(), images(), []
     found = metasched.calibrate(
-        model, recipe(), [x], by="block", steps=80, lr=0.03, progress=lambda p: done.append(p.report)
+        model, recipe(), [x], by="block", steps=40, lr=0.05, progress=lambda p: done.append(p.report)
     )
     reports = [r for r in done if r is not None]
     assert [(r.unit, r.layers) for r in reports] == [("0", ("0",)), ("3", ("3.one", "3.two")), ("5", ("5",))]
     assert reports[1].error < reports[1].nearest
-    named = metasched.calibrate(model, recipe(), [x], by=["3"], steps=80, lr=0.03)
+    named = metasched.calibrate(model, recipe(), [x], by=["3"], steps=40, lr=0.05)
     with torch.no_grad():
         assert torch.equal(named(x), found(x))
 
@@ -116,7 +116,7 @@ def test_attention_and_transformers_are_calibrated() -> None:
     x = torch.randn(6, 3, 5)
     for by, names in (("layer", 4), ("block", 2)):
         done: list[Progress] = []
-        found = metasched.calibrate(model.eval(), recipe("int4"), [x], by=by, steps=30, lr=0.02, progress=done.append)
+        found = metasched.calibrate(model.eval(), recipe("int4"), [x], by=by, steps=10, lr=0.05, progress=done.append)
         reports = [p.report for p in done if p.report is not None]
         assert len(reports) == names and all(r.error <= r.nearest for r in reports), reports
         assert found(x).shape == (6, 3, 8)

@@ -86,6 +86,7 @@ def test_a_function_of_ones_own(
     for words, message in {
         ("mine_calibrated:nothing",): "returned a int that is not a network, a recipe and batches",
         ("mine_calibrated:network", "--method", "nearest", "--task.steps=3"): "--task.steps: has no effect",
+        ("mine_calibrated:network", "--batches", "3"): "--batches: has no effect on batches of one",
         ("mine_calibrated:network", "--method", "neerest"): "did you mean 'nearest'?",
         ("mine_calibrated:network", "--option", "steps"): "--option: got 'steps'; give NAME=VALUE once",
         ("mine_calibrated:network", "--option", "steps=x"): "calibrate: steps: Input should be a valid integer",
