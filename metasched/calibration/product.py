@@ -12,8 +12,7 @@ the layers:
     in order    i / (2 L) for layer i of L, the paper's order; the last half of the steps is for all of them
     at once     0 for all
 
-The first layer stays in float unless ``first`` says otherwise, as in the paper. Size: see ``Codebook.bytes`` and
-``ProductQuantized.bytes``.
+The first layer stays in float unless ``first`` says otherwise, as in the paper.
 
 Source: Stock et al., ICLR 2020, arXiv 1907.05686, sections 3 and 4 (see codebook.py). We differ: after a layer is
 quantized, all codebooks so far are trained, theirs is that layer's alone; the last fine-tuning leaves batch
@@ -120,8 +119,7 @@ def quantize_product(
         options: how.
 
     Raises:
-        MetaschedError: no batches, or one that is no finite tensor; a layer whose rows the block does not divide; a
-            name of no layer; an onset outside [0, 1] or missing.
+        MetaschedError: no or bad batches, a layer whose rows the block does not divide, a name of no layer, bad onsets.
     """
     inputs = _checked(batches)
     teacher = copy.deepcopy(module).eval()
@@ -214,12 +212,9 @@ def _checked(batches: Iterable[torch.Tensor]) -> list[torch.Tensor]:
 def _seen(module: nn.Module, name: str, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """What a layer gets in a pass of each batch."""
     found: list[torch.Tensor] = []
-    hook = module.get_submodule(name).register_forward_pre_hook(lambda _, args: found.append(args[0]))
-    try:
+    with module.get_submodule(name).register_forward_pre_hook(lambda _, args: found.append(args[0])):
         for x in inputs:
             module(x)
-    finally:
-        hook.remove()
     return found
 
 
