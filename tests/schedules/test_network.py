@@ -213,9 +213,8 @@ def test_it_starts_within_the_even_share_of_the_hand_coded_schedule(base: HandCo
         v, b = (t.log() if control.scale == "log" else t for t in (v, b))
         limit = control.low if control.direction == "nonincreasing" else control.high
         limit = math.log(limit) if control.scale == "log" else limit
-        reached = (
-            ((b[-1] - b[0]) / (limit - b[0])).nan_to_num().clamp(EVEN_SHARE, 1 - EVEN_SHARE)
-        )  # 0 / 0: at the limit
+        share = ((b[-1] - b[0]) / (limit - b[0])).nan_to_num()  # 0 / 0 where it starts at the limit
+        reached = share.clamp(EVEN_SHARE, 1 - EVEN_SHARE)
         assert control.end is None  # it ends short of the limit, and leaves its place
         way = b.diff(dim=0).abs()
         shares = (1 - EVEN_SHARE) * way / way.sum(0).clamp_min(1e-300) + EVEN_SHARE / len(way)
