@@ -84,6 +84,9 @@ class Segment(nn.Module):
 class _Affine(nn.Module):
     """Batch normalization in eval mode: x a + b by channel."""
 
+    factor: torch.Tensor
+    shift: torch.Tensor
+
     def __init__(self, norm: _BatchNorm) -> None:
         super().__init__()
         assert norm.running_mean is not None and norm.running_var is not None
