@@ -13,7 +13,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "attacks/test_attacks.py": "io/reading io/strict_json",
     "calibration/test_walking.py": """
         calibration/adaround calibration/batches calibration/following calibration/nearest calibration/parts
-        calibration/shell calibration/table calibration/unit
+        calibration/shell calibration/table calibration/unit calibration/walk
     """,
     "calibration/test_bit_split.py": "calibration/moments",
     "cli/test_cli.py": """

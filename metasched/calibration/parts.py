@@ -11,6 +11,8 @@ from metasched.calibration.following import Followed
 from metasched.core.errors import MetaschedError, unknown_name
 from metasched.core.layer import Layer
 
+By = Literal["layer", "block"] | Sequence[str]  # see ``calibrate``
+
 
 class Part(NamedTuple):
     """A module that is calibrated as one.
@@ -28,7 +30,7 @@ def parts_of(
     layers: Sequence[Layer],
     seen: Followed,
     model: nn.Module,
-    by: Literal["layer", "block"] | Sequence[str],
+    by: By,
     *,
     blocks: bool,
 ) -> list[Part]:
@@ -63,9 +65,7 @@ def parts_of(
     return parts
 
 
-def _chosen(
-    layers: Sequence[Layer], seen: Followed, model: nn.Module, by: Literal["layer", "block"] | Sequence[str]
-) -> list[str]:
+def _chosen(layers: Sequence[Layer], seen: Followed, model: nn.Module, by: By) -> list[str]:
     """Names of the modules that are units with all that is in them, none inside another one."""
     if by == "layer":
         return []

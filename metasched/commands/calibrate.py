@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from metasched.calibration.batches import Batch
+from metasched.calibration.parts import By
 from metasched.calibration.table import find_procedure, options_of
-from metasched.calibration.walking import By, Progress, UnitReport, calibrate
+from metasched.calibration.walking import Progress, UnitReport, calibrate
 from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
 from metasched.core.imports import find_function

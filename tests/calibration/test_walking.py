@@ -11,7 +11,8 @@ import metasched
 from metasched.calibration.adaround import adaround
 from metasched.calibration.nearest import nearest
 from metasched.calibration.table import PROCEDURES, AdaRoundOptions
-from metasched.calibration.walking import Progress, inputs_of, units
+from metasched.calibration.walk import inputs_of
+from metasched.calibration.walking import Progress, units
 from metasched.core.errors import MetaschedError, MetaschedWarning
 from metasched.network.recipe import Recipe
 
