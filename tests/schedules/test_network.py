@@ -203,6 +203,11 @@ def test_it_starts_within_the_even_share_of_the_hand_coded_schedule(base: HandCo
         if control.direction == "free":
             assert torch.allclose(v, b, rtol=1e-15, atol=1e-15)
             continue
+        if control.end is None:  # which is learned, too, and at least the even share away from both bounds
+            assert control.scale == "log"
+            v, b, high = v.log(), b.log(), math.log(control.high)
+            assert bool(((v - b).abs() <= 2 * EVEN_SHARE * (high - b[0]) + 1e-12).all())
+            continue
         bound = EVEN_SHARE * (control.end - b[0]).abs()  # pyright: ignore
         assert bool(((v - b).abs() <= bound + 1e-12).all())
         # and exactly: the even share is a straight line
