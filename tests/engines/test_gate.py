@@ -90,7 +90,7 @@ BESIDE = {
     ]
 }
 
-ONCE = {*BESIDE, "adaround"}  # with one optimizer, where slow tests do not run
+ELSEWHERE = {"adaround"}  # gated on a layer of its own by default tests: tests/calibration/test_reconstruction.py
 
 # what is hard in the forward pass, or has a surrogate backward pass
 HARD: dict[str, MethodConfig] = {
@@ -166,7 +166,11 @@ def test_every_method_has_its_row():
 @pytest.mark.parametrize(
     ("method", "optimizer"),
     [
-        pytest.param(name, optimizer, marks=pytest.mark.slow if name in ONCE and optimizer != "adam" else ())
+        pytest.param(
+            name,
+            optimizer,
+            marks=pytest.mark.slow if (name in BESIDE and optimizer != "adam") or name in ELSEWHERE else (),
+        )
         for name, configs in {**SOFT, **BESIDE}.items()
         if configs
         for optimizer in OPTIMIZERS
