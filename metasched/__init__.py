@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from metasched.schedules.network import ScheduleNetwork as ScheduleNetwork
     from metasched.schedules.table import hand_coded as hand_coded
     from metasched.schedules.table import published as published
+    from metasched.search.bits.allocate import Allocation as Allocation
+    from metasched.search.bits.allocate import allocate as allocate
     from metasched.study.study import Study as Study
     from metasched.tasks import TaskSpec as TaskSpec
     from metasched.tasks import register_task as register_task
@@ -113,6 +115,8 @@ MODULES: dict[str, str] = {  # public name -> module
     "tune": "metasched.api",
     "paired_difference": "metasched.evaluation.statistics",
     "meta_train": "metasched.meta.outer",
+    "Allocation": "metasched.search.bits.allocate",
+    "allocate": "metasched.search.bits.allocate",
     "Study": "metasched.study.study",
 }
 

@@ -65,7 +65,12 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "io/test_files.py": "io/atomic io/environment io/json_lines io/json_text io/lock io/run_folder",
     "methods/test_inq.py": "methods/masks",
     "methods/test_pruning.py": "schedules/pruning",
-    "methods/test_adaround.py": "schedules/rounding",
+    "methods/test_quant_noise.py": "schedules/noising",
+    "methods/test_admm.py": "schedules/admm",
+    "methods/test_rounding.py": "schedules/rounding",
+    "methods/test_dpq.py": "schedules/dpq",
+    "methods/test_bayesian_bits.py": "network/costs schedules/bayesian_bits",
+    "methods/test_adaround.py": "schedules/adaround",
     "meta/test_online.py": "commands/online",
     "commands/test_train.py": "commands/exporting",
     "methods/test_contract.py": "methods/base methods/ste",
@@ -78,7 +83,8 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "methods/test_temperature.py": "quantizers/softmax schedules/tempering",
     "methods/test_trainable.py": "methods/tensors",
     "models/test_models.py": """
-        models/convnet models/cutie models/lenet models/mlp models/resnet models/vgg7 models/vgg8
+        models/convnet models/cutie models/lenet models/mlp models/resnet models/resnet9 models/vanilla_cnn models/vgg16
+        models/vgg7 models/vgg8
     """,
     "network/test_own_loops.py": "network/identity network/recomputing network/starts",
     "deploy/test_converted.py": "deploy/writing",
@@ -99,6 +105,12 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "schedules/test_published.py": "schedules/base schedules/table",
     "methods/test_clip.py": "quantizers/clip",
     "search/test_tuning.py": "search/population search/searchers",
+    "search/bits/test_searches.py": """
+        search/bits/blind search/bits/ddpg search/bits/greedy search/bits/haq search/bits/knapsack search/bits/problem
+        search/bits/table
+    """,
+    "search/bits/test_allocate.py": "search/bits/rounding",
+    "commands/test_allocate.py": "cli/allocate",
     "study/test_study.py": """
         study/comparing study/evolving study/helping study/judging study/learners study/learning
         study/optimizing study/playing study/population study/schedules study/searching study/setup study/storage
@@ -107,6 +119,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "commands/test_calibrate.py": "cli/calibrate",
     "tasks/test_digits.py": "tasks/build tasks/classification",
     "tasks/test_batches.py": "tasks/base tasks/supervised",
+    "tasks/test_tabular.py": "tasks/csv_table",
     "tasks/test_own_task.py": "api commands/folders core/imports tasks/check tasks/data tasks/fingerprint tasks/live",
     "tracking/test_trackers.py": "tracking/metrics tracking/opening tracking/tracker",
     "tracking/test_wandb.py": "tracking/wandb_tracker",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from metasched.cli import (
+    allocate,
     calibrate,
     check,
     compare,
@@ -81,6 +82,11 @@ COMMANDS = {
         inspect.add,
         inspect.run,
     ),
+    "allocate": Command(
+        "search the bits of each layer's weights under a budget of bytes, bit operations or milliseconds",
+        allocate.add,
+        allocate.run,
+    ),
     "sensitivity": Command(
         "show when and in which layer a change of a schedule would help",
         sensitivity.add,
@@ -108,7 +114,7 @@ COMMANDS = {
         import_.run,
     ),
     "list": Command(
-        "list the schedules that come with metasched",
+        "list the schedules that come with metasched, and the searches for bits",
         list_.add,
         list_.run,
     ),

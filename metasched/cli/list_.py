@@ -16,14 +16,16 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Prints the schedules that come with the package, and the procedures after training."""
+    """Prints the schedules that come with the package, the searches for bits, and the procedures after training."""
     from metasched.exchange.shipped import list_schedules
+    from metasched.search.bits.table import BIT_SEARCHES
 
     found = list_schedules(arguments.method)
+    searches = [] if arguments.method else [{"name": x.name, "summary": x.summary} for x in BIT_SEARCHES.values()]
     procedures = [] if arguments.method else _procedures()
     if arguments.json:
         schedules = [asdict(shipped) for shipped in found]
-        print_result({"schedules": schedules, "procedures": procedures}, as_json=True)
+        print_result({"schedules": schedules, "bit_searches": searches, "procedures": procedures}, as_json=True)
         return
     learned = [(s, s.headline) for s in found if s.headline is not None]
     by_hand = [(s.name, s.method, s.summary) for s in found if s.kind == "hand-coded"]
@@ -37,6 +39,9 @@ def run(arguments: argparse.Namespace) -> None:
             console.table("learned, with the hardened test score on their own task", columns, rows)
         if by_hand:
             console.table("hand-coded", ("name", "method", "source"), by_hand)
+        if searches:
+            rows = [tuple(search.values()) for search in searches]
+            console.table("searches for bits by layer, of `metasched allocate`", ("name", "what it does"), rows)
         if procedures:
             lines = [(p["name"], p["summary"], ", ".join(p["options"])) for p in procedures]
             console.table("after training: `metasched calibrate`", ("method", "what it does", "options"), lines)

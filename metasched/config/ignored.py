@@ -23,15 +23,13 @@ from metasched.estimators.table import ESTIMATORS
 from metasched.methods import METHODS, build_method
 from metasched.methods.base import Method
 from metasched.methods.config import MethodConfig
-from metasched.methods.spec import CEILING
+from metasched.methods.spec import CEILING, QUANTIZERS
 from metasched.models import MODELS
+from metasched.search.bits.table import BIT_SEARCHES
 from metasched.search.table import SEARCHES
 from metasched.tasks.table import TASKS
 from metasched.training.optimizers.decays import DECAYS
 from metasched.training.optimizers.table import OPTIMIZERS
-
-_QUANTIZERS = ("levels", "activation_levels", "scale", "granularity", "activation_scale")
-
 
 Look = Callable[[str], Any]  # the value of a field, or a section, of an experiment by its dotted path
 
@@ -78,7 +76,11 @@ def rules(method: str) -> Iterator[Rule]:
     yield _of("meta", "objective", {"hardened": ("surrogate",), "relaxed": (), "trajectory": ("surrogate",)})
     yield _of("schedule", "kind", {"network": ("hidden", "directions"), "family": ()})
     yield _of("tune", "search", _reads(SEARCHES))
+    yield _of("allocate", "search", _reads(BIT_SEARCHES))
+    yield _of("allocate", "score", {"rounded": (), "trained": ("runs",)})
+    yield _of("allocate", "resource", {"size": (), "operations": (), "latency": ("latency",)})
     yield _quantization()
+    yield _levels()
     yield _relaxation()
     yield _noise_floor()
     of_activations = METHODS[method].activation_parameters
@@ -154,9 +156,17 @@ def _unless(setting: str, value: object, *governed: str) -> Rule:
 def _quantization() -> Rule:
     """Float networks read nothing of how weights and activations are quantized."""
     chosen = "quantize.first", "quantize.last", "quantize.rules", "quantize.redraw"
-    governed = (*(f"method.{name}" for name in _QUANTIZERS), *chosen, "meta.surrogate")
+    governed = (*(f"method.{name}" for name in QUANTIZERS), *chosen, "meta.surrogate")
     reads = {name: () if name == CEILING else governed for name in METHODS}
     return Rule("method.name", reads, lambda look: look("method.name"), "leave it out; it is for methods that quantize")
+
+
+def _levels() -> Rule:
+    """Methods without level sets read nothing of them."""
+    governed = sorted({field for row in METHODS.values() for field in row.ignores})
+    reads = {name: [field for field in governed if field not in row.ignores] for name, row in METHODS.items()}
+    mend = "leave it out; it is for methods that put each weight on a level, such as ste"
+    return Rule("method.name", reads, lambda look: look("method.name"), mend)
 
 
 def _relaxation() -> Rule:

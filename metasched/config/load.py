@@ -26,7 +26,7 @@ from metasched.core.errors import MetaschedError
 from metasched.io.strict_yaml import parse, read_mapping
 from metasched.methods import build_method
 from metasched.methods.config import DEFAULT, MethodConfig
-from metasched.methods.spec import CEILING, find_method
+from metasched.methods.spec import CEILING, QUANTIZERS, find_method
 from metasched.quantizers.levels import level_set
 from metasched.tasks.config import TaskConfig
 
@@ -143,10 +143,6 @@ def require_learnable(method: MethodConfig, learn: Sequence[str] | None) -> None
         raise MetaschedError("method.name", problem, f"set it to another method, such as {DEFAULT}")
     if learn == ():
         raise MetaschedError("schedule.learn", "is empty, so that there is nothing to learn", "name controls in it")
-
-
-# what every method reads but the one without quantization
-QUANTIZERS = ("levels", "activation_levels", "scale", "granularity", "activation_scale")
 
 
 def of_method(

@@ -16,7 +16,7 @@ from metasched.methods.config import MethodConfig, of_its_method
 from metasched.network.config import QuantizeConfig
 from metasched.runs.config import RunConfig
 from metasched.schedules.config import ScheduleConfig
-from metasched.search.config import TuneConfig
+from metasched.search.config import AllocateConfig, TuneConfig
 from metasched.tasks.config import TaskConfig
 from metasched.tracking.config import TrackingConfig
 from metasched.training.optimizers.config import OptimizerConfig
@@ -37,6 +37,7 @@ class Experiment:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     meta: MetaConfig = field(default_factory=MetaConfig)
     tune: TuneConfig = field(default_factory=TuneConfig)
+    allocate: AllocateConfig = field(default_factory=AllocateConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
     online: OnlineConfig = field(default_factory=OnlineConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

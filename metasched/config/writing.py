@@ -13,6 +13,7 @@ from pydantic_core import to_jsonable_python
 from metasched.config.fields import FieldInfo, fields
 from metasched.config.schema import Experiment
 from metasched.tasks.config import TaskConfig
+from metasched.tasks.table import OF_TABLES
 
 OWN_TASK = ("factory", "args", "steps")  # what the section task has for a task of the user's own
 
@@ -23,10 +24,14 @@ def to_dict(experiment: Experiment) -> dict[str, Any]:
 
 
 def section_dict(section: Any) -> dict[str, Any]:
-    """One section in the types of JSON; of a task of the user's own only what it reads."""
+    """One section in the types of JSON; of a task of the user's own only what it reads.
+
+    Fields of tables are left out where they have their defaults: files and hashes from before do not have them.
+    """
     fields_of = to_jsonable_python(section)
     if isinstance(section, TaskConfig):
-        keep = OWN_TASK if section.factory is not None else fields_of.keys() - {"factory", "args"}
+        default = {name for name in OF_TABLES if getattr(section, name) == getattr(TaskConfig, name)}
+        keep = OWN_TASK if section.factory is not None else fields_of.keys() - {"factory", "args"} - default
         return {name: value for name, value in fields_of.items() if name in keep}
     return fields_of
 

@@ -100,7 +100,7 @@ class Folding:
             unit = Fraction(2) ** (math.frexp(float(w.abs().max()))[1] - FIXED_POINT_BITS)
             return _integers(w.double() / float(unit)), (unit,) * len(w), False
         levels, scale = self.weights[name]
-        finest = unit_of(levels.levels)
+        finest = unit_of(name, levels.levels)
         q = hard(w.double() / scale.double(), levels)
         if not torch.equal(q.to(w.dtype) * scale, w):
             raise unsupported(name, "has hardened weights that are not on its levels", "correct the method's harden")
@@ -138,10 +138,17 @@ def exact(name: str, value: float) -> Fraction:
     return Fraction(value)
 
 
-def unit_of(levels: tuple[float, ...]) -> Fraction:
-    """The largest power of two up to 1 of which all levels are multiples."""
+def unit_of(name: str, levels: tuple[float, ...]) -> Fraction:
+    """The largest power of two up to 1 of which all levels of the layer ``name`` are multiples.
+
+    Raises:
+        MetaschedError: there is none that is large enough for 8 bits.
+    """
     denominator = max(Fraction(q).denominator for q in levels)
-    return Fraction(1, min(denominator, _FINEST))
+    if denominator > _FINEST:
+        problem = f"has levels that are no multiples of 1 / {_FINEST}, so no integers of 8 bits"
+        raise unsupported(name, problem, "set method.levels or method.activation_levels to others, such as int4")
+    return Fraction(1, denominator)
 
 
 def _integers(x: torch.Tensor) -> Array:

@@ -177,7 +177,7 @@ def _activation(
     if not inside:
         raise unsupported(name, "has one level only", "set method.activation_levels to more levels")
     seen = levels.levels[inside[0] : inside[-1] + 2]
-    finest = unit_of(levels.levels)
+    finest = unit_of(name, levels.levels)
     thresholds = [Fraction(levels.thresholds[k]) * unit for k in inside]
     if folding.joined is not None:
         values = fold_joined(folding.joined, thresholds, folding.largest)

@@ -21,6 +21,7 @@ from metasched.exchange.player import spent_on
 from metasched.io.atomic import write_atomic
 from metasched.io.json_text import json_text
 from metasched.io.run_folder import RunFolder
+from metasched.network.size import network_bytes
 from metasched.runs.cells import cell_scores, played, shares
 from metasched.runs.pool import Mapper
 from metasched.tracking.console import Console
@@ -94,6 +95,7 @@ def compare(
         if (i + 1) % len(seeds) == 0:
             done, total = (i + 1) // len(seeds), len(cells) // len(seeds)
             console.note(f"compare {done}/{total}: {name} over {steps} steps: {said(scores[name, steps])}")
+    bytes_of = {name: network_bytes(build_problem(arm.problem).network) for name, arm in contenders.items()}
     worst = lowest([s for of_arm in scores.values() for s in of_arm]) if own is None else own
     arms = [
         Arm(
@@ -105,6 +107,7 @@ def compare(
             c.problem.method.name,
             worst,
             c.tuned,
+            bytes_of[name],
         )
         for steps in horizons
         for name, c in contenders.items()

@@ -36,6 +36,7 @@ class Arm:
         method: name of the method that it drives; empty where an old result file does not say.
         worst: what a run that diverged counts.
         tuned: how its learning rate was chosen; None: it has the experiment's.
+        size: bytes of the deployed network (network/size.py); None where an older result does not say.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Arm:
     method: str = ""
     worst: float = 0.0
     tuned: TunedRate | None = None
+    size: int | None = None
 
     @property
     def counted(self) -> tuple[float, ...]:
@@ -134,8 +136,17 @@ class Comparison:
         tuned = any(arm.tuned for arm in arms.values())
         diverged = any(arm.diverged for arm in arms.values())
         found = any(arm.spent for arm in arms.values())
+        sized = any(arm.size is not None for arm in arms.values())
         steps = len({arm.inner_steps for arm in arms.values()}) > 1  # for instance if one arm adapts online
-        columns = ["schedule", "mean", "sd", "n", *["diverged"] * diverged, *["inner steps"] * steps]
+        columns = [
+            "schedule",
+            "mean",
+            "sd",
+            "n",
+            *["bytes"] * sized,
+            *["diverged"] * diverged,
+            *["inner steps"] * steps,
+        ]
         columns += [*["tuned lr"] * tuned, *["found in (inner steps)"] * found]
         columns += [f"this - {floor.name} [95 % interval]" for floor in floors]
         for arm in others:
@@ -145,6 +156,7 @@ class Comparison:
         for arm in sorted(arms.values(), key=lambda a: -a.summary.mean):
             s = arm.summary
             row = [arm.name, f"{s.mean:.4f}", f"{s.sd:.4f}", str(s.n)]
+            row += [f"{arm.size:,}" if arm.size is not None else ""] * sized
             row += [*[str(arm.diverged)] * diverged, *[str(arm.inner_steps)] * steps]
             row += [f"{arm.tuned.lr:.3g}" if arm.tuned else ""] * tuned
             row += [" + ".join(f"{spent.inner_steps} {spent.by}" for spent in arm.spent)] * found
@@ -202,6 +214,7 @@ class Comparison:
                 "scores": list(arm.scores),
                 **({"worst": arm.worst} if arm.worst else {}),
                 **({"tuned": arm.tuned.to_dict()} if arm.tuned else {}),
+                **({"bytes": arm.size} if arm.size is not None else {}),
             }
             arms_here = self.at(arm.horizon)
             references = [arms_here[n] for n in self.learned if n in arms_here]
@@ -229,6 +242,7 @@ def comparison_of(result: Mapping[str, Any]) -> Comparison:
             a.get("method", ""),
             a.get("worst", 0.0),
             TunedRate.from_dict(a["tuned"]) if "tuned" in a else None,
+            a.get("bytes"),
         )
         for a in result["arms"]
     )

@@ -33,6 +33,7 @@ from metasched.schedules.table import (
     method_of_hand_coded,
     schedules_of,
 )
+from metasched.tasks.table import OF_TABLES
 from metasched.training.problem import build_problem
 
 _SAME_DATA = (
@@ -40,6 +41,7 @@ _SAME_DATA = (
     "args",
     "name",
     "root",
+    *OF_TABLES,
     "train",
     "validation",
     "test",

@@ -34,9 +34,9 @@ def reference_arms(config: ProblemConfig) -> list[tuple[str, Contender]]:
     and one for each quantized activation. (If the first batch does not reach all of these, at which their scales would
     start, ``lsq`` has the activations of ``ste``.)
     """
-    ste, none = by_method(_without_learned_scales(config), FLOOR), hand_coded(FLOOR)[FLOOR]
+    ste, none = by_method(fixed_scales(config), FLOOR), hand_coded(FLOOR)[FLOOR]
     lsq = _with_learned_scales(by_method(config, FLOOR))
-    ceiling = by_method(_without_learned_scales(config), CEILING)
+    ceiling = by_method(fixed_scales(config), CEILING)
     return [
         (FLOOR, Contender(ste, none)),
         (LSQ, Contender(lsq, none)),
@@ -71,7 +71,7 @@ def _with_learned_scales(config: ProblemConfig) -> ProblemConfig:
     return both
 
 
-def _without_learned_scales(config: ProblemConfig) -> ProblemConfig:
+def fixed_scales(config: ProblemConfig) -> ProblemConfig:
     """The problem with fixed scales, and without the rules of the optimizer for learned ones."""
     optimizer = config.optimizer
     kept = tuple(group for group in optimizer.groups if group.match != "scale")

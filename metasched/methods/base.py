@@ -9,7 +9,7 @@ the method's own state. A hook that returns a state may leave them out.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self, runtime_checkable
 
@@ -74,9 +74,13 @@ class Method(ABC):
     Attributes:
         quantizer: level sets and scales of a layer.
         freezes: whether its update holds weights still, and so must come after those of other parts of ``joint``.
+        trained_size: whether the size of the deployed weight is known after training only.
+        tables: whether it quantizes tables of embeddings, without a rule, and no other layer.
     """
 
     freezes: ClassVar[bool] = False
+    trained_size: ClassVar[bool] = False
+    tables: ClassVar[bool] = False
     quantizer: LayerQuantizer
 
     @property
@@ -124,6 +128,28 @@ class Method(ABC):
     def bits(self) -> float:
         """log2 of the number of weight levels. Default: from the quantizer."""
         return self.quantizer.levels.bits
+
+    def bits_of(self, shape: Sequence[int]) -> float:
+        """Bits of a number of a weight with this shape, [C_out, ...]. Default: ``bits``, whatever the shape."""
+        return self.bits
+
+    def bits_in(self, state: State, shape: Sequence[int]) -> float:
+        """Mean bits of a number of the deployed weight, whose shape is [C_out, ...]. Default: ``bits_of`` the shape."""
+        return self.bits_of(shape)
+
+    def of_cost(self, share: float) -> Self:
+        """The method for a layer with this share, in [0, 1], of the multiply-accumulates of the costliest layer.
+
+        Default: itself. Where no pass multiplies with the weight, its number of elements counts.
+        """
+        return self
+
+    def refusal(self, shape: Sequence[int]) -> str:
+        """Why the method cannot take a weight of this shape, [C_out, ...], as ``problem; fix``; empty if it can.
+
+        Default: it takes all.
+        """
+        return ""
 
     def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State, State]:
         """Initial weight, trainable tensors and state of a layer.
@@ -173,6 +199,17 @@ class Method(ABC):
         """
         own = self._own_quantizer
         return ({}, {}) if own is None else own.fit_activation(x)
+
+    def allocated(self, weights: Sequence[torch.Tensor], values: Sequence[Values]) -> Sequence[Values]:
+        """The controls that ``prepare`` gets in each layer, where they depend on all layers. Default: unchanged.
+
+        Global pruning finds the share of each layer here.
+
+        Args:
+            weights: of each layer, [C_out, ...].
+            values: of each layer, {control: 0-d}.
+        """
+        return values
 
     def prepare(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
         """The state at the start of a step, before the forward pass. Default: unchanged.
@@ -264,6 +301,31 @@ class Method(ABC):
         """
         scale = state["scale"][..., None]
         return scale * torch.tensor(self.quantizer.levels.levels, dtype=scale.dtype, device=scale.device)
+
+    def storage(self, w: torch.Tensor, state: State) -> dict[str, tuple[int, int]]:
+        """What is stored of a layer's deployed weight: {what: (number of elements, bits of each)}.
+
+        Args:
+            w: the weight, [C_out, ...].
+            state: the layer's state and trainable tensors.
+
+        Returns:
+            default: the index of each element's level in ``levels``, of K levels in ceil(log2 K) bits, and the numbers
+            of ``scale`` in 32; a method without levels stores ``float`` of 32 bits.
+        """
+        own = self._own_quantizer
+        if own is None:
+            return {"float": (w.numel(), 32)}
+        bits = (len(own.levels.levels) - 1).bit_length()
+        return {"levels": (w.numel(), bits), "scale": (state["scale"].numel(), 32)}
+
+    def level_set_of(self, state: State) -> tuple[tuple[float, ...], torch.Tensor] | None:
+        """The level set of a layer's deployed weight, and its scale, [C_out or 1, 1, ...]; None where there is none.
+
+        Default: those of the quantizer.
+        """
+        own, scale = self._own_quantizer, state.get("scale")
+        return None if own is None or scale is None else (own.levels.levels, scale.detach().clone())
 
     def relaxed(self, width: float) -> Self:
         """The method with its discrete choices smoothed over ``width``, for hypergradients. Default: itself."""

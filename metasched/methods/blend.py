@@ -13,7 +13,8 @@ LSQ, times the blend; that of activations also learns where it clips (quantizers
 Source: alpha-blending, Liu and Mattina, 2019, arXiv 1903.01061, for weights; the warm-up of Hugging Face's 1.58-bit
 fine-tuning (blog, September 2024) for both. We differ:
 
-- Their derivative in w is 1 - b (alpha-blending) or 1 (warm-up); ours is that of the sum of both parts.
+- Their derivative in w is 1 - b (alpha-blending) or 1 (warm-up); ours is that of the sum of both parts. With
+  ``method.weight_gradient: float`` it is 1 - b: gradients pass w alone, and weights stand still at b = 1.
 - Alpha-blending has one share for all layers; the warm-up has one for all layers, weights and activations. Ours are
   apart.
 - They blend with x itself. Here the site has replaced the activation function, so that x alone has no nonlinearity:
@@ -23,9 +24,11 @@ fine-tuning (blog, September 2024) for both. We differ:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
+from metasched.core.randomness import Draw
 from metasched.methods.base import Control, State, Values
 from metasched.methods.modifier import Modifier
 from metasched.methods.table import BlendConfig
@@ -41,25 +44,32 @@ ACTIVATION_BLEND = Control(
 
 @dataclass(frozen=True)
 class Blend(Modifier):
-    """Mixture of float and hard; see the module's docstring."""
+    """Mixture of float and hard; see the module's docstring.
+
+    Attributes:
+        quantizer: level sets and scales.
+        weight_gradient: ``both``: gradients pass w and Q(w); ``float``: w alone, as in alpha-blending.
+    """
 
     quantizer: LayerQuantizer
+    weight_gradient: Literal["both", "float"] = "both"
 
     @property
     def controls(self) -> tuple[Control, ...]:
         return (WEIGHT_BLEND, ACTIVATION_BLEND)
 
-    def seen_weight(self, seen: torch.Tensor, w: torch.Tensor, state: State, controls: Values) -> torch.Tensor:
+    def seen_weight(
+        self, seen: torch.Tensor, w: torch.Tensor, state: State, controls: Values, draw: Draw
+    ) -> torch.Tensor:
+        seen = seen.detach() if self.weight_gradient == "float" else seen
         return torch.lerp(w, seen, controls["weight_blend"].to(w.dtype))  # lerp is exact at 0 and at 1
 
-    def seen_activation(self, seen: torch.Tensor, x: torch.Tensor, state: State, controls: Values) -> torch.Tensor:
-        return torch.lerp(self._clipped(x, state), seen, controls["activation_blend"].to(x.dtype))
-
-    def _clipped(self, x: torch.Tensor, state: State) -> torch.Tensor:
-        """The input x [N, ...], bounded by the outermost levels times the scale."""
-        return self.quantizer.scaled(x, state, lambda z, levels: z.clamp(levels.levels[0], levels.levels[-1]))
+    def seen_activation(
+        self, seen: torch.Tensor, x: torch.Tensor, state: State, controls: Values, draw: Draw
+    ) -> torch.Tensor:
+        return torch.lerp(self.quantizer.clipped(x, state), seen, controls["activation_blend"].to(x.dtype))
 
 
 def build(config: BlendConfig) -> Blend:
     """The method of a configuration."""
-    return Blend(layer_quantizer(config))
+    return Blend(layer_quantizer(config), config.weight_gradient)

@@ -27,7 +27,8 @@ class MethodConfig:
     name: Word = DEFAULT
     """name of a method"""
     levels: Word = "ternary"
-    """weight levels: binary, ternary, intB, uintB, balancedB, pow2_B, statesN (2^N + 1 of them)"""
+    """weight levels: binary, ternary, intB, uintB, balancedB, pow2_B, statesN (2^N + 1 of them), midriseB (2^B, no 0),
+    normalB (2^B quantiles of the normal distribution)"""
     activation_levels: Word | None = "ternary"
     """activation levels; null keeps activations in float"""
     scale: Literal["unit", "max", "least_squares", "pow2", "learned"] = "unit"

@@ -80,15 +80,14 @@ class INQ(Modifier):
     def controls(self) -> tuple[Control, ...]:
         return (FREEZE_FRACTION,)
 
-    def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State, State]:
-        w, trainable, state = self.quantizer.initialize(w, draw)
-        state["frozen"] = torch.zeros_like(w)
+    def own_state(self, w: torch.Tensor, state: State, draw: Draw) -> State:
+        own = {"frozen": torch.zeros_like(w)}
         if self.partition != "magnitude":
-            state["key"] = draw.uniform("partition", w)
-            state["fraction"] = torch.zeros((), dtype=counting(w.dtype), device=w.device)
+            own["key"] = draw.uniform("partition", w)
+            own["fraction"] = torch.zeros((), dtype=counting(w.dtype), device=w.device)
         if self.live == "hard":
-            state["level"] = hard(w / (state | trainable)["scale"], self.quantizer.levels)
-        return w, trainable, state
+            own["level"] = hard(w / state["scale"], self.quantizer.levels)
+        return own
 
     def prepare(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
         """Chooses the frozen weights of this step.
@@ -117,7 +116,9 @@ class INQ(Modifier):
             state["frozen"] = exact_mask(key, fraction.detach())
         return state
 
-    def seen_weight(self, seen: torch.Tensor, w: torch.Tensor, state: State, controls: Values) -> torch.Tensor:
+    def seen_weight(
+        self, seen: torch.Tensor, w: torch.Tensor, state: State, controls: Values, draw: Draw
+    ) -> torch.Tensor:
         """(1 - m) seen + m q s, with the mask m of the state; ``seen`` and w are [C_out, ...]."""
         if self.live == "float":
             level = hard(w / state["scale"], self.quantizer.levels)
@@ -129,8 +130,8 @@ class INQ(Modifier):
 
     def weight(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
         if self.live == "hard":
-            return self.seen_weight(self.quantizer.harden(w, state, _HALF_QUANTUM), w, state, controls)
-        return self.seen_weight(w, w, state, controls)
+            return self.seen_weight(self.quantizer.harden(w, state, _HALF_QUANTUM), w, state, controls, draw)
+        return self.seen_weight(w, w, state, controls, draw)
 
     def update(
         self, w: torch.Tensor, proposed: torch.Tensor, state: State, controls: Values, draw: Draw

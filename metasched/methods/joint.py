@@ -16,6 +16,7 @@ quantum, the live weights already are on their levels; freezing then affects onl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -50,10 +51,10 @@ class Joint(Method):
         return tuple(control for part in self._parts for control in part.controls)
 
     def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State, State]:
-        first, trainable, state = self.base.initialize(w, controls, draw)
-        for part in self.modifiers:  # whose own weight and trainable tensors are those of the base
-            state = {**part.initialize(w, controls, draw)[2], **state}
-        return first, trainable, {name: t for name, t in state.items() if name not in trainable}
+        w, trainable, state = self.base.initialize(w, controls, draw)
+        for part in self.modifiers:
+            state = {**part.own_state(w, state | trainable, draw), **state}
+        return w, trainable, state
 
     def keeping(self) -> Joint:
         return replace(self, base=self.base.keeping(), modifiers=tuple(part.keeping() for part in self.modifiers))
@@ -61,6 +62,11 @@ class Joint(Method):
     @property
     def updates(self) -> bool:
         return any(part.updates for part in self._parts)
+
+    def allocated(self, weights: Sequence[torch.Tensor], values: Sequence[Values]) -> Sequence[Values]:
+        for part in self._parts:
+            values = part.allocated(weights, values)
+        return values
 
     def prepare(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
         for part in self._parts:
@@ -70,13 +76,13 @@ class Joint(Method):
     def weight(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
         seen = self.base.weight(w, state, controls, draw)
         for part in self.modifiers:
-            seen = part.seen_weight(seen, w, state, controls)
+            seen = part.seen_weight(seen, w, state, controls, draw)
         return seen
 
     def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
         seen = self.base.activation(x, state, controls, draw)
         for part in self.modifiers:
-            seen = part.seen_activation(seen, x, state, controls)
+            seen = part.seen_activation(seen, x, state, controls, draw)
         return seen
 
     def penalty(self, w: torch.Tensor, state: State, controls: Values) -> torch.Tensor | None:

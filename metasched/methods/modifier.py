@@ -18,28 +18,46 @@ _HALF_QUANTUM = 0.5  # half-width of the uniform density that is the straight-th
 class Modifier(Method):
     """A method whose forward pass is a function of that of another one; see the module's docstring."""
 
-    def seen_weight(self, seen: torch.Tensor, w: torch.Tensor, state: State, controls: Values) -> torch.Tensor:
+    def seen_weight(
+        self, seen: torch.Tensor, w: torch.Tensor, state: State, controls: Values, draw: Draw
+    ) -> torch.Tensor:
         """The weight that the forward pass uses instead of ``seen``. Default: ``seen``.
 
         Args:
             seen: what the base and the modifiers before this one give, [C_out, ...].
             w: the weight that the optimizer trains, of the same shape.
-            state, controls: as in ``weight``.
+            state, controls, draw: as in ``weight``.
         """
         return seen
 
-    def seen_activation(self, seen: torch.Tensor, x: torch.Tensor, state: State, controls: Values) -> torch.Tensor:
+    def seen_activation(
+        self, seen: torch.Tensor, x: torch.Tensor, state: State, controls: Values, draw: Draw
+    ) -> torch.Tensor:
         """The activation that the forward pass uses instead of ``seen``, for the input x; both are [N, ...].
 
         Default: ``seen``.
         """
         return seen
 
+    def own_state(self, w: torch.Tensor, state: State, draw: Draw) -> State:
+        """The state that the modifier adds to the base's, before training. Default: none.
+
+        Args:
+            w: the initial weight, [C_out, ...].
+            state: the base's state and trainable tensors.
+            draw: random numbers of this layer.
+        """
+        return {}
+
+    def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State, State]:
+        w, trainable, state = self.quantizer.initialize(w, draw)
+        return w, trainable, state | self.own_state(w, state | trainable, draw)
+
     def weight(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
-        return self.seen_weight(self.quantizer.harden(w, state, _HALF_QUANTUM), w, state, controls)
+        return self.seen_weight(self.quantizer.harden(w, state, _HALF_QUANTUM), w, state, controls, draw)
 
     def activation(self, x: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
-        return self.seen_activation(self.quantizer.harden_activation(x, state, _HALF_QUANTUM), x, state, controls)
+        return self.seen_activation(self.quantizer.harden_activation(x, state, _HALF_QUANTUM), x, state, controls, draw)
 
     def hardened(self, hardened: torch.Tensor, w: torch.Tensor, state: State, surrogate: float) -> torch.Tensor:
         """The deployed weight [C_out, ...] instead of ``hardened``, of the same shape. Default: ``hardened``."""

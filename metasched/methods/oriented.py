@@ -6,7 +6,7 @@ Transposed convolutions have weights [C_in, C_out / G, ...], Hugging Face's Conv
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -122,6 +122,18 @@ class Oriented(Method):
 
     def levels_of(self, state: State) -> torch.Tensor:
         return self.base.levels_of(state)
+
+    def storage(self, w: torch.Tensor, state: State) -> dict[str, tuple[int, int]]:
+        return self.base.storage(self.turned(w), state)
+
+    def level_set_of(self, state: State) -> tuple[tuple[float, ...], torch.Tensor] | None:
+        return self.base.level_set_of(state)
+
+    def bits_of(self, shape: Sequence[int]) -> float:
+        return self.base.bits_of(shape)
+
+    def bits_in(self, state: State, shape: Sequence[int]) -> float:
+        return self.base.bits_in(state, shape)
 
 
 def rows_first(w: torch.Tensor, groups: int) -> torch.Tensor:

@@ -9,6 +9,10 @@ A pruned weight stands still while it is pruned: the mask stops its gradient, an
 decay) is not taken. The mask is made anew in each step, so that it may come back once others are smaller. Deployed are
 the base's levels, and 0 where the last step's mask is 1.
 
+With one target for all layers together (``method.budget``: global) the mask m is that of the round(N S s) smallest of
+all N weights, so that each layer keeps what is large beside the others; s is one number for the network then, and
+without a derivative.
+
 ``sparsity`` is a share of the target, so that one schedule serves all targets. At 1 throughout the network is pruned
 from its first step on, which is no schedule. The derivative in the control is that of the relaxed mask (masks.py).
 
@@ -18,7 +22,9 @@ every 100 to 1,000 steps, here it is each one; each layer has its own curve; and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
@@ -30,6 +36,7 @@ from metasched.methods.modifier import Modifier
 from metasched.methods.table import PruningConfig
 from metasched.methods.tensors import LayerQuantizer, layer_quantizer
 
+Budget = Literal["layer", "global"]
 SPARSITY = Control(
     "sparsity",
     0.0,
@@ -49,20 +56,35 @@ class Pruning(Modifier):
     Attributes:
         quantizer: level sets and scales; the levels of weights have a 0.
         target: S in (0, 1), the share of zeros at the end.
+        budget: ``layer``: S of each layer; ``global``: of all layers together.
         relaxation: omega >= 0, the width of the relaxed mask as a share of the weights; 0: the exact mask.
     """
 
     quantizer: LayerQuantizer
     target: float = 0.9
+    budget: Budget = "layer"
     relaxation: float = 0.0
 
     @property
     def controls(self) -> tuple[Control, ...]:
+        if self.budget == "global":
+            return (replace(SPARSITY, granularity="network", gradient="none"),)
         return (SPARSITY,)
 
-    def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State, State]:
-        w, trainable, state = self.quantizer.initialize(w, draw)
-        return w, trainable, state | {"pruned": torch.zeros_like(w)}
+    def allocated(self, weights: Sequence[torch.Tensor], values: Sequence[Values]) -> Sequence[Values]:
+        """The share of the target that each layer gets, above 1 where its weights are small beside the others'."""
+        if self.budget == "layer":
+            return values
+        smallest_first = torch.cat([-w.detach().abs().flatten() for w in weights])
+        pruned = exact_mask(smallest_first, values[0]["sparsity"].detach() * self.target)
+        parts = pruned.split([w.numel() for w in weights])
+        return [
+            {**own, "sparsity": part.to(own["sparsity"].dtype).mean() / self.target}
+            for own, part in zip(values, parts, strict=True)
+        ]
+
+    def own_state(self, w: torch.Tensor, state: State, draw: Draw) -> State:
+        return {"pruned": torch.zeros_like(w)}
 
     def prepare(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
         """The mask of the pruned weights: ``pruned``, with the shape and dtype of w, 0 or 1 unless relaxed."""
@@ -71,7 +93,9 @@ class Pruning(Modifier):
             return {**state, "pruned": relaxed_mask(smallest_first, share, self.relaxation, self.target)}
         return {**state, "pruned": exact_mask(smallest_first, share.detach() * self.target)}
 
-    def seen_weight(self, seen: torch.Tensor, w: torch.Tensor, state: State, controls: Values) -> torch.Tensor:
+    def seen_weight(
+        self, seen: torch.Tensor, w: torch.Tensor, state: State, controls: Values, draw: Draw
+    ) -> torch.Tensor:
         return seen * (1 - state["pruned"])
 
     def update(
@@ -83,7 +107,7 @@ class Pruning(Modifier):
         return hardened * (state["pruned"] < 0.5)
 
     def relaxed(self, width: float) -> Pruning:
-        return replace(self, relaxation=width)
+        return self if self.budget == "global" else replace(self, relaxation=width)
 
 
 def build(config: PruningConfig) -> Pruning:
@@ -96,4 +120,4 @@ def build(config: PruningConfig) -> Pruning:
     if 0.0 not in quantizer.levels.levels:
         problem = f"is {config.levels}, which has no 0 for the weights that are pruned"
         raise MetaschedError("method.levels", problem, "take levels with a 0, such as ternary or int4")
-    return Pruning(quantizer, config.sparsity)
+    return Pruning(quantizer, config.sparsity, config.budget)

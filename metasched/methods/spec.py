@@ -62,6 +62,7 @@ class MethodSpec:
             ``none_value``; empty if it does.
         part: whether it can be a part of ``joint``, which needs float weights.
         parts: config -> names of the methods that it is made of; () for a method of its own.
+        ignores: dotted fields of an experiment that it does not read, though most methods do.
         former: former name of a control -> the controls that have its meaning now; each gets what was written for it.
     """
 
@@ -76,6 +77,7 @@ class MethodSpec:
     floor_needs: Callable[[Any], str] = nothing
     part: bool = True
     parts: Callable[[Any], tuple[str, ...]] = no_parts
+    ignores: tuple[str, ...] = ()
     former: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
 
     @property
@@ -96,6 +98,7 @@ class MethodSpec:
 
 
 METHODS: dict[str, MethodSpec] = {}
+QUANTIZERS = ("levels", "activation_levels", "scale", "granularity", "activation_scale")  # what all configurations have
 FLOOR, CEILING = "ste", "float"  # no schedule, and no quantization: every comparison contains both
 
 
@@ -126,6 +129,11 @@ def find_method(name: object) -> MethodSpec:
         MetaschedError: no such method.
     """
     return find_row(METHODS, "method.name", name)
+
+
+def draws_weights(config: MethodConfig) -> bool:
+    """Whether a configured method draws the weights of a network anew, unless it is told to keep them."""
+    return config.scale == "unit" and "method.scale" not in find_method(config.name).ignores
 
 
 def declared(parameter: str) -> dict[str, Any]:

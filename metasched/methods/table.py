@@ -10,13 +10,14 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from metasched.core.field_types import STRICT, Float, Refused, Repeats, Word, refusal
+from metasched.core.field_types import STRICT, Float, NonNegative, Positive, Refused, Repeats, Units, Word, refusal
 from metasched.core.lazy import Lazy
 from metasched.methods.config import MethodConfig
-from metasched.methods.spec import METHODS, MethodSpec, declared, find_method
+from metasched.methods.spec import METHODS, QUANTIZERS, MethodSpec, declared, find_method
 
 SCALES = ("scale", "activation_scale")
 DEFAULT_PARTS = "ana+inq"
+_LEVELS = tuple(f"method.{name}" for name in QUANTIZERS)
 ONE_NOISE = {"noise_scale": ("weight_noise", "activation_noise")}  # until weights and activations had one each
 _NoiseFamily = Literal["uniform", "triangular", "normal", "logistic"]
 
@@ -50,9 +51,11 @@ class ANAConfig(MethodConfig):
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class BlendConfig(MethodConfig):
-    """Mixtures of float and hard: no own parameter."""
+    """Mixtures of float and hard."""
 
     name: Word = "blend"
+    weight_gradient: Literal["both", "float"] = "both"
+    """what gradients of a weight pass: its float part and the quantizer, or the float part alone (alpha-blending)"""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -119,12 +122,21 @@ class OscillationConfig(MethodConfig):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class PruningConfig(MethodConfig):
+class _Sparse(MethodConfig):
+    """A target of zeros."""
+
+    sparsity: Annotated[Float, Field(gt=0, lt=1)] = 0.9
+    """share of the weights that are zero at the end"""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class PruningConfig(_Sparse):
     """Gradual magnitude pruning."""
 
     name: Word = "pruning"
-    sparsity: Annotated[Float, Field(gt=0, lt=1)] = 0.9
-    """share of each layer's weights that are zero at the end"""
+    budget: Literal["layer", "global"] = "layer"
+    """whether sparsity is that of each layer, or of all together; global: a layer of small weights loses more, and
+    the schedule is one for the network"""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -135,13 +147,86 @@ class AdaRoundConfig(MethodConfig):
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class JointConfig(ANAConfig, _Partition, WidthsConfig, OscillationConfig, PruningConfig):
+class QuantNoiseConfig(MethodConfig):
+    """Quantization noise."""
+
+    name: Word = "quant_noise"
+    noise_block: Units = 1
+    """number of consecutive weights of an output channel that are quantized together"""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class RoundingConfig(MethodConfig):
+    """Rounding with a randomness: no own parameter."""
+
+    name: Word = "rounding"
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class BayesianBitsConfig(MethodConfig):
+    """Gates for bits and channels: no own parameter."""
+
+    name: Word = "bayesian_bits"
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class DPQConfig(MethodConfig):
+    """Differentiable product quantization of embeddings."""
+
+    name: Word = "dpq"
+    groups: Units = 8
+    """groups of the columns of a table, each with codes and a codebook of its own; they divide the columns"""
+    codes: Annotated[Units, Field(ge=2)] = 16
+    """entries of each codebook, a power of two"""
+    lookup: Literal["sx", "vq"] = "sx"
+    """sx: keys and values are trained apart, by a softmax of products; vq: the nearest key is the value"""
+    selection: Literal["hard", "soft"] = "hard"
+    """what the forward pass sees: one entry, or the mean of all under the softmax"""
+    commitment: NonNegative = 0.0
+    """of vq with hard selection: weight of the distance that pulls rows of the table to their entries"""
+
+    @model_validator(mode="after")
+    def _powers_of_two(self) -> Self:
+        if self.codes & (self.codes - 1):
+            fix = f"set it to {2 ** (self.codes.bit_length() - 1)} or {2 ** self.codes.bit_length()}"
+            raise refusal("method", Refused("codes", self.codes, "is no power of two", fix))
+        if self.commitment and (self.lookup, self.selection) != ("vq", "hard"):
+            fix = "leave it out, or set method.lookup to vq and method.selection to hard"
+            problem = f"has no effect, because method.lookup is {self.lookup} and method.selection {self.selection}"
+            raise refusal("method", Refused("commitment", self.commitment, problem, fix))
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ADMMConfig(_Sparse):
+    """The alternating direction method of multipliers."""
+
+    name: Word = "admm"
+    constraint: Literal["prune", "quantize", "both"] = "both"
+    """what weights are pulled to: a share of zeros, their levels, or both"""
+    projection_every: Positive = 10
+    """steps from one projection onto the constraint, and change of the multipliers, to the next"""
+
+    @model_validator(mode="after")
+    def _sparse_where_pruned(self) -> Self:
+        default = type(self).__dataclass_fields__["sparsity"].default
+        if self.name == "admm" and self.constraint == "quantize" and self.sparsity != default:
+            problem = "has no effect, because method.constraint is quantize"
+            raise refusal("method", Refused("sparsity", self.sparsity, problem, "leave it out, or set that to both"))
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class JointConfig(
+    ANAConfig, BlendConfig, _Partition, WidthsConfig, OscillationConfig, PruningConfig, ADMMConfig, QuantNoiseConfig
+):
     """Several methods at once: the parameters of all that can be its parts."""
 
     name: Word = "joint"
     of: Word = DEFAULT_PARTS
     """names of methods joined by +, such as widths+rates: at most one that says what the forward pass sees (ana,
-    widths, temperature, parq, oscillation), and any of blend, inq, pruning and rates, which change it in their order"""
+    widths, temperature, parq, oscillation, rounding), and any of admm, blend, inq, pruning, quant_noise and
+    rates, which change it in their order"""
 
     @property
     def live(self) -> Literal["float", "hard"]:
@@ -226,6 +311,18 @@ def _both(config: MethodConfig) -> tuple[str, ...]:
     return SCALES
 
 
+def _nothing(config: MethodConfig) -> tuple[str, ...]:
+    return ()
+
+
+def _through_levels(config: BlendConfig) -> tuple[str, ...]:
+    return SCALES if config.weight_gradient == "both" else ("activation_scale",)
+
+
+def _gradients_of_levels(config: BlendConfig) -> str:
+    return "set method.weight_gradient to both" if config.weight_gradient == "float" else ""
+
+
 def _hard_live_weights(config: INQConfig) -> str:
     return "set method.live to hard" if config.live == "float" else ""
 
@@ -245,8 +342,9 @@ ROWS = (
         Lazy("metasched.methods.float_network:build"),
         Lazy("metasched.schedules.table:float_network"),
         lambda config: True,
-        learns=lambda config: (),
+        learns=_nothing,
         part=False,
+        ignores=_LEVELS,
     ),
     MethodSpec(
         STEConfig,
@@ -283,7 +381,8 @@ ROWS = (
         "from float to hard by a blend of both",
         Lazy("metasched.methods.blend:build"),
         Lazy("metasched.schedules.blending:blend"),
-        learns=_both,
+        learns=_through_levels,
+        floor_needs=_gradients_of_levels,
     ),
     MethodSpec(
         TemperatureConfig,
@@ -324,12 +423,33 @@ ROWS = (
         learns=_both,
     ),
     MethodSpec(
+        QuantNoiseConfig,
+        "straight-through estimator that quantizes a random share in each step",
+        Lazy("metasched.methods.quant_noise:build"),
+        Lazy("metasched.schedules.noising:quant_noise"),
+        learns=_both,
+    ),
+    MethodSpec(
+        RoundingConfig,
+        "straight-through estimator that rounds at random, ever more rarely",
+        Lazy("metasched.methods.rounding:build"),
+        Lazy("metasched.schedules.rounding:rounding"),
+        learns=_both,
+    ),
+    MethodSpec(
+        ADMMConfig,
+        "float weights that a growing penalty pulls to sparse or quantized ones",
+        Lazy("metasched.methods.admm:build"),
+        Lazy("metasched.schedules.admm:admm"),
+    ),
+    MethodSpec(
         JointConfig,
         "several methods at once; by default noise annealing and freezing",
         Lazy("metasched.methods.joint:build"),
         Lazy("metasched.schedules.table:joint"),
         _smooth_joint,
         learns=_learnt_jointly,
+        floor_needs=_gradients_of_levels,
         part=False,
         parts=lambda config: config.parts,
         former=ONE_NOISE,
@@ -351,10 +471,28 @@ ROWS = (
         part=False,
     ),
     MethodSpec(
+        DPQConfig,
+        "product quantization of embeddings, trained by a softmax that is cooled",
+        Lazy("metasched.methods.dpq:build"),
+        Lazy("metasched.schedules.dpq:dpq"),
+        lambda config: config.selection == "soft",
+        learns=_nothing,
+        part=False,
+        ignores=(*_LEVELS, "quantize.first", "quantize.last"),
+    ),
+    MethodSpec(
+        BayesianBitsConfig,
+        "gates that choose 2 to 16 bits for each weight tensor and prune its channels",
+        Lazy("metasched.methods.bayesian_bits:build"),
+        Lazy("metasched.schedules.bayesian_bits:bayesian_bits"),
+        part=False,
+        ignores=("method.levels", "method.scale", "method.granularity"),
+    ),
+    MethodSpec(
         AdaRoundConfig,
         "trained rounding of weights that stand still",
         Lazy("metasched.methods.adaround:build"),
-        Lazy("metasched.schedules.rounding:adaround"),
+        Lazy("metasched.schedules.adaround:adaround"),
         _without_activations,
         part=False,
     ),

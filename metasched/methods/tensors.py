@@ -133,6 +133,10 @@ class LayerQuantizer:
         found = quantized(x / unit, levels) * unit
         return with_clip_gradient(found, x, state[_CLIP], levels) if self.activation_scale == "clip" else found
 
+    def clipped(self, x: torch.Tensor, state: State) -> torch.Tensor:
+        """The activation x [N, ...], bounded by the outermost levels times its scale; ``state`` as in ``scaled``."""
+        return self.scaled(x, state, lambda z, levels: z.clamp(levels.levels[0], levels.levels[-1]))
+
     def harden(self, w: torch.Tensor, state: State, surrogate: float) -> torch.Tensor:
         """The weight [C_out, ...] on its nearest levels, with the derivative under uniform noise.
 

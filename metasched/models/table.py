@@ -71,5 +71,8 @@ for _row in (
     ModelSpec("vgg7", "VGG7 of GXNOR-Net", Lazy("metasched.models.vgg7:build"), 16),
     ModelSpec("vgg8", "VGG8 of ANA", Lazy("metasched.models.vgg8:build"), 16),
     ModelSpec("resnet20", "ResNet-20", Lazy("metasched.models.resnet:build"), 8),
+    ModelSpec("vanilla_cnn", "LeNet-5 with batch normalization", Lazy("metasched.models.vanilla_cnn:build"), 16),
+    ModelSpec("resnet9", "ResNet-9 of cifar10-fast", Lazy("metasched.models.resnet9:build"), 8),
+    ModelSpec("vgg16", "VGG-16 with batch normalization", Lazy("metasched.models.vgg16:build"), 8),
 ):
     register_model(_row)

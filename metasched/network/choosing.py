@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -13,8 +14,9 @@ from metasched.core.layer import Layer
 from metasched.methods.base import Method
 from metasched.methods.oriented import oriented, rows_first
 from metasched.network.choice import Choice, Rules
-from metasched.network.flow import Example, Flow, Use
+from metasched.network.flow import Example, Flow, Use, run_example
 from metasched.network.kinds import ActivationKind, weight_kind
+from metasched.network.operations import operations
 from metasched.network.recipe import Recipe
 from metasched.network.redirecting import Key, Redirecting, Site
 from metasched.network.sites import ActivationSite, compute, copied, refuse_quantized
@@ -56,20 +58,35 @@ def choose(model: nn.Module, recipe: Recipe, example: Example) -> Chosen:
     if not weights.chosen:
         has = ", ".join(str(t) for t in weights.floats if t.excuse in ("", "rule"))
         problem = f"the model has no layer left to quantize{f' (in float: {has})' if has else ''}"
-        raise MetaschedError("quantize", problem, "set quantize.last or first: true")
+        fix = "set quantize.last or first: true"
+        if recipe.build().tables:
+            problem, fix = (
+                "the model has no table of embeddings left to quantize",
+                "take one that has, or another method",
+            )
+        raise MetaschedError("quantize", problem, fix)
     if "" in weights.chosen:
         raise MetaschedError("model", "is a single layer", "wrap it: torch.nn.Sequential(layer)")
     base = recipe.build()
     methods = [m for m in rules.methods([weights.about[name] for name in weights.chosen])] or [base] * len(
         weights.chosen
     )
-    sites, tensors = _activations(flow, weights, uses, methods, recipe)
+    overrides = [weights.about[name].overrides for name in weights.chosen]
+    sites, tensors = _activations(flow, weights, uses, methods, overrides, recipe)
+    for i, name in enumerate(weights.chosen):
+        if weights.about[name].channel_bits:
+            owner, key = weights.place[name]
+            channels = len(rows_first(owner.get_parameter(key), weights.groups(name)))
+            methods[i] = rules.by_channel(weights.about[name], overrides[i], channels)
     followed = {site.layer for site in sites.values()}
     layers = []
     for i, (name, method) in enumerate(zip(weights.chosen, methods, strict=True)):
         owner, key = weights.place[name]
         w, groups, row = owner.get_parameter(key), weights.groups(name), weight_kind(owner)
         assert row is not None
+        if reason := method.refusal(rows_first(w, groups).shape):
+            problem, _, fix = reason.partition("; ")
+            raise MetaschedError(f"model.{name}", problem, fix)
         layers.append(
             Layer(
                 name=name,
@@ -78,10 +95,11 @@ def choose(model: nn.Module, recipe: Recipe, example: Example) -> Chosen:
                 quantizes="weight+activation" if i in followed else "weight",
                 fan_in=rows_first(w, groups)[0].numel() if row.sums else 1,
                 num_weights=w.numel(),
-                bits=method.bits,
+                bits=method.bits_of(rows_first(w, groups).shape),
                 key="" if weights.key[name] == f"{name}.weight" else weights.key[name],
             )
         )
+    methods = _of_costs(methods, module, example, [layer.weight_key for layer in layers])
     methods = [oriented(m, weights.groups(name)) for m, name in zip(methods, weights.chosen, strict=True)]
     _install(module, flow, sites)
     _restore(module, model, modes)
@@ -89,10 +107,27 @@ def choose(model: nn.Module, recipe: Recipe, example: Example) -> Chosen:
     return Chosen(module, tuple(layers), () if uniform else tuple(methods), (*weights.tensors, *tensors))
 
 
+def _of_costs(methods: list[Method], module: nn.Module, example: Example, weights: list[str]) -> list[Method]:
+    """The methods, told what their layers cost if they ask; ``weights`` are names of the layers' weights."""
+    if all(type(method).of_cost is Method.of_cost for method in methods):
+        return methods
+    counts = operations(module.eval(), lambda plain: run_example(plain, example))
+    macs = [counts[name] or module.get_parameter(name).numel() for name in weights]
+    return [method.of_cost(count / max(macs)) for method, count in zip(methods, macs, strict=True)]
+
+
 def _activations(
-    flow: Flow, weights: Weights, about: dict[Use, Choice], methods: list[Method], recipe: Recipe
+    flow: Flow,
+    weights: Weights,
+    about: dict[Use, Choice],
+    methods: list[Method],
+    overrides: list[Mapping[str, Any]],
+    recipe: Recipe,
 ) -> tuple[dict[Use, Site], list[Tensor]]:
-    """The sites of activations, and all activations; rules about an activation change the method of its layer."""
+    """The sites of activations, and all activations.
+
+    Rules about an activation change the method of its layer, and its overrides.
+    """
     sites: dict[Use, Site] = {}
     tensors: list[Tensor] = []
     asked = any(method.quantizes == "weight+activation" for method in methods)
@@ -127,7 +162,7 @@ def _activations(
             method = recipe.build(with_weight, choice.where) if own else methods[layer]
             why, excuse, keep = _fit(kind, choice, method, recipe)
             if not why:
-                methods[layer] = method
+                methods[layer], overrides[layer] = method, with_weight
                 taken.setdefault(layer, unit)
                 sites[unit] = Site(layer, keep, unit in flow.reused)
                 tensors.append(replace(row, layer=layer, keeps=keep))

@@ -39,6 +39,8 @@ class Rule:
     """true: quantized; false: in float; null: as without the rule"""
     levels: Word | None = None
     """weight levels; null: those of the method"""
+    channel_bits: Annotated[str, Field(pattern=r"^[1-9]*$", min_length=1, max_length=2**16)] | None = None
+    """weight levels by output channel, one digit for each: of so many bits, in the family of the levels"""
     activation_levels: Word | None = None
     """activation levels; null: those of the method"""
     scale: Literal["unit", "max", "least_squares", "pow2", "learned"] | None = None

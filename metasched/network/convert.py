@@ -130,10 +130,10 @@ def converted(
 
 def _note_levels(owner: nn.Module, key: str, method: Method, own: State) -> None:
     """Notes at a module the levels of its weight and their scale, [C_out or 1, 1, ...], if the method has any."""
-    quantizer, scale = getattr(method, "quantizer", None), own.get("scale")
-    if isinstance(quantizer, LayerQuantizer) and scale is not None:
-        found = {"weight": key, "levels": quantizer.levels.levels, "scale": scale.detach().clone()}
-        owner.quantization = found  # pyright: ignore[reportArgumentType]
+    found = method.level_set_of(own)
+    if found is not None:
+        note = {"weight": key, "levels": found[0], "scale": found[1]}
+        owner.quantization = note  # pyright: ignore[reportArgumentType]
 
 
 def _stair(method: Method, layer: Layer, own: State) -> tuple[LevelSet, torch.Tensor | float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -39,7 +40,8 @@ class Row:
         quantized: whether the recipe quantizes it.
         why: why it stays in float, or what stands where the activation was.
         layer: name of the layer that it belongs to, for the schedule; empty in float.
-        levels, bits: number of levels, and its log2; None in float.
+        levels, bits: number of levels, and its log2; None in float. Codes of several numbers have bits, which may be
+            less than 1 for each, and no levels; of levels by channel the bits are their mean, and there is no number.
         parameters, parameter_share: number of elements of a weight, and their share of all parameters of the model.
         macs, mac_share: multiply-accumulates with a weight in the example's pass, and their share of all of them.
     """
@@ -221,14 +223,16 @@ def _row(
         levels = getattr(getattr(method, "quantizer", None), "activation_levels", None)
         bits = None if levels is None else levels.bits
         why = "the function is kept" if tensor.keeps else "the quantizer stands for the function"
-    number = None if bits is None else round(2**bits)
+    whole = bits is not None and not method.tables and math.isclose(2**bits, round(2**bits))
+    number = round(2**bits) if bits is not None and whole else None
     return Row(tensor.name, tensor.what, tensor.type, True, why, layer.name, number, bits, **numbers)
 
 
 def _cells(row: Row) -> list[str]:
     state = "in float: " * (not row.quantized) + (row.why or "yes")
     state = f"yes, of {row.layer}; {row.why}" if row.quantized and row.tensor == "activation" else state
-    levels = "" if row.levels is None else f"{row.levels} ({row.bits:.3g} bits)"
+    several = "codes" if row.type.startswith("Embedding") else "by channel"
+    levels = "" if row.bits is None else f"{row.levels or several} ({row.bits:.3g} bits)"
     sizes = (f"{share:.1%}" if number else "" for number, share in _sizes(row))
     return [row.module, row.tensor, row.type, state, levels, *sizes]
 

@@ -15,6 +15,7 @@ from metasched.exchange.format import ScheduleFile
 from metasched.exchange.player import PlayedSchedule, SchedulePlayer, load
 from metasched.methods.base import Method
 from metasched.methods.config import MethodConfig
+from metasched.methods.spec import draws_weights
 from metasched.network.fitting import fitted
 from metasched.network.flow import Example
 from metasched.network.hosting import Quantizer, Running, host
@@ -163,7 +164,7 @@ def with_quantizers(network: QuantizedNetwork, example: Example, seed: int) -> n
 
 def _say(network: QuantizedNetwork, schedule: Schedule, *, redraw: bool) -> None:
     """One line for each thing that is not as one might think."""
-    if not redraw and isinstance(schedule, PlayedSchedule) and schedule.method.scale == "unit":
+    if not redraw and isinstance(schedule, PlayedSchedule) and draws_weights(schedule.method):
         what = "was learned from scratch, with weights that its method draws; this network keeps its weights"
         warnings.warn(f"schedule: {what}: compare it with no schedule, or redraw them", MetaschedWarning, stacklevel=3)
     if network.floats:

@@ -117,6 +117,7 @@ class QuantizedNetwork:
         prepared: Tensors = {}
         values, trainable = self.values(row), self.trainable(params)
         owns = of_layers({**state, **trainable})
+        values = self.method.allocated([params[layer.weight_key] for layer in self.layers], values)
         for i, layer in enumerate(self.layers):
             own = self.method_of(i).prepare(params[layer.weight_key], owns[layer.name], values[i], Draw(seed, step, i))
             prepared |= prefixed(layer, own, but=trainable)

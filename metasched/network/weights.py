@@ -27,7 +27,7 @@ class Tensor:
         type: class of its module, or name of its function.
         layer: index of the layer that quantizes it; None: it stays in float.
         why: why it stays in float.
-        excuse: who wants it so: a rule; first and last; a default of the package; empty: nobody.
+        excuse: who wants it so: a rule; ``end``: first and last, or the method; a default; empty: nobody.
         parameter: name of a weight among the parameters.
         keeps: whether an activation function is computed before the quantizer.
     """
@@ -60,11 +60,13 @@ class Weights:
     def __init__(self, module: nn.Module, flow: Flow, rules: Rules, recipe: Recipe) -> None:
         names = {id(p): name for name, p in module.named_parameters()}
         ran = [unit for unit in flow.ran if isinstance(unit, str)]
+        self._tables = recipe.build().tables
         self.place = {n: (module.get_submodule(flow.layers[n][0]), flow.layers[n][1]) for n in ran}
         self.about = {n: rules.about(n, flow.layers[n][0]) for n in ran}
         defaults = [n for n in ran if self._row(n).default]
         ends = {n: "is the first layer" for n in defaults[: 0 if recipe.first else 1]}
         ends |= {} if recipe.last else {n: "is the last layer" for n in defaults[-1:]}
+        ends = {} if self._tables else ends
         wishes = {n: self._wish(n, ends) for n in ran}
         users: dict[int, list[str]] = {}
         for n in ran:
@@ -118,11 +120,16 @@ class Weights:
         choice = self.about[name]
         if self._parameter(name) is None:
             return False, "has a computed weight, parametrized or pruned", "rule" if choice.quantize is False else ""
+        if choice.quantize is not False and self._tables and self._row(name).sums:
+            why = "is not a table of embeddings, and the method quantizes those only"
+            if choice.quantize:
+                raise MetaschedError(f"model.{name}", why, f"leave it out of {choice.why}, or take another method")
+            return None, why, "end"
         if choice.quantize is not None:
             return choice.quantize, choice.why, "rule"
         if name in ends:
             return False, ends[name], "end"
-        if not self._row(name).default:
+        if not self._row(name).default and not self._tables:
             return None, "is quantized by a rule only", "default"
         return True, "", ""
 

@@ -25,6 +25,7 @@ import torch
 from metasched.quantizers.hard import hard
 from metasched.quantizers.levels import LevelSet
 
+_AT_ONCE = 2**16  # elements whose errors are computed in one call: they stay in the cache
 ScaleName = Literal["unit", "max", "least_squares", "pow2", "learned"]
 Granularity = Literal["tensor", "channel"]
 
@@ -45,11 +46,14 @@ def _pow2(w: torch.Tensor, levels: LevelSet) -> torch.Tensor:
 
 
 def _least_squares(w: torch.Tensor, levels: LevelSet) -> torch.Tensor:
-    best, least = _max(w, levels), torch.full((w.shape[0],), float("inf"), dtype=w.dtype, device=w.device)
-    for share in torch.linspace(0.05, 1.0, 40, dtype=w.dtype, device=w.device):
-        scale = _max(w, levels) * share
-        error = (hard(w / scale.clamp_min(1e-30)[:, None], levels) * scale[:, None] - w).square().sum(1)
-        best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
+    largest = best = _max(w, levels)
+    least = torch.full_like(best, float("inf"))
+    shares = torch.linspace(0.05, 1.0, 40, dtype=w.dtype, device=w.device)
+    for some in shares.split(max(1, _AT_ONCE // w.numel())):
+        scales = largest * some[:, None]
+        errors = (hard(w / scales.clamp_min(1e-30)[..., None], levels) * scales[..., None] - w).square().sum(-1)
+        for scale, error in zip(scales, errors, strict=True):
+            best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
     return best
 
 

@@ -1,7 +1,7 @@
 """Hand-coded schedules of ``blend``: a curve from 0 to 1 for ``weight_blend`` and ``activation_blend``.
 
-Both have the same curve, except in ``blend_binary_relax``, whose activations are hard throughout. With progress u, the
-relative depth d of a layer, and clip to [0, 1]:
+Both have the same curve, except in ``blend_binary_relax`` and ``blend_alpha_blending``, whose activations are hard
+throughout. With progress u, the relative depth d of a layer, and clip to [0, 1]:
 
     blend_bitnet         clip(5 u): over 1,000 of 5,000 steps            (1.58-bit fine-tuning)
     blend_half           clip(2 u)                                       (the same, an earlier run)
@@ -10,6 +10,7 @@ relative depth d of a layer, and clip to [0, 1]:
     blend_late           a jump at u = 1/2: 1,000 of 2,000 steps         (torchtune)
     blend_onset          clip((u - 0.09 - 0.38 d) / 0.28)                (found by random search, for this package)
     blend_binary_relax   r / (1 + r), r = 1.04^(200 u), and 1 from 3/4   (BinaryRelax: 150 of 200 epochs)
+    blend_alpha_blending 1 - (1 - u)^3 for weights, activations hard        (alpha-blending; exponent of QKeras)
     blend_constant       1 throughout: STE
 
 We differ: numbers of steps are shares of the run here. The authors' sigmoids miss 0 and 1 by 6e-4 for k = 15; ours are
@@ -40,6 +41,10 @@ BINARY_RELAX = (
     "Yin, Zhang, Lyu, Osher, Qi, Xin: BinaryRelax: A Relaxation Approach for Training Deep Neural Networks with "
     "Quantized Weights. SIAM Journal on Imaging Sciences 11(4), 2018, arXiv 1801.06313; penhunt/binaryrelax, "
     "VGG11-Cifar10.ipynb"
+)
+ALPHA_BLENDING = (
+    "Liu, Mattina: Learning low-precision neural networks without Straight-Through Estimator (STE). IJCAI 2019, arXiv "
+    "1903.01061; exponent of google/qkeras, QNoiseScheduler; with method.weight_gradient float"
 )
 ONSET = "found by random search for this package, on the digits with nine convolutions and learned scales; no paper"
 _ONSET = {"start": 0.09, "delay": 0.38, "length": 0.28}
@@ -121,6 +126,13 @@ def blend() -> list[HandCoded]:
             },
             "linear",
             (0.75,),
+        ),
+        HandCoded(
+            "blend_alpha_blending",
+            "blend",
+            ALPHA_BLENDING,
+            {"weight_blend": partial(rising, ramp="cubic"), "activation_blend": partial(constant, value=1.0)},
+            "linear",
         ),
         _both("onset", ONSET, partial(ramp, **_ONSET)),
         _both("constant", "hard from the first step, as the straight-through estimator", partial(constant, value=1.0)),

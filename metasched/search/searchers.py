@@ -36,7 +36,7 @@ class _Optuna:
     """A sampler of Optuna."""
 
     def __init__(self, sampler: Callable[[Any], Any], first: Sequence[float], ahead: int = 1) -> None:
-        optuna = _library("optuna", "Optuna")
+        optuna = library("optuna", "Optuna")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         names = [f"x{i:02d}" for i in range(len(first))]
         self._box = {name: optuna.distributions.FloatDistribution(-1, 1) for name in names}
@@ -57,7 +57,7 @@ class _Cma:
     """CMA-ES within bounds; ``first`` is the first point and the initial mean."""
 
     def __init__(self, first: Sequence[float], seed: int) -> None:
-        cma = _library("cma", "CMA-ES")
+        cma = library("cma", "CMA-ES")
         # pycma reads 0 as "random seed" and accepts at most 32 bits
         options = {"seed": seed % (2**32 - 1) + 1, "bounds": [-1, 1], "verbose": -9}
         self._strategy = cma.CMAEvolutionStrategy(list(first), _SPREAD, options)
@@ -104,10 +104,15 @@ def cmaes(first: Sequence[float], seed: int) -> Searcher:
     return _Cma(first, seed)
 
 
-def _library(name: str, shown: str) -> Any:
+def library(name: str, shown: str, path: str = "tune.search") -> Any:
+    """A library of the extra ``tuning``.
+
+    Raises:
+        MetaschedError: it is not installed; ``path`` is the setting that needs it.
+    """
     from importlib import import_module
 
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
-        raise MetaschedError("tune.search", f"{shown} is not installed", "pip install 'metasched[tuning]'") from error
+        raise MetaschedError(path, f"{shown} is not installed", "pip install 'metasched[tuning]'") from error

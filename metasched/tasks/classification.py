@@ -59,23 +59,17 @@ def choose(config: TaskConfig, pool: int, official_test: int | None, validation:
     Raises:
         MetaschedError: more examples asked for than there are, or a batch that does not fit.
     """
-    reserved = _size(config, "test", config.test, pool // 3, available=pool - 2) if official_test is None else 0
+    reserved = part_size(config, "test", pool // 3, available=pool - 2) if official_test is None else 0
     remaining = pool - reserved
     default = max(1, remaining // 5) if validation is None else min(validation, remaining - 1)
-    num_validation = _size(config, "validation", config.validation, default, available=remaining - 1)
+    num_validation = part_size(config, "validation", default, available=remaining - 1)
     indices = split_indices(pool, num_validation, reserved, config.data_seed)
 
-    num_train = _size(config, "train", config.train, default=len(indices.train), available=len(indices.train))
-    if not 2 <= config.batch <= num_train:
-        raise MetaschedError(
-            "task.batch",
-            f"must be between 2, which batch normalization needs, and the {num_train} training examples, "
-            f"got {config.batch}",
-            f"set it to {min(64, num_train)}",
-        )
+    num_train = part_size(config, "train", len(indices.train), available=len(indices.train))
+    check_batch(config, num_train)
     test = indices.test
     if official_test is not None:
-        num_test = _size(config, "test", config.test, default=official_test, available=official_test)
+        num_test = part_size(config, "test", official_test, available=official_test)
         test = split_indices(official_test, 0, num_test, config.data_seed).test
     return Indices(indices.train[:num_train], indices.validation, test)
 
@@ -114,8 +108,28 @@ def _take(images: Split, indices: torch.Tensor) -> Split:
     return Split(images.x[indices], images.y[indices])
 
 
-def _size(config: TaskConfig, part: str, asked: int | None, default: int, available: int) -> int:
-    """The size of a part: what the user asks for, if there is so much, or its default."""
+def check_batch(config: TaskConfig, train: int) -> None:
+    """Refuses a batch that does not fit.
+
+    Raises:
+        MetaschedError: it has one example, or more than the training part.
+    """
+    if not 2 <= config.batch <= train:
+        raise MetaschedError(
+            "task.batch",
+            f"must be between 2, which batch normalization needs, and the {train} training examples, "
+            f"got {config.batch}",
+            f"set it to {min(64, train)}",
+        )
+
+
+def part_size(config: TaskConfig, part: str, default: int, available: int) -> int:
+    """The size of a part: what ``task.PART`` asks for, if there is so much, or its default.
+
+    Raises:
+        MetaschedError: there is less than is asked for.
+    """
+    asked: int | None = getattr(config, part)
     if asked is None:
         return default
     if asked > available:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
 from pydantic.dataclasses import dataclass
@@ -33,10 +33,17 @@ class TaskConfig:
     """data set; most are read under `root`"""
     root: PathText | None = None
     """folder of the data set, as torchvision lays it out (cifar10_npz: the folder of the npz file; imagenet: that of
-    the folders train and val, with a folder for each class; text: a file in UTF-8, in place of Python's documentation)
-    """
+    the folders train and val, with a folder for each class; text: a file in UTF-8, in place of Python's documentation;
+    tabular: a CSV file)"""
     download: Boolean = False
     """let torchvision fetch the data set into `root`"""
+    target: Word | None = None
+    """tabular only: the column of classes"""
+    drop: Annotated[tuple[Word, ...], Field(max_length=1000)] = ()
+    """tabular only: columns that are left out, such as identifiers"""
+    missing: Literal["refuse", "fill"] = "refuse"
+    """tabular only: what is done where values are missing; fill: numbers get the mean of the training part, texts no
+    category"""
     train: Positive | None = None
     """training examples (default: all that the split leaves; text: windows of 33 characters)"""
     validation: Positive | None = None

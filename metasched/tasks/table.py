@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 SIZES = ("train", "validation", "test", "batch")  # fields that say how many examples there are
 IMAGES = (*SIZES, "model", "depth")  # what classification_task reads
 IN_MEMORY = (*IMAGES, "pretrained")
+OF_TABLES = ("target", "drop", "missing")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ for _row in (
     TaskSpec("mnist", "28x28", _TORCHVISION, ("root", "download", *IN_MEMORY)),
     TaskSpec("fashion_mnist", "28x28", _TORCHVISION, ("root", "download", *IN_MEMORY)),
     TaskSpec("cifar10", "32x32, RGB", _TORCHVISION, ("root", "download", *IN_MEMORY)),
+    TaskSpec("cifar100", "32x32, RGB, 100 classes", _TORCHVISION, ("root", "download", *IN_MEMORY)),
     TaskSpec(
         "cifar10_npz",
         "12,000 images of it in a numpy file",
@@ -78,6 +80,12 @@ for _row in (
         "next character of Python's documentation",
         Lazy("metasched.tasks.text:text_task"),
         ("root", "depth", "pretrained", *SIZES),
+    ),
+    TaskSpec(
+        "tabular",
+        "rows of a CSV file of one's own",
+        Lazy("metasched.tasks.tabular:tabular_task"),
+        ("root", *OF_TABLES, *IN_MEMORY),
     ),
     TaskSpec("quadratic", "least squares in closed form", Lazy("metasched.tasks.quadratic:default_quadratic")),
     TaskSpec("rounding", "layers to be rounded, at random", Lazy("metasched.tasks.rounding:rounding_task"), SIZES),

@@ -1,4 +1,4 @@
-"""Image data sets read from a folder: torchvision's MNIST, Fashion-MNIST and CIFAR-10, and a CIFAR-10 subset."""
+"""Image data sets read from a folder: MNIST, Fashion-MNIST, CIFAR-10 and -100 of torchvision, and a CIFAR-10 subset."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from metasched.tasks.supervised import Split, SupervisedTask
 
 NPZ = "cifar10_10k_2k.npz"
 
-_TORCHVISION = {  # name -> torchvision's class, the folder that it reads under the root
-    "mnist": ("MNIST", "MNIST/raw"),
-    "fashion_mnist": ("FashionMNIST", "FashionMNIST/raw"),
-    "cifar10": ("CIFAR10", "cifar-10-batches-py"),
+_TORCHVISION = {  # name -> torchvision's class, the folder that it reads under the root, number of classes
+    "mnist": ("MNIST", "MNIST/raw", NUM_CLASSES),
+    "fashion_mnist": ("FashionMNIST", "FashionMNIST/raw", NUM_CLASSES),
+    "cifar10": ("CIFAR10", "cifar-10-batches-py", NUM_CLASSES),
+    "cifar100": ("CIFAR100", "cifar-100-python", 100),
 }
 
 
 def torchvision_task(config: TaskConfig) -> SupervisedTask:
-    """MNIST, Fashion-MNIST (28x28 grey) or CIFAR-10 (32x32 RGB) with their official test sets.
+    """MNIST, Fashion-MNIST (28x28 grey), CIFAR-10 or CIFAR-100 (32x32 RGB) with their official test sets.
 
     Files are read from ``task.root`` as torchvision lays them out; the network is asked only with ``task.download``.
 
@@ -34,7 +35,7 @@ def torchvision_task(config: TaskConfig) -> SupervisedTask:
     with from_extra("train"):
         from torchvision import datasets
 
-    class_name, folder = _TORCHVISION[config.name]
+    class_name, folder, num_classes = _TORCHVISION[config.name]
     fix = f"set task.root to the folder that holds {folder}; task.download: true fetches it there"
     root = data_root(config, fix, must_exist=not config.download)
     dataset = getattr(datasets, class_name)
@@ -42,7 +43,7 @@ def torchvision_task(config: TaskConfig) -> SupervisedTask:
         train, test = (dataset(root, train=train, download=config.download) for train in (True, False))
     except Exception as error:  # torchvision's readers raise whatever they stumble on
         raise MetaschedError("task.root", f"cannot read {config.name} in {root} ({error})", fix) from error
-    return classification_task(config, _split(train.data, train.targets), _split(test.data, test.targets))
+    return classification_task(config, _split(train.data, train.targets), _split(test.data, test.targets), num_classes)
 
 
 def npz_task(config: TaskConfig) -> SupervisedTask:

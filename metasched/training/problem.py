@@ -13,7 +13,7 @@ from torch import nn
 from metasched.config.schema import ProblemConfig
 from metasched.core.errors import MetaschedError
 from metasched.core.imports import allow
-from metasched.methods.spec import CEILING
+from metasched.methods.spec import draws_weights
 from metasched.network.quantize import quantize
 from metasched.network.recipe import Recipe
 from metasched.tasks.base import Task, start
@@ -102,7 +102,7 @@ def ingredients(config: ProblemConfig) -> Ingredients:
 def _ingredients(config: ProblemConfig, task: Task) -> Ingredients:
     chosen = config.quantize
     pretrained = chosen.redraw is None and task.initial() is not None
-    if pretrained and config.method.scale == "unit" and config.method.name != CEILING:
+    if pretrained and draws_weights(config.method):
         problem = "unit draws the weights anew, and the task starts from pretrained ones"
         raise MetaschedError("method.scale", problem, "set it to max, least_squares or pow2, or set quantize.redraw")
     how = Recipe(config.method, chosen.rules, chosen.first, chosen.last, redraw=chosen.redraw is not False)

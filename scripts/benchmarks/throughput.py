@@ -5,6 +5,8 @@ r"""Throughput of learning: what starts take, and evolution strategies on two wo
 DATA is the folder of FashionMNIST. Goals are printed beside the medians. Wall times mean something on an idle machine
 only. ``bound`` does on a busy one too: it is the speed-up that CPU times allow, c1 / (p + w/2), with the CPU seconds of
 a step in one process, c1, and with two workers those of the asking process, p, and of both workers together, w.
+``apart`` is what the machine allows: 2 a / b, with the seconds a of a step in one process, and b of two processes that
+do one each at the same time and share nothing.
 Memory is the largest sum of PSS (shared pages are divided among those who share them) over the processes of a program
 that learns on all of FashionMNIST, 1,000 images of it for meta-validation, once they are loaded.
 """
@@ -118,6 +120,17 @@ def cpu_of(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def seconds_apart(case: Experiment, schedule: LearnableSchedule, pool: Pool) -> float:
+    """Wall seconds in which two processes that share nothing do an outer step each."""
+    since = time.perf_counter()
+    other = os.fork()
+    outer_step(case, schedule, pool)
+    if not other:
+        os._exit(0)
+    os.waitpid(other, 0)
+    return time.perf_counter() - since
+
+
 def steps_of_both(case: Experiment, rounds: int) -> list[dict[str, float]]:
     """Rounds of an outer step in one process and on two workers; the parameters after it must have the same bits."""
     found, schedule = [], schedule_of(case)
@@ -135,7 +148,8 @@ def steps_of_both(case: Experiment, rounds: int) -> list[dict[str, float]]:
             assert torch.equal(alone, shared)
             if i:
                 bound = alone_cpu / (own + theirs / WORKERS)
-                row = {"one": alone_wall, "two": wall, "ratio": alone_wall / wall, "bound": bound}
+                apart = WORKERS * alone_wall / seconds_apart(case, schedule, one)
+                row = {"one": alone_wall, "two": wall, "ratio": alone_wall / wall, "bound": bound, "apart": apart}
                 found.append(row | {"cpu_one": alone_cpu, "cpu_asking": own, "cpu_workers": theirs})
     return found
 
@@ -206,7 +220,7 @@ def main() -> None:
     """Measures, shows and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", help="folder of FashionMNIST; without it memory is measured on digits")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", type=Path, help="file to write")
     parser.add_argument("--learn", nargs=2, metavar=("WORKERS", "TASK"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -228,6 +242,7 @@ def main() -> None:
     for name, value in found.items():
         print(f"{name}: {value:.2f}, asked {GOALS[name]}")
     print(f"speed-up that CPU times allow: {statistics.median(row['bound'] for row in steps):.2f}")
+    print(f"speed-up of two processes apart: {statistics.median(row['apart'] for row in steps):.2f}")
     print(f"memory: {', '.join(f'{n}: {m / MiB:.0f} MiB' for n, m in memory.items())}")
     bytes_of = {"digits": sizes(experiment({})), **({"fashion_mnist": sizes(experiment(large))} if large else {})}
     print(f"bytes: {bytes_of}")

@@ -11,6 +11,7 @@ import pytest
 import metasched
 from metasched.cli import main
 from metasched.exchange.shipped import list_schedules
+from metasched.search.bits import BIT_SEARCHES
 
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,3 +39,11 @@ def test_names_in_show_and_export(tmp_path: Path, capsys: pytest.CaptureFixture[
     (line,) = capsys.readouterr().err.splitlines()
     assert "did you mean 'digits_inq'?" in line
     assert main(["list", "--method", "inqq"]) == 2
+
+
+def test_searches_for_bits_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"\n  {name} " in said for name in BIT_SEARCHES)
+    assert main(["list", "--json"]) == 0
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)["bit_searches"]] == [*BIT_SEARCHES]

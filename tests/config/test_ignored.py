@@ -24,6 +24,7 @@ from metasched.models import MODELS
 from metasched.runs.pooled import local_runs
 from metasched.schedules.learnable import build_learnable
 from metasched.schedules.table import hand_coded
+from metasched.search.bits import BIT_SEARCHES
 from metasched.search.table import SEARCHES
 from metasched.search.tuning import trials_within
 from metasched.tasks import TASKS
@@ -128,12 +129,22 @@ BUILT = {  # field -> (what it changes, another value, settings under which it c
     "method.live": (method_of, "hard", ["--method.name=inq"]),
     "method.momentum": (method_of, "0.5", ["--method.name=oscillation"]),
     "method.sparsity": (method_of, "0.5", ["--method.name=pruning"]),
+    "method.budget": (method_of, "global", ["--method.name=pruning"]),
+    "method.noise_block": (method_of, "8", ["--method.name=quant_noise"]),
+    "method.weight_gradient": (method_of, "float", ["--method.name=blend"]),
+    "method.constraint": (method_of, "quantize", ["--method.name=admm"]),
+    "method.projection_every": (method_of, "3", ["--method.name=admm"]),
     "method.window": (method_of, "uniform", ["--method.name=widths"]),
     "method.of": (method_of, "widths+rates", ["--method.name=joint"]),
     "method.half_width": (method_of, "0.7", ["--method.name=gxnor"]),
     "method.steepness": (method_of, "2", ["--method.name=gxnor"]),
     "method.uphill": (method_of, "0.1", ["--method.name=metropolis"]),
     "method.cooling": (method_of, "adaptive", ["--method.name=metropolis"]),
+    "method.groups": (method_of, "4", ["--method.name=dpq"]),
+    "method.codes": (method_of, "32", ["--method.name=dpq"]),
+    "method.lookup": (method_of, "vq", ["--method.name=dpq"]),
+    "method.selection": (method_of, "soft", ["--method.name=dpq"]),
+    "method.commitment": (method_of, "0.1", ["--method.name=dpq", "--method.lookup=vq"]),
     "method.energy": (method_of, "batch", ["--method.name=metropolis"]),
     "method.blocks": (method_of, "2", ["--method.name=metropolis", "--method.energy=batch"]),
     "quantize.first": (layers_of, "false", []),
@@ -165,6 +176,7 @@ BUILT = {  # field -> (what it changes, another value, settings under which it c
 ELSEWHERE = {  # field -> the test that shows what it changes
     **dict.fromkeys(("task.root", "task.download"), "tests/tasks/test_vision.py"),
     "task.image_size": "tests/tasks/test_imagenet.py",
+    **dict.fromkeys(("task.target", "task.drop", "task.missing"), "tests/tasks/test_tabular.py"),
     "task.pretrained": "tests/tasks/test_pretraining.py",
     **dict.fromkeys(("task.factory", "task.args"), "tests/tasks/test_own_task.py"),
     "optimizer.parameters": "tests/training/optimizers/test_outside.py",
@@ -178,6 +190,19 @@ ELSEWHERE = {  # field -> the test that shows what it changes
     **dict.fromkeys(("compare.baselines", "compare.horizons"), "tests/evaluation/test_compare.py"),
     "compare.tune_floors": "tests/evaluation/test_floors.py",
     **dict.fromkeys(("tune.search", "tune.space", "tune.population", "tune.interval"), "tests/search/test_tuning.py"),
+    **dict.fromkeys(
+        (
+            "allocate.search",
+            "allocate.bits",
+            "allocate.score",
+            "allocate.runs",
+            "allocate.evaluations",
+            "allocate.budget",
+        ),
+        "tests/commands/test_allocate.py",
+    ),
+    **dict.fromkeys(("allocate.resource", "allocate.latency"), "tests/search/bits/test_resources.py"),
+    "allocate.exploration_decay": "tests/search/bits/test_searches.py",
     **dict.fromkeys(("online.every", "online.window", "online.lr", "online.held_out"), "tests/meta/test_online.py"),
     **dict.fromkeys(("tracking.wandb", "tracking.project", "name"), "tests/tracking/test_wandb.py"),
     **dict.fromkeys(("run.folder", "run.device"), "tests/e2e/test_mistakes.py"),
@@ -263,6 +288,13 @@ REFUSED = [  # settings, the field that they leave without effect, what the line
     (["method.scale=unit"], "method.granularity=channel", "method.scale is unit; leave it out, or set method.scale"),
     (["method.name=float"], "method.levels=binary", "method.name is float; leave it out; it is for methods that quant"),
     (["method.name=float"], "quantize.first=false", "method.name is float"),
+    (
+        ["method.name=bayesian_bits"],
+        "method.scale=max",
+        "method.name is bayesian_bits; leave it out; it is for",
+    ),
+    (["method.name=dpq"], "method.levels=binary", "method.name is dpq; leave it out; it is for methods that put each"),
+    (["method.name=dpq"], "quantize.first=false", "method.name is dpq; leave it out; it is for methods that put each"),
     (["method.name=inq"], "method.noise=uniform", "method.name is inq; leave it out; it is a parameter of ana"),
     (["optimizer.name=adam"], "optimizer.momentum=0.5", "optimizer.name is adam; leave it out; it is for sgd"),
     (["optimizer.name=sgd"], "optimizer.eps=1", "optimizer.name is sgd; leave it out; it is for adam and adamw"),
@@ -271,6 +303,19 @@ REFUSED = [  # settings, the field that they leave without effect, what the line
     (["schedule.kind=network"], "meta.search_numbers=3", "meta.search_steps is 0; leave it out, or set meta.search_st"),
     (["schedule.kind=family", "meta.search_steps=9"], "meta.search_numbers=3", "schedule.kind is family; leave it out"),
     (["tracking.wandb=disabled"], "tracking.project=a", "tracking.wandb is disabled; leave it out, or set tracking.w"),
+    (
+        ["allocate.search=greedy"],
+        "allocate.evaluations=8",
+        "allocate.search is greedy; leave it out; it is for exhaustive",
+    ),
+    (
+        ["allocate.search=random"],
+        "allocate.exploration_decay=0.9",
+        "allocate.search is random; leave it out; it is for haq",
+    ),
+    (["allocate.score=rounded"], "allocate.runs=2", "allocate.score is rounded; leave it out; it is for trained"),
+    (["allocate.resource=size"], "allocate.latency=a", "allocate.resource is size; leave it out; it is for latency"),
+    (["task.name=mnist"], "task.target=a", "task.name is mnist; leave it out; it is for tabular"),
     (["task.name=digits"], "task.root=a", "task.name is digits; leave it out; it is for mnist"),
     (["task.name=imagenet"], "task.download=true", "task.name is imagenet; leave it out; it is for mnist"),
     (["task.name=mnist"], "task.image_size=32", "task.name is mnist; leave it out; it is for imagenet"),
@@ -308,6 +353,7 @@ TABLES: dict[str, list[Any]] = {
     "optimizer": [OPTIMIZERS, DECAYS],
     "meta": [ESTIMATORS],
     "tune": [SEARCHES],
+    "allocate": [BIT_SEARCHES],
 }
 
 

@@ -122,8 +122,12 @@ def networks(draw: st.DrawFn) -> Trained:
     modules.append(nn.Linear(features, draw(st.integers(2, 5))))
     config = MethodConfig(
         name=draw(st.sampled_from(["ste", "ana", "inq", "joint"])),
-        levels=draw(st.sampled_from(["ternary", "ternary", "binary", "int2", "balanced3", "int4", "pow2_3"])),
-        activation_levels=draw(st.sampled_from(["ternary", "ternary", "binary", "uint2", "int3", "pow2_3"])),
+        levels=draw(
+            st.sampled_from(["ternary", "ternary", "binary", "int2", "balanced3", "int4", "pow2_3", "midrise2"])
+        ),
+        activation_levels=draw(
+            st.sampled_from(["ternary", "ternary", "binary", "uint2", "int3", "pow2_3", "midrise2"])
+        ),
         scale=draw(st.sampled_from(["unit", "max", "least_squares", "pow2"])),
         granularity=draw(st.sampled_from(["tensor", "channel"])),
         activation_scale=draw(st.sampled_from([1.0, 0.5])),

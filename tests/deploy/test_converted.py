@@ -49,10 +49,11 @@ CASES: list[dict[str, Any]] = [
     {},
     {"activation_levels": "balanced4", "activation_scale": 0.125, "granularity": "channel"},
     {"name": "ste", "scale": "learned", "activation_scale": "learned", "levels": "ternary"},
+    {"name": "rounding", "scale": "max", "levels": "midrise3", "activation_levels": "midrise2"},
 ]
 
 
-@pytest.mark.parametrize("method", CASES, ids=["fixed", "by channel", "learned"])
+@pytest.mark.parametrize("method", CASES, ids=["fixed", "by channel", "learned", "mid-rise"])
 def test_all_forms_agree_and_the_folder_is_whole(method: dict[str, Any], tmp_path: Path) -> None:
     plain = network(**method)
     found = metasched.deploy(plain, [(X[:7], Y[:7]), (X[7:], Y[7:])], tmp_path / "deployed")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -180,6 +181,14 @@ def test_a_first_layer_in_float_is_named() -> None:
 def test_levels_beyond_eight_bits_are_named() -> None:
     config = MethodConfig(name="ste", levels="pow2_5")
     assert "model.1: has weight levels beyond 8 bits" in refused(nn.Sequential(nn.Flatten(), *ROW), IMAGE, config)
+
+
+@pytest.mark.parametrize(
+    "levels", [{"levels": "normal2"}, {"activation_levels": "normal3"}, {"activation_levels": "pow2_7"}]
+)
+def test_levels_that_are_no_multiples_of_one_number_are_named(levels: dict[str, str]) -> None:
+    found = refused(nn.Sequential(nn.Flatten(), *ROW), IMAGE, MethodConfig(name="rounding", **levels))
+    assert re.match(r"model\.\d: has levels that are no multiples of 1 / 256", found)
 
 
 def test_parameters_that_are_not_finite_are_named() -> None:

@@ -15,15 +15,19 @@ from metasched.exchange.player import PlayedSchedule, check_method
 from metasched.exchange.schedule_file import read_schedule
 from metasched.methods import build_method
 from metasched.methods.adaround import CONTROLS as ROUNDING_CONTROLS
+from metasched.methods.admm import RHO
 from metasched.methods.ana import ACTIVATION_NOISE, NOISE_MEAN, WEIGHT_NOISE
 from metasched.methods.blend import ACTIVATION_BLEND, WEIGHT_BLEND
 from metasched.methods.config import MethodConfig
+from metasched.methods.dpq import HARD
 from metasched.methods.gxnor import STEP_TEMPERATURE
 from metasched.methods.inq import FREEZE_FRACTION
 from metasched.methods.metropolis import TEMPERATURE
 from metasched.methods.oscillation import FREEZE_THRESHOLD
 from metasched.methods.parq import INVERSE_SLOPE
 from metasched.methods.pruning import SPARSITY
+from metasched.methods.quant_noise import ACTIVATION_SHARE, WEIGHT_SHARE
+from metasched.methods.rounding import ACTIVATION_RANDOMNESS, WEIGHT_RANDOMNESS
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.table import hand_coded
 
@@ -42,9 +46,14 @@ CONTROLS = {
     "parq": [INVERSE_SLOPE],
     "oscillation": [FREEZE_THRESHOLD],
     "pruning": [SPARSITY],
+    "quant_noise": [WEIGHT_SHARE, ACTIVATION_SHARE],
+    "rounding": [WEIGHT_RANDOMNESS, ACTIVATION_RANDOMNESS],
+    "admm": [RHO, SPARSITY, WEIGHT_BLEND],
     "joint": [WEIGHT_NOISE, ACTIVATION_NOISE, NOISE_MEAN, FREEZE_FRACTION],
     "gxnor": [STEP_TEMPERATURE],
     "metropolis": [TEMPERATURE],
+    "dpq": [HARD],
+    "bayesian_bits": build_method(MethodConfig(name="bayesian_bits")).controls,
     "adaround": list(ROUNDING_CONTROLS),
 }
 RAMPS = ["linear", "cosine", "cubic", "input_first", "output_first"]
@@ -57,8 +66,13 @@ EXPECTED = {
     **hand_coded("parq"),
     **hand_coded("oscillation"),
     **hand_coded("pruning"),
+    **hand_coded("quant_noise"),
+    **hand_coded("rounding"),
+    **hand_coded("admm"),
     **hand_coded("gxnor"),
     **hand_coded("metropolis"),
+    **hand_coded("dpq"),
+    **hand_coded("bayesian_bits"),
     **hand_coded("adaround"),
     **{f"joint_{ramp}": hand_coded("joint")[f"joint_{ramp}"] for ramp in RAMPS},
 }

@@ -13,15 +13,19 @@ from itertools import product
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from metasched import (
     Experiment,
     MethodConfig,
+    build_method,
     build_problem,
     export,
     find_unroll,
     hardened_score,
     progress_of_steps,
+    quantize,
     train,
 )
 from metasched.core.randomness import generator
@@ -40,7 +44,10 @@ from metasched.schedules.config import ScheduleConfig
 from metasched.schedules.learnable import LearnableSchedule, build_learnable
 from metasched.schedules.table import schedules_of
 from metasched.tasks.config import TaskConfig
+from metasched.tasks.supervised import Split, SupervisedTask
 from metasched.training.optimizers.config import OptimizerConfig
+from metasched.training.optimizers.recipe import recipe
+from metasched.training.state import InnerProblem
 
 Entry = torch.Tensor | Mapping[str, torch.Tensor] | list[float] | str
 Entries = dict[str, Entry]
@@ -66,12 +73,16 @@ METHODS: dict[str, tuple[MethodConfig, str]] = {  # variant -> method, hand-code
     "inq_hard": (MethodConfig(name="inq", live="hard", scale="learned", granularity="channel"), "inq_linear"),
     "oscillation": (MethodConfig(name="oscillation", momentum=0.5, scale="learned"), "oscillation_mobilenetv2_3bit"),
     "pruning": (MethodConfig(name="pruning", sparsity=0.6, scale="learned"), "pruning_cubic"),
+    "quant_noise": (MethodConfig(name="quant_noise", noise_block=3, scale="learned"), "quant_noise_int8"),
+    "rounding": (MethodConfig(name="rounding", levels="midrise2", scale="learned"), "rounding_linear"),
+    "admm": (MethodConfig(name="admm", sparsity=0.6, projection_every=2, scale="max"), "admm_progressive"),
     "joint": (MethodConfig(name="joint", scale="least_squares"), "joint_linear"),
     "rates": (MethodConfig(name="rates", scale="learned"), "rates_late"),
     "joint_of_widths": (MethodConfig(name="joint", of="widths+rates", scale="max"), "widths_narrowing"),
     "gxnor": (MethodConfig(name="gxnor"), "gxnor_cosine"),
     "metropolis": (MethodConfig(name="metropolis"), "metropolis_geometric"),
     "metropolis_adaptive": (MethodConfig(name="metropolis", cooling="adaptive"), "metropolis_geometric"),
+    "bayesian_bits": (MethodConfig(name="bayesian_bits", activation_scale="learned"), "bayesian_bits_cooling"),
     "metropolis_batch": (MethodConfig(name="metropolis", energy="batch", blocks=2), "metropolis_geometric"),
     "adaround": (MethodConfig(name="adaround", scale="max", levels="int3"), "adaround_cosine"),
 }
@@ -135,6 +146,34 @@ def training(variant: str, optimizer: str) -> Entries:
     experiment = experiment_of(variant, optimizer, "convnet", width=3)
     problem = build_problem(experiment.problem).with_seed(SEED)
     state, losses = train(problem, controls_of(experiment))
+    scores = [hardened_score(problem, state, "test")]
+    return {"losses": losses, "scores": scores, **{part: getattr(state, part) for part in PARTS}}
+
+
+TABLES = {  # variant -> method of tables, hand-coded schedule
+    "dpq": (MethodConfig(name="dpq", groups=2, codes=8), "dpq_exponential"),
+    "dpq_soft": (MethodConfig(name="dpq", groups=4, codes=4, selection="soft"), "dpq_linear"),
+    "dpq_vq": (MethodConfig(name="dpq", groups=2, codes=8, lookup="vq", selection="soft"), "dpq_constant"),
+}
+
+
+def table_training(variant: str) -> Entries:
+    """A whole inner run of a network with a table of embeddings, on classes of words."""
+    method, start = TABLES[variant]
+    draws = generator(SEED, "words")
+    x = torch.randint(20, (96, 3), generator=draws)
+    parts = [Split(x[i : i + 32], x[i : i + 32].sum(1) % 3) for i in (0, 32, 64)]
+
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Embedding(20, 8), nn.Flatten(), nn.Linear(24, 6), nn.ReLU(), nn.Linear(6, 3))
+
+    def accuracy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return (outputs.argmax(1) == targets).to(outputs.dtype).mean()
+
+    task = SupervisedTask("words", *parts, build, F.cross_entropy, accuracy, batch_size=16)
+    rule, hyper = recipe(OPTIMIZERS["adam"])
+    problem = InnerProblem(quantize(build(), build_method(method), x[:2]), task, rule, hyper, STEPS, SEED)
+    state, losses = train(problem, dict(schedules_of(method)[start](progress_of_steps(STEPS), problem.network.layers)))
     scores = [hardened_score(problem, state, "test")]
     return {"losses": losses, "scores": scores, **{part: getattr(state, part) for part in PARTS}}
 
@@ -237,4 +276,5 @@ CASES: dict[str, Callable[[], Entries]] = {
     "estimator/forward/inq_random": partial(estimator, "forward", "inq_random", estimates=1),
     "measured/temperature_hestia_hessian": partial(measured, "temperature_hestia_hessian", "temperature"),
     **{f"export/{kind}": partial(exported, kind) for kind in ("network", "family")},
+    **{f"training/{m}": partial(table_training, m) for m in TABLES},
 }

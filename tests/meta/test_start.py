@@ -33,6 +33,9 @@ PLAIN = {  # method and its parameters, of which the floor has the bits of ste
     "inq": {"live": "hard"},
     "oscillation": {},
     "temperature": {},
+    "admm": {"constraint": "quantize"},
+    "quant_noise": {},
+    "rounding": {},
     "joint": {"of": "widths+rates", "window": "uniform"},
 }
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from metasched import build_method, build_problem, find_unroll, hand_coded, hardened_score, progress_of_steps, train
 from metasched.commands import check as gate
 from metasched.config.schema import Experiment
+from metasched.core.errors import MetaschedError
 from metasched.core.randomness import Draw
 from metasched.engines import UNROLLS
 from metasched.engines.base import OuterLoss, control_gradient
@@ -23,6 +24,7 @@ from metasched.network.flat import Tensors
 from metasched.quantizers.levels import level_set
 from metasched.runs.config import RunConfig
 from metasched.schedules.config import ScheduleConfig
+from metasched.schedules.table import has_floor
 from metasched.tasks.config import TaskConfig
 from metasched.tracking.console import open_console
 from metasched.training.optimizers.config import OptimizerConfig
@@ -207,3 +209,32 @@ def test_float_activations_leave_one_control_without_effect() -> None:
     losses = [train(problem, {**half, name: 0.9 * v}).losses for name, v in half.items()]
     assert not torch.equal(losses[0], train(problem, half).losses)
     assert torch.equal(losses[1], train(problem, half).losses)
+
+
+def test_alpha_blending_sends_gradients_of_weights_through_the_float_part_alone() -> None:
+    """d w_seen / d w = 1 - b; values, the slope in the blend, and activations are those of the default."""
+    plain, alpha = (
+        build_method(MethodConfig(name="blend", scale="max", weight_gradient=through)) for through in ("both", "float")
+    )
+    w, _, state = plain.initialize(torch.randn(5, 6), {}, DRAW)
+    w.requires_grad_()
+    x = torch.randn(30, requires_grad=True)
+    for b in (0.0, 0.3, 1.0):
+        controls = {name: share.requires_grad_() for name, share in at(b, b).items()}
+        g, slopes = torch.randn_like(w), []
+        for method in (plain, alpha):
+            seen, output = method.weight(w, state, controls, DRAW), method.activation(x, state, controls, DRAW)
+            found = torch.autograd.grad((seen * g).sum() + output.sum(), [w, x, *controls.values()])
+            slopes.append((seen.detach(), output.detach(), *found))
+        both, floats = slopes
+        assert all(torch.equal(both[i], floats[i]) for i in (0, 1, 3, 4, 5))
+        torch.testing.assert_close(floats[2], (1 - b) * g)
+
+
+def test_alpha_blending_has_no_floor_and_learns_no_scale_of_weights() -> None:
+    assert not has_floor(MethodConfig(name="blend", weight_gradient="float"))
+    assert not has_floor(MethodConfig(name="joint", of="blend+rates", weight_gradient="float"))
+    assert has_floor(MethodConfig(name="blend")) and has_floor(MethodConfig(name="joint", of="blend+rates"))
+    with pytest.raises(MetaschedError, match=r"method.scale"):
+        build_method(MethodConfig(name="blend", weight_gradient="float", scale="learned"))
+    build_method(MethodConfig(name="blend", weight_gradient="float", activation_scale="learned"))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import words
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
@@ -42,6 +43,7 @@ CASES: dict[str, MethodConfig] = {
         granularity="channel",
         activation_scale=0.5,
     ),
+    "blend_float": MethodConfig(name="blend", weight_gradient="float"),
     "widths": MethodConfig(name="widths"),
     "widths_channel": MethodConfig(name="widths", window="normal", scale="pow2", granularity="channel"),
     "rates": MethodConfig(name="rates"),
@@ -67,6 +69,17 @@ CASES: dict[str, MethodConfig] = {
     ),
     "pruning": MethodConfig(name="pruning", sparsity=0.5),
     "pruning_pow2": MethodConfig(name="pruning", levels="pow2_3", scale="pow2", granularity="channel"),
+    "quant_noise": MethodConfig(name="quant_noise"),
+    "quant_noise_blocks": MethodConfig(
+        name="quant_noise", noise_block=4, levels="pow2_3", scale="max", granularity="channel", activation_scale=0.5
+    ),
+    "rounding": MethodConfig(name="rounding"),
+    "rounding_normal": MethodConfig(
+        name="rounding", levels="normal2", activation_levels="midrise2", scale="max", granularity="channel"
+    ),
+    "admm": MethodConfig(name="admm", sparsity=0.5, projection_every=1),
+    "admm_prune": MethodConfig(name="admm", constraint="prune", levels="pow2_3", scale="pow2", granularity="channel"),
+    "admm_quantize": MethodConfig(name="admm", constraint="quantize", levels="int3", scale="least_squares"),
     "joint": MethodConfig(name="joint"),
     "joint_expectation": MethodConfig(name="joint", forward="expectation", scale="max", partition="random"),
     "joint_of_widths": MethodConfig(name="joint", of="widths+blend+rates+inq", scale="least_squares"),
@@ -75,17 +88,24 @@ CASES: dict[str, MethodConfig] = {
     "metropolis": MethodConfig(name="metropolis", half_width=0.25),
     "metropolis_adaptive": MethodConfig(name="metropolis", cooling="adaptive", uphill=0.4),
     "metropolis_states": MethodConfig(name="metropolis", levels="balanced3", scale="max", uphill=0.2),
+    "dpq": MethodConfig(name="dpq", groups=1, codes=4),
+    "dpq_soft": MethodConfig(name="dpq", groups=1, codes=4, selection="soft"),
+    "bayesian_bits": MethodConfig(name="bayesian_bits", activation_levels="uint2"),
+    "dpq_vq": MethodConfig(name="dpq", groups=1, codes=2, lookup="vq", selection="soft"),
     "adaround": MethodConfig(name="adaround"),
     "adaround_pow2": MethodConfig(name="adaround", levels="pow2_3", scale="pow2", granularity="channel"),
 }
+WITHOUT_LEVEL_SETS = {"dpq", "bayesian_bits"}  # methods whose deployed values are not those of method.levels
 WITHOUT_FLOAT_WEIGHTS = {"gxnor", "metropolis"}  # methods whose weights are deployed as they are
 ROUNDED = {"adaround"}  # methods whose weights stand still: what is deployed follows from other tensors
 METHOD_OF = {name: build_method(config) for name, config in CASES.items()}
 WITHOUT_DERIVATIVE = [name for name, m in METHOD_OF.items() if {c.gradient for c in m.controls} == {"none"}]
 cases = pytest.mark.parametrize("name", CASES)
+on_level_sets = pytest.mark.parametrize("name", [name for name, c in CASES.items() if c.name not in WITHOUT_LEVEL_SETS])
 differentiable = pytest.mark.parametrize("name", [name for name in CASES if name not in WITHOUT_DERIVATIVE])
 shapes = pytest.mark.parametrize("shape", [(6, 5), (4, 3, 3, 3)], ids=["linear", "conv"])
 DRAW = Draw(seed=3, step=7, layer=1)
+SGD_SETTINGS = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0}
 
 
 def values(method: Method, share: float, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
@@ -100,7 +120,8 @@ def ended(method: Method) -> dict[str, torch.Tensor]:
 def start(method: Method, shape: tuple[int, ...], share: float = 0.4) -> tuple[torch.Tensor, State]:
     """A weight and its state, prepared at a share of the controls' range."""
     w, trainable, state = method.initialize(0.3 * torch.randn(shape), values(method, share), Draw(3, 0, 1))
-    return w, method.prepare(w, {**state, **trainable}, values(method, share), DRAW)
+    own = {**trainable, **state}
+    return w, {**own, **method.prepare(w, own, values(method, share), DRAW)}
 
 
 def hooks(
@@ -176,8 +197,8 @@ def test_the_whole_range_of_the_controls_is_accepted(name: str, shape: tuple[int
 def test_shapes_and_dtypes_are_kept(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     method = METHOD_OF[name].relaxed(0.1)
     controls = values(method, 0.4, dtype)
-    w, trainable, initial = method.initialize(torch.randn(shape, dtype=dtype), controls, DRAW)
-    initial |= trainable
+    w, trainable, own = method.initialize(torch.randn(shape, dtype=dtype), controls, DRAW)
+    initial = {**trainable, **own}
     state = method.prepare(w, initial, controls, DRAW)
     updated, after = method.update(w, w + 1, state, controls, DRAW)
     x = torch.randn(2, 7, dtype=dtype)
@@ -196,7 +217,7 @@ def test_state_is_a_flat_dict_of_tensors(name: str) -> None:
     assert all(type(key) is str and "/" not in key and type(t) is torch.Tensor for key, t in state.items())
 
 
-@cases
+@on_level_sets
 @shapes
 def test_hardened_values_are_exactly_on_the_levels(name: str, shape: tuple[int, ...]) -> None:
     method, config = METHOD_OF[name], CASES[name]
@@ -235,6 +256,16 @@ def test_at_the_end_of_the_run_training_sees_the_hardened_network(
 
 
 @cases
+@shapes
+def test_hardened_values_are_those_that_levels_of_gives(name: str, shape: tuple[int, ...]) -> None:
+    method = METHOD_OF[name]
+    w, state = start(method, shape)
+    levels, hard = method.levels_of(state), method.harden(w, state, 0.5)
+    assert (levels.diff(dim=-1) >= 0).all()
+    assert bool((hard.reshape(*w.shape[:1], -1, 1) == levels.reshape(len(levels), -1, levels.shape[-1])).any(-1).all())
+
+
+@on_level_sets
 def test_the_surrogate_width_is_that_of_the_hardened_derivative(name: str) -> None:
     method, config = METHOD_OF[name], CASES[name]
     w, state = start(method, (6, 5))
@@ -278,8 +309,9 @@ def test_every_control_has_a_gradient_in_each_of_100_draws(name: str) -> None:
     for i in range(100):
         share = 0.05 + 0.9 * i / 99
         w, trainable, state = method.initialize(torch.randn(5, 8), values(method, share), Draw(i, 0, 0))
-        state |= trainable
+        state = {**trainable, **state}
         leaves = {key: v.requires_grad_() for key, v in values(method, share).items()}
+        leaves |= {c.name: torch.tensor(c.low) for c in method.controls if c.gradient == "none"}
         draw = Draw(i, 1, 0)
         w, x = w.detach().requires_grad_(), torch.randn(300).requires_grad_()
         state = method.prepare(w, state, leaves, draw)
@@ -289,12 +321,15 @@ def test_every_control_has_a_gradient_in_each_of_100_draws(name: str) -> None:
             method.update(w, w + 0.1 * torch.randn_like(w), state, leaves, draw)[0],
             *(() if (term := method.penalty(w, state, leaves)) is None else (term,)),
         )
-        if not leaves:
+        asked = {key: leaf for key, leaf in leaves.items() if leaf.requires_grad}
+        if not asked:
             continue
         loss = sum((s * torch.randn_like(s)).sum() for s in seen)
+        penalty = method.penalty(w, state, leaves)
+        loss = loss if penalty is None else loss + penalty
         slopes = torch.autograd.grad(loss, [w, x], create_graph=True, allow_unused=True)  # pyright: ignore
         loss = loss + sum((g * torch.randn_like(g)).sum() for g in slopes if g is not None)
-        for key, g in zip(leaves, torch.autograd.grad(loss, list(leaves.values()), allow_unused=True), strict=True):  # pyright: ignore
+        for key, g in zip(asked, torch.autograd.grad(loss, list(asked.values()), allow_unused=True), strict=True):  # pyright: ignore
             assert g is not None and g.isfinite() and g != 0, (key, i)
 
 
@@ -304,7 +339,8 @@ def test_every_control_of_the_first_step_reaches_the_loss_of_the_third(name: str
     method = METHOD_OF[name].relaxed(0.3)
     problem = small_problem(method)
     rows = [{c.name: torch.full((2,), 0.3 - 0.02 * k) for c in method.controls} for k in range(3)]
-    first = {key: v.requires_grad_() for key, v in rows[0].items()}
+    without = {c.name for c in method.controls if c.gradient == "none"}
+    first = {key: v.requires_grad_(key not in without) for key, v in rows[0].items()}
     state = problem.initial({key: v.detach() for key, v in first.items()})
     state = state._replace(params={key: p.detach().requires_grad_() for key, p in state.params.items()})
     for step, row in enumerate([first, *rows[1:]]):
@@ -312,9 +348,10 @@ def test_every_control_of_the_first_step_reaches_the_loss_of_the_third(name: str
     network = problem.network
     model = network.hardened_model(network.call(state.buffers), state.params, state.method)
     loss = problem.task.loss(model, problem.task.validation)
-    if not first:
+    asked = {key: leaf for key, leaf in first.items() if leaf.requires_grad}
+    if not asked:
         return
-    for key, g in zip(first, torch.autograd.grad(loss, list(first.values()), allow_unused=True), strict=True):
+    for key, g in zip(asked, torch.autograd.grad(loss, list(asked.values()), allow_unused=True), strict=True):
         assert g is not None and bool(g.isfinite().all()) and bool(g.any()), key
 
 
@@ -338,9 +375,12 @@ def small_problem(method: Method) -> InnerProblem:
     draws = torch.Generator().manual_seed(5)
     y = torch.arange(40) % 3
     part = Split(torch.randn(40, 6, generator=draws) + 2 * F.one_hot(y, 6), y)
+    if method.tables:
+        network = quantize(words.build(), method, words.task().train.x[:2])
+        return InnerProblem(network, words.task(), SGD(), SGD_SETTINGS, steps=3, seed=1)
     task = SupervisedTask("blobs", part, part, part, build_small, F.cross_entropy, F.cross_entropy, batch_size=20)
     network = quantize(build_small(), method, part.x[:2])
-    return InnerProblem(network, task, SGD(), {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0}, steps=3, seed=1)
+    return InnerProblem(network, task, SGD(), SGD_SETTINGS, steps=3, seed=1)
 
 
 def build_small() -> nn.Module:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils import prune
 
+import metasched
+from metasched import Recipe, quantize
 from metasched.core.errors import MetaschedError
 from metasched.core.layer import Layer
 from metasched.core.randomness import Draw
@@ -88,6 +93,48 @@ def test_cubic_is_the_schedule_of_torch() -> None:
     layer = Layer("0", 0.0, "linear", "weight", 4, 16, 1.6)
     ours = hand_coded("pruning")["pruning_cubic"](progress_of_steps(101), [layer])["sparsity"][:60, 0]
     torch.testing.assert_close(0.9 * ours, torch.tensor(theirs), rtol=1e-12, atol=1e-12)
+
+
+def small_network() -> nn.Sequential:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 15), nn.ReLU(), nn.Linear(15, 4))
+
+
+@pytest.mark.parametrize("of", [{"name": "pruning"}, {"name": "joint", "of": "rates+pruning"}])
+def test_a_global_budget_prunes_what_torch_prunes(of: dict[str, Any]) -> None:
+    """torch.nn.utils.prune.global_unstructured, on three layers together, at half and at the whole target."""
+    method = MethodConfig(**of, sparsity=0.8, budget="global", levels="int4", scale="max", activation_levels=None)
+    net = quantize(small_network(), build_method(method), torch.zeros(1, 6), last=True)
+    params, state = net.initialize(dict(net.module.named_parameters()), net.neutral(), 0)
+    for share in (0.5, 1.0):
+        theirs = small_network()
+        amount = round(sum(layer.num_weights for layer in net.layers) * 0.8 * share)
+        linears = [(m, "weight") for m in theirs if isinstance(m, nn.Linear)]
+        prune.global_unstructured(linears, pruning_method=prune.L1Unstructured, amount=amount)
+        row = {**net.neutral(), "sparsity": net.zero.new_full((3,), share)}
+        found = net.prepare(params, state, row, 0, 0)
+        for layer, (module, _) in zip(net.layers, linears, strict=True):
+            assert torch.equal(found[f"{layer.name}/pruned"], 1 - module.get_buffer("weight_mask"))
+        shares = [float(found[f"{layer.name}/pruned"].mean()) for layer in net.layers]
+        assert max(shares) - min(shares) > 0.05  # which a target for each layer would not do
+
+
+def test_the_control_of_a_global_budget_is_one_for_the_network() -> None:
+    config = MethodConfig(name="pruning", sparsity=0.8, budget="global", levels="int4", scale="max")
+    (control,) = build_method(config).controls
+    assert (control.granularity, control.gradient) == ("network", "none")
+
+
+def test_a_global_budget_in_an_own_loop() -> None:
+    recipe = Recipe("pruning", sparsity=0.8, budget="global", weights="int4", scale="max", last=True)
+    module, player = metasched.prepare(small_network(), recipe, torch.zeros(1, 6), "pruning_at_once", total_steps=3)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    for _ in range(3):
+        module(torch.randn(8, 6)).square().sum().backward()
+        optimizer.step()
+        player.step()
+    pruned = [t for name, t in module.named_buffers() if name.endswith("pruned")]
+    assert sum(int(t.sum()) for t in pruned) == round(0.8 * (120 + 300 + 60))
 
 
 def test_levels_without_a_zero_are_refused() -> None:

@@ -12,8 +12,11 @@ from metasched.models.cutie import CutieNet, Thermometer
 from metasched.models.lenet import LeNet
 from metasched.models.mlp import MLP
 from metasched.models.resnet import Block, ResNet20
+from metasched.models.resnet9 import ResNet9
+from metasched.models.vanilla_cnn import VanillaCNN
 from metasched.models.vgg7 import VGG7
 from metasched.models.vgg8 import VGG8
+from metasched.models.vgg16 import VGG16
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32)]
 FITTING = [(name, shape) for name in MODELS for shape in SHAPES if shape[1] >= MODELS[name].smallest_image]
@@ -177,8 +180,8 @@ def test_the_smallest_image_works_and_a_smaller_one_says_so(name: str):
 
 
 def test_unknown_model_suggests_the_nearest():
-    with pytest.raises(MetaschedError, match=r"^task\.model: unknown name 'resnet18'; did you mean 'resnet20'"):
-        build_model("resnet18", (3, 32, 32), 10, 16)
+    with pytest.raises(MetaschedError, match=r"^task\.model: unknown name 'resnet200'; did you mean 'resnet20'"):
+        build_model("resnet200", (3, 32, 32), 10, 16)
 
 
 def test_depth_of_the_convnet_is_shared_out_over_its_stages():
@@ -197,3 +200,22 @@ def test_depth_of_the_mlp():
 def test_a_depth_that_a_model_cannot_have(name: str, depth: int, why: str):
     with pytest.raises(MetaschedError, match=rf"^task\.depth: {name} .*{why}"):
         build_model(name, (3, 32, 32), 10, 4, depth)
+
+
+def test_vanilla_cnn_has_the_layers_of_lenet5():
+    # 32 -> 28 -> 14 -> 10 -> 5 pixels
+    layers = 25 * (3 * 6 + 6 * 16) + 16 * 5 * 5 * 120 + 120 * 84 + 84 * 10 + 10
+    assert count(VanillaCNN(3, (32, 32), num_classes=10)) == layers + 2 * (6 + 16 + 120 + 84)
+
+
+def test_resnet9_count_at_the_width_of_the_source():
+    convolutions = 9 * (3 * 64 + 64 * 128 + 2 * 128**2 + 128 * 256 + 256 * 512 + 2 * 512**2)
+    norms = 2 * (64 + 3 * 128 + 256 + 3 * 512)
+    assert count(ResNet9(in_channels=3, num_classes=10)) == convolutions + norms + 512 * 10 + 10
+
+
+def test_vgg16_count_at_the_width_of_the_paper():
+    pairs = [(3, 64), (64, 64), (64, 128), (128, 128), (128, 256), *[(256, 256)] * 2, (256, 512), *[(512, 512)] * 5]
+    layers = sum(9 * a * b for a, b in pairs) + 2 * 512**2 + 512 * 100 + 100
+    norms = 2 * (sum(b for _, b in pairs) + 2 * 512)
+    assert count(VGG16(3, (32, 32), num_classes=100)) == layers + norms

@@ -127,7 +127,7 @@ def test_the_share_that_was_asked_for_freezes_in_small_dtypes(dtype: torch.dtype
     assert float(module.penalty()) == 0
 
 
-@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize("name", [n for n in sorted(METHODS) if not build_method(MethodConfig(name=n)).tables])
 @pytest.mark.parametrize("first", [torch.bfloat16, torch.uint8])
 def test_every_method_runs_beside_a_first_parameter_of_a_small_dtype(name: str, first: torch.dtype) -> None:
     model = mlp().to(torch.bfloat16) if first == torch.bfloat16 else mlp()

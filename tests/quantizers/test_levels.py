@@ -13,8 +13,24 @@ from hypothesis import strategies as st
 from metasched.core.errors import MetaschedError
 from metasched.quantizers.hard import hard
 from metasched.quantizers.levels import LevelSet, binary, integers, level_set, powers_of_two, ternary
+from metasched.quantizers.scales import scale_of
 
-NAMES = ["binary", "ternary", "int1", "int4", "uint1", "uint8", "balanced2", "balanced5", "pow2_2", "pow2_9"]
+NAMES = [
+    "binary",
+    "ternary",
+    "int1",
+    "int4",
+    "uint1",
+    "uint8",
+    "balanced2",
+    "balanced5",
+    "pow2_2",
+    "pow2_9",
+    "midrise1",
+    "midrise5",
+    "normal1",
+    "normal4",
+]
 
 
 @pytest.mark.parametrize(("bits", "count"), [(2, 3), (3, 5), (4, 9), (5, 17)])
@@ -58,12 +74,33 @@ def test_each_name_has_its_number_of_levels(name: str) -> None:
         "balanced5": 31,
         "pow2_2": 3,
         "pow2_9": 257,
+        "midrise1": 2,
+        "midrise5": 32,
+        "normal1": 2,
+        "normal4": 16,
     }
     assert len(level_set(name).levels) == expected[name]
 
 
 @pytest.mark.parametrize(
-    "name", ["", "Ternary", "int", "int0", "int10", "uint0", "balanced1", "balanced0", "pow2_1", "pow2", "pow2_-3", "4"]
+    "name",
+    [
+        "",
+        "Ternary",
+        "int",
+        "int0",
+        "int10",
+        "uint0",
+        "balanced1",
+        "balanced0",
+        "pow2_1",
+        "pow2",
+        "pow2_-3",
+        "4",
+        "midrise0",
+        "normal10",
+        "normal",
+    ],
 )
 def test_other_names_are_refused_with_the_field_that_names_them(name: str) -> None:
     with pytest.raises(MetaschedError, match=r"^method\.levels: unknown level set '.*'; use binary, ternary"):
@@ -106,3 +143,34 @@ def test_hard_is_right_continuous_and_keeps_nan() -> None:
     assert y[:5].tolist() == [0, 1, 0, -1, 1]
     assert y[5].isnan()
     assert hard(torch.tensor([0.5]).nextafter(torch.tensor([0.0])), ternary()).item() == 0
+
+
+@pytest.mark.parametrize("bits", range(1, 10))
+def test_mid_rise_and_normal_levels_are_two_to_the_bits_around_a_zero_that_is_none(bits: int) -> None:
+    for name in ("midrise", "normal"):
+        levels = np.array(level_set(f"{name}{bits}").levels)
+        assert len(levels) == 2**bits and (np.diff(levels) > 0).all()
+        np.testing.assert_array_equal(levels, -levels[::-1])
+        assert 0 not in levels
+    np.testing.assert_array_equal(np.diff(level_set(f"midrise{bits}").levels), 1)
+
+
+def test_mid_rise_is_its_formula_between_the_outermost_levels() -> None:
+    x = torch.linspace(-3.99, 3.99, 1001)
+    assert torch.equal(hard(x, level_set("midrise3")), x.floor() + 0.5)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_normal_levels_halve_equal_probabilities_and_are_nearly_the_best_for_normal_weights(bits: int) -> None:
+    levels = level_set(f"normal{bits}")
+    share = torch.special.ndtr(torch.tensor(levels.levels))
+    torch.testing.assert_close(share, (torch.arange(2**bits) + 0.5) / 2**bits, rtol=0, atol=1e-12)
+    w = torch.special.ndtri((torch.arange(20_000) + 0.5) / 20_000)[None]  # a normal sample without chance
+    errors = {}
+    for name in ("normal", "midrise", "int"):
+        own = level_set(f"{name}{bits}")
+        scale = scale_of(w, own, "least_squares", "tensor")
+        errors[name] = float((hard(w / scale, own) * scale - w).square().mean())
+    best = {2: 0.1175, 3: 0.03454, 4: 0.009497}[bits]  # Lloyd and Max
+    assert 0.99 * best < errors["normal"] < 1.06 * best
+    assert errors["normal"] < errors["midrise"] < errors["int"]

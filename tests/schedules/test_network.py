@@ -203,11 +203,23 @@ def test_it_starts_within_the_even_share_of_the_hand_coded_schedule(base: HandCo
         if control.direction == "free":
             assert torch.allclose(v, b, rtol=1e-15, atol=1e-15)
             continue
-        bound = EVEN_SHARE * (control.end - b[0]).abs()  # pyright: ignore
-        assert bool(((v - b).abs() <= bound + 1e-12).all())
-        # and exactly: the even share is a straight line
-        line = b[0] + (control.end - b[0]) * network.knots[:, None]  # pyright: ignore
-        assert torch.allclose(v, (1 - EVEN_SHARE) * b + EVEN_SHARE * line, rtol=0, atol=1e-12)
+        if control.end is not None and control.scale == "linear":
+            bound = EVEN_SHARE * (control.end - b[0]).abs()
+            assert bool(((v - b).abs() <= bound + 1e-12).all())
+            # and exactly: the even share is a straight line
+            line = b[0] + (control.end - b[0]) * network.knots[:, None]
+            assert torch.allclose(v, (1 - EVEN_SHARE) * b + EVEN_SHARE * line, rtol=0, atol=1e-12)
+            continue
+        v, b = (t.log() if control.scale == "log" else t for t in (v, b))
+        limit = control.low if control.direction == "nonincreasing" else control.high
+        limit = math.log(limit) if control.scale == "log" else limit
+        share = ((b[-1] - b[0]) / (limit - b[0])).nan_to_num()  # 0 / 0 where it starts at the limit
+        reached = share.clamp(EVEN_SHARE, 1 - EVEN_SHARE)
+        assert control.end is None  # it ends short of the limit, and leaves its place
+        way = b.diff(dim=0).abs()
+        shares = (1 - EVEN_SHARE) * way / way.sum(0).clamp_min(1e-300) + EVEN_SHARE / len(way)
+        passed = (shares / shares.sum(0)).cumsum(0)
+        assert torch.allclose(v[1:], b[0] + (limit - b[0]) * reached * passed, rtol=0, atol=1e-12)
 
 
 def test_other_horizons_and_networks() -> None:

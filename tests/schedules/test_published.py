@@ -31,9 +31,14 @@ FAMILIES = (
     "inq",
     "oscillation",
     "pruning",
+    "quant_noise",
+    "rounding",
+    "admm",
     "joint",
     "gxnor",
     "metropolis",
+    "dpq",
+    "bayesian_bits",
     "adaround",
 )
 SCHEDULES = [schedule for family in FAMILIES for schedule in hand_coded(family).values()]
@@ -49,12 +54,19 @@ CONTROLS = {  # family -> the controls of its method
     "parq": {"inverse_slope"},
     "oscillation": {"freeze_threshold"},
     "pruning": {"sparsity"},
+    "quant_noise": {"weight_share", "activation_share"},
+    "rounding": {"weight_randomness", "activation_randomness"},
+    "admm": {"rho", "sparsity", "weight_blend"},
     "joint": {"weight_noise", "activation_noise", "noise_mean", "freeze_fraction"},
     "gxnor": {"temperature"},
     "metropolis": {"temperature"},
+    "dpq": {"temperature"},
+    "bayesian_bits": {"mu", "gate_temperature", "gates_fixed"},
     "adaround": {"rounding_beta", "rounding_penalty"},
 }
 BLENDS = ("weight_blend", "activation_blend")
+SHARES = ("weight_share", "activation_share")
+RANDOM = ("weight_randomness", "activation_randomness")
 NOISES = ("weight_noise", "activation_noise")
 RANGES = {
     **dict.fromkeys(NOISES, (0.0, 1.0)),
@@ -62,28 +74,44 @@ RANGES = {
     "freeze_fraction": (0.0, 1.0),
     "sparsity": (0.0, 1.0),
     "temperature": (0, 1),
+    "mu": (0.0, 0.1),
+    "gate_temperature": (0.1, 2 / 3),
+    "gates_fixed": (0.0, 1.0),
 }
 RANGES["freeze_threshold"] = (0.01, 1.0)
+RANGES["rho"] = (1e-8, 0.1)
 COOLED = {"weight_temperature": 0.351, "activation_temperature": 0.351, "inverse_slope": 1.0}  # from there to 0
 RANGES |= {control: (0.0, start) for control, start in COOLED.items()}
-RANGES |= dict.fromkeys(BLENDS, (0.0, 1.0))
+RANGES |= dict.fromkeys((*BLENDS, *SHARES, *RANDOM), (0.0, 1.0))
 ENDS = {
     **dict.fromkeys(NOISES, 0.0),
     "noise_mean": 0.0,
     "freeze_fraction": 1.0,
     "sparsity": 1.0,
-    **dict.fromkeys(BLENDS, 1.0),
+    **dict.fromkeys((*BLENDS, *SHARES), 1.0),
+    **dict.fromkeys(RANDOM, 0.0),
+    "gates_fixed": 1.0,
 }
 STARTS = {
     **dict.fromkeys(NOISES, (0.5, *CONSTANTS.values())),
     "noise_mean": (-0.5, 0.0),
     "freeze_fraction": (0.0,),
     "sparsity": (0.0, 1.0),
+    "gates_fixed": (0.0,),
 }
 STARTS |= dict.fromkeys(BLENDS, (0.0, 0.5, 1.0))
-SIGNS = {"noise_mean": 1, "freeze_fraction": 1, "sparsity": 1, "freeze_threshold": -1}  # of every change
+STARTS |= dict.fromkeys(SHARES, (0.0, 0.1, 0.5, 1.0))
+STARTS |= dict.fromkeys(RANDOM, (0.0, 1.0))
+SIGNS = {
+    "noise_mean": 1,
+    "freeze_fraction": 1,
+    "sparsity": 1,
+    "gates_fixed": 1,
+    "freeze_threshold": -1,
+    "rho": 1,
+}  # of every change
+SIGNS |= dict.fromkeys((*NOISES, *RANDOM), -1) | dict.fromkeys((*BLENDS, *SHARES), 1)
 RANGES |= {"rounding_beta": (2.0, 20.0), "rounding_penalty": (0.0, 0.1)}
-SIGNS |= dict.fromkeys(NOISES, -1) | dict.fromkeys(BLENDS, 1)
 
 
 def network(num_layers: int) -> list[Layer]:
@@ -208,15 +236,35 @@ def test_names() -> None:
     assert hand_coded("temperature").keys() == {f"temperature_{name}" for name in temperatures}
     parq = {"sigmoid_1", "sigmoid_10", "sigmoid_20", "linear", "none"}
     assert hand_coded("parq").keys() == {f"parq_{name}" for name in parq}
-    blends = {"bitnet", "binary_relax", "half", "sigmoid_15", "sigmoid_100", "late", "onset", "constant", *RAMPS}
+    blends = {
+        "bitnet",
+        "binary_relax",
+        "half",
+        "sigmoid_15",
+        "sigmoid_100",
+        "late",
+        "onset",
+        "alpha_blending",
+        "constant",
+        *RAMPS,
+    }
     assert hand_coded("blend").keys() == {f"blend_{name}" for name in blends}
     assert hand_coded("joint").keys() == {f"joint_{name}" for name in {*RAMPS, *ana, *inq}}
     gxnor = {"cifar10", "mnist", "constant", *RAMPS}
     pruned = {"cubic", "linear", "convex", "at_once", "at_end"}
     assert hand_coded("pruning").keys() == {f"pruning_{name}" for name in pruned}
+    pulled = {"lenet5", "constant", "growing", "progressive", "at_end", "one_shot"}
+    assert hand_coded("admm").keys() == {f"admm_{name}" for name in pulled}
+    rounded = {"stochastic", "weights", "nearest", *RAMPS}
+    assert hand_coded("rounding").keys() == {f"rounding_{name}" for name in rounded}
+    noisy = {"int8", "pq", "constant", *RAMPS}
+    assert hand_coded("quant_noise").keys() == {f"quant_noise_{name}" for name in noisy}
     metropolis = {"constant", "cold", "geometric", "logarithmic", "restarts", *RAMPS}
-    rounded = {"cosine", "linear", "linear_2bit", "constant", "unregularized"}
-    assert hand_coded("adaround").keys() == {f"adaround_{name}" for name in rounded}
+    gated = ("001", "010", "rising", "cooling")
+    assert hand_coded("bayesian_bits").keys() == {f"bayesian_bits_{name}" for name in gated}
+    assert hand_coded("dpq").keys() == {f"dpq_{name}" for name in ("constant", "linear", "exponential")}
+    adaptive = {"cosine", "linear", "linear_2bit", "constant", "unregularized"}
+    assert hand_coded("adaround").keys() == {f"adaround_{name}" for name in adaptive}
     assert hand_coded("gxnor").keys() == {f"gxnor_{name}" for name in gxnor}
     assert hand_coded("metropolis").keys() == {f"metropolis_{name}" for name in metropolis}
     assert len({s.name for s in SCHEDULES}) == len(SCHEDULES)
@@ -237,8 +285,9 @@ def test_range_direction_and_end(schedule: HandCoded, num_layers: int, num_steps
         assert value.shape == (num_steps, num_layers) and value.dtype == torch.float64
         assert low <= value.min() and value.max() <= high
         if control not in ENDS:  # which may rise again, and end anywhere
-            rises = schedule.name == "metropolis_restarts" or control == "rounding_penalty"
-            assert rises or (value.diff(dim=0) <= 0).all()
+            sign = SIGNS.get(control, -1)
+            rises = schedule.name in ("metropolis_restarts", "bayesian_bits_rising") or control == "rounding_penalty"
+            assert rises or (value.diff(dim=0) * sign >= 0).all()
             continue
         assert (value.diff(dim=0) * SIGNS[control] >= 0).all()
         assert (value[-1] == ENDS[control]).all() and not torch.signbit(value[-1]).any()
@@ -285,9 +334,15 @@ def test_which_schedules_are_step_functions() -> None:
     alone = {"ana_static", "inq_dvs128", *CONSTANTS, *PORTIONS}
     previous = {s.name for s in SCHEDULES if s.interpolation == "previous"}
     assert previous == alone | {f"joint_{name}" for name in alone} | {
+        "bayesian_bits_001",
+        "bayesian_bits_010",
         "blend_late",
         "inq_none",
         "pruning_at_end",
+        "quant_noise_int8",
+        "quant_noise_pq",
+        "rounding_stochastic",
+        "rounding_weights",
         "temperature_constant",
     }
     assert hand_coded("inq")["inq_dvs128"].jumps == tuple(epoch / 130 for epoch in (5, 15, 30, 45, 60, 75, 90, 105))

@@ -70,7 +70,7 @@ def config(name: Any, root: Path | str | None, **changes: Any) -> TaskConfig:
     return TaskConfig(name=name, root=None if root is None else str(root), **{"batch": 4, **changes})
 
 
-def check_parts(task: SupervisedTask, *shape: int) -> None:
+def check_parts(task: SupervisedTask, *shape: int, classes: int = 10) -> None:
     """Train and validation come from the official training part, test from the official test part alone."""
     train, test = pixels(NUM_TRAIN, *shape, seed=0), pixels(NUM_TEST, *shape, seed=1)
     chosen = split_indices(NUM_TRAIN, validation=4, test=0, seed=0)
@@ -85,7 +85,7 @@ def check_parts(task: SupervisedTask, *shape: int) -> None:
         np.testing.assert_allclose(part.x.numpy(), (x[rows] - mean) / std, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(part.y.numpy(), labels(len(x))[rows])
         assert part.x.dtype == torch.float32 and part.y.dtype == torch.int64
-    assert task.build()(task.train.x.to(torch.get_default_dtype())).shape == (16, 10)
+    assert task.build()(task.train.x.to(torch.get_default_dtype())).shape == (16, classes)
 
 
 def message_of(config: TaskConfig) -> str:
@@ -105,6 +105,17 @@ def test_cifar10_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write_cifar10(tmp_path)
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5=None: os.path.isfile(path))
     check_parts(build_task(config("cifar10", tmp_path)), 3, 32, 32)
+
+
+def test_cifar100_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    for name, n, seed in (("train", NUM_TRAIN, 0), ("test", NUM_TEST, 1)):
+        x = pixels(n, 3, 32, 32, seed=seed).reshape(n, -1)
+        (folder / name).write_bytes(pickle.dumps({"data": x, "fine_labels": labels(n).tolist()}))
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": [f"class {i}" for i in range(100)]}))
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda path, md5=None: os.path.isfile(path))
+    check_parts(build_task(config("cifar100", tmp_path)), 3, 32, 32, classes=100)
 
 
 @pytest.mark.parametrize("folder", [".", "cifar10-subset"])
@@ -147,7 +158,12 @@ def test_sizes_that_do_not_fit(changes: dict[str, int], message: str, tmp_path: 
 
 @pytest.mark.parametrize(
     ("name", "folder"),
-    [("mnist", "MNIST/raw"), ("fashion_mnist", "FashionMNIST/raw"), ("cifar10", "cifar-10-batches-py")],
+    [
+        ("mnist", "MNIST/raw"),
+        ("fashion_mnist", "FashionMNIST/raw"),
+        ("cifar10", "cifar-10-batches-py"),
+        ("cifar100", "cifar-100-python"),
+    ],
 )
 def test_missing_data_sets_say_what_the_root_must_hold(name: str, folder: str, tmp_path: Path):
     fix = f"; set task.root to the folder that holds {folder}; task.download: true fetches it there"

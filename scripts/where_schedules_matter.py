@@ -1,0 +1,229 @@
+#!/usr/bin/env python
+"""Where schedules matter: each ramp learned, searched with as many steps, and compared with what nobody has to learn.
+
+    python scripts/where_schedules_matter.py experiments/tables/ramps.yaml -o runs/ramps
+
+For each ramp of the file: ``metasched train`` learns it, ``metasched tune`` searches the same numbers with TPE and as
+many training steps, and ``metasched compare`` plays both on the same fresh seeds beside no schedule, constants,
+published schedules and float. Of several constants, or published schedules, the best one on the test set counts, which
+flatters them. A learned schedule that its run does not confirm is not exported: its start is played instead, and the
+line says so. P-values are corrected (Holm) over all lines. Folders that are complete are not run again, and what was
+stopped goes on. The table is OUTPUT/table.md, its numbers are in OUTPUT/table.json, the figure is OUTPUT/figure.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from metasched import MetaschedError
+from metasched.cli import main as metasched
+from metasched.evaluation.comparison import Arm, Comparison, comparison_of
+from metasched.evaluation.statistics import PairedDifference, holm
+from metasched.io.atomic import write_atomic
+from metasched.io.environment import environment
+from metasched.io.json_text import json_text
+from metasched.io.run_folder import RunFolder
+from metasched.io.strict_yaml import read_mapping
+from metasched.methods.spec import CEILING
+
+KINDS = ("none", "constants", "published")  # of hand-coded schedules
+PARTS = {"learn", "tune", "ramps"}
+LEARNED, SEARCHED = "learned", "tpe"
+COLUMNS = (
+    "ramp",
+    "no schedule",
+    "constant",
+    "best published",
+    "TPE",
+    "learned",
+    "float",
+    "learned - no schedule",
+    "p (Holm)",
+    "learned - best published",
+    "p (Holm)",
+    "learned - TPE",
+)
+
+
+def described(path: Path) -> dict[str, Any]:
+    """The file of ramps.
+
+    Raises:
+        MetaschedError: it lacks a part, or has another one.
+    """
+    table = dict(read_mapping(path))
+    if set(table) != PARTS or not table["ramps"]:
+        raise MetaschedError(str(path), f"has {', '.join(table)}", f"give it {', '.join(sorted(PARTS))}")
+    for name, ramp in table["ramps"].items():
+        if lacks := {"file", "fields", *KINDS} - set(ramp):
+            raise MetaschedError(f"{path}: {name}", f"lacks {', '.join(sorted(lacks))}", "give an empty list for none")
+    return table
+
+
+def run(command: str, folder: Path, words: Sequence[str]) -> RunFolder:
+    """A command's finished run folder: it is run, resumed, or left as it is.
+
+    Raises:
+        MetaschedError: the command failed; it has said why.
+    """
+    files = RunFolder(folder)
+    if not files.done.exists():
+        how = ["--resume", str(folder)] if files.config.exists() else [*words, "--folder", str(folder)]
+        if code := metasched([command, *how]):
+            raise MetaschedError(str(folder), f"metasched {command} ended with {code}", "see the line above")
+    return files
+
+
+def spent(schedule: Path) -> int:
+    """Training steps that learning a schedule took, without choosing its start and confirming: TPE gets as many."""
+    found = json.loads(schedule.read_text("utf-8"))["provenance"]["spent"]
+    return sum(part["inner_steps"] for part in found if part["by"] not in ("best", "confirm"))
+
+
+def measured(ramp: Mapping[str, Any], table: Mapping[str, Any], folder: Path, changes: Sequence[str]) -> dict[str, Any]:
+    """Learns, searches and compares one ramp; returns the comparison and whether the learned schedule was exported."""
+    own = [ramp["file"], *(f"--{change}" for change in (*ramp["fields"], *changes))]
+    learn = [f"--{change}" for change in table["learn"]]
+    quick = ["--compare.baselines", "[]", "--compare.horizons", "[1]", "--compare.tune_floors", "0"]
+    short = [*quick, "--compare.seeds", "2"]  # of the comparisons that come with learning and searching
+    learned = run("train", folder / "learned", [*own, *learn, *short])
+    trained = json.loads(learned.comparison.read_text("utf-8"))
+    at = learned.learned if learned.learned.exists() else learned.schedule
+    budget = ["--tune.inner_steps", str(spent(at)), *(f"--{change}" for change in table["tune"])]
+    searched = run("tune", folder / "searched", [*own, *learn, *short, *budget])
+    names = [name for kind in KINDS for name in ramp[kind]]
+    arms = ["--arm", LEARNED, str(learned.schedule), "--arm", SEARCHED, str(searched.schedule)]
+    seeds = [field for field in learn if field.startswith("--compare.")]
+    compared = run(
+        "compare", folder / "compared", [*own, *quick, *seeds, f"--compare.baselines=[{', '.join(names)}]", *arms]
+    )
+    return {
+        "exported": bool(trained["confirmed"]["gain"]),
+        "confirmed": trained["confirmed"]["text"],
+        "start": trained["confirmed"]["start"],
+        "inner_steps": spent(at),
+        "comparison": json.loads(compared.comparison.read_text("utf-8")),
+    }
+
+
+def best(arms: Mapping[str, Arm], names: Sequence[str]) -> Arm | None:
+    """The arm of the highest mean among those named; None of none."""
+    return max((arms[name] for name in names), key=lambda arm: arm.summary.mean, default=None)
+
+
+def line(name: str, ramp: Mapping[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """What the table says of one ramp."""
+    comparison: Comparison = comparison_of(found["comparison"])
+    arms = comparison.at(comparison.horizons[0])
+    learned = arms[LEARNED]
+    others = {kind: best(arms, ramp[kind]) for kind in KINDS} | {SEARCHED: arms[SEARCHED], CEILING: arms[CEILING]}
+    return {
+        "ramp": name,
+        "learned": learned.summary.mean,
+        "n": learned.summary.n,
+        "exported": found["exported"],
+        "start": found["start"],
+        "inner_steps": found["inner_steps"],
+        "others": {kind: arm and {"name": arm.name, "mean": arm.summary.mean} for kind, arm in others.items()},
+        "differences": {
+            kind: comparison.difference(learned, arm)._asdict()
+            for kind, arm in others.items()
+            if arm and kind != CEILING
+        },
+    }
+
+
+def corrected(lines: Sequence[Mapping[str, Any]], kind: str) -> list[float | None]:
+    """P-values of learned minus a kind of schedule, by Holm over all lines that have one."""
+    ps = {i: line["differences"][kind]["p"] for i, line in enumerate(lines) if kind in line["differences"]}
+    fixed = dict(zip(ps, holm(list(ps.values())), strict=True))
+    return [fixed.get(i) for i in range(len(lines))]
+
+
+def _interval(d: Mapping[str, float] | None) -> str:
+    return "" if d is None else f"{d['mean']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]"
+
+
+def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The table as Markdown."""
+    rows: list[Sequence[str]] = [COLUMNS, ["---"] * len(COLUMNS)]
+    floor, published = corrected(lines, "none"), corrected(lines, "published")
+    for x, p, q in zip(lines, floor, published, strict=True):
+        others, d = x["others"], x["differences"]
+        cells = [f"{arm['mean']:.4f} ({arm['name']})" if (arm := others[kind]) else "" for kind in KINDS]
+        learned = f"{x['learned']:.4f}" + ("" if x["exported"] else f" (no gain confirmed: {x['start']})")
+        ps = ["" if value is None else f"{value:.2g}" for value in (p, q)]
+        rows.append(
+            [
+                x["ramp"],
+                *cells,
+                f"{others[SEARCHED]['mean']:.4f}",
+                learned,
+                f"{others[CEILING]['mean']:.4f}",
+                _interval(d.get("none")),
+                ps[0],
+                _interval(d.get("published")),
+                ps[1],
+                _interval(d.get(SEARCHED)),
+            ]
+        )
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def figure(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Learned minus no schedule, best published and TPE, with 95 % intervals, for each ramp."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    shown = {"none": "no schedule", "published": "best published", SEARCHED: "TPE, as many steps"}
+    fig, axis = pyplot.subplots(figsize=(8, 0.6 * len(lines) + 1.4), layout="constrained")
+    for i, (kind, label) in enumerate(shown.items()):
+        found = [
+            (j, PairedDifference(**x["differences"][kind])) for j, x in enumerate(lines) if kind in x["differences"]
+        ]
+        places = [-j + 0.22 * (1 - i) for j, _ in found]
+        means = [100 * d.mean for _, d in found]
+        ends = [[100 * (d.mean - d.low) for _, d in found], [100 * (d.high - d.mean) for _, d in found]]
+        axis.errorbar(means, places, xerr=ends, fmt="os^"[i], capsize=2, markersize=5, label=f"minus {label}")
+    axis.axvline(0, color="0.5", linewidth=0.8)
+    axis.set_yticks([-j for j in range(len(lines))], [x["ramp"] for x in lines])
+    axis.set_xlabel("learned schedule: points of test accuracy more, 95 % interval over seeds")
+    axis.legend(loc="best", fontsize="small")
+    fig.savefig(path, dpi=120)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs what is missing and writes table and figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", type=Path, help="the file of ramps")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--only", action="append", default=[], metavar="RAMP", help="ramps whose names begin so")
+    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="changes of all experiments")
+    arguments = parser.parse_args(argv)
+    lines = []
+    try:
+        table = described(arguments.table)
+        chosen = [n for n in table["ramps"] if not arguments.only or n.startswith(tuple(arguments.only))]
+        if not chosen:
+            raise MetaschedError("--only", "names no ramp", f"use one of {', '.join(table['ramps'])}")
+        for name in chosen:
+            folder = arguments.output / "".join(c if c.isalnum() else "_" for c in name)
+            folder.mkdir(parents=True, exist_ok=True)
+            lines.append(line(name, table["ramps"][name], measured(table["ramps"][name], table, folder, arguments.set)))
+            kept = {"lines": lines, "table": table, "environment": environment()}
+            write_atomic(arguments.output / "table.json", (json_text(kept, indent=1) + "\n").encode())
+            write_atomic(arguments.output / "table.md", markdown(lines).encode())
+            figure(lines, arguments.output / "figure.png")
+    except MetaschedError as error:
+        parser.error(str(error))
+    print(markdown(lines), end="")
+
+
+if __name__ == "__main__":
+    main()
