@@ -80,7 +80,7 @@ def calibrate(
     The result is a module like those of ``prepare``: ``metasched.convert`` makes a plain one of it, which
     ``metasched.deploy`` takes. Scales of activations are fitted, layer by layer, to what reaches them.
 
-    >>> import metasched
+    >>> import metasched, torch
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> recipe = metasched.Recipe("ste", weights="int2", activations=None, granularity="channel")
     >>> found = metasched.calibrate(model, recipe, [torch.randn(16, 4)], steps=20)

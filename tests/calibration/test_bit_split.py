@@ -54,10 +54,10 @@ def test_no_sweep_raises_the_error_and_integers_stay_in_range(bits: int) -> None
 
 def test_the_weight_form_is_where_alternating_ends() -> None:
     """The error of the weights is a sum over them, so that no digit can be better (other-digit forms of q aside)."""
-    for seed in range(5):
+    for seed in range(2):
         w, _ = problem(seed, rows=4, d=9)
         alpha, q = alternating(w, BALANCED[3])
-        found = swept(Split(alpha, digits_of(q, 2)), torch.eye(9)[None], w, sweeps=100)
+        found = swept(Split(alpha, digits_of(q, 2)), torch.eye(9)[None], w, sweeps=3)
         torch.testing.assert_close(found.weight, alpha[..., None] * q, rtol=1e-7, atol=1e-9)
 
 

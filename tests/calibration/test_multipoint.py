@@ -57,7 +57,7 @@ def test_a_budget_gives_each_channel_as_few_points_as_it_takes() -> None:
     gram, y = (x.mT @ x)[None], x @ w.mT
     found = points_of(w, BALANCED[3], 8, gram, budget=0.01)
     assert len(set(found.counts.tolist())) > 1
-    for c in range(24):
+    for c in range(0, 24, 8):
         n = int(found.counts[c])
         errors = [
             float(

@@ -65,7 +65,7 @@ def test_only_the_rounding_is_trained() -> None:
     assert all(torch.equal(b, start.buffers[name]) for name, b in end.buffers.items())
 
 
-@pytest.mark.parametrize("kind", ["layer", "block"])
+@pytest.mark.parametrize("kind", ["layer", pytest.param("block", marks=pytest.mark.slow)])
 def test_hypergradients_against_central_differences(kind: str) -> None:
     """For both controls at three points, by all engines."""
     problem = reconstruction(seen()[kind], steps=3, lr=0.05, batch=16)

@@ -44,6 +44,7 @@ def test_the_result_converts_and_is_as_good_as_nearest(method: str) -> None:
         assert len(plain[0].weight[0].unique()) <= 7  # pyright: ignore
 
 
+@pytest.mark.slow
 def test_error_is_smaller_in_the_order_of_the_procedures() -> None:
     """Of outputs of the whole network, on the calibration data."""
     model, x = mlp(), vectors()
@@ -89,12 +90,12 @@ def test_normalization_and_activation_count_in_the_error_of_a_layer() -> None:
 def test_blocks() -> None:
     model, x, done = convnet(), images(), []
     found = metasched.calibrate(
-        model, recipe(), [x], by="block", steps=40, lr=0.05, progress=lambda p: done.append(p.report)
+        model, recipe(), [x], by="block", steps=12, lr=0.1, progress=lambda p: done.append(p.report)
     )
     reports = [r for r in done if r is not None]
     assert [(r.unit, r.layers) for r in reports] == [("0", ("0",)), ("3", ("3.one", "3.two")), ("5", ("5",))]
     assert reports[1].error < reports[1].nearest
-    named = metasched.calibrate(model, recipe(), [x], by=["3"], steps=40, lr=0.05)
+    named = metasched.calibrate(model, recipe(), [x], by=["3"], steps=12, lr=0.1)
     with torch.no_grad():
         assert torch.equal(named(x), found(x))
 

@@ -55,6 +55,7 @@ def written(folder: Path, **task: object) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 def test_an_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.set_default_dtype(torch.float32)
     out, deployed = tmp_path / "out", tmp_path / "deployed"
@@ -101,3 +102,13 @@ def test_a_task_without_a_pretrained_start_is_refused(tmp_path: Path, capsys: py
     assert main(["calibrate", written(tmp_path, pretrained=0)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "task.pretrained: starts from random weights, and calibration takes a trained network" in line
+
+
+def test_an_experiment_with_another_procedure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.set_default_dtype(torch.float32)
+    config = written(tmp_path, model="mlp", depth=1, pretrained=3)
+    out = tmp_path / "out"
+    assert main(["calibrate", config, "--method", "bit_split", "--batches", "1", "--json", "-o", str(out)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [unit["layers"] for unit in result["units"]] == [["linear1"], ["linear2"]]
+    assert sorted(path.name for path in out.iterdir()) == ["account.json", "weights.pt"]

@@ -107,8 +107,8 @@ BESIDE = {
     "admm quantize": [_pulled("quantize")],
 }
 
-ONCE = {*BESIDE, "adaround", "dpq"}  # with one optimizer, where slow tests do not run
-ONLY_SLOW = {"admm", "admm quantize"}
+ONCE = {*BESIDE, "dpq"}  # with one optimizer, where slow tests do not run
+ONLY_SLOW = {"admm", "admm quantize", "adaround"}  # adaround: a layer of it is gated in tests/calibration
 
 # what is hard in the forward pass, or has a surrogate backward pass
 HARD: dict[str, MethodConfig] = {
