@@ -49,7 +49,8 @@ def _features(layer: Layer) -> tuple[object, ...]:
 
 def _levels(method: Method) -> list[object]:
     quantizer = getattr(method, "quantizer", None)
-    found = [getattr(getattr(quantizer, key, None), "levels", None) for key in ("levels", "activation_levels")]
+    keys = ("levels", "activation_levels")
+    found: list[object] = [getattr(getattr(quantizer, key, None), "levels", None) for key in keys]
     by_channel = getattr(getattr(method, "base", method), "bits_of", None)
     return found if by_channel is None else [*found, by_channel]
 
