@@ -12,6 +12,7 @@ from pydantic_core import to_jsonable_python
 
 from metasched.config.fields import FieldInfo, fields
 from metasched.config.schema import Experiment
+from metasched.network.config import QuantizeConfig
 from metasched.tasks.config import TaskConfig
 from metasched.tasks.table import OF_TABLES
 
@@ -20,19 +21,26 @@ OWN_TASK = ("factory", "args", "steps")  # what the section task has for a task 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:
     """The experiment in the types of JSON, every field written out."""
-    return {**to_jsonable_python(experiment), "task": section_dict(experiment.task)}
+    return {
+        **to_jsonable_python(experiment),
+        **{name: section_dict(getattr(experiment, name)) for name in ("task", "quantize")},
+    }
 
 
 def section_dict(section: Any) -> dict[str, Any]:
     """One section in the types of JSON; of a task of the user's own only what it reads.
 
-    Fields of tables are left out where they have their defaults: files and hashes from before do not have them.
+    Fields of tables, and bits by channel of rules, are left out where they have their defaults: files and hashes from
+    before do not have them.
     """
     fields_of = to_jsonable_python(section)
     if isinstance(section, TaskConfig):
         default = {name for name in OF_TABLES if getattr(section, name) == getattr(TaskConfig, name)}
         keep = OWN_TASK if section.factory is not None else fields_of.keys() - {"factory", "args"} - default
         return {name: value for name, value in fields_of.items() if name in keep}
+    if isinstance(section, QuantizeConfig):
+        rules = [{k: v for k, v in rule.items() if k != "channel_bits" or v is not None} for rule in fields_of["rules"]]
+        return {**fields_of, "rules": rules}
     return fields_of
 
 

@@ -18,6 +18,7 @@ from metasched.core.errors import MetaschedError
 from metasched.meta.config import MetaConfig
 from metasched.methods import METHODS
 from metasched.methods.config import MethodConfig
+from metasched.network.config import QuantizeConfig, Rule
 from metasched.schedules.config import ScheduleConfig
 from metasched.tasks.config import TaskConfig
 from metasched.training.optimizers.config import OptimizerConfig
@@ -207,6 +208,13 @@ def test_names_in_sections() -> None:
 )
 def test_yaml_round_trip(write, experiment: Experiment) -> None:
     assert load_experiment(write(dump_yaml(to_dict(experiment)))) == experiment
+
+
+def test_what_older_versions_do_not_have_is_written_where_it_is_given() -> None:
+    rules = (Rule("a", levels="int4"), Rule("b", channel_bits="24"))
+    written = to_dict(Experiment(quantize=QuantizeConfig(rules=rules), task=TaskConfig(name="tabular", target="y")))
+    assert ["channel_bits" in rule for rule in written["quantize"]["rules"]] == [False, True]
+    assert written["task"]["target"] == "y" and "drop" not in written["task"]
 
 
 def test_hash_is_that_of_the_canonical_json() -> None:
