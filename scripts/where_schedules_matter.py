@@ -7,8 +7,9 @@ For each ramp of the file: ``metasched train`` learns it, ``metasched tune`` sea
 many training steps, and ``metasched compare`` plays both on the same fresh seeds beside no schedule, constants,
 published schedules and float. Of several constants, or published schedules, the best one on the test set counts, which
 flatters them. A learned schedule that its run does not confirm is not exported: its start is played instead, and the
-line says so. P-values are corrected (Holm) over all lines. Folders that are complete are not run again, and what was
-stopped goes on. The table is OUTPUT/table.md, its numbers are in OUTPUT/table.json, the figure is OUTPUT/figure.png.
+line says so and shows the score of what was learned as well. P-values are corrected (Holm) over all lines. Folders that
+are complete are not run again, and what was stopped goes on. The table is OUTPUT/table.md, its numbers are in
+OUTPUT/table.json, the figure is OUTPUT/figure.png.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from metasched.methods.spec import CEILING
 
 KINDS = ("none", "constants", "published")  # of hand-coded schedules
 PARTS = {"learn", "tune", "ramps"}
-LEARNED, SEARCHED = "learned", "tpe"
+LEARNED, SEARCHED, UNCONFIRMED = "learned", "tpe", "unconfirmed"
 COLUMNS = (
     "ramp",
     "no schedule",
@@ -97,6 +98,8 @@ def measured(ramp: Mapping[str, Any], table: Mapping[str, Any], folder: Path, ch
     searched = run("tune", folder / "searched", [*own, *learn, *short, *budget])
     names = [name for kind in KINDS for name in ramp[kind]]
     arms = ["--arm", LEARNED, str(learned.schedule), "--arm", SEARCHED, str(searched.schedule)]
+    if learned.learned.exists():
+        arms += ["--arm", UNCONFIRMED, str(learned.learned)]
     seeds = [field for field in learn if field.startswith("--compare.")]
     compared = run(
         "compare", folder / "compared", [*own, *quick, *seeds, f"--compare.baselines=[{', '.join(names)}]", *arms]
@@ -126,6 +129,7 @@ def line(name: str, ramp: Mapping[str, Any], found: Mapping[str, Any]) -> dict[s
         "learned": learned.summary.mean,
         "n": learned.summary.n,
         "exported": found["exported"],
+        "unconfirmed": arms[UNCONFIRMED].summary.mean if UNCONFIRMED in arms else None,
         "start": found["start"],
         "inner_steps": found["inner_steps"],
         "others": {kind: arm and {"name": arm.name, "mean": arm.summary.mean} for kind, arm in others.items()},
@@ -155,7 +159,9 @@ def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
     for x, p, q in zip(lines, floor, published, strict=True):
         others, d = x["others"], x["differences"]
         cells = [f"{arm['mean']:.4f} ({arm['name']})" if (arm := others[kind]) else "" for kind in KINDS]
-        learned = f"{x['learned']:.4f}" + ("" if x["exported"] else f" (no gain confirmed: {x['start']})")
+        learned = f"{x['learned']:.4f}"
+        if not x["exported"]:
+            learned += f" (no gain confirmed: {x['start']}; found {x['unconfirmed']:.4f})"
         ps = ["" if value is None else f"{value:.2g}" for value in (p, q)]
         rows.append(
             [
