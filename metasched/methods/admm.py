@@ -84,33 +84,33 @@ class ADMM(Modifier):
     def controls(self) -> tuple[Control, ...]:
         return (RHO, SPARSITY, WEIGHT_BLEND) if self._prunes else (RHO, WEIGHT_BLEND)
 
-    def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State, State]:
-        w, trainable, state = self.quantizer.initialize(w, draw)
-        none = torch.zeros_like(w)
-        state |= {"dual": none, "since": torch.zeros((), dtype=counting(w.dtype), device=w.device)}
-        if self._prunes:
-            state["pruned"] = none.clone()
-        return w, trainable, state | {"projection": self._projected(w, (state | trainable)["scale"], controls)}
+    def own_state(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
+        # Z_0 is computed in the first step: here it would be a function of the weights whose gradient that step takes
+        names = ("dual", "projection", "pruned") if self._prunes else ("dual", "projection")
+        none = {name: torch.zeros_like(w) for name in names}
+        return none | {"since": torch.full((), -1.0, dtype=counting(w.dtype), device=w.device)}
 
     def prepare(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
         """Projects in each k-th step: ``projection`` is Z, ``dual`` is Y, ``pruned`` is m, all with the shape of w.
 
-        ``since`` counts the steps since then. While weights are seen on their levels alone (b = 1) Z and Y stay.
+        ``since`` counts the steps since then, and is -1 before training, whose first step projects with Y = 0 and the
+        initial scale. While weights are seen on their levels alone (b = 1) Z and Y stay.
         """
         state = dict(state)
         if self._prunes:
             state["pruned"] = self._smallest(w, controls)
-        due = state["since"] == self.every
+        first = state["since"] < 0
+        due = first | (state["since"] == self.every)
         state["since"] = torch.where(due, 1.0, state["since"] + 1)
         due = due & (controls["weight_blend"].detach() < 1)
         if _is_false(due):
             return state
         rho = controls["rho"].to(w.dtype)
         target = w + state["dual"] / rho
-        scale = self._fitted(target, controls)
+        scale = torch.where(first, state["scale"], self._fitted(target, controls))
         found = self._projected(target, scale, controls)
         state["projection"] = torch.where(due, found, state["projection"])
-        state["dual"] = torch.where(due, rho * (target - found), state["dual"])
+        state["dual"] = torch.where(due & ~first, rho * (target - found), state["dual"])
         state["scale"] = torch.where(due, scale, state["scale"])
         return state
 

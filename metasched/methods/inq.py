@@ -80,7 +80,7 @@ class INQ(Modifier):
     def controls(self) -> tuple[Control, ...]:
         return (FREEZE_FRACTION,)
 
-    def own_state(self, w: torch.Tensor, state: State, draw: Draw) -> State:
+    def own_state(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
         own = {"frozen": torch.zeros_like(w)}
         if self.partition != "magnitude":
             own["key"] = draw.uniform("partition", w)

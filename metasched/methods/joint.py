@@ -53,7 +53,7 @@ class Joint(Method):
     def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State, State]:
         w, trainable, state = self.base.initialize(w, controls, draw)
         for part in self.modifiers:
-            state = {**part.own_state(w, state | trainable, draw), **state}
+            state = {**part.own_state(w, state | trainable, controls, draw), **state}
         return w, trainable, state
 
     def keeping(self) -> Joint:

@@ -39,19 +39,20 @@ class Modifier(Method):
         """
         return seen
 
-    def own_state(self, w: torch.Tensor, state: State, draw: Draw) -> State:
+    def own_state(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
         """The state that the modifier adds to the base's, before training. Default: none.
 
         Args:
             w: the initial weight, [C_out, ...].
             state: the base's state and trainable tensors.
+            controls: control -> 0-d tensor, at the first step.
             draw: random numbers of this layer.
         """
         return {}
 
     def initialize(self, w: torch.Tensor, controls: Values, draw: Draw) -> tuple[torch.Tensor, State, State]:
         w, trainable, state = self.quantizer.initialize(w, draw)
-        return w, trainable, state | self.own_state(w, state | trainable, draw)
+        return w, trainable, state | self.own_state(w, state | trainable, controls, draw)
 
     def weight(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
         return self.seen_weight(self.quantizer.harden(w, state, _HALF_QUANTUM), w, state, controls, draw)

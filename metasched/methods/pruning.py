@@ -83,7 +83,7 @@ class Pruning(Modifier):
             for own, part in zip(values, parts, strict=True)
         ]
 
-    def own_state(self, w: torch.Tensor, state: State, draw: Draw) -> State:
+    def own_state(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
         return {"pruned": torch.zeros_like(w)}
 
     def prepare(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:

@@ -193,11 +193,7 @@ def test_every_method_has_its_row():
 @pytest.mark.parametrize(
     ("method", "optimizer"),
     [
-        pytest.param(
-            name,
-            optimizer,
-            marks=pytest.mark.slow if name in ONLY_SLOW or (name in ONCE and optimizer != "adam") else (),
-        )
+        pytest.param(name, optimizer, marks=pytest.mark.slow if name in ONCE and optimizer != "adam" else ())
         for name, configs in {**SOFT, **BESIDE}.items()
         if configs
         for optimizer in OPTIMIZERS

@@ -54,6 +54,7 @@ def test_the_projection_is_the_nearest_point_of_the_constraint(constraint: str, 
     method = built(constraint=constraint, levels=levels, scale="least_squares", **sparse(constraint, 0.5))
     for _ in range(20):
         w, state = start(method, torch.randn(2, 4))
+        state = method.prepare(w, state, controls(), DRAW)
         z = state["projection"]
         allowed = state["scale"].flatten() * torch.tensor(level_set(levels).levels)
         assert float((w - z).square().sum()) == pytest.approx(nearest(w.flatten(), constraint, 4, allowed), abs=1e-12)
@@ -142,8 +143,9 @@ def test_float_weights_are_seen_as_they_are_and_move_freely() -> None:
 def test_the_number_of_zeros_is_exact_at_ties_and_follows_the_control() -> None:
     method = built(constraint="prune", levels="int4", sparsity=0.5, projection_every=1)
     w, state = start(method, torch.ones(8, 10), sparsity=0.6)
+    state = method.prepare(w, state, controls(sparsity=0.6), DRAW)
     assert int((state["projection"] == 0).sum()) == 24
-    state = method.prepare(w, method.prepare(w, state, controls(), DRAW), controls(sparsity=0.9), DRAW)
+    state = method.prepare(w, state, controls(sparsity=0.9), DRAW)
     assert int((state["projection"] == 0).sum()) == int(state["pruned"].sum()) == 36
 
 
