@@ -41,7 +41,7 @@ class Allocation:
 
     @property
     def bits(self) -> dict[str, int | str]:
-        """{layer: bits}; of bits by channel one digit for each."""
+        """Layer to its number of bits; of bits by channel one digit for each."""
         return self.problem.bits_of(self.best.choice)
 
     @property
