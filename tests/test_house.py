@@ -77,7 +77,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "methods/test_joint.py": "methods/modifier",
     "methods/test_rates.py": "schedules/rates",
     "methods/test_discrete.py": "methods/gxnor methods/metropolis",
-    "methods/test_outside.py": "methods/spec methods/table",
+    "methods/test_outside.py": "methods/spec methods/parameters methods/table",
     "methods/test_held.py": "schedules/freezing",
     "methods/test_widths.py": "quantizers/surrogate schedules/widths",
     "methods/test_temperature.py": "quantizers/softmax schedules/tempering",

@@ -20,8 +20,8 @@ from metasched.calibration.unit import INNER, Rounded, Segment, Unit, first_tens
 from metasched.core.errors import MetaschedError, MetaschedWarning
 from metasched.methods.config import MethodConfig
 from metasched.methods.oriented import Oriented
+from metasched.methods.parameters import STEConfig
 from metasched.methods.ste import STE
-from metasched.methods.table import STEConfig
 from metasched.network.flow import Example
 from metasched.network.operations import without_fused_layers
 from metasched.network.quantize import quantize

@@ -36,7 +36,8 @@ class Arm:
         method: name of the method that it drives; empty where an old result file does not say.
         worst: what a run that diverged counts.
         tuned: how its learning rate was chosen; None: it has the experiment's.
-        size: bytes of the deployed network (network/size.py); None where an older result does not say.
+        size: bytes of the deployed network (network/size.py); None where training decides it, or an older result does
+            not say.
     """
 
     name: str

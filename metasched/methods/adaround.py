@@ -27,7 +27,7 @@ import torch
 
 from metasched.core.randomness import Draw
 from metasched.methods.base import Control, Method, State, Values
-from metasched.methods.table import AdaRoundConfig
+from metasched.methods.parameters import AdaRoundConfig
 from metasched.methods.tensors import LayerQuantizer, layer_quantizer
 from metasched.quantizers.constants import row
 from metasched.quantizers.levels import LevelSet

@@ -43,8 +43,8 @@ from metasched.methods.base import Control, State, Values
 from metasched.methods.blend import WEIGHT_BLEND
 from metasched.methods.masks import counting, exact_mask, relaxed_mask
 from metasched.methods.modifier import Modifier
+from metasched.methods.parameters import ADMMConfig
 from metasched.methods.pruning import SPARSITY
-from metasched.methods.table import ADMMConfig
 from metasched.methods.tensors import LayerQuantizer, layer_quantizer
 from metasched.quantizers.hard import hard
 from metasched.quantizers.scales import scale_of

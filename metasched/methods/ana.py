@@ -23,7 +23,7 @@ import torch
 
 from metasched.core.randomness import Draw
 from metasched.methods.base import Control, Method, State, Values
-from metasched.methods.table import ANAConfig
+from metasched.methods.parameters import ANAConfig
 from metasched.methods.tensors import LayerQuantizer, layer_quantizer
 from metasched.quantizers.levels import LevelSet
 from metasched.quantizers.noise import NOISE_FAMILIES

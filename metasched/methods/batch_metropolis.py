@@ -21,7 +21,7 @@ from metasched.core.randomness import Draw
 from metasched.methods.base import Control, State, Values
 from metasched.methods.discrete import even_quantizer
 from metasched.methods.metropolis import TEMPERATURE, Metropolis
-from metasched.methods.table import MetropolisConfig
+from metasched.methods.parameters import MetropolisConfig
 from metasched.quantizers.transitions import acceptance, propose, sampled, within
 
 

@@ -38,7 +38,7 @@ import torch
 
 from metasched.core.randomness import Draw
 from metasched.methods.base import Control, Method, State, Values
-from metasched.methods.table import BayesianBitsConfig
+from metasched.methods.parameters import BayesianBitsConfig
 from metasched.methods.tensors import LayerQuantizer, layer_quantizer
 from metasched.quantizers.scales import SMALLEST
 

@@ -40,7 +40,7 @@ import torch
 from metasched.core.layer import Quantizes
 from metasched.core.randomness import Draw
 from metasched.methods.base import Control, Method, State, Values
-from metasched.methods.table import DPQConfig
+from metasched.methods.parameters import DPQConfig
 from metasched.quantizers.codebooks import code_width, stored_bytes
 
 LOWEST = 0.01

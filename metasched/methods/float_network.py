@@ -14,7 +14,7 @@ import torch
 from metasched.core.layer import Quantizes
 from metasched.core.randomness import Draw
 from metasched.methods.base import Control, Method, State, Values
-from metasched.methods.table import FloatConfig
+from metasched.methods.parameters import FloatConfig
 
 _BITS = 32.0  # of a float32 weight
 

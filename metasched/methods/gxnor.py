@@ -21,7 +21,7 @@ import torch
 from metasched.core.randomness import Draw
 from metasched.methods.base import Control, State, Values
 from metasched.methods.discrete import Discrete, even_quantizer
-from metasched.methods.table import GXNORConfig
+from metasched.methods.parameters import GXNORConfig
 from metasched.quantizers.transitions import discrete_transition
 
 STEP_TEMPERATURE = Control("temperature", 0.0, 4.0, "the optimizer's step", "free", end=None, gradient="surrogate")

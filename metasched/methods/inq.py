@@ -36,7 +36,7 @@ from metasched.methods import held
 from metasched.methods.base import Control, State, Values
 from metasched.methods.masks import counting, exact_mask, relaxed_mask, unchanged
 from metasched.methods.modifier import Modifier
-from metasched.methods.table import INQConfig
+from metasched.methods.parameters import INQConfig
 from metasched.methods.tensors import LayerQuantizer, layer_quantizer
 from metasched.quantizers.hard import hard
 

@@ -26,8 +26,8 @@ from metasched.core.randomness import Draw
 from metasched.methods.base import Control, Method, State, Values
 from metasched.methods.config import of_part
 from metasched.methods.modifier import Modifier
+from metasched.methods.parameters import JointConfig
 from metasched.methods.spec import METHODS, find_method
-from metasched.methods.table import JointConfig
 from metasched.methods.tensors import LayerQuantizer
 
 

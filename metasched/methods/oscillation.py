@@ -29,7 +29,7 @@ import torch
 from metasched.core.randomness import Draw
 from metasched.methods import held
 from metasched.methods.base import Control, Method, State, Values
-from metasched.methods.table import OscillationConfig
+from metasched.methods.parameters import OscillationConfig
 from metasched.methods.tensors import LayerQuantizer, layer_quantizer
 from metasched.quantizers.constants import row
 from metasched.quantizers.levels import LevelSet

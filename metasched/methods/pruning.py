@@ -33,7 +33,7 @@ from metasched.core.randomness import Draw
 from metasched.methods.base import Control, State, Values
 from metasched.methods.masks import exact_mask, relaxed_mask
 from metasched.methods.modifier import Modifier
-from metasched.methods.table import PruningConfig
+from metasched.methods.parameters import PruningConfig
 from metasched.methods.tensors import LayerQuantizer, layer_quantizer
 
 Budget = Literal["layer", "global"]

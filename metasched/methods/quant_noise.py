@@ -31,7 +31,7 @@ import torch
 from metasched.core.randomness import Draw
 from metasched.methods.base import Control, State, Values
 from metasched.methods.modifier import Modifier
-from metasched.methods.table import QuantNoiseConfig
+from metasched.methods.parameters import QuantNoiseConfig
 from metasched.methods.tensors import LayerQuantizer, layer_quantizer
 
 

@@ -18,7 +18,7 @@ import torch
 from metasched.core.randomness import Draw
 from metasched.methods.base import Control, State, Values
 from metasched.methods.modifier import Modifier
-from metasched.methods.table import RatesConfig
+from metasched.methods.parameters import RatesConfig
 from metasched.methods.tensors import LayerQuantizer, layer_quantizer
 
 LR_SCALE = Control(

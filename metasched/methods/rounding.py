@@ -24,7 +24,7 @@ import torch
 
 from metasched.core.randomness import Draw
 from metasched.methods.base import Control, Method, State, Values
-from metasched.methods.table import RoundingConfig
+from metasched.methods.parameters import RoundingConfig
 from metasched.methods.tensors import LayerQuantizer, layer_quantizer
 from metasched.quantizers.rounding import rounded
 

@@ -13,7 +13,7 @@ import torch
 
 from metasched.core.randomness import Draw
 from metasched.methods.base import Control, Method, State, Values
-from metasched.methods.table import STEConfig
+from metasched.methods.parameters import STEConfig
 from metasched.methods.tensors import LayerQuantizer, layer_quantizer
 
 _HALF_QUANTUM = 0.5

@@ -26,7 +26,7 @@ import torch
 from metasched.core.randomness import Draw
 from metasched.methods.base import Control, Method, State, Values
 from metasched.methods.blend import WEIGHT_BLEND
-from metasched.methods.table import TemperatureConfig
+from metasched.methods.parameters import TemperatureConfig
 from metasched.methods.tensors import LayerQuantizer, layer_quantizer
 from metasched.quantizers.softmax import soft
 

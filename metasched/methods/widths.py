@@ -19,7 +19,7 @@ import torch
 
 from metasched.core.randomness import Draw
 from metasched.methods.base import Control, Method, State, Values
-from metasched.methods.table import WidthsConfig
+from metasched.methods.parameters import WidthsConfig
 from metasched.methods.tensors import LayerQuantizer, layer_quantizer
 from metasched.quantizers.surrogate import hard_with_width
 

@@ -21,12 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from checked import ended
 from torch import nn
 from torch.nn import functional as F
 
 from metasched import Recipe, build_method, prepare
-from metasched.io.environment import environment
-from metasched.io.json_text import json_text
 from metasched.methods.config import MethodConfig
 from metasched.methods.dpq import DPQ
 
@@ -118,8 +117,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "passed": means["sx soft, constant"] >= 1.5 * annealed,
         },
     }
-    for name, check in checks.items():
-        print(f"{name}: {check['found']:.3f} (limit {check['limit']}): {'passed' if check['passed'] else 'MISSED'}")
     told = {
         "what": "perplexity of the hard network on held-out words; see scripts/reliability/dpq_text.py",
         "command": f"python scripts/reliability/dpq_text.py --seeds {asked.seeds}",
@@ -129,12 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         | PARAMETERS,
         "perplexity": found,
         "means": means,
-        "checks": checks,
-        "environment": environment(),
     }
-    if asked.json:
-        asked.json.write_text(json_text(told, indent=1) + "\n")
-    return int(not all(check["passed"] for check in checks.values()))
+    return ended(checks, told, asked.json)
 
 
 if __name__ == "__main__":

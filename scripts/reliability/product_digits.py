@@ -21,13 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from checked import ended
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
 from metasched.calibration.product import ProductOptions, ProductQuantized, quantize_product
-from metasched.io.environment import environment
-from metasched.io.json_text import json_text
 
 OPTIONS = ProductOptions(codes=16, linear_block=8, steps=1500, lr=0.05, first=True)
 ARMS = {
@@ -101,8 +100,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "sizes are those of the bytes": {"passed": all(r["stored"] for r in runs)},
         "points lost": {"found": lost, "limit": 4.0, "passed": lost <= 4.0},
     }
-    for name, check in checks.items():
-        print(f"{name}: {check.get('found', '')} {'passed' if check['passed'] else 'MISSED'}")
     told = {
         "what": "accuracy of product quantization on digits; see scripts/reliability/product_digits.py",
         "command": f"python scripts/reliability/product_digits.py --seeds {asked.seeds}",
@@ -111,12 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "settings": {"codes": OPTIONS.codes, "block": OPTIONS.linear_block, "steps": OPTIONS.steps, "lr": OPTIONS.lr},
         "means": means,
         "runs": runs,
-        "checks": checks,
-        "environment": environment(),
     }
-    if asked.json:
-        asked.json.write_text(json_text(told, indent=1) + "\n")
-    return int(not all(check["passed"] for check in checks.values()))
+    return ended(checks, told, asked.json)
 
 
 if __name__ == "__main__":

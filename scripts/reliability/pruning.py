@@ -5,7 +5,8 @@ r"""What gradual pruning is known for, tried on an MLP of digits with 95 % of it
 
     ramps     Zhu and Gupta's cubic ramp beside a linear and a convex one, pruning at once and at the end; 8-bit weights
     budget    the cubic ramp with one budget for all layers together
-    dense     a network without pruning that has as many weights as the large one keeps
+    dense     networks without pruning: the large one with 8 bits (STE) and in float, and a small one that has as many
+              weights as the large one keeps
     order     ternary weights, 80 % pruned: pruned in the first 40 % of the run and quantized in the next 40 %, the
               other way round, and pruned after training without any retraining
 
@@ -74,6 +75,8 @@ def arms() -> dict[str, Arm]:
     return {
         **{name: Arm(layerwise, f"pruning_{name}") for name in names},
         "cubic, global budget": Arm(replace(layerwise, budget="global"), "pruning_cubic"),
+        "float, dense": Arm(MethodConfig(name="float"), "float"),
+        "8 bits, dense": Arm(MethodConfig(name="ste", **EIGHT_BITS), "ste"),
         "small and dense": Arm(MethodConfig(name="ste", **EIGHT_BITS), "ste", SMALL),
         "prune, then quantize": Arm(both, {"sparsity": early, "weight_blend": late, "activation_blend": hard}),
         "quantize, then prune": Arm(both, {"sparsity": late, "weight_blend": early, "activation_blend": hard}),
