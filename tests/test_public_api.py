@@ -31,10 +31,10 @@ PUBLIC = """
 LAYERS = """
     core errors io quantizers methods models
     training.optimizers.table training.optimizers.decays training.optimizers.config tasks.table tasks.config
-    network.config schedules.config estimators.table meta.config search.table search.bits.table search.config
-    evaluation.config tracking.config runs.config config
+    families.config network.config schedules.config estimators.table meta.config search.table search.bits.table
+    search.config evaluation.config tracking.config runs.config config
     tasks network schedules training config.ignored config.load engines tracking exchange network.prepare calibration
-    runs estimators evaluation search meta study deploy commands api contrib cli __main__
+    runs families estimators evaluation search meta study deploy commands api contrib cli __main__
 """.split()  # each imports from those before it only
 
 FOR_TYPES = ("table.py", "decays.py")

@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 from metasched.core import imports
 from metasched.core.field_types import STRICT, Int
 from metasched.evaluation.config import CompareConfig
+from metasched.families.config import TasksConfig
 from metasched.meta.config import MetaConfig, OnlineConfig
 from metasched.methods.config import MethodConfig, of_its_method
 from metasched.network.config import QuantizeConfig
@@ -31,6 +32,7 @@ class Experiment:
     seed: Annotated[Int, Field(ge=0)] = 0
     """every random number of the experiment follows from it"""
     task: TaskConfig = field(default_factory=TaskConfig)
+    tasks: TasksConfig = field(default_factory=TasksConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     method: Annotated[SerializeAsAny[MethodConfig], WrapValidator(of_its_method)] = field(default_factory=MethodConfig)
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)

@@ -12,6 +12,7 @@ from pydantic_core import to_jsonable_python
 
 from metasched.config.fields import FieldInfo, fields
 from metasched.config.schema import Experiment
+from metasched.families.config import TasksConfig
 from metasched.network.config import QuantizeConfig
 from metasched.tasks.config import TaskConfig
 from metasched.tasks.table import OF_TABLES
@@ -20,11 +21,15 @@ OWN_TASK = ("factory", "args", "steps")  # what the section task has for a task 
 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:
-    """The experiment in the types of JSON, every field written out."""
-    return {
+    """The experiment in the types of JSON, every field written out; ``tasks`` only where there are several.
+
+    Files and hashes from before that section do not have it.
+    """
+    document = {
         **to_jsonable_python(experiment),
         **{name: section_dict(getattr(experiment, name)) for name in ("task", "quantize")},
     }
+    return document if experiment.tasks != TasksConfig() else {k: v for k, v in document.items() if k != "tasks"}
 
 
 def section_dict(section: Any) -> dict[str, Any]:

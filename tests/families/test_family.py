@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from metasched.config.load import experiment_of
+from metasched.config.schema import Experiment
+from metasched.config.writing import config_hash, to_dict
+from metasched.core.errors import MetaschedError
+from metasched.families.family import TaskFamily, with_values
+
+MLP = {
+    "name": "mlp",
+    "set": {"task.model": "mlp"},
+    "draw": {"task.depth": [2, 3], "task.steps": {"from": 30, "to": 300}},
+}
+CNN = {"name": "cnn", "weight": 3.0, "set": {"task.model": "convnet", "task.width": 4, "task.steps": 20}}
+
+
+def experiment(*entries: Any) -> Experiment:
+    method = {"name": "joint", "of": "widths+rates", "scale": "least_squares"}
+    return experiment_of({"name": "many", "method": method, "tasks": {"entries": list(entries)}})
+
+
+def test_a_task_is_a_function_of_the_seed_alone() -> None:
+    one, other = TaskFamily(experiment(MLP, CNN)), TaskFamily(experiment(MLP, CNN))
+    assert [one.sample(i).experiment for i in range(8)] == [other.sample(i).experiment for i in range(8)]
+    assert one.sample(3).task.build() is not None
+
+
+def test_entries_are_drawn_by_weight_and_fields_in_their_ranges() -> None:
+    drawn = [TaskFamily(experiment(MLP, CNN)).sample(i) for i in range(400)]
+    share = Counter(d.name for d in drawn)["cnn"] / 400
+    assert abs(share - 0.75) < 4 * math.sqrt(0.75 * 0.25 / 400)
+    own = [d.experiment.task for d in drawn if d.name == "mlp"]
+    assert {t.depth for t in own} == {2, 3}
+    assert all(isinstance(t.steps, int) and 30 <= t.steps <= 300 for t in own)
+    below = sum(t.steps <= 95 for t in own) / len(own)  # the median of a log-uniform number is sqrt(30 * 300)
+    assert abs(below - 0.5) < 4 * 0.5 / math.sqrt(len(own))
+    assert {d.experiment.task.steps for d in drawn if d.name == "cnn"} == {20}
+
+
+def test_a_drawn_task_is_an_experiment_of_its_own() -> None:
+    drawn = TaskFamily(experiment(CNN)).sample(0)
+    assert drawn.experiment.tasks.entries == () and drawn.weight == 3.0
+    assert drawn.experiment.method.name == "joint"
+    assert drawn.features["horizon"] == pytest.approx(math.log10(20)) and drawn.features["conv"] == 1.0
+    assert drawn.cost > 0
+
+
+def test_another_method_takes_the_quantizers_along() -> None:
+    changed = with_values(experiment(CNN), {"method.name": "ste"}, "here")
+    assert changed.method.name == "ste" and changed.method.levels == experiment(CNN).method.levels
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"name": "a", "set": {"task.depht": 3}}, "tasks.a: task.depht"),
+        ({"name": "a", "set": {"task.steps": 0}}, "tasks.a: task.steps"),
+        ({"name": "a", "draw": {"task.steps": {"from": 0, "to": 3}}}, "goes from 0 to 3"),
+        ({"name": "a", "draw": {"task.steps": []}}, "empty list"),
+        ({"name": "a", "draw": {"task.steps": {"from": 1}}}, "{from: a, to: b}"),
+        ({"name": "a", "set": {"task.steps": 3}, "draw": {"task.steps": [3]}}, "set and drawn"),
+        ({"name": "a", "set": {"meta.steps": 3}}, "meta.steps"),
+    ],
+)
+def test_mistakes_are_one_line(entry: Any, words: str) -> None:
+    with pytest.raises(MetaschedError) as caught:
+        TaskFamily(experiment(entry)).sample(0)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_names_are_unique() -> None:
+    with pytest.raises(MetaschedError, match="occurs twice"):
+        experiment(CNN, CNN)
+
+
+def test_files_and_hashes_of_one_task_do_not_have_the_section() -> None:
+    one = experiment_of({"name": "one"})
+    assert "tasks" not in to_dict(one) and "tasks" in to_dict(experiment(CNN))
+    assert experiment_of(to_dict(experiment(CNN, MLP))) == experiment(CNN, MLP)
+    assert config_hash(one) != config_hash(experiment(CNN))
