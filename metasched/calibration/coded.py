@@ -19,7 +19,7 @@ from metasched.calibration.unit import Rounded
 from metasched.calibration.walk import Walk
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import Draw
-from metasched.methods.base import Control, Method, State, Values
+from metasched.methods.base import Coding, Control, Method, State, Values
 from metasched.methods.tensors import LayerQuantizer
 
 
@@ -39,6 +39,11 @@ class Coded(Method):
     def controls(self) -> tuple[Control, ...]:
         """None."""
         return ()
+
+    @property
+    def coding(self) -> Coding:
+        """Codes of blocks."""
+        return "codes"
 
     def weight(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> torch.Tensor:
         """The centroids of its blocks, with the shape of w [C_out, ...]."""
