@@ -216,9 +216,7 @@ def test_impossible_targets_by_rule_are_refused(sparsity: Any) -> None:
 @pytest.mark.parametrize("of", [{"method": "pruning"}, {"method": "joint", "of": "pruning"}, {"method": "admm"}])
 def test_a_target_that_leaves_no_weight_is_refused(of: dict[str, Any]) -> None:
     recipe = Recipe(**of, rules=[{"match": "4", "sparsity": 0.999}], levels="int4", activations=None, last=True)
-    message = (
-        r"^model\.4: has 120 weights, of which a sparsity of 0\.999 leaves none; lower that, or"
-    )
+    message = r"^model\.4: has 120 weights, of which a sparsity of 0\.999 leaves none; lower that, or"
     with pytest.raises(MetaschedError, match=message):
         quantize(layers_of_two_sizes(), recipe, torch.zeros(1, 10))
 
