@@ -216,6 +216,7 @@ def test_what_older_versions_do_not_have_is_written_where_it_is_given() -> None:
     rules = (Rule("a", levels="int4"), Rule("b", channel_bits="24"))
     written = to_dict(Experiment(quantize=QuantizeConfig(rules=rules), task=TaskConfig(name="tabular", target="y")))
     assert ["channel_bits" in rule for rule in written["quantize"]["rules"]] == [False, True]
+    assert not any("sparsity" in rule for rule in written["quantize"]["rules"])
     assert written["task"]["target"] == "y" and "drop" not in written["task"]
 
 
