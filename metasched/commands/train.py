@@ -116,7 +116,7 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
             since = resumable_state(checkpoint, folder, base, schedule, runs)
             if checkpoint.config != config:  # fields that were allowed to differ
                 write_config(folder, config)
-        log = _logger(experiment.meta.steps, tracker, console, since)
+        log = step_logger(experiment.meta.steps, tracker, console, since)
         outcome = meta_train(runs, experiment.seed, schedule, log, since, save)
         found = _found(outcome, start, experiment.meta, experiment.seed)
         exported = export_confirmed(found, start, fallback, experiment, problem, folder, cells, tracker, console)
@@ -154,7 +154,10 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
     return result
 
 
-def _logger(steps: int, tracker: Tracker, console: Console, since: OuterState | None) -> Callable[[OuterStep], None]:
+def step_logger(
+    steps: int, tracker: Tracker, console: Console, since: OuterState | None
+) -> Callable[[OuterStep], None]:
+    """What logs and shows each outer step, of so many, of a run that goes on from ``since``."""
     spent = sum(record.inner_steps for record in since.history) if since else 0
 
     def log(record: OuterStep) -> None:
