@@ -208,6 +208,18 @@ ELSEWHERE = {  # field -> the test that shows what it changes
     **dict.fromkeys(("run.folder", "run.device"), "tests/e2e/test_mistakes.py"),
     "run.workers": "tests/runs/test_pool.py",
     "tasks.entries": "tests/families/test_family.py",
+    **dict.fromkeys(
+        (
+            "arena.seeds",
+            "arena.horizons",
+            "arena.part",
+            "arena.rate_runs",
+            "arena.choice_runs",
+            "arena.searches",
+            "arena.arms",
+        ),
+        "tests/arena/test_arena.py",
+    ),
 }
 
 

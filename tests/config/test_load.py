@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic_core import to_jsonable_python
 
+from metasched.arena.config import ArenaConfig
 from metasched.config.fields import fields, names_in
 from metasched.config.load import ConfigErrors, load_experiment, require_learnable
 from metasched.config.schema import Experiment
@@ -182,6 +184,7 @@ def test_every_field_is_described_and_its_default_is_the_default() -> None:
     default["task"] |= {"factory": None, "args": {}}  # which are written for tasks of one's own alone
     default["task"] |= {"target": None, "drop": [], "missing": "refuse"}  # which are written where they differ
     default["tasks"] = {"entries": []}  # which is written where there are several tasks
+    default["arena"] = to_jsonable_python(ArenaConfig())  # likewise
     for field in fields():
         value = default
         for part in field.path.split("."):
