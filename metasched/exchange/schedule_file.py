@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import TypeAdapter, ValidationError
 
 from metasched.core.errors import MetaschedError, printable
-from metasched.exchange.format import FORMAT, VERSIONS, ScheduleFile
+from metasched.exchange.format import EXTRAS, FORMAT, VERSIONS, ScheduleFile
 from metasched.exchange.former import renamed
 from metasched.exchange.shipped import file_of, unknown_schedule
 from metasched.io.reading import read_regular
@@ -44,6 +44,13 @@ def dumps(file: ScheduleFile) -> str:
     for control in tree["controls"]:
         if control["scale"] == "linear":  # for the same reason
             del control["scale"]
+    for name in EXTRAS:
+        if not tree[name]:
+            del tree[name]
+    if form := tree.get("form"):
+        for name in ("features", "edges", "body"):  # those of the other kind, and no features
+            if not form[name]:
+                del form[name]
     return _canonical(tree, "") + "\n"
 
 

@@ -41,7 +41,7 @@ def test_the_golden_file_and_all_baselines_are_valid(golden: str) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"version": 2},
+        {"version": 3},
         {"version": True},
         {"format": "other"},
         {"extra": 1},
