@@ -100,6 +100,11 @@ class FormEntry:
         return self
 
 
+def reads(form: FormEntry) -> tuple[str, ...]:
+    """The features of a task that make a difference to a form."""
+    return tuple(f.name for f, row in zip(form.features, form.numbers[1:], strict=True) if any(row))
+
+
 @dataclass(frozen=True, kw_only=True, config=CLOSED)
 class Measured:
     """A floor or ceiling that the headline number was measured against."""

@@ -33,6 +33,7 @@ _PROBLEMS = {  # in place of pydantic's messages, which use terms of Python
     "dict_type": ("must be an object", "put it in braces"),
     "tuple_type": ("must be an array", "put it in brackets"),
 }
+_AGREEMENT = 1e-9  # of form and table; they were written with less, but another processor rounds otherwise
 _ADAPTER: TypeAdapter[ScheduleFile] = TypeAdapter(cast(Any, ScheduleFile))
 
 
@@ -67,7 +68,12 @@ def loads(text: str | bytes, path: str) -> ScheduleFile:
     try:
         tree = parse(text)
         _check_version(tree)
-        return renamed(validated(tree))
+        file = renamed(validated(tree))
+        if file.form is not None:
+            from metasched.exchange.form import check_form
+
+            check_form(file, _AGREEMENT)
+        return file
     except MetaschedError as error:
         where = f"{path}: {error.path}" if error.path else path
         raise MetaschedError(where, error.problem, error.fix) from None

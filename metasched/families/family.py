@@ -13,11 +13,11 @@ from metasched.config.load import experiment_of
 from metasched.config.schema import Experiment, ProblemConfig
 from metasched.config.writing import to_dict
 from metasched.core.errors import MetaschedError
-from metasched.core.features import features_of
 from metasched.core.randomness import generator
 from metasched.families.config import TaskEntry, TasksConfig
 from metasched.methods.spec import CEILING, QUANTIZERS
 from metasched.tasks.base import Task, examples
+from metasched.training.features import features_of_problem
 from metasched.training.problem import build_problem
 
 
@@ -120,18 +120,6 @@ def with_values(experiment: Experiment, values: Mapping[str, Any], where: str) -
         return experiment_of(document)
     except MetaschedError as error:
         raise MetaschedError(f"{where}: {error.path}", error.problem, error.fix) from None
-
-
-def features_of_problem(config: ProblemConfig) -> dict[str, float]:
-    """The features of a task, as a schedule that is learned over many tasks sees them."""
-    problem = build_problem(config)
-    return features_of(
-        problem.network.layers,
-        problem.steps,
-        rate=float(torch.as_tensor(problem.hyper["lr"]).max()),
-        batches_per_epoch=problem.task.batches_per_epoch,
-        pretrained=problem.task.initial() is not None,
-    )
 
 
 def _draw(among: Any, seed: int, index: int) -> Any:
