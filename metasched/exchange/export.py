@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
+from metasched.core.errors import MetaschedError
 from metasched.core.layer import Layer
 from metasched.exchange.extras import RecipeEntry
 from metasched.exchange.format import ControlEntry, Provenance, ScheduleFile
@@ -39,7 +40,8 @@ def export(
 
     Between knots where the schedule itself is linear (or constant, for ``previous``), the file reproduces it exactly;
     elsewhere it is exact at the knots only. Where the schedule is a schedule network or family on a hand-coded base, or
-    one that many tasks share, the file has its form too (form.py), and plays it on other layers.
+    one that many tasks share, the file has its form too (form.py), and plays it on other layers; a schedule from a file
+    keeps its form.
 
     Args:
         schedule: returns at least the values of ``controls``; or one that many tasks share.
@@ -59,13 +61,18 @@ def export(
     import torch
 
     from metasched.exchange.form import check_form, form_of
+    from metasched.exchange.played import PlayedSchedule
     from metasched.schedules.shared import SharedSchedule
 
     assert knots.dtype == torch.float64, knots.dtype
     own = schedule.at(task or {}) if isinstance(schedule, SharedSchedule) else schedule
     sampled = own(knots, layers)
     config = _configured(method_name, method_parameters)
-    form = form_of(schedule, config) if config is not None and _has_its_knots(own, knots, interpolation) else None
+    form = None
+    if config is not None and interpolation == "linear" and _knots_of(own).equal(knots):
+        form = schedule.file.form if isinstance(schedule, PlayedSchedule) else form_of(schedule, config)
+        if isinstance(schedule, PlayedSchedule) and form is not None and task is None:
+            task = schedule.file.task if schedule.features is None else schedule.features
     tree = {
         "method": {"name": method_name, "parameters": dict(method_parameters)},
         "controls": [_entry(control) for control in controls],
@@ -79,8 +86,14 @@ def export(
         "recipe": recipe,
     }
     file = validated(tree)
-    if form is not None:
+    if form is None:
+        return file
+    try:
         check_form(file, _EXACT)
+    except MetaschedError:
+        if not isinstance(schedule, PlayedSchedule):
+            raise
+        return validated({**tree, "form": None})  # of a file for other controls or parameters of the method
     return file
 
 
@@ -92,10 +105,12 @@ def _configured(name: str, parameters: Mapping[str, str | bool | int | float | N
     return MethodConfig(name=name, **parameters) if name in METHODS else None
 
 
-def _has_its_knots(schedule: Schedule, knots: torch.Tensor, interpolation: str) -> bool:
-    """Whether the table is at the knots of a learnable schedule."""
+def _knots_of(schedule: Schedule) -> torch.Tensor:
+    """The knots of a learnable schedule or of a file; none for another schedule."""
+    import torch
+
     own = getattr(schedule, "knots", None)
-    return interpolation == "linear" and own is not None and not callable(own) and own.equal(knots)
+    return own if isinstance(own, torch.Tensor) else torch.empty(0)
 
 
 def _entry(control: Control) -> dict[str, Any]:
