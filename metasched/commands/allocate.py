@@ -25,7 +25,7 @@ from metasched.methods.spec import CEILING
 from metasched.network.config import Rule
 from metasched.runs.cells import CachedPool, digest
 from metasched.runs.pool import Mapper
-from metasched.runs.ranks import open_pool
+from metasched.runs.where import open_pool
 from metasched.schedules.table import NO_SCHEDULE
 from metasched.search.bits.allocate import Allocation, found_bits
 from metasched.search.bits.channels import with_channels
@@ -89,7 +89,7 @@ def allocate(experiment: Experiment, folder: RunFolder, console: Console) -> dic
             result = found_bits(problem, recipe, known, settings, seed, seen)
         scores = accuracies(config, model, score, result)
     else:
-        with open_pool(experiment.run.workers) as pool, closing(CachedPool(pool, folder.cells)) as cells:
+        with open_pool(experiment.run) as pool, closing(CachedPool(pool, folder.cells)) as cells:
             result = found_bits(problem, recipe, trained_score(experiment, problem, cells), settings, seed, seen)
     kept = {
         **asdict(settings),

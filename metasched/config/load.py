@@ -74,13 +74,17 @@ def load_experiment(
     return _validated(document, place, overridden if is_record(document) else None, seen)
 
 
-def experiment_of(document: dict[str, Any]) -> Experiment:
+def experiment_of(document: dict[str, Any], given: Collection[str] | None = None) -> Experiment:
     """The experiment that a document describes, as a YAML file would; sections may be the configurations themselves.
+
+    Args:
+        document: as YAML has it.
+        given: fields that something must read; None: all.
 
     Raises:
         MetaschedError: (ConfigErrors, where there are several) fields that are wrong.
     """
-    return _validated(to_jsonable_python(document), lambda field: field)
+    return _validated(to_jsonable_python(document), lambda field: field, given)
 
 
 def _validated(
@@ -143,6 +147,17 @@ def require_learnable(method: MethodConfig, learn: Sequence[str] | None) -> None
         raise MetaschedError("method.name", problem, f"set it to another method, such as {DEFAULT}")
     if learn == ():
         raise MetaschedError("schedule.learn", "is empty, so that there is nothing to learn", "name controls in it")
+
+
+def require_one_task(experiment: Experiment, command: str) -> None:
+    """Refuses an experiment over several tasks, for a command that would ignore them.
+
+    Raises:
+        MetaschedError: it has a section ``tasks``.
+    """
+    if experiment.tasks.entries:
+        problem = f"has several tasks, and `metasched {command}` is for one"
+        raise MetaschedError("tasks.entries", problem, "leave the section out, and give one task in the section task")
 
 
 def of_method(

@@ -174,6 +174,11 @@ class RunFolder:
         return self.path / "comparison.json"
 
     @property
+    def over_tasks(self) -> Path:
+        """The comparison over several tasks: scores of all arms on each, as JSON."""
+        return self.path / "over_tasks.json"
+
+    @property
     def report(self) -> Path:
         """The comparison as one self-contained HTML page."""
         return self.path / "report.html"
