@@ -51,7 +51,9 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "estimators/test_pes.py": "estimators/nres estimators/particles",
     "evaluation/test_compare.py": "evaluation/comparison evaluation/contenders runs/cells",
     "evaluation/test_floors.py": "evaluation/config evaluation/rates evaluation/tuned_rate",
-    "evaluation/test_report.py": "evaluation/page",
+    "evaluation/test_report.py": """
+        evaluation/charts evaluation/figures evaluation/look evaluation/page
+    """,
     "exchange/test_quantlab.py": """
         commands/export exchange/quantlab/controllers exchange/quantlab/exporting exchange/quantlab/importing
     """,

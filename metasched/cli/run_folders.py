@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,10 +93,18 @@ def run_folder(command: str, experiment: Experiment, arguments: argparse.Namespa
     place = Path(path or experiment.run.folder)
     made = [p for p in (place, *place.parents) if not os.path.exists(p)]  # Path.exists raises if the name is too long
     folder = RunFolder.claim(path, command) if path else RunFolder.create(place, experiment.name, command)
-    with begun(folder, to_dict(experiment), made if path else [folder.path, *made]):
+    with begun(folder, to_dict(experiment), made if path else [folder.path, *made], _line(arguments)):
         if "resume" in arguments:
             arguments.go_on = _go_on(command, folder)
         yield folder
+
+
+def _line(arguments: argparse.Namespace) -> str | None:
+    """The command line of the process, for whoever wants to repeat it; of absolute paths the last part only."""
+    words = getattr(arguments, "words", None)
+    if words is None:
+        return None
+    return shlex.join(["metasched", *(Path(word).name if os.path.isabs(word) else word for word in words)])
 
 
 def _go_on(command: str, folder: RunFolder) -> str:

@@ -131,7 +131,8 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
         arms = with_tuned_rates(experiment, arms, cells, tracker, console)
         comparison = compare(plan_of(experiment), arms, [LEARNED], cells, tracker, console)
         confirmation = exported.confirmation
-        published = publish(config, comparison, arms, folder, tracker, console, confirmation)
+        began = (start.name, Contender(experiment.problem, start.schedule))
+        published = publish(config, comparison, arms, folder, tracker, console, confirmation, began)
         spent = {"tuning": rate.inner_steps} if rate else {}
         spent |= {"selecting": start.selecting}
         spent |= {"searching": start.searched.spent.inner_steps} if start.searched else {}

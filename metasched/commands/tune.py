@@ -102,7 +102,8 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
         arms = joined((TUNED, Contender(experiment.problem, tuned)), *others.items())
         arms = with_tuned_rates(experiment, arms, cells, tracker, console)
         comparison = compare(plan_of(experiment), arms, [TUNED], cells, tracker, console)
-        published = publish(to_dict(experiment), comparison, arms, folder, tracker, console)
+        began = (start.name, Contender(experiment.problem, start.schedule))
+        published = publish(to_dict(experiment), comparison, arms, folder, tracker, console, start=began)
     spent = {"selecting": start.selecting, "tuning": settings.inner_steps}
     result = {"schedule": str(folder.schedule), "start": start.name, "inner_steps": spent, "score": best.score}
     return {**result, "verdict": published["verdict"]}

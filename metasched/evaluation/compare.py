@@ -123,6 +123,7 @@ def publish(
     tracker: Tracker,
     console: Console,
     confirmation: Confirmation | None = None,
+    start: tuple[str, Contender] | None = None,
 ) -> dict[str, Any]:
     """Writes comparison.json, the plot and the report; shows and logs the verdicts and tables.
 
@@ -133,6 +134,7 @@ def publish(
         folder: where it is written.
         tracker, console: receive verdicts and tables.
         confirmation: of what was learned, if it was confirmed.
+        start: name and arm of what learning started at, for the report.
 
     Returns:
         a summary for programs: paths, verdicts and mean scores.
@@ -158,7 +160,7 @@ def publish(
     plot_comparison(picture, scores, comparison.learned)
     tracker.picture(SCORES_PICTURE, picture)
     notes = [] if confirmation is None else [str(confirmation)]
-    report = write_report(config, comparison, contenders, folder, notes)
+    report = write_report(config, comparison, contenders, folder, notes, start)
     return {
         "report": str(report),
         "comparison": str(folder.comparison),

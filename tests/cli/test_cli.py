@@ -145,7 +145,9 @@ def test_train(config: Path, called: list[Any], capsys: pytest.CaptureFixture[st
     assert folder.path == config.parent / "runs" / "tiny-001"
     resolved = yaml.safe_load(folder.config.read_text())
     assert resolved["meta"]["steps"] == 7 and resolved["task"]["name"] == "digits"
-    assert json.loads(folder.environment.read_text())["torch"]
+    environment = json.loads(folder.environment.read_text())
+    assert environment["torch"]
+    assert environment["command"] == "metasched train --meta.steps 7 experiment.yaml --optimizer.lr=1e-3"  # no folders
     assert folder.done.exists()
     captured = capsys.readouterr()
     assert captured.err == ""
