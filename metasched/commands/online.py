@@ -29,7 +29,7 @@ from metasched.runs.ranks import open_pool
 from metasched.schedules.base import Schedule, progress_of_steps
 from metasched.tasks.base import examples
 from metasched.tasks.supervised import SupervisedTask
-from metasched.tracking.console import Console
+from metasched.tracking.console import Console, watched
 from metasched.tracking.opening import open_tracker
 from metasched.tracking.tracker import Tracker
 from metasched.training.faults import broken
@@ -143,7 +143,8 @@ def compare_with_start(
 ) -> Comparison:
     """Adapted and not adapted, floors and ceiling, from the fresh seeds of ``metasched compare``, on test data."""
     (steps,) = plan.horizons
-    cells = list(pool.map(online_cell, [(setting, seed) for seed in plan.seeds]))
+    work = [(setting, seed) for seed in plan.seeds]
+    cells = list(watched(console, "adapted runs to compare", pool.map(online_cell, work), len(work)))
     inner_steps, method = sum(n for _, n in cells), setting.problem.method.name
     adapted = Arm(f"{start_name}, online", steps, tuple(s for s, _ in cells), inner_steps, method=method)
     for seed, score in zip(plan.seeds, adapted.scores, strict=True):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from metasched.commands.confirming import export_confirmed, start_file
+from metasched.commands.estimate import announce, runs_of_train, timed_arm
 from metasched.commands.exporting import Found, show
 from metasched.config.schema import Experiment
 from metasched.config.writing import to_dict
@@ -81,6 +82,9 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
     ):
         for line in problem.network.describe().splitlines():
             console.note(f"  {line}")
+        if checkpoint is None:
+            arms = joined(*given_arms(experiment.problem, experiment.compare.baselines))
+            announce(runs_of_train(experiment, len(arms) + 1), timed_arm(experiment, arms), pool, console)
         experiment, rate = with_best_rate(experiment, given, cells, None if checkpoint else tracker, console)
         problem = build_problem(experiment.problem)
         others = joined(*given_arms(experiment.problem, experiment.compare.baselines))
@@ -117,6 +121,7 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
             if checkpoint.config != config:  # fields that were allowed to differ
                 write_config(folder, config)
         log = _logger(experiment.meta.steps, tracker, console, since)
+        console.progress("outer step", since.step if since else 0, experiment.meta.steps)
         outcome = meta_train(runs, experiment.seed, schedule, log, since, save)
         found = _found(outcome, start, experiment.meta, experiment.seed)
         exported = export_confirmed(found, start, fallback, experiment, problem, folder, cells, tracker, console)
@@ -146,7 +151,8 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
             f"{sum(a.inner_steps for a in comparison.arms)} to compare"
         )
         tracker.artifact(folder.schedule, experiment.name, "schedule", _metadata(exported.config_hash, comparison, arm))
-    result: dict[str, Any] = {"schedule": str(folder.schedule), "start": start.name, "inner_steps": spent}
+    result: dict[str, Any] = {"schedule": str(folder.schedule), "report": published["report"]}
+    result |= {"start": start.name, "inner_steps": spent}
     result["exported"] = START if exported.is_start else LEARNED
     result["confirmed"] = confirmation.to_dict() if confirmation else None
     result["verdict"] = published["verdict"]

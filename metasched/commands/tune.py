@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
+from metasched.commands.estimate import announce, runs_of_tune, timed_arm
 from metasched.commands.exporting import Found, write_found
 from metasched.config.schema import Experiment
 from metasched.config.writing import to_dict
@@ -26,7 +27,7 @@ from metasched.runs.pooled import PooledRuns
 from metasched.runs.ranks import open_pool
 from metasched.schedules.learnable import build_learnable
 from metasched.search.config import TuneConfig
-from metasched.search.population import population_search
+from metasched.search.population import population_search, populations_within
 from metasched.search.table import SEARCHES
 from metasched.search.tuning import Box, Candidate, best_of, search, trials_within
 from metasched.tracking.console import Console
@@ -70,12 +71,19 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
         closing(CachedPool(pool, folder.cells)) as cells,
     ):
         console.note(f"{experiment.name}: {settings.search} over {settings.inner_steps} inner steps")
+        announce(runs_of_tune(experiment, len(others) + 1), timed_arm(experiment, others), pool, console)
         select = (experiment.meta.select_runs, experiment.seed)
         start = Start(*given, 0) if given else best_start(experiment.problem, *select, cells, tracker, console)
 
+        within = trials_within if searcher else populations_within
+        unit, total = ("candidates" if searcher else "populations"), within(settings, problem.steps)
+        seen: list[float] = []
+        console.progress(unit, 0, total)
+
         def log(trial: int, score: float) -> None:
             tracker.log({"tune/trial": trial + 1, "tune/score": score})
-            console.note(f"{settings.search} {trial + 1}: {score:.4f}")
+            seen.append(score)
+            console.progress(unit, len(seen), total, f"best {max(seen):.4f}")
 
         kind = "network" if settings.space == "directions" else "family"
         searched = build_learnable(

@@ -14,7 +14,8 @@ from metasched.evaluation.comparison import Arm, Comparison
 from metasched.evaluation.confirm import Confirmation
 from metasched.evaluation.contenders import Contender, fresh_seeds
 from metasched.evaluation.report import write_report
-from metasched.evaluation.statistics import counted, lowest, summarize
+from metasched.evaluation.short import show_scores
+from metasched.evaluation.statistics import lowest
 from metasched.evaluation.verdict import verdicts
 from metasched.exchange.format import Spent
 from metasched.exchange.player import spent_on
@@ -24,13 +25,11 @@ from metasched.io.run_folder import RunFolder
 from metasched.network.size import network_bytes
 from metasched.runs.cells import cell_scores, played, shares
 from metasched.runs.pool import Mapper
-from metasched.tracking.console import Console
+from metasched.tracking.console import Console, watched
 from metasched.tracking.metrics import SCORES_PICTURE
 from metasched.tracking.plots import plot_comparison
 from metasched.tracking.tracker import Tracker
 from metasched.training.problem import build_problem
-
-_SHOWN = 2  # number of arms whose differences to all others fit into a terminal
 
 
 class Plan(NamedTuple):
@@ -83,18 +82,12 @@ def compare(
         for controls in [played(arm.problem, arm.schedule, steps)]
         for part in shares(arm.problem, seeds, pool)
     ]
-    found = (score for part in pool.map(cell_scores, work) for score in part)
-
-    def said(of_arm: Sequence[float]) -> str:
-        return f"{summarize(counted(of_arm, lowest(of_arm) if own is None else own)).mean:.4f}"
-
+    parts = watched(console, "runs to compare", pool.map(cell_scores, work), len(cells))
+    found = (score for part in parts for score in part)
     scores: dict[tuple[str, int], list[float]] = {(n, steps): [] for steps in horizons for n in contenders}
-    for i, ((name, steps, seed), score) in enumerate(zip(cells, found, strict=True)):
+    for (name, steps, seed), score in zip(cells, found, strict=True):
         scores[name, steps].append(score)
         tracker.log({"compare/seed": seed, "compare/arm": name, "compare/horizon": steps, "compare/score": score})
-        if (i + 1) % len(seeds) == 0:
-            done, total = (i + 1) // len(seeds), len(cells) // len(seeds)
-            console.note(f"compare {done}/{total}: {name} over {steps} steps: {said(scores[name, steps])}")
     bytes_of = {name: network_bytes(build_problem(arm.problem).network) for name, arm in contenders.items()}
     worst = lowest([s for of_arm in scores.values() for s in of_arm]) if own is None else own
     arms = [
@@ -146,14 +139,9 @@ def publish(
     write_atomic(folder.comparison, (json_text(entry, indent=2) + "\n").encode())
     for verdict in said:
         console.note(str(verdict))
-    if confirmation is not None:
-        console.note(str(confirmation))
-    shown = comparison.learned if len(comparison.learned) <= _SHOWN else comparison.learned[:1]
     for horizon in comparison.horizons:
-        console.table(f"Hardened test score after {horizon} steps", *comparison.rows(horizon, shown))
+        show_scores(comparison, horizon, console)
         tracker.table(f"comparison_{horizon}", *comparison.rows(horizon))
-    if shown != comparison.learned:
-        console.note(f"differences to {shown[0]}, the first one given; those to the others are in the report")
     scores = {h: {name: arm.counted for name, arm in comparison.at(h).items()} for h in comparison.horizons}
     folder.plots.mkdir(exist_ok=True)
     picture = folder.plots / "comparison.png"
