@@ -74,6 +74,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "methods/test_bayesian_bits.py": "network/costs schedules/bayesian_bits",
     "methods/test_adaround.py": "schedules/adaround",
     "meta/test_online.py": "commands/online",
+    "commands/test_show.py": "evaluation/drawing",
     "commands/test_train.py": "commands/exporting",
     "methods/test_contract.py": "methods/base methods/ste",
     "methods/test_joint.py": "methods/modifier",

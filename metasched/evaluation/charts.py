@@ -87,9 +87,21 @@ def curves(title: str, drawn: Sequence[Curve], x: str, y_range: tuple[float, flo
         note: a second line of the title.
     """
     drawn = [c for c in drawn if any(map(math.isfinite, c.ys))]
-    xs = [v for c in drawn for v in c.xs] or [0.0, 1.0]
-    x0, x1 = min(xs), max(xs)
-    x1 = x1 if x1 > x0 else x0 + 1.0
+    x0, x1 = _whole([v for c in drawn for v in c.xs])
+    ends = ", ".join(f"{c.name} from {c.ys[0]:.4g} to {c.ys[-1]:.4g}" for c in drawn[:_SAID])
+    more = f", and {len(drawn) - _SAID} more" if len(drawn) > _SAID else ""
+    data = (
+        f'tabindex="0" data-x="{escape(x)}" data-frame="{_LEFT} {_RIGHT} {_TOP} {_BOTTOM}" '
+        f'data-range="{x0:g} {x1:g} {y_range[0]:.9g} {y_range[1]:.9g}"'
+    )
+    of = f", {note}" if note else ""
+    said, parts = f"{title}{of} over {x}: {ends}{more}", curve_parts(drawn, x, y_range)
+    return _figure(title, note, HEIGHT, said, parts, data, "<output></output>")
+
+
+def curve_parts(drawn: Sequence[Curve], x: str, y_range: tuple[float, float]) -> list[str]:
+    """The inside of a chart of curves, WIDTH by HEIGHT: axes, curves, and a line for the pointer."""
+    x0, x1 = _whole([v for c in drawn for v in c.xs])
     y0, y1 = y_range
 
     def at(px: float, py: float) -> str:
@@ -108,14 +120,13 @@ def curves(title: str, drawn: Sequence[Curve], x: str, y_range: tuple[float, flo
         pairs = " ".join(at(px, py) for px, py in zip(c.xs, c.ys, strict=True) if math.isfinite(py))
         parts.append(f'<polyline class="{c.css}" data-name="{escape(c.name)}" points="{pairs}"/>')
     parts.append(f'<line class="cross" x1="{_LEFT}" x2="{_LEFT}" y1="{_TOP}" y2="{_BOTTOM}"/>')
-    ends = ", ".join(f"{c.name} from {c.ys[0]:.4g} to {c.ys[-1]:.4g}" for c in drawn[:_SAID])
-    more = f", and {len(drawn) - _SAID} more" if len(drawn) > _SAID else ""
-    data = (
-        f'tabindex="0" data-x="{escape(x)}" data-frame="{_LEFT} {_RIGHT} {_TOP} {_BOTTOM}" '
-        f'data-range="{x0:g} {x1:g} {y0:.9g} {y1:.9g}"'
-    )
-    of = f", {note}" if note else ""
-    return _figure(title, note, HEIGHT, f"{title}{of} over {x}: {ends}{more}", parts, data, "<output></output>")
+    return parts
+
+
+def _whole(xs: Sequence[float]) -> tuple[float, float]:
+    """First and last of some numbers, apart from each other."""
+    first, last = min(xs, default=0.0), max(xs, default=1.0)
+    return first, last if last > first else first + 1.0
 
 
 def rows(title: str, drawn: Sequence[Row], x: str, note: str = "", zero: bool = False) -> str:
