@@ -28,7 +28,8 @@ def add_folder(parser: argparse.ArgumentParser) -> None:
 def add_resumable(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``resumable_folder``: an experiment, or a run to resume."""
     add_folder(parser)
-    resume = "resume the stopped run in this folder, with bitwise equal results"
+    resume = "go on with the stopped run in this folder, with bitwise equal results; or (train) extend a finished one "
+    resume += "to more --meta.steps"
     parser.add_argument("--resume", metavar="RUN", help=resume)
     allow = "with --resume: a field that may differ from that of the run (repeatable)"
     parser.add_argument("--allow", metavar="FIELD", action="append", default=[], help=allow)
@@ -65,7 +66,8 @@ def resumable_folder(
         return
     from metasched.io.run_folder import RunFolder
 
-    folder = RunFolder.resume(arguments.resume, command)
+    more = any(override.startswith("--meta.steps=") for override in arguments.overrides)
+    folder = RunFolder.resume(arguments.resume, command, finished=command == "train" and more)
     console.note(f"resumes {folder.path}")
     try:
         from metasched.config.load import require_learnable
@@ -76,6 +78,7 @@ def resumable_folder(
         experiment = resumed_experiment(folder, config, arguments.overrides, arguments.allow)
         if learns:
             require_learnable(experiment.method, experiment.schedule.learn)
+        folder.reopen()
         yield experiment, folder
         folder.finish()
     finally:
