@@ -77,7 +77,7 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
     cut_back(folder.metrics, checkpoint.position if checkpoint else 0)
     with (
         open_pool(experiment.run.workers) as pool,  # before trackers: they start threads
-        closing(open_tracker(experiment, folder, "outer")) as tracker,
+        closing(open_tracker(experiment, folder, "train")) as tracker,
         closing(CachedPool(pool, folder.cells)) as cells,
     ):
         for line in problem.network.describe().splitlines():

@@ -13,6 +13,7 @@ from metasched.config.schema import Experiment
 from metasched.evaluation.comparison import Arm, Comparison
 from metasched.evaluation.confirm import Confirmation
 from metasched.evaluation.contenders import Contender, fresh_seeds
+from metasched.evaluation.headline import headline, numeric_table
 from metasched.evaluation.report import write_report
 from metasched.evaluation.short import show_scores
 from metasched.evaluation.statistics import lowest
@@ -26,7 +27,7 @@ from metasched.network.size import network_bytes
 from metasched.runs.cells import cell_scores, played, shares
 from metasched.runs.pool import Mapper
 from metasched.tracking.console import Console, watched
-from metasched.tracking.metrics import SCORES_PICTURE
+from metasched.tracking.metrics import RESULT, SCORES_PICTURE
 from metasched.tracking.plots import plot_comparison
 from metasched.tracking.tracker import Tracker
 from metasched.training.problem import build_problem
@@ -86,8 +87,9 @@ def compare(
     found = (score for part in parts for score in part)
     scores: dict[tuple[str, int], list[float]] = {(n, steps): [] for steps in horizons for n in contenders}
     for (name, steps, seed), score in zip(cells, found, strict=True):
-        scores[name, steps].append(score)
-        tracker.log({"compare/seed": seed, "compare/arm": name, "compare/horizon": steps, "compare/score": score})
+        of_arm = scores[name, steps]
+        of_arm.append(score)
+        tracker.log(score_row(len(of_arm) - 1, seed, name, steps, score))
     bytes_of = {name: network_bytes(build_problem(arm.problem).network) for name, arm in contenders.items()}
     worst = lowest([s for of_arm in scores.values() for s in of_arm]) if own is None else own
     arms = [
@@ -106,6 +108,12 @@ def compare(
         for name, c in contenders.items()
     ]
     return Comparison(seeds, tuple(arms), tuple(learned))
+
+
+def score_row(index: int, seed: int, arm: str, steps: int, score: float) -> dict[str, float | int | str]:
+    """What is logged of one score of a comparison."""
+    about = {"compare/index": index, "compare/seed": seed, "compare/arm": arm, "compare/horizon": steps}
+    return {**about, "compare/score": score}
 
 
 def publish(
@@ -141,7 +149,8 @@ def publish(
         console.note(str(verdict))
     for horizon in comparison.horizons:
         show_scores(comparison, horizon, console)
-        tracker.table(f"comparison_{horizon}", *comparison.rows(horizon))
+        tracker.table(f"comparison_{horizon}", *numeric_table(comparison, horizon))
+    tracker.log({f"{RESULT}{name}": value for name, value in headline(comparison).items()})
     scores = {h: {name: arm.counted for name, arm in comparison.at(h).items()} for h in comparison.horizons}
     folder.plots.mkdir(exist_ok=True)
     picture = folder.plots / "comparison.png"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from metasched.evaluation.comparison import FLOORS, REFERENCES, Arm, Comparison
 from metasched.evaluation.measured import method_of_named
 from metasched.evaluation.verdict import Verdict, verdicts
@@ -26,6 +28,32 @@ def of_learned(comparison: Comparison, horizon: int) -> Verdict | None:
     """The verdict of the first learned arm at a horizon; None where there is no such arm or no floor."""
     found = {v.arm: v for v in verdicts(comparison) if v.horizon == horizon}
     return next((found[name] for name in comparison.learned if name in found), None)
+
+
+def numeric_table(comparison: Comparison, horizon: int) -> tuple[list[str], list[list[float | int | str]]]:
+    """The scores of a horizon as names of columns and rows of numbers, the best arm first; NaN for what is not known.
+
+    Differences are those to the first floor, and of the first learned arm, paired by seed, with 95 % intervals.
+    """
+    arms, floors = comparison.at(horizon), comparison.floors(horizon)
+    floor = floors[0] if floors else None
+    learned = next((arms[name] for name in comparison.learned if name in arms), None)
+    corrected = {} if learned is None else comparison.corrected(learned)
+    columns = ["schedule", "method", "mean", "sd", "n", "diverged", "bytes", "inner steps", "found in", "tuned lr"]
+    columns += ["minus floor", "low", "high", "learned minus this", "low of that", "high of that", "p (Holm)"]
+
+    def difference(first: Arm | None, other: Arm | None) -> list[float]:
+        if first is None or other is None or first is other:
+            return [math.nan] * 3
+        return list(comparison.difference(first, other)[:3])
+
+    rows: list[list[float | int | str]] = []
+    for arm in sorted(arms.values(), key=lambda a: -a.summary.mean):
+        s, size = arm.summary, math.nan if arm.size is None else float(arm.size)
+        row: list[float | int | str] = [arm.name, arm.method, s.mean, s.sd, s.n, arm.diverged, size, arm.inner_steps]
+        row += [sum(spent.inner_steps for spent in arm.spent), arm.tuned.lr if arm.tuned else math.nan]
+        rows.append([*row, *difference(arm, floor), *difference(learned, arm), corrected.get(arm.name, math.nan)])
+    return columns, rows
 
 
 def headline(comparison: Comparison) -> dict[str, float]:

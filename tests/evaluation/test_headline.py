@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import math
+
 from metasched.evaluation.comparison import Arm, Comparison
-from metasched.evaluation.headline import best_published, headline
+from metasched.evaluation.headline import best_published, headline, numeric_table
 from metasched.evaluation.statistics import paired_difference
 
 ARMS = (
@@ -28,6 +30,19 @@ def test_the_headline_has_the_numbers_of_the_verdict() -> None:
     assert found["ceiling"] == ARMS[6].summary.mean and found["best_published"] == ARMS[2].summary.mean
     assert (found["difference"], found["low"], found["high"], found["n"]) == (d.mean, d.low, d.high, 3)
     assert found["p"] >= d.p  # corrected
+
+
+def test_the_table_is_of_numbers() -> None:
+    columns, rows = numeric_table(Comparison((1, 2, 3), ARMS, ("mine",)), 5)
+    table = {row[0]: dict(zip(columns, row, strict=True)) for row in rows}
+    assert all(isinstance(cell, float | int) for row in rows for cell in row[2:])
+    assert [row[2] for row in rows] == sorted((row[2] for row in rows), reverse=True)
+    d = paired_difference(ARMS[0].scores, ARMS[4].scores)
+    assert [table["mine"][c] for c in ("minus floor", "low", "high")] == [d.mean, d.low, d.high]
+    assert [table["ste"][c] for c in ("learned minus this", "low of that", "high of that")] == [d.mean, d.low, d.high]
+    unknown = (table["ste"]["minus floor"], table["mine"]["p (Holm)"], table["ste"]["bytes"])
+    assert all(isinstance(value, float) and math.isnan(value) for value in unknown)
+    assert set(table) == {arm.name for arm in ARMS}
 
 
 def test_what_was_not_played_is_left_out() -> None:
