@@ -20,7 +20,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Creates the wandb workspace of the project of an experiment, or says what it would be."""
     if arguments.entity is None and not arguments.dry_run:
         arguments.parser.error("the following arguments are required: --entity (or --dry-run)")
-    experiment, entity = load(arguments), str(arguments.entity or "ENTITY")
+    experiment, entity = load(arguments, many=True), str(arguments.entity or "ENTITY")
     from metasched.tracking.dashboard import build, listing, publish
 
     if arguments.dry_run:

@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     from metasched.tracking.console import Console
 
 
-def add_experiment(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Adds the file of an experiment and its overrides."""
+def add_experiment(parser: argparse.ArgumentParser, *, required: bool = True, listed: bool = True) -> None:
+    """Adds the file of an experiment and its overrides, which the help lists, or says where they are listed."""
     parser.usage = "%(prog)s CONFIG [options] [--section.field VALUE ...]"
     nargs = None if required else "?"
     parser.add_argument("config", metavar="CONFIG", nargs=nargs, help="the experiment, a YAML file")
     add_imports(parser)
-    add_overrides(parser)
+    add_overrides(parser, listed=listed)
+    if not listed:
+        parser.epilog = "Each field of the experiment has an option --section.field, as in `metasched train --help`."
 
 
 def add_imports(parser: argparse.ArgumentParser) -> None:
@@ -40,21 +42,25 @@ def imports_of(argv: Sequence[str]) -> list[str]:
     return [package for option, package in given if option == "--import" and package]
 
 
-def add_overrides(parser: argparse.ArgumentParser) -> None:
+def add_overrides(parser: argparse.ArgumentParser, *, listed: bool = True) -> None:
     """Adds one option per field of an experiment; all append to ``overrides``, an argument of load_experiment.
 
     There are too many for a screen, so that ``--help-fields`` lists them, and ``--help`` names it.
+
+    Args:
+        parser: of the command.
+        listed: whether it has ``--help-fields``.
     """
     from metasched.config.fields import fields
 
     known = tuple(fields())
     sections = ", ".join(dict.fromkeys(field.path.partition(".")[0] for field in known if "." in field.path))
-    group = parser.add_argument_group(
-        "fields of the experiment", f"--SECTION.FIELD VALUE overrides the file; VALUE is YAML. Sections: {sections}."
-    )
-    group.add_argument(
-        "--help-fields", nargs="?", metavar="SECTION", action=_HelpFields, help="list the fields, all or of a section"
-    )
+    about = f"--SECTION.FIELD VALUE overrides the file; VALUE is YAML. Sections: {sections}."
+    group = parser.add_argument_group(*(("fields of the experiment", about) if listed else ()))
+    if listed:
+        group.add_argument(
+            "--help-fields", nargs="?", metavar="SECTION", action=_HelpFields, help="list the fields, all or of one"
+        )
     for field in known:
         group.add_argument(
             f"--{field.path}",
@@ -92,22 +98,28 @@ class _HelpFields(argparse.Action):
         parser.exit()
 
 
-def load(arguments: argparse.Namespace, console: Console | None = None, *, learns: bool = False) -> Experiment:
+def load(
+    arguments: argparse.Namespace, console: Console | None = None, *, learns: bool = False, many: bool = False
+) -> Experiment:
     """Loads the experiment with its overrides.
 
     Args:
         arguments: those of ``add_experiment``.
         console: shows in one line what will be trained, before torch is loaded, which takes seconds.
         learns: whether it must have something to learn.
+        many: whether it may have several tasks.
     """
-    from metasched.config.load import load_experiment, require_learnable
+    from metasched.config.load import load_experiment, require_learnable, require_one_task
 
     def show(experiment: Experiment) -> None:
         if console is not None:
-            task = experiment.task
-            console.note(f"{experiment.name}: {experiment.method.name} on {task.label}, {task.steps} steps")
+            task, several = experiment.task, len(experiment.tasks.entries)
+            on = f"tasks of {several} entries" if several else f"{task.label}, {task.steps} steps"
+            console.note(f"{experiment.name}: {experiment.method.name} on {on}")
 
     experiment = load_experiment(arguments.config, arguments.overrides, show)
+    if not many:
+        require_one_task(experiment, arguments.command)
     if learns:
         require_learnable(experiment.method, experiment.schedule.learn)
     return experiment

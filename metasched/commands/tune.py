@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import replace
 from typing import Any
 
 from metasched.commands.estimate import announce, runs_of_tune, timed_arm
@@ -11,7 +10,6 @@ from metasched.commands.exporting import Found, write_found
 from metasched.config.schema import Experiment
 from metasched.config.writing import to_dict
 from metasched.core.errors import MetaschedError
-from metasched.core.randomness import derive_seed
 from metasched.evaluation.compare import compare, plan_of, publish
 from metasched.evaluation.contenders import Contender, joined
 from metasched.evaluation.floors import with_tuned_rates
@@ -24,12 +22,11 @@ from metasched.meta.resume import keep_fingerprint
 from metasched.meta.start import Start, best_start, given_start, learned_controls
 from metasched.runs.cells import CachedPool
 from metasched.runs.pooled import PooledRuns
-from metasched.runs.ranks import open_pool
-from metasched.schedules.learnable import build_learnable
+from metasched.runs.where import open_pool
 from metasched.search.config import TuneConfig
 from metasched.search.population import population_search, populations_within
 from metasched.search.table import SEARCHES
-from metasched.search.tuning import Box, Candidate, best_of, search, trials_within
+from metasched.search.tuning import Candidate, best_of, box_of, search, trials_within
 from metasched.tracking.console import Console
 from metasched.tracking.opening import open_tracker
 from metasched.training.problem import build_problem
@@ -66,7 +63,7 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
     others = joined(*given_arms(experiment.problem, experiment.compare.baselines))
     cut_back(folder.metrics, 0)
     with (
-        open_pool(experiment.run.workers) as pool,  # before trackers: they start threads
+        open_pool(experiment.run) as pool,  # before trackers: they start threads
         closing(open_tracker(experiment, folder, "tune")) as tracker,
         closing(CachedPool(pool, folder.cells)) as cells,
     ):
@@ -85,19 +82,10 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
             seen.append(score)
             console.progress(unit, len(seen), total, f"best {max(seen):.4f}")
 
-        kind = "network" if settings.space == "directions" else "family"
-        searched = build_learnable(
-            replace(experiment.schedule, kind=kind),
-            network.method.controls,
-            start.schedule,
-            learn,
-            network.layers,
-            derive_seed(experiment.seed, "schedule network"),
-        )
-        box = Box(searched, network.layers)
+        box = box_of(experiment.schedule, settings, network, start.schedule, learn, experiment.seed)
         if searcher is None:
             runs = PooledRuns(experiment.problem, experiment.meta, pool)
-            tried = population_search(settings, problem.steps, experiment.seed, box, searched.learned, runs, log)
+            tried = population_search(settings, problem.steps, experiment.seed, box, box.learned, runs, log)
         else:
             tried = search(experiment.problem, settings, experiment.seed, box, cells, log)
         first = box.member(box.first)

@@ -8,9 +8,11 @@ from typing import Annotated, NamedTuple
 from pydantic import Field, SerializeAsAny, WrapValidator
 from pydantic.dataclasses import dataclass
 
+from metasched.arena.config import ArenaConfig
 from metasched.core import imports
 from metasched.core.field_types import STRICT, Int
 from metasched.evaluation.config import CompareConfig
+from metasched.families.config import TasksConfig
 from metasched.meta.config import MetaConfig, OnlineConfig
 from metasched.methods.config import MethodConfig, of_its_method
 from metasched.network.config import QuantizeConfig
@@ -31,6 +33,7 @@ class Experiment:
     seed: Annotated[Int, Field(ge=0)] = 0
     """every random number of the experiment follows from it"""
     task: TaskConfig = field(default_factory=TaskConfig)
+    tasks: TasksConfig = field(default_factory=TasksConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     method: Annotated[SerializeAsAny[MethodConfig], WrapValidator(of_its_method)] = field(default_factory=MethodConfig)
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
@@ -39,6 +42,7 @@ class Experiment:
     tune: TuneConfig = field(default_factory=TuneConfig)
     allocate: AllocateConfig = field(default_factory=AllocateConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
+    arena: ArenaConfig = field(default_factory=ArenaConfig)
     online: OnlineConfig = field(default_factory=OnlineConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     run: RunConfig = field(default_factory=RunConfig)

@@ -95,6 +95,12 @@ class Task(ABC):
         """The data sets ``train``, ``validation`` and ``test``, to be held against each other; none are known here."""
         return {}
 
+    @property
+    def batches_per_epoch(self) -> float | None:
+        """Training batches in one pass of the training data; None where that is not known."""
+        data = self.splits().get("train")
+        return None if data is None else len(data) / examples(self.batch(0, 0))
+
     def fingerprint(self) -> str:
         """A hash of model, data, loss and code; see fingerprint.py for what it sees."""
         return fingerprint_of(self)

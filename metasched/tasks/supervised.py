@@ -95,6 +95,11 @@ class SupervisedTask(Task):
         """See Task."""
         return self.model()
 
+    @property
+    def batches_per_epoch(self) -> float:
+        """See Task."""
+        return len(self.train.x) / self.batch_size
+
     def positions(self, seed: int, step: int, orders: Orders | None = None) -> torch.Tensor:
         """The examples of a step's batch: epochs of random permutations, a function of (seed, step) alone.
 
