@@ -55,7 +55,9 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "estimators/test_pes.py": "estimators/nres estimators/particles",
     "evaluation/test_compare.py": "evaluation/comparison evaluation/contenders runs/cells",
     "evaluation/test_floors.py": "evaluation/config evaluation/rates evaluation/tuned_rate",
-    "evaluation/test_report.py": "evaluation/page",
+    "evaluation/test_report.py": """
+        evaluation/charts evaluation/figures evaluation/look evaluation/page
+    """,
     "exchange/test_quantlab.py": """
         commands/export exchange/quantlab/controllers exchange/quantlab/exporting exchange/quantlab/importing
     """,
@@ -80,6 +82,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "methods/test_bayesian_bits.py": "network/costs schedules/bayesian_bits",
     "methods/test_adaround.py": "schedules/adaround",
     "meta/test_online.py": "commands/online",
+    "commands/test_show.py": "evaluation/drawing",
     "commands/test_train.py": "commands/exporting",
     "methods/test_contract.py": "methods/base methods/ste",
     "methods/test_joint.py": "methods/modifier",

@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.showwarning = lambda message, *_: _tell(f"metasched: warning: {printable(str(message))}")
         try:
             given = sys.argv[1:] if argv is None else argv
+            arguments.words = list(given)
             allow(imports_of(given))
             command = parse(given, arguments)
             if not serves():

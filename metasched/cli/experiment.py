@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from metasched.core.errors import unknown_name
 
 if TYPE_CHECKING:
     from metasched.config.fields import FieldInfo
@@ -43,15 +45,23 @@ def imports_of(argv: Sequence[str]) -> list[str]:
 def add_overrides(parser: argparse.ArgumentParser, *, listed: bool = True) -> None:
     """Adds one option per field of an experiment; all append to ``overrides``, an argument of load_experiment.
 
+    There are too many for a screen, so that ``--help-fields`` lists them, and ``--help`` names it.
+
     Args:
         parser: of the command.
-        listed: whether its help lists them.
+        listed: whether it has ``--help-fields``.
     """
     from metasched.config.fields import fields
 
-    title = "fields of the experiment, which override the file (values are YAML)"
-    group = parser.add_argument_group(title if listed else None)
-    for field in fields():
+    known = tuple(fields())
+    sections = ", ".join(dict.fromkeys(field.path.partition(".")[0] for field in known if "." in field.path))
+    about = f"--SECTION.FIELD VALUE overrides the file; VALUE is YAML. Sections: {sections}."
+    group = parser.add_argument_group(*(("fields of the experiment", about) if listed else ()))
+    if listed:
+        group.add_argument(
+            "--help-fields", nargs="?", metavar="SECTION", action=_HelpFields, help="list the fields, all or of one"
+        )
+    for field in known:
         group.add_argument(
             f"--{field.path}",
             dest="overrides",
@@ -59,8 +69,33 @@ def add_overrides(parser: argparse.ArgumentParser, *, listed: bool = True) -> No
             default=[],
             metavar=field.type,
             type=lambda text, path=field.path: f"--{path}={text}",
-            help=_about(field).replace("%", "%%") if listed else argparse.SUPPRESS,
+            help=argparse.SUPPRESS,
         )
+
+
+class _HelpFields(argparse.Action):
+    """Prints the fields of a section of the experiment, or all, and ends."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **more: Any) -> None:
+        super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, **more)
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        from metasched.config.fields import fields
+
+        known = tuple(fields())
+        shown = [f for f in known if values is None or values in (f.path, f.path.partition(".")[0])]
+        if not shown:
+            raise unknown_name(
+                "--help-fields", str(values), list(dict.fromkeys(f.path.partition(".")[0] for f in known))
+            )
+        listing = argparse.ArgumentParser(add_help=False, usage=argparse.SUPPRESS)
+        group = listing.add_argument_group("fields of the experiment, which override the file (values are YAML)")
+        for field in shown:
+            group.add_argument(f"--{field.path}", metavar=field.type, help=_about(field).replace("%", "%%"))
+        print(listing.format_help(), end="")
+        parser.exit()
 
 
 def load(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +28,8 @@ def add_folder(parser: argparse.ArgumentParser) -> None:
 def add_resumable(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of ``resumable_folder``: an experiment, or a run to resume."""
     add_folder(parser)
-    resume = "resume the stopped run in this folder, with bitwise equal results"
+    resume = "go on with the stopped run in this folder, with bitwise equal results; or (train) extend a finished one "
+    resume += "to more --meta.steps"
     parser.add_argument("--resume", metavar="RUN", help=resume)
     allow = "with --resume: a field that may differ from that of the run (repeatable)"
     parser.add_argument("--allow", metavar="FIELD", action="append", default=[], help=allow)
@@ -65,7 +67,8 @@ def resumable_folder(
         return
     from metasched.io.run_folder import RunFolder
 
-    folder = RunFolder.resume(arguments.resume, command)
+    more = any(override.startswith("--meta.steps=") for override in arguments.overrides)
+    folder = RunFolder.resume(arguments.resume, command, finished=command == "train" and more)
     console.note(f"resumes {folder.path}")
     try:
         from metasched.config.load import require_learnable, require_one_task
@@ -78,6 +81,7 @@ def resumable_folder(
             require_one_task(experiment, command)
         if learns:
             require_learnable(experiment.method, experiment.schedule.learn)
+        folder.reopen()
         yield experiment, folder
         folder.finish()
     finally:
@@ -95,10 +99,18 @@ def run_folder(command: str, experiment: Experiment, arguments: argparse.Namespa
     place = Path(path or experiment.run.folder)
     made = [p for p in (place, *place.parents) if not os.path.exists(p)]  # Path.exists raises if the name is too long
     folder = RunFolder.claim(path, command) if path else RunFolder.create(place, experiment.name, command)
-    with begun(folder, to_dict(experiment), made if path else [folder.path, *made]):
+    with begun(folder, to_dict(experiment), made if path else [folder.path, *made], _line(arguments)):
         if "resume" in arguments:
             arguments.go_on = _go_on(command, folder)
         yield folder
+
+
+def _line(arguments: argparse.Namespace) -> str | None:
+    """The command line of the process, for whoever wants to repeat it; of absolute paths the last part only."""
+    words = getattr(arguments, "words", None)
+    if words is None:
+        return None
+    return shlex.join(["metasched", *(Path(word).name if os.path.isabs(word) else word for word in words)])
 
 
 def _go_on(command: str, folder: RunFolder) -> str:

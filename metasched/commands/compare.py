@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from metasched.commands.estimate import announce, runs_of_compare, timed_arm
 from metasched.config.schema import Experiment
 from metasched.config.writing import to_dict
 from metasched.core.errors import MetaschedError, MetaschedWarning
@@ -105,6 +106,8 @@ def compare_arms(
         closing(open_tracker(experiment, folder, "compare")) as tracker,
         closing(CachedPool(pool, folder.cells, reuse)) as cells,
     ):
+        runs = runs_of_compare(experiment, len(by_name), runs_of_a_rate(experiment, by_name))
+        announce(runs, timed_arm(experiment, by_name), pool, console)
         by_name = with_tuned_rates(experiment, by_name, cells, tracker, console)
         comparison = compare(plan_of(experiment), by_name, learned, cells, tracker, console)
         return publish(to_dict(experiment), comparison, by_name, folder, tracker, console)

@@ -16,17 +16,21 @@ from metasched.io.run_folder import RunFolder
 
 
 @contextmanager
-def begun(folder: RunFolder, config: Mapping[str, Any], made: Sequence[Path]) -> Iterator[None]:
+def begun(
+    folder: RunFolder, config: Mapping[str, Any], made: Sequence[Path], command: str | None = None
+) -> Iterator[None]:
     """Within: a new run works in a folder that has what is needed to repeat it.
 
     Args:
         folder: a claimed one.
         config: the experiment that runs, as ``to_dict`` has it.
         made: folders that were made for it, innermost first; a mistake that shows before work starts leaves none.
+        command: the command line, where there is one.
     """
     try:
         write_atomic(folder.config, dump_yaml(config).encode())
-        write_atomic(folder.environment, json_text(environment(), indent=2).encode())
+        here = environment() | ({} if command is None else {"command": command})
+        write_atomic(folder.environment, json_text(here, indent=2).encode())
         yield
         folder.finish()
     except MetaschedError:

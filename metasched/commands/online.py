@@ -12,7 +12,7 @@ from metasched.config.schema import Experiment
 from metasched.config.writing import to_dict
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import derive_seed
-from metasched.evaluation.compare import Plan, compare, plan_of, publish
+from metasched.evaluation.compare import Plan, compare, plan_of, publish, score_row
 from metasched.evaluation.comparison import Arm, Comparison
 from metasched.evaluation.contenders import Contender, joined
 from metasched.evaluation.floors import with_tuned_rates
@@ -29,7 +29,7 @@ from metasched.runs.where import open_pool
 from metasched.schedules.base import Schedule, progress_of_steps
 from metasched.tasks.base import examples
 from metasched.tasks.supervised import SupervisedTask
-from metasched.tracking.console import Console
+from metasched.tracking.console import Console, watched
 from metasched.tracking.opening import open_tracker
 from metasched.tracking.tracker import Tracker
 from metasched.training.faults import broken
@@ -143,13 +143,12 @@ def compare_with_start(
 ) -> Comparison:
     """Adapted and not adapted, floors and ceiling, from the fresh seeds of ``metasched compare``, on test data."""
     (steps,) = plan.horizons
-    cells = list(pool.map(online_cell, [(setting, seed) for seed in plan.seeds]))
+    work = [(setting, seed) for seed in plan.seeds]
+    cells = list(watched(console, "adapted runs to compare", pool.map(online_cell, work), len(work)))
     inner_steps, method = sum(n for _, n in cells), setting.problem.method.name
     adapted = Arm(f"{start_name}, online", steps, tuple(s for s, _ in cells), inner_steps, method=method)
-    for seed, score in zip(plan.seeds, adapted.scores, strict=True):
-        tracker.log(
-            {"compare/seed": seed, "compare/arm": adapted.name, "compare/horizon": steps, "compare/score": score}
-        )
+    for i, (seed, score) in enumerate(zip(plan.seeds, adapted.scores, strict=True)):
+        tracker.log(score_row(i, seed, adapted.name, steps, score))
     plain = compare(plan, arms, (), pool, tracker, console)
     return Comparison(plan.seeds, (adapted, *plain.arms), (adapted.name,))
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from metasched.commands.confirming import Exported, export_confirmed, start_file
+from metasched.commands.estimate import announce, runs_of_train, timed_arm
 from metasched.commands.exporting import Found, show
 from metasched.config.schema import Experiment
 from metasched.config.writing import to_dict
@@ -76,11 +77,14 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
     cut_back(folder.metrics, checkpoint.position if checkpoint else 0)
     with (
         open_pool(experiment.run) as pool,  # before trackers: they start threads
-        closing(open_tracker(experiment, folder, "outer")) as tracker,
+        closing(open_tracker(experiment, folder, "train")) as tracker,
         closing(CachedPool(pool, folder.cells)) as cells,
     ):
         for line in problem.network.describe().splitlines():
             console.note(f"  {line}")
+        if checkpoint is None:
+            arms = joined(*given_arms(experiment.problem, experiment.compare.baselines))
+            announce(runs_of_train(experiment, len(arms) + 1), timed_arm(experiment, arms), pool, console)
         experiment, rate = with_best_rate(experiment, given, cells, None if checkpoint else tracker, console)
         problem = build_problem(experiment.problem)
         others = joined(*given_arms(experiment.problem, experiment.compare.baselines))
@@ -132,7 +136,8 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
         arms = with_tuned_rates(experiment, arms, cells, tracker, console)
         comparison = compare(plan_of(experiment), arms, [LEARNED], cells, tracker, console)
         confirmation = exported.confirmation
-        published = publish(config, comparison, arms, folder, tracker, console, confirmation)
+        began = (start.name, Contender(experiment.problem, start.schedule))
+        published = publish(config, comparison, arms, folder, tracker, console, confirmation, began)
         spent = {"tuning": rate.inner_steps} if rate else {}
         spent |= {"selecting": start.selecting}
         spent |= {"searching": start.searched.spent.inner_steps} if start.searched else {}
@@ -146,7 +151,8 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
             f"{sum(a.inner_steps for a in comparison.arms)} to compare"
         )
         tracker.artifact(folder.schedule, experiment.name, "schedule", _metadata(exported, comparison, arm))
-    result: dict[str, Any] = {"schedule": str(folder.schedule), "start": start.name, "inner_steps": spent}
+    result: dict[str, Any] = {"schedule": str(folder.schedule), "report": published["report"]}
+    result |= {"start": start.name, "inner_steps": spent}
     result["exported"] = START if exported.is_start else LEARNED
     result["confirmed"] = confirmation.to_dict() if confirmation else None
     result["verdict"] = published["verdict"]
@@ -160,6 +166,7 @@ def step_logger(
 ) -> Callable[[OuterStep], None]:
     """What logs and shows each outer step, of so many, of a run that goes on from ``since``."""
     spent = sum(record.inner_steps for record in since.history) if since else 0
+    console.progress("outer step", since.step if since else 0, steps)
 
     def log(record: OuterStep) -> None:
         nonlocal spent

@@ -95,7 +95,7 @@ def train_many(experiment: Experiment, folder: RunFolder, console: Console) -> d
     shared = SharedSchedule(form)
     with (
         open_pool(experiment.run) as pool,  # before trackers: they start threads
-        closing(open_tracker(experiment, folder, "outer")) as tracker,
+        closing(open_tracker(experiment, folder, "train")) as tracker,
         closing(CachedPool(pool, folder.cells)) as cells,
     ):
         for line in (*seen.lines(), *_plan(experiment, seen, shared, len(arms))):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from typing import Any
 
+from metasched.commands.estimate import announce, runs_of_tune, timed_arm
 from metasched.commands.exporting import Found, said_of_form, write_found
 from metasched.config.schema import Experiment
 from metasched.config.writing import to_dict
@@ -24,7 +25,7 @@ from metasched.runs.pooled import PooledRuns
 from metasched.runs.where import open_pool
 from metasched.schedules.base import Schedule
 from metasched.search.config import TuneConfig
-from metasched.search.population import population_search
+from metasched.search.population import population_search, populations_within
 from metasched.search.table import SEARCHES
 from metasched.search.tuning import Candidate, best_of, box_of, search, trials_within
 from metasched.tracking.console import Console
@@ -68,12 +69,19 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
         closing(CachedPool(pool, folder.cells)) as cells,
     ):
         console.note(f"{experiment.name}: {settings.search} over {settings.inner_steps} inner steps")
+        announce(runs_of_tune(experiment, len(others) + 1), timed_arm(experiment, others), pool, console)
         select = (experiment.meta.select_runs, experiment.seed)
         start = Start(*given, 0) if given else best_start(experiment.problem, *select, cells, tracker, console)
 
+        within = trials_within if searcher else populations_within
+        unit, total = ("candidates" if searcher else "populations"), within(settings, problem.steps)
+        seen: list[float] = []
+        console.progress(unit, 0, total)
+
         def log(trial: int, score: float) -> None:
             tracker.log({"tune/trial": trial + 1, "tune/score": score})
-            console.note(f"{settings.search} {trial + 1}: {score:.4f}")
+            seen.append(score)
+            console.progress(unit, len(seen), total, f"best {max(seen):.4f}")
 
         box = box_of(experiment.schedule, settings, network, start.schedule, learn, experiment.seed)
         if searcher is None:
@@ -93,7 +101,8 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
         arms = joined((TUNED, Contender(experiment.problem, tuned)), *others.items())
         arms = with_tuned_rates(experiment, arms, cells, tracker, console)
         comparison = compare(plan_of(experiment), arms, [TUNED], cells, tracker, console)
-        published = publish(to_dict(experiment), comparison, arms, folder, tracker, console)
+        began = (start.name, Contender(experiment.problem, start.schedule))
+        published = publish(to_dict(experiment), comparison, arms, folder, tracker, console, start=began)
     spent = {"selecting": start.selecting, "tuning": settings.inner_steps}
     result = {"schedule": str(folder.schedule), "start": start.name, "inner_steps": spent, "score": best.score}
     return {**result, "verdict": published["verdict"]}

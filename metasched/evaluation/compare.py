@@ -13,8 +13,10 @@ from metasched.config.schema import Experiment
 from metasched.evaluation.comparison import Arm, Comparison
 from metasched.evaluation.confirm import Confirmation
 from metasched.evaluation.contenders import Contender, fresh_seeds
+from metasched.evaluation.headline import headline, numeric_table
 from metasched.evaluation.report import write_report
-from metasched.evaluation.statistics import counted, lowest, summarize
+from metasched.evaluation.short import show_scores
+from metasched.evaluation.statistics import lowest
 from metasched.evaluation.verdict import verdicts
 from metasched.exchange.format import Spent
 from metasched.exchange.player import spent_on
@@ -24,13 +26,11 @@ from metasched.io.run_folder import RunFolder
 from metasched.network.size import network_bytes
 from metasched.runs.cells import cell_scores, played, shares
 from metasched.runs.pool import Mapper
-from metasched.tracking.console import Console
-from metasched.tracking.metrics import SCORES_PICTURE
+from metasched.tracking.console import Console, watched
+from metasched.tracking.metrics import RESULT, SCORES_PICTURE
 from metasched.tracking.plots import plot_comparison
 from metasched.tracking.tracker import Tracker
 from metasched.training.problem import build_problem
-
-_SHOWN = 2  # number of arms whose differences to all others fit into a terminal
 
 
 class Plan(NamedTuple):
@@ -83,18 +83,13 @@ def compare(
         for controls in [played(arm.problem, arm.schedule, steps)]
         for part in shares(arm.problem, seeds, pool)
     ]
-    found = (score for part in pool.map(cell_scores, work) for score in part)
-
-    def said(of_arm: Sequence[float]) -> str:
-        return f"{summarize(counted(of_arm, lowest(of_arm) if own is None else own)).mean:.4f}"
-
+    parts = watched(console, "runs to compare", pool.map(cell_scores, work), len(cells))
+    found = (score for part in parts for score in part)
     scores: dict[tuple[str, int], list[float]] = {(n, steps): [] for steps in horizons for n in contenders}
-    for i, ((name, steps, seed), score) in enumerate(zip(cells, found, strict=True)):
-        scores[name, steps].append(score)
-        tracker.log({"compare/seed": seed, "compare/arm": name, "compare/horizon": steps, "compare/score": score})
-        if (i + 1) % len(seeds) == 0:
-            done, total = (i + 1) // len(seeds), len(cells) // len(seeds)
-            console.note(f"compare {done}/{total}: {name} over {steps} steps: {said(scores[name, steps])}")
+    for (name, steps, seed), score in zip(cells, found, strict=True):
+        of_arm = scores[name, steps]
+        of_arm.append(score)
+        tracker.log(score_row(len(of_arm) - 1, seed, name, steps, score))
     bytes_of = {name: network_bytes(build_problem(arm.problem).network) for name, arm in contenders.items()}
     worst = lowest([s for of_arm in scores.values() for s in of_arm]) if own is None else own
     arms = [
@@ -115,6 +110,12 @@ def compare(
     return Comparison(seeds, tuple(arms), tuple(learned))
 
 
+def score_row(index: int, seed: int, arm: str, steps: int, score: float) -> dict[str, float | int | str]:
+    """What is logged of one score of a comparison."""
+    about = {"compare/index": index, "compare/seed": seed, "compare/arm": arm, "compare/horizon": steps}
+    return {**about, "compare/score": score}
+
+
 def publish(
     config: Mapping[str, Any],
     comparison: Comparison,
@@ -123,6 +124,7 @@ def publish(
     tracker: Tracker,
     console: Console,
     confirmation: Confirmation | None = None,
+    start: tuple[str, Contender] | None = None,
 ) -> dict[str, Any]:
     """Writes comparison.json, the plot and the report; shows and logs the verdicts and tables.
 
@@ -133,6 +135,7 @@ def publish(
         folder: where it is written.
         tracker, console: receive verdicts and tables.
         confirmation: of what was learned, if it was confirmed.
+        start: name and arm of what learning started at, for the report.
 
     Returns:
         a summary for programs: paths, verdicts and mean scores.
@@ -144,21 +147,17 @@ def publish(
     write_atomic(folder.comparison, (json_text(entry, indent=2) + "\n").encode())
     for verdict in said:
         console.note(str(verdict))
-    if confirmation is not None:
-        console.note(str(confirmation))
-    shown = comparison.learned if len(comparison.learned) <= _SHOWN else comparison.learned[:1]
     for horizon in comparison.horizons:
-        console.table(f"Hardened test score after {horizon} steps", *comparison.rows(horizon, shown))
-        tracker.table(f"comparison_{horizon}", *comparison.rows(horizon))
-    if shown != comparison.learned:
-        console.note(f"differences to {shown[0]}, the first one given; those to the others are in the report")
+        show_scores(comparison, horizon, console)
+        tracker.table(f"comparison_{horizon}", *numeric_table(comparison, horizon))
+    tracker.log({f"{RESULT}{name}": value for name, value in headline(comparison).items()})
     scores = {h: {name: arm.counted for name, arm in comparison.at(h).items()} for h in comparison.horizons}
     folder.plots.mkdir(exist_ok=True)
     picture = folder.plots / "comparison.png"
     plot_comparison(picture, scores, comparison.learned)
     tracker.picture(SCORES_PICTURE, picture)
     notes = [] if confirmation is None else [str(confirmation)]
-    report = write_report(config, comparison, contenders, folder, notes)
+    report = write_report(config, comparison, contenders, folder, notes, start)
     return {
         "report": str(report),
         "comparison": str(folder.comparison),

@@ -16,7 +16,7 @@ from metasched.evaluation.statistics import counted, lowest, summarize
 from metasched.evaluation.tuned_rate import TunedRate
 from metasched.runs.cells import cell_scores, played, shares
 from metasched.runs.pool import Mapper
-from metasched.tracking.console import Console
+from metasched.tracking.console import Console, watched
 from metasched.tracking.tracker import Tracker
 from metasched.training.optimizers.config import RATE_FACTORS, OptimizerConfig
 from metasched.training.problem import build_problem, optimizer_of
@@ -48,7 +48,8 @@ def with_best_rates(
         for controls in [played(config, arms[name].schedule, steps)]
         for part in shares(config, seeds, pool)
     ]
-    found = [score for part in pool.map(cell_scores, work) for score in part]
+    parts = watched(console, "runs to tune rates", pool.map(cell_scores, work), runs * len(rated))
+    found = [score for part in parts for score in part]
     worst = build_problem(next(iter(arms.values())).problem).task.worst_score
     scores = counted(found, lowest(found) if worst is None else worst)
     means = {key: summarize(scores[i * runs : (i + 1) * runs]).mean for i, key in enumerate(rated)}

@@ -71,6 +71,19 @@ def summarize(scores: Sequence[float]) -> Summary:
     return Summary(mean, math.sqrt(variance), n)
 
 
+def half_interval(scores: Sequence[float], confidence: float = 0.95) -> float:
+    """Half the width of Student's t interval of the mean; 0 for a single score.
+
+    >>> round(half_interval([1.0, 3.0]), 3)
+    12.706
+    """
+    with from_extra("train"):
+        from scipy.special import stdtrit
+
+    _, sd, n = summarize(scores)
+    return float(stdtrit(n - 1, (1 + confidence) / 2)) * sd / math.sqrt(n) if n > 1 else 0.0
+
+
 def paired_difference(a: Sequence[float], b: Sequence[float], confidence: float = 0.95) -> PairedDifference:
     """The mean difference a - b over pairs, with Student's t interval.
 

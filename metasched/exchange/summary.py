@@ -1,18 +1,31 @@
-"""Summary of a schedule file: a few lines (``metasched show``) or a dict (``--json``)."""
+"""Summary of a schedule file: text for a terminal (``metasched show``) or a dict (``--json``).
+
+A control is shown with a sparkline for each layer and its values at the moments at which the curves bend, which are the
+same for all layers. Neighbouring layers with the same values share a row.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import groupby
 from typing import Any
+
+import torch
 
 from metasched.exchange.extras import FormEntry, reads
 from metasched.exchange.format import ControlEntry, ScheduleFile
+from metasched.exchange.player import PlayedSchedule
 from metasched.exchange.schedule_file import dumps
+from metasched.exchange.sparklines import BLOCKS, moments, sparkline
 from metasched.tracking.console import Console
 
-_COLUMNS = 5
+_MOMENTS = 5
+_WIDTH = 20  # marks of a sparkline
+_JUST = 1e-12  # in progress, less than any step
+_POINTS = 401  # at which curves are looked at, besides their knots
 
 
 def summarize(file: ScheduleFile) -> dict[str, Any]:
@@ -31,17 +44,93 @@ def summarize(file: ScheduleFile) -> dict[str, Any]:
     }
 
 
-def show_schedule(file: ScheduleFile, console: Console) -> None:
-    """Prints the summary and, for each control, its values in every layer at a few knots."""
+def show_schedule(file: ScheduleFile, console: Console, marks: str = BLOCKS) -> None:
+    """Prints the summary and, for each control, its curve in each layer and the values at the moments where it bends.
+
+    Args:
+        file: the schedule.
+        console: where it is shown.
+        marks: of sparklines, from low to high.
+    """
     for line in _lines(file):
         console.note(line)
-    last = len(file.progress) - 1
-    knots = sorted({round(i * last / (_COLUMNS - 1)) for i in range(_COLUMNS)})
-    columns = ["layer", "depth", *(f"u = {file.progress[k]:.3g}" for k in knots)]
+    played = PlayedSchedule(file)
+    u = _looked_at([played])
+    found = played(u, played.layers)
     for control in file.controls:
-        curves = zip(file.layers, file.values[control.name], strict=True)
-        rows = [[layer.name, layer.depth, *(curve[k] for k in knots)] for layer, curve in curves]
-        console.table(_title(control), columns, rows)
+        curves = found[control.name]
+        low, high = float(curves.min()), float(curves.max())
+        if low == high:
+            console.note(f"{_title(control)}: {low:.4g} in all layers, throughout")
+            continue
+        at = moments(u, curves, _MOMENTS)
+        rows = []
+        for name, i in _grouped([layer.name for layer in played.layers], curves):
+            line = sparkline(_resampled(u, curves[:, i]), low, high, marks)
+            rows.append([name, line, *(f"{float(curves[k, i]):.3g}" for k in at)])
+        console.table(_title(control), ["layer", "", *(_moment(u, k) for k in at)], rows)
+
+
+def show_both(first: ScheduleFile, second: ScheduleFile, console: Console, marks: str = BLOCKS) -> None:
+    """Prints two schedules beside each other on the layers of the first, with the largest difference of each layer.
+
+    Args:
+        first, second: the schedules.
+        console: where they are shown.
+        marks: of sparklines, from low to high.
+    """
+    a, b = PlayedSchedule(first), PlayedSchedule(second)
+    for letter, file in zip("AB", (first, second), strict=True):
+        console.note(f"{letter}  {_lines(file)[0]}")
+    if [layer.name for layer in a.layers] != [layer.name for layer in b.layers]:
+        console.note("their layers differ: B is shown as it is played on the layers of A")
+    u = _looked_at([a, b])
+    ours, theirs = a(u, a.layers), b(u, a.layers)
+    for control in (c for c in first.controls if c.name in theirs):
+        one, other = ours[control.name], theirs[control.name]
+        if torch.equal(one, other):
+            console.note(f"{_title(control)}: the same")
+            continue
+        both = torch.cat([one, other])
+        low, high, rows = float(both.min()), float(both.max()), []
+        for name, i in _grouped([layer.name for layer in a.layers], torch.cat([one, other])):
+            lines = [sparkline(_resampled(u, v[:, i]), low, high, marks) for v in (one, other)]
+            at = int((one[:, i] - other[:, i]).abs().argmax())
+            rows.append([name, *lines, f"{float(one[at, i] - other[at, i]):+.3g}", f"{float(u[at]):.3g}"])
+        console.table(_title(control), ["layer", "A", "B", "A - B", "at u"], rows)
+    for letter, mine, others in (("A", ours, theirs), ("B", theirs, ours)):
+        if only := [name for name in mine if name not in others]:
+            console.note(f"only in {letter}: {', '.join(only)}")
+
+
+def _looked_at(played: Sequence[PlayedSchedule]) -> torch.Tensor:
+    """Progress [T] with the knots of the schedules, and just before each, where a step function still is."""
+    knots = torch.cat([one.knots for one in played])
+    before = knots.nextafter(torch.zeros_like(knots))
+    return torch.cat([torch.linspace(0, 1, _POINTS, dtype=torch.float64), knots, before]).unique()
+
+
+def _moment(u: torch.Tensor, k: int) -> str:
+    """Name of moment k of [T]: ``u=0.5``, or ``u<0.5`` for the one just before it."""
+    before = k + 1 < len(u) and float(u[k + 1] - u[k]) < _JUST
+    return f"u{'<' if before else '='}{float(u[k]):.3g}"
+
+
+def _resampled(u: torch.Tensor, curve: torch.Tensor) -> list[float]:
+    """The curve [T] at _WIDTH equal steps of progress, from its first to its last value."""
+    at = torch.linspace(0, 1, _WIDTH, dtype=torch.float64)
+    return curve[(torch.searchsorted(u, at, right=True) - 1).clamp(min=0)].tolist()
+
+
+def _grouped(names: Sequence[str], curves: torch.Tensor) -> list[tuple[str, int]]:
+    """Neighbouring layers with equal curves [T, L]: a name for them, and the index of the first."""
+    groups = []
+    for _, members in groupby(range(len(names)), key=lambda i: curves[:, i].numpy().tobytes()):
+        own = list(members)
+        first = own[0]
+        name = names[first] if len(own) == 1 else f"{names[first]} to {names[own[-1]]} ({len(own)})"
+        groups.append((name, first))
+    return groups
 
 
 def _lines(file: ScheduleFile) -> list[str]:

@@ -77,8 +77,13 @@ class RunFolder:
         return folder
 
     @classmethod
-    def resume(cls, path: str | Path, command: str = "train") -> RunFolder:
+    def resume(cls, path: str | Path, command: str = "train", finished: bool = False) -> RunFolder:
         """Claims the folder of a stopped run, to resume it.
+
+        Args:
+            path: path of the folder.
+            command: the command of the run.
+            finished: whether it may have finished, because it is to be extended.
 
         Raises:
             MetaschedError: the folder contains no run of this command, or the run has finished or is in progress.
@@ -93,7 +98,7 @@ class RunFolder:
             if made_by not in ([], [command]):
                 fix = f"only runs of `metasched {command}` can be resumed"
                 raise MetaschedError(str(path), f"holds a run of `metasched {made_by[0][:20]}`", fix)
-            if folder.done.exists():
+            if folder.done.exists() and not finished:
                 raise MetaschedError(str(path), "holds a run that has finished", "read its results, or start a new run")
             lock.sign(command)
             for torn in path.glob(".*.tmp"):  # left by write_atomic when the run was killed
@@ -202,6 +207,10 @@ class RunFolder:
         with suppress(OSError):  # not empty: it contains other files
             for folder in made:
                 folder.rmdir()
+
+    def reopen(self) -> None:
+        """Takes the mark of completion away, of a run that is extended."""
+        self.done.unlink(missing_ok=True)
 
     def finish(self) -> None:
         """Marks the run as finished."""

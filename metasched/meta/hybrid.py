@@ -83,10 +83,15 @@ def searched_first(
     searched = build_learnable(few, network.method.controls, start.schedule, learn, network.layers, seed)
     box = Box(searched, network.layers)
 
+    seen: list[float] = []
+    total = trials_within(settings, experiment.task.steps)
+    console.progress(f"candidates of {settings.search}", 0, total)
+
     def log(trial: int, score: float) -> None:
         if tracker is not None:
             tracker.log({"tune/trial": trial + 1, "tune/score": score})
-            console.note(f"{settings.search} {trial + 1}: {score:.4f}")
+        seen.append(score)
+        console.progress(f"candidates of {settings.search}", len(seen), total, f"best {max(seen):.4f}")
 
     tried = search(experiment.problem, settings, experiment.seed, box, pool, log)
     first = box.member(box.first)

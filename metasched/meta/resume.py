@@ -21,6 +21,7 @@ from metasched.io.json_text import json_text
 from metasched.io.run_folder import RunFolder
 from metasched.io.strict_yaml import read_mapping
 from metasched.meta.checkpoint import Checkpoint, check_fit, read_checkpoint
+from metasched.meta.extending import rebased, sum_is_kept
 from metasched.meta.outer import OuterState
 from metasched.runs.pooled import PooledRuns
 from metasched.schedules.learnable import LearnableSchedule
@@ -39,7 +40,7 @@ def resumed_experiment(
         allowed: dotted paths of fields that may differ from now on.
 
     Raises:
-        MetaschedError: a field differs that may not.
+        MetaschedError: a field differs that may not, or the run has finished and is not extended.
     """
     names = [f.path for f in fields()]
     for name in allowed:
@@ -49,6 +50,14 @@ def resumed_experiment(
     given = load_experiment(config or folder.config, overrides)
     was, now = to_dict(own), to_dict(given)
     changes = differing(now, was)
+    finished = folder.done.exists()
+    longer = finished and given.meta.steps > own.meta.steps
+    if finished and not longer:
+        problem = f"holds a run that has finished, of {own.meta.steps} outer steps"
+        raise MetaschedError(str(folder.path), problem, "read its results, give more --meta.steps, or start a new run")
+    if longer:
+        sum_is_kept(own.meta.steps, own.meta.steps, given.meta.steps)
+    allowed = [*allowed, *["meta.steps"] * longer]
     for name in changes:
         if name not in allowed:
             raise _differs(name, was, now)
@@ -139,7 +148,7 @@ def resumable_state(
         raise MetaschedError("schedule.start", what, "put the schedule back, or start a new run")
     try:
         check_fit(checkpoint, schedule, runs.meta.steps)
-        state = checkpoint.state
+        state = rebased(checkpoint.state, checkpoint.config["meta"]["steps"], runs.meta.steps)
         if state.step:
             (estimator or build_estimator(runs.meta)).check(schedule, runs, runs.meta.runs, state.estimator)
     except MetaschedError as error:

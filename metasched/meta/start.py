@@ -22,7 +22,7 @@ from metasched.runs.cells import cell_scores, played
 from metasched.runs.pool import Mapper
 from metasched.schedules.base import Schedule
 from metasched.schedules.table import NO_SCHEDULE, HandCoded, floor_of, has_floor, schedules_of
-from metasched.tracking.console import Console
+from metasched.tracking.console import Console, watched
 from metasched.tracking.tracker import Tracker
 from metasched.training.problem import build_problem
 
@@ -136,7 +136,8 @@ def best_start(config: ProblemConfig, runs: int, seed: int, pool: Mapper, tracke
     seeds = [derive_seed(seed, "select", i) for i in range(runs)]
     values = {name: played(config, s, steps) for name, s in candidates.items()}
     work = [(config, values[name], [seed], steps, "validation") for name in candidates for seed in seeds]
-    found = [score for (score,) in pool.map(cell_scores, work)]
+    parts = watched(console, "runs to choose the start", pool.map(cell_scores, work), len(work))
+    found = [score for (score,) in parts]
     worst = build_problem(config).task.worst_score
     scores = counted(found, lowest(found) if worst is None else worst)
     of_each = {name: scores[i * runs : (i + 1) * runs] for i, name in enumerate(candidates)}

@@ -30,6 +30,11 @@ SHARE = 5  # one of this many members is replaced
 STEP = 0.2  # in half-widths of the box
 
 
+def populations_within(tune: TuneConfig, steps: int) -> int:
+    """The number of populations within the budget; an inner run has T = steps."""
+    return max(1, trials_within(tune, steps) * tune.runs // tune.population)
+
+
 def population_search(
     tune: TuneConfig,
     steps: int,
@@ -50,9 +55,8 @@ def population_search(
         runs: trains the members.
         log: called with the number of each population and its best score.
     """
-    populations = max(1, trials_within(tune, steps) * tune.runs // tune.population)
     candidates = []
-    for number in range(populations):
+    for number in range(populations_within(tune, steps)):
         paths, scores = evolve(tune, steps, seed, box, learned, runs, number)
         best = max(range(len(scores)), key=lambda i: scores[i])
         knots = progress_of_steps(steps)

@@ -8,7 +8,7 @@ from typing import Any
 
 from metasched.core.errors import MetaschedError
 from metasched.evaluation.comparison import Arm, Comparison, Drawn
-from metasched.evaluation.page import progress
+from metasched.evaluation.figures import progress
 from metasched.evaluation.statistics import counted, lowest, summarize
 from metasched.exchange.format import Spent
 from metasched.methods.config import MethodConfig

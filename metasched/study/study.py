@@ -15,6 +15,7 @@ from torch import nn
 
 from metasched.core.errors import MetaschedError, unknown_name
 from metasched.evaluation.comparison import Comparison
+from metasched.evaluation.short import show_scores
 from metasched.evaluation.verdict import verdicts
 from metasched.exchange.format import Spent
 from metasched.exchange.player import PlayedSchedule
@@ -212,8 +213,7 @@ class Study:
         for line in lines:
             self._note(str(line))
         if self._console is not None:
-            title = f"Score of the hard network after {self.work.steps} steps"
-            self._console.table(title, *comparison.rows(self.work.steps))
+            show_scores(comparison, self.work.steps, self._console, "Score of the hard network")
         return comparison
 
     def _schedule(self, found: Found) -> PlayedSchedule:

@@ -1,9 +1,10 @@
-"""Progress of an experiment on the console: a progress bar in a terminal, plain lines elsewhere."""
+"""Progress of an experiment on the console: bars with rate and time left in a terminal, a few lines elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol, TextIO
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol, TextIO, TypeVar
 
 from metasched.core.errors import printable
 from metasched.tracking.tracker import Scalar
@@ -13,13 +14,20 @@ _SHOWN = {  # metric -> label and format
     "outer/score": ("score", ".4f"),
     "outer/best": ("best", ".4f"),
     "outer/skipped": ("skipped", "d"),
-    "outer/seconds": ("seconds", ".1f"),
     "outer/gradient_norm": ("|gradient|", ".1e"),
 }
+_LINES = 5  # of one piece of work, where there is no terminal
+_SOON = 3  # outer steps that have a line each
+_SILENT = 60.0  # seconds after which there is a line in any case
+_Item = TypeVar("_Item")
 
 
 class Console(Protocol):
     """Shows the progress of an experiment. Text is escaped, so that it cannot control the terminal."""
+
+    def progress(self, what: str, done: int, total: int, said: str = "") -> None:
+        """Shows how much of a piece of work is done; its first call says where it starts, mostly at 0."""
+        ...
 
     def outer(self, step: int, total: int, metrics: Mapping[str, Scalar]) -> None:
         """Shows that outer step ``step`` of 1..total is done, with its metrics."""
@@ -29,8 +37,10 @@ class Console(Protocol):
         """Shows one line."""
         ...
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Scalar]]) -> None:
-        """Shows a small table."""
+    def table(
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Scalar]], marked: Collection[str] = ()
+    ) -> None:
+        """Shows a small table; rows whose first cell is marked stand out."""
         ...
 
     def close(self) -> None:
@@ -38,9 +48,27 @@ class Console(Protocol):
         ...
 
 
-def open_console(stream: TextIO) -> Console:
-    """A console with a progress bar if the stream is a terminal, with plain lines if it is a file or a pipe."""
-    return _Live(stream) if stream.isatty() else _Plain(stream)
+def open_console(stream: TextIO, clock: Callable[[], float] = time.monotonic) -> Console:
+    """A console with progress bars if the stream is a terminal, with plain lines if it is a file or a pipe."""
+    return _Live(stream, clock) if stream.isatty() else _Plain(stream, clock)
+
+
+def watched(console: Console, what: str, work: Iterable[_Item], total: int, size: int = 1) -> Iterator[_Item]:
+    """The items of some work, as they come, with its progress.
+
+    Args:
+        console: shows it.
+        what: is done, in the plural: ``runs to choose the start``.
+        work: gives the items.
+        total: number of units.
+        size: units of an item; of a sequence of scores, one each.
+    """
+    done = 0
+    console.progress(what, 0, total)
+    for item in work:
+        done = min(total, done + (len(item) if isinstance(item, list) else size))
+        console.progress(what, done, total)
+        yield item
 
 
 def summary(metrics: Mapping[str, Scalar]) -> str:
@@ -52,17 +80,69 @@ def summary(metrics: Mapping[str, Scalar]) -> str:
     return "  ".join(f"{label} {metrics[name]:{form}}" for name, (label, form) in _SHOWN.items() if name in metrics)
 
 
+def duration(seconds: float) -> str:
+    """Seconds as people say them.
+
+    >>> duration(7.3), duration(75), duration(4000)
+    ('7 s', '1:15', '1:06:40')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+class _Work(NamedTuple):
+    """A piece of work in progress: where it started and when, how far it was at the last line, and when that was."""
+
+    what: str
+    first: int
+    began: float
+    shown: int
+    at: float
+
+    def pace(self, done: int, total: int, now: float) -> str:
+        """Rate and time left; at the end, what it took."""
+        seconds, units = now - self.began, done - self.first
+        if done >= total:
+            return f"in {duration(seconds)}"
+        if not units or seconds <= 0:
+            return ""
+        rate = units / seconds
+        return f"{f'{rate:.1f}/s' if rate >= 1 else f'{1 / rate:.1f} s each'}, {duration((total - done) / rate)} left"
+
+
+def _starts(work: _Work | None, what: str, done: int) -> bool:
+    return work is None or work.what != what or done < work.shown
+
+
 class _Plain:
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self, stream: TextIO, clock: Callable[[], float]) -> None:
+        self._stream, self._clock = stream, clock
+        self._work: _Work | None = None
+
+    def progress(self, what: str, done: int, total: int, said: str = "", soon: int = 0) -> None:
+        now = self._clock()
+        if self._work is None or _starts(self._work, what, done):
+            self._work = _Work(what, done, now, done, now)
+            if not soon:
+                return
+        work = self._work
+        further = done * _LINES // max(total, 1) > work.shown * _LINES // max(total, 1)
+        if done and (further or done <= soon or now - work.at >= _SILENT):
+            self._work = work._replace(shown=done, at=now)
+            self.note("  ".join(part for part in (f"{what} {done}/{total}", said, work.pace(done, total, now)) if part))
 
     def outer(self, step: int, total: int, metrics: Mapping[str, Scalar]) -> None:
-        self.note(f"outer step {step}/{total}  {summary(metrics)}")
+        self.progress("outer step", step, total, summary(metrics), _SOON)
 
     def note(self, text: str) -> None:
         print(printable(text), file=self._stream, flush=True)
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Scalar]]) -> None:
+    def table(
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Scalar]], marked: Collection[str] = ()
+    ) -> None:
         cells = [[_cell(value) for value in row] for row in (columns, *rows)]
         widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
         self.note(title)
@@ -74,45 +154,64 @@ class _Plain:
 
 
 class _Live:
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, clock: Callable[[], float]) -> None:
         from rich.console import Console as Terminal
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
         from rich.table import Column
 
+        self._clock = clock
         self._terminal = Terminal(file=stream, highlight=False)
         self._progress = Progress(
-            TextColumn("outer"),
+            TextColumn("{task.fields[what]}", markup=False),
             MofNCompleteColumn(),
             BarColumn(bar_width=10),
-            TimeRemainingColumn(),
             TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
             console=self._terminal,
             expand=True,
         )
-        self._task = self._progress.add_task("", total=None, visible=False)
+        self._work: _Work | None = None
+
+    def progress(self, what: str, done: int, total: int, said: str = "") -> None:
+        now = self._clock()
+        if self._work is None or _starts(self._work, what, done):
+            self.close()
+            self._work = _Work(what, done, now, done, now)
+            self._task = self._progress.add_task("", total=total, completed=done, what=printable(what))
+            self._progress.start()
+        self._work = self._work._replace(shown=done)
+        text = "  ".join(part for part in (self._work.pace(done, total, now), said) if part)
+        self._progress.update(self._task, completed=done, total=total, description=printable(text))
+        if done >= total:
+            self.close()
 
     def outer(self, step: int, total: int, metrics: Mapping[str, Scalar]) -> None:
-        self._progress.start()
-        self._progress.update(self._task, total=total, completed=step, description=summary(metrics), visible=True)
-        if step == total:
-            self._progress.stop()
+        self.progress("outer step", step, total, summary(metrics))
 
     def note(self, text: str) -> None:
         self._terminal.print(printable(text), markup=False, soft_wrap=True)
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Scalar]]) -> None:
+    def table(
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Scalar]], marked: Collection[str] = ()
+    ) -> None:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=Text(printable(title), "bold"), title_justify="left")
+        self.note("")
+        table = Table(
+            title=Text(printable(title), "bold"), title_justify="left", box=None, padding=(0, 2, 0, 0), header_style=""
+        )
         for column in columns:
-            table.add_column(Text(printable(column)))
+            table.add_column(Text(printable(column), "dim"), overflow="fold")
         for row in rows:
-            table.add_row(*(Text(_cell(value)) for value in row))
+            style = "bold cyan" if row and row[0] in marked else ""
+            table.add_row(*(Text(_cell(value), style) for value in row))
         self._terminal.print(table)
 
     def close(self) -> None:
-        self._progress.stop()
+        if self._work is not None:
+            self._progress.stop()
+            self._progress.remove_task(self._task)
+            self._work = None
 
 
 def _cell(value: Scalar) -> str:

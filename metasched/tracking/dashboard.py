@@ -8,7 +8,7 @@ from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
 from metasched.core.extras import from_extra
 from metasched.methods import METHODS, build_method
-from metasched.tracking.metrics import AXES, METRICS, SCORES_PICTURE
+from metasched.tracking.metrics import AXES, METRICS, RESULT, SCORES_PICTURE
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -58,7 +58,13 @@ def build(experiment: Experiment, entity: str) -> Workspace:
     tables = [reports.WeavePanelSummaryTable(table_name=f"comparison_{horizon}") for horizon in steps]
     scores = [reports.MediaBrowser(title="scores by arm, one dot per seed", media_keys=[SCORES_PICTURE]), *tables]
     costs = [line(name, axis) for axis, names in _STEPS_AGAINST.items() for name in names]
+    means = [f"{RESULT}{name}" for name in ("learned", "floor", "ceiling", "best_published")]
+    results = [
+        reports.BarPlot(title="test score", metrics=[*means], title_x="score"),
+        reports.BarPlot(title="learned minus floor", metrics=[f"{RESULT}difference"], title_x="score"),
+    ]
     sections = {
+        "Results of runs": results,
         "Learned schedules": schedules,
         "Scores of schedules": scores,
         "Score against compute": costs,
@@ -77,6 +83,25 @@ def build(experiment: Experiment, entity: str) -> Workspace:
             for i, (name, panels) in enumerate(sections.items())
         ],
     )
+
+
+def listing(workspace: Workspace) -> list[str]:
+    """What a workspace would show, a line for each section, with the number of its panels, and for each panel."""
+    lines = [f"workspace {workspace.name} of {workspace.entity}/{workspace.project}"]
+    for section in workspace.sections:
+        lines.append(f"{section.name}: {len(section.panels)}{'' if section.is_open else ', folded'}")
+        lines += [f"  {_panel(panel)}" for panel in section.panels]
+    return lines
+
+
+def _panel(panel: Any) -> str:
+    """A panel in a line: its title, what it shows, and its kind."""
+    fields = ("metric_regex", "y", "metrics", "media_keys", "table_name")
+    what = next((found for field in fields if (found := getattr(panel, field, None))), "")
+    names = what if isinstance(what, str) else ", ".join(str(getattr(name, "name", name)) for name in what)
+    title, against = getattr(panel, "title", None), getattr(panel, "x", None)
+    over = f" over {getattr(against, 'name', against)}" if against else ""
+    return f"{f'{title}: ' if title and title != names else ''}{names}{over} ({type(panel).__name__})"
 
 
 def publish(workspace: Workspace) -> str:

@@ -88,10 +88,20 @@ METRICS: dict[str, Metric] = {
     "floors/lr": Metric("optimizer.lr", "learning rate that was tried"),
     "floors/score": Metric("score", "its mean score on meta-validation, hardened"),
     "compare/task": Metric("index", "of the fresh task, where several are compared"),
+    "compare/index": Metric("index", "number of the seed, from 0; axis of compare/"),
     "compare/arm": Metric("name", "name of the arm"),
-    "compare/seed": Metric("seed", "inner seed, the same for all arms; axis of compare/"),
+    "compare/seed": Metric("seed", "inner seed, the same for all arms"),
     "compare/horizon": Metric("inner steps", "length of the inner run"),
     "compare/score": Metric("score", "score of the hardened network on test data"),
+    "result/learned": Metric("score", "mean test score of the first learned arm, at the first horizon"),
+    "result/floor": Metric("score", "that of no schedule: the floor that meta-validation named, or the better one"),
+    "result/ceiling": Metric("score", "that of the float network"),
+    "result/best_published": Metric("score", "that of the best hand-coded schedule that was played"),
+    "result/difference": Metric("score", "mean of learned minus floor, paired by seed"),
+    "result/low": Metric("score", "lower end of the 95 % interval of the difference"),
+    "result/high": Metric("score", "upper end of that interval"),
+    "result/p": Metric("p-value", "of the difference, corrected for the number of arms"),
+    "result/n": Metric("seeds", "number of pairs"),
 }
 
 AXES: dict[str, str] = {
@@ -101,9 +111,15 @@ AXES: dict[str, str] = {
     "tune/*": "tune/trial",
     "online/*": "online/step",
     "schedule/*": "schedule/progress",
-    "compare/*": "compare/seed",
+    "compare/*": "compare/index",
 }
 """Family of metrics -> its axis in wandb."""
+
+RESULT = "result/"
+"""Prefix of the numbers of a whole run: scalars of its summary in wandb, by which runs are sorted, without an axis."""
+
+OF_ARMS = ("select/*", "floors/*", "confirm/*", "compare/*")
+"""Families with a row for each arm: the last of them says nothing about the run, so wandb's summary has none."""
 
 SCORES_PICTURE = "scores_by_arm"
 """Name of the plot of a comparison: for each arm, one dot per seed and the mean."""

@@ -93,29 +93,6 @@ def plot_comparison(
     _save(figure, path)
 
 
-def plot_differences(path: Path, differences: Mapping[str, tuple[float, float, float]], reference: str) -> None:
-    """Plots the mean paired difference of one arm to each other arm, with its interval; the smallest is on top.
-
-    Args:
-        path: path of the PNG.
-        differences: other arm -> mean, low and high end of the interval of ``reference`` minus that arm.
-        reference: the arm that is compared with the others.
-    """
-    order = sorted(differences, key=lambda arm: -differences[arm][0])
-    figure, (axis,) = _panels(1, width=5.6, height=1.2 + 0.28 * len(order))
-    for row, arm in enumerate(order):
-        mean, low, high = differences[arm]
-        color = _LEARNED if low > 0 else _OTHER
-        axis.errorbar(mean, row, xerr=[[mean - low], [high - mean]], fmt="o", markersize=5, capsize=3, color=color)
-    axis.axvline(0, color="black", linewidth=0.8)
-    axis.set_yticks(range(len(order)), order)
-    axis.set(xlabel="score minus that arm's (mean, 95 % interval)", ylim=(-0.7, len(order) - 0.3))
-    axis.set_title(f"{reference} against each other schedule")
-    for label in (*axis.get_yticklabels(), axis.title):
-        label.set_parse_math(False)
-    _save(figure, path)
-
-
 def plot_compute(
     path: Path,
     found: Mapping[str, Mapping[float, Sequence[float]]],

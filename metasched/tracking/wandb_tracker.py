@@ -13,7 +13,7 @@ from metasched.core.errors import MetaschedError
 from metasched.core.extras import from_extra
 from metasched.io.atomic import write_atomic
 from metasched.io.reading import read_regular
-from metasched.tracking.metrics import AXES
+from metasched.tracking.metrics import AXES, OF_ARMS, RESULT
 from metasched.tracking.tracker import Scalar
 
 
@@ -27,7 +27,7 @@ class Wandb:
         folder: the run folder; wandb's files go to ``folder/wandb``.
         config: the resolved experiment.
         mode: ``offline`` or ``online``.
-        project, group, job_type, name: as in wandb; all runs of an experiment have its name as group.
+        project, group, job_type, name, tags, notes: as in wandb; all runs of an experiment have its name as group.
 
     The id of the run is stored in ``folder/wandb_id``, so that a resumed run continues the same wandb run. wandb cannot
     delete rows: rows that are logged again after a resume appear twice.
@@ -47,6 +47,8 @@ class Wandb:
         group: str,
         job_type: str,
         name: str,
+        tags: Sequence[str] = (),
+        notes: str = "",
     ) -> None:
         with from_extra("train"):
             import wandb
@@ -63,6 +65,8 @@ class Wandb:
                 group=group,
                 job_type=job_type,
                 name=name,
+                tags=list(tags),
+                notes=notes,
                 id=_run_id(folder / "wandb_id"),
                 resume="allow" if mode == "online" else None,
                 reinit="create_new",
@@ -73,12 +77,17 @@ class Wandb:
             raise
         for axis in dict.fromkeys(AXES.values()):
             self._run.define_metric(axis, hidden=True)
-        for family, axis in AXES.items():
-            self._run.define_metric(family, step_metric=axis)
+        for family in dict.fromkeys((*AXES, *OF_ARMS)):
+            summary = "none" if family in OF_ARMS else None
+            self._run.define_metric(family, step_metric=AXES.get(family), summary=summary)
 
     def log(self, metrics: Mapping[str, Scalar]) -> None:
-        """Logs one row of history, which includes its axis."""
-        self._run.log(dict(metrics))
+        """Logs one row of history, which includes its axis; the numbers of a whole run are its summary."""
+        result = {name: value for name, value in metrics.items() if name.startswith(RESULT)}
+        if result:
+            self._run.summary.update(result)
+        if row := {name: value for name, value in metrics.items() if name not in result}:
+            self._run.log(row)
 
     def artifact(self, path: Path, name: str, kind: str, metadata: Mapping[str, Any]) -> None:
         """Logs a file as a versioned artifact of type ``kind``."""

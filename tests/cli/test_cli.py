@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -124,12 +125,34 @@ def test_the_first_line_does_not_wait_for_torch(config: Path) -> None:
 
 def test_help_offers_every_field(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "1000")  # no line is broken
-    with pytest.raises(SystemExit):
-        main(["train", "--help"])
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "--help-fields"])
+    assert caught.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
     for field in fields():
         assert f"--{field.path} {field.type}" in text
         assert " ".join(field.description.split()) in text
+
+
+def test_help_of_fields_may_be_of_one_section(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["compare", "--help-fields", "meta"])
+    named = re.findall(r"^  --([a-z_.]+)", capsys.readouterr().out, re.MULTILINE)
+    assert named == [field.path for field in fields() if field.path.startswith("meta.")]
+    assert main(["compare", "--help-fields", "mta"]) == 2
+    assert "--help-fields: unknown name 'mta'; did you mean 'meta'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [[], *([c] for c in COMMANDS)], ids=lambda c: " ".join(c))
+def test_help_fits_a_screen(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([*command, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    text = lines[lines.index("") :]  # after the usage
+    assert len(lines) <= 48 and max(map(len, text)) <= 80
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,7 +168,9 @@ def test_train(config: Path, called: list[Any], capsys: pytest.CaptureFixture[st
     assert folder.path == config.parent / "runs" / "tiny-001"
     resolved = yaml.safe_load(folder.config.read_text())
     assert resolved["meta"]["steps"] == 7 and resolved["task"]["name"] == "digits"
-    assert json.loads(folder.environment.read_text())["torch"]
+    environment = json.loads(folder.environment.read_text())
+    assert environment["torch"]
+    assert environment["command"] == "metasched train --meta.steps 7 experiment.yaml --optimizer.lr=1e-3"  # no folders
     assert folder.done.exists()
     captured = capsys.readouterr()
     assert captured.err == ""
@@ -195,14 +220,35 @@ def test_show(tmp_path: Path, schedule: ScheduleFile, capsys: pytest.CaptureFixt
         "found in 600 inner steps by tpe + 1200 inner steps by es\n"
         "score: 0.8765 (n = 16, 95 % interval 0.87 to 0.88)\n"
         "weight_noise in [0, 1] (quantum), nonincreasing, ends at 0\n"
-        "  layer  depth  u = 0  u = 0.5  u = 1\n"
-        "  conv0  0      0.5    0.25     0\n"
-        "  conv1  1      0.75   0.5      0\n"
+        "  layer                        u=0   u=0.5  u=1\n"
+        "  conv0  ▆▅▅▅▅▄▄▄▄▃▃▃▃▂▂▂▂▂▁▁  0.5   0.25   0\n"
+        "  conv1  ███▇▇▇▇▆▆▆▅▅▄▄▃▃▂▂▂▁  0.75  0.5    0\n"
     )
     assert main(["show", str(tmp_path / "s.json"), "--json"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["layers"] == ["conv0", "conv1"] and summary["knots"] == 3 and len(summary["sha256"]) == 64
     assert summary["provenance"]["metric"]["interval"] == [0.87, 0.88]
+
+
+def test_show_two(tmp_path: Path, schedule: ScheduleFile, capsys: pytest.CaptureFixture[str]) -> None:
+    write_schedule(tmp_path / "s.json", schedule)
+    figure = tmp_path / "f.svg"
+    assert main(["show", str(tmp_path / "s.json"), "inq_linear", "--figure", str(figure)]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[:4] == [
+        "A  tiny: a learned schedule for ana (noise=uniform)",
+        "B  inq_linear: a hand-coded schedule for inq (no parameters)",
+        "their layers differ: B is shown as it is played on the layers of A",
+        "only in A: weight_noise",
+    ]
+    assert figure.read_text().startswith("<svg") and out.endswith(f"figure: {figure}\n")
+    assert main(["show", "inq_linear", "inq_cubic", "--json"]) == 0
+    assert [s["provenance"]["name"] for s in json.loads(capsys.readouterr().out)["schedules"]] == [
+        "inq_linear",
+        "inq_cubic",
+    ]
+    assert main(["show", "inq_linear", "--figure", "f.png"]) == 2
+    assert "--figure: f.png does not end in .svg" in capsys.readouterr().err
 
 
 def test_export(tmp_path: Path, schedule: ScheduleFile, capsys: pytest.CaptureFixture[str]) -> None:

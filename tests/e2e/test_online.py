@@ -50,9 +50,7 @@ def test_what_a_run_leaves(ran: Path) -> None:
         "environment.json",
         "metrics.jsonl",
         "plots/comparison.png",
-        "plots/differences_6_0.png",
         "plots/schedule.png",
-        "plots/schedule_00.png",
         "report.html",
         "schedule.json",
     }

@@ -45,6 +45,7 @@ NAMES = ("ste", "lsq", "float")
 
 
 class Notes(list[str]):
+    def progress(self, *_: object) -> None: ...
     def outer(self, *_: object) -> None: ...
     def note(self, text: str) -> None:
         self.append(text)

@@ -274,6 +274,27 @@ def test_cells_that_are_done_are_not_done_again(
     assert left(folder) == left(whole)
 
 
+def test_a_finished_run_is_extended_with_the_bits_of_one_that_was_longer_from_the_start(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short, long = tmp_path / "short", tmp_path / "long"
+    assert run("train", config, "--folder", short, "--meta.steps=3") == 0
+    before = {p.name: p.read_bytes() for p in short.iterdir() if p.is_file()}
+    capsys.readouterr()
+    assert run("train", "--resume", short, "--meta.steps=4") == 2
+    said = capsys.readouterr().err
+    assert "error: meta.steps: is 4: what is learned is the mean over the last half" in said
+    assert "give at least 6, or start a new run" in said
+    assert run("train", "--resume", short, "--meta.steps=3") == 2
+    assert "holds a run that has finished, of 3 outer steps" in capsys.readouterr().err
+    after = {p.name: p.read_bytes() for p in short.iterdir() if p.is_file()}
+    assert {n: b for n, b in after.items() if n != "PID"} == {n: b for n, b in before.items() if n != "PID"}
+    assert run("train", "--resume", short, "--meta.steps=6") == 0
+    assert run("train", config, "--folder", long, "--meta.steps=6") == 0
+    assert left(short) == left(long) and (short / "DONE").exists()
+    assert (short / "config.resolved.yaml").read_bytes() == (long / "config.resolved.yaml").read_bytes()
+
+
 def test_a_finished_run_is_not_run_again(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {p: p.stat().st_mtime_ns for p in whole.rglob("*")}
     assert run("train", "--resume", whole) == 2

@@ -43,6 +43,7 @@ PLAIN = {  # method and its parameters, of which the floor has the bits of ste
 class Notes(list[str]):
     """A console that keeps its lines."""
 
+    def progress(self, *_: object) -> None: ...
     def outer(self, *_: object) -> None: ...
     def note(self, text: str) -> None:
         self.append(text)

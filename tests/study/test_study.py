@@ -170,9 +170,10 @@ def test_a_comparison_is_a_dataframe_and_a_page(tmp_path: Path) -> None:
     path = comparison.report(tmp_path / "report.html", "Widths <1>")
     text = path.read_text("utf-8")
     assert path == tmp_path / "report.html" and [p.name for p in tmp_path.iterdir()] == ["report.html"]
-    assert "<h1>Widths &lt;1&gt;</h1>" in text and "verdict after 4 steps: " in text and "test data" not in text
-    for name in ("learned", comparison.arms[1].name):
-        assert f'alt="controls of {name} in each layer over progress"' in text
+    assert "<h1>Widths &lt;1&gt;</h1>" in text and "schedule.</strong> After 4 steps: " in text
+    assert (
+        "test data" not in text and "Not drawn, because constant and the same everywhere: weight_width is 1.5" in text
+    )
     with pytest.raises(MetaschedError, match=r"report.html: cannot be written \(No such file or dir.*; check that"):
         comparison.report(tmp_path / "nowhere" / "report.html")
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from metasched.cli import main
 from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
 from metasched.evaluation.config import CompareConfig
 from metasched.tasks.config import TaskConfig
 from metasched.tracking.config import TrackingConfig
-from metasched.tracking.dashboard import build, publish
+from metasched.tracking.dashboard import build, listing, publish
 from metasched.tracking.metrics import AXES, METRICS, SCORES_PICTURE, unknown_metrics
 
 # wandb-workspaces is written for an older pydantic, which its import says many times
@@ -69,6 +71,27 @@ def test_tables_are_those_of_the_horizons() -> None:
 def test_scores_by_arm_are_the_picture_that_a_comparison_logs() -> None:
     (keys,) = [panel.media_keys for panel in panels() if hasattr(panel, "media_keys")]
     assert keys == [SCORES_PICTURE]
+
+
+def test_results_of_runs_are_bars_beside_each_other() -> None:
+    bars = [panel.metrics for panel in panels() if type(panel).__name__ == "BarPlot"]
+    names = [str(getattr(name, "name", name)) for own in bars for name in own]
+    assert {*names} == {f"result/{n}" for n in ("learned", "floor", "ceiling", "best_published", "difference")}
+    assert unknown_metrics(names) == []
+
+
+def test_a_dry_run_says_what_it_would_make(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "a.yaml"
+    config.write_text("name: tiny\ntracking: {project: of-mine}\n")
+    assert main(["dashboard", str(config), "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "workspace metasched of ENTITY/of-mine"
+    assert "  learned minus floor: result/difference (BarPlot)" in lines
+    assert "  weight_noise by layer: schedule/weight_noise/.* over schedule/progress (LinePlot)" in lines
+    workspace = build(EXPERIMENT, "me")
+    assert len(listing(workspace)) == 1 + len(workspace.sections) + len(panels())
+    assert main(["dashboard", str(config)]) == 2
+    assert "required: --entity (or --dry-run)" in capsys.readouterr().err
 
 
 def test_a_service_that_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

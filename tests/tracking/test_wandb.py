@@ -35,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, 
     folder = RunFolder(tmp_path_factory.mktemp("run"))
     experiment = Experiment(name="group_name", seed=7, meta=MetaConfig(steps=3), tracking=TrackingConfig(project="p"))
     before = dict(os.environ)
-    tracker = open_tracker(experiment, folder, "outer")
+    tracker = open_tracker(experiment, folder, "train")
     tracker.log({"select/name": "cosine", "select/score": 0.5})
     for step, loss in enumerate([0.5, math.nan, 0.25], 1):
         tracker.log({"outer/step": step, "outer/loss": loss})
@@ -46,6 +46,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, 
     tracker.table("comparison", ["arm", "score"], [["learned", 0.75]])
     plot_comparison(folder.path / "dots.png", {30: {"learned": [0.75, 0.5]}}, ["learned"])
     tracker.picture("scores_by_arm", folder.path / "dots.png")
+    tracker.log({"compare/index": 0, "compare/arm": "ste", "compare/score": 0.25})
+    tracker.log({"result/learned": 0.75, "result/difference": 0.125})
     tracker.close()
     assert {k: v for k, v in os.environ.items() if k in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR")} == {
         k: v for k, v in before.items() if k in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR")
@@ -55,7 +57,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, 
 
 def test_identity_and_config(run) -> None:
     (record,) = [r["run"] for r in run[1] if r["type"] == "run"]
-    assert (record["run_group"], record["job_type"], record["project"]) == ("group_name", "outer", "p")
+    assert (record["run_group"], record["job_type"], record["project"]) == ("group_name", "train", "p")
+    assert record["tags"] == ["joint", "weights ternary", "activations ternary", "sweep", "digits"]
+    assert record["notes"] == "metasched train: joint on digits, 100 steps, starting at best, seed 7"
     assert record["display_name"] == "joint-best-s7"
     config = record["config"]["update"]
     assert config["meta"]["steps"] == 3 and config["seed"] == 7 and config["method"]["name"] == "joint"
@@ -63,8 +67,20 @@ def test_identity_and_config(run) -> None:
 
 def test_each_family_has_its_axis(run) -> None:
     metrics = [r["metric"] for r in run[1] if r["type"] == "metric"]
-    assert {m["glob_name"]: m["step_metric"] for m in metrics if "glob_name" in m} == AXES
-    assert AXES["outer/*"] == "outer/step" and AXES["compare/*"] == "compare/seed"
+    assert {m["glob_name"]: m["step_metric"] for m in metrics if "step_metric" in m} == AXES
+    assert AXES["outer/*"] == "outer/step" and AXES["compare/*"] == "compare/index"
+
+
+def test_the_summary_has_the_result_and_no_last_row_of_the_last_arm(run) -> None:
+    found: dict[str, Any] = {}
+    for record in (r["summary"] for r in run[1] if r["type"] == "summary"):
+        for entry in record.get("update", {}).items() if isinstance(record.get("update"), dict) else []:
+            found[entry[0]] = entry[1]
+    assert found["result/learned"] == 0.75 and found["result/difference"] == 0.125
+    assert "outer/loss" in found and not {"compare/score", "compare/arm", "select/score"} & {*found}
+    history = [r["history"]["item"] for r in run[1] if r["type"] == "history"]
+    assert any(row.get("compare/score") == 0.25 for row in history)
+    assert not any(name.startswith("result/") for row in history for name in row)
 
 
 def test_every_row_arrives_with_its_axis(run) -> None:
@@ -110,10 +126,10 @@ def test_picture_of_the_comparison(run) -> None:
 def test_a_resumed_run_goes_on_under_its_id(tmp_path: Path) -> None:
     folder, experiment = RunFolder(tmp_path), Experiment()
     for _ in range(2):
-        open_tracker(experiment, folder, "outer").close()
+        open_tracker(experiment, folder, "train").close()
         own = (tmp_path / "wandb_id").read_text().strip()
         assert [f.name for f in tmp_path.glob("wandb/offline-run-*/run-*.wandb")] != []
         assert {f.name for f in tmp_path.glob("wandb/offline-run-*/run-*.wandb")} == {f"run-{own}.wandb"}
     (tmp_path / "wandb_id").write_text("../../elsewhere")
     with pytest.warns(RuntimeWarning, match=r"Wandb failed \(MetaschedError: .*wandb_id: does not hold the id"):
-        open_tracker(experiment, folder, "outer").close()
+        open_tracker(experiment, folder, "train").close()
