@@ -117,17 +117,17 @@ def export_confirmed(
         folder.learned.unlink(missing_ok=True)  # of a run that was stopped, and goes on with other settings
     else:
         write_schedule(folder.learned, file)
-        written = _without_gain(fallback, file, confirmation)
+        written = without_gain(fallback, file, confirmation)
     write_schedule(folder.schedule, written)
     return Exported(learned, confirmation, file.provenance.config_hash, written.version)
 
 
-def _without_gain(start: ScheduleFile, learned: ScheduleFile, confirmation: Confirmation) -> ScheduleFile:
+def without_gain(start: ScheduleFile, learned: ScheduleFile, confirmation: Confirmation) -> ScheduleFile:
     """The file of a start that learning gave no gain over: it says so, and what that took."""
     d, source = confirmation.difference, start.provenance
     said = (
         f"metasched learned from this schedule without a gain: {d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}] on {d.n} "
-        "fresh meta-validation seeds"
+        f"{confirmation.unit}"
     )
     citation = f"{said}. {source.citation[:_LONGEST_SOURCE]}" if source.citation else said
     score = Metric(name="meta-validation score", value=confirmation.score.mean, n=confirmation.score.n)
