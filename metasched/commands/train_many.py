@@ -41,7 +41,7 @@ from metasched.meta.resume import keep_fingerprint, last_checkpoint, resumable_s
 from metasched.meta.start import Start, given_start, learned_controls
 from metasched.runs.cells import CachedPool, digest, played
 from metasched.runs.pooled import PooledRuns
-from metasched.runs.ranks import open_pool
+from metasched.runs.where import open_pool
 from metasched.schedules.curves import HandCoded
 from metasched.schedules.learnable import build_learnable
 from metasched.schedules.shared import SharedSchedule
@@ -95,7 +95,7 @@ def train_many(experiment: Experiment, folder: RunFolder, console: Console) -> d
     form = build_learnable(experiment.schedule, controls, start.schedule, learn, layers, seed)
     shared = SharedSchedule(form)
     with (
-        open_pool(experiment.run.workers) as pool,  # before trackers: they start threads
+        open_pool(experiment.run) as pool,  # before trackers: they start threads
         closing(open_tracker(experiment, folder, "outer")) as tracker,
         closing(CachedPool(pool, folder.cells)) as cells,
     ):
