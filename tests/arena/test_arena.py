@@ -60,15 +60,14 @@ def play(folder: Path, document: dict[str, Any] = DOCUMENT, *more: object) -> in
 def watched() -> Iterator[list[tuple[str, int]]]:
     """(part, seed) of every run that is trained within."""
     seen: list[tuple[str, int]] = []
-    real = cells.cell_scores
+    real = cells.hardened_score
 
-    def recorded(config: Any, controls: Any, seeds: Any, steps: int, part: Any) -> list[float]:
-        seen.extend((part, seed) for seed in seeds)
-        return real(config, controls, seeds, steps, part)
+    def recorded(problem: Any, state: Any, part: Any) -> float:
+        seen.append((part, problem.seed))
+        return real(problem, state, part)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("runs.cells", "arena.running", "arena.arms", "evaluation.rates", "search.tuning"):
-            patch.setattr(f"metasched.{module}.cell_scores", recorded)
+        patch.setattr(cells, "hardened_score", recorded)
         yield seen
 
 

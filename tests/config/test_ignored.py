@@ -208,6 +208,7 @@ ELSEWHERE = {  # field -> the test that shows what it changes
     **dict.fromkeys(("run.folder", "run.device"), "tests/e2e/test_mistakes.py"),
     "run.workers": "tests/runs/test_pool.py",
     "tasks.entries": "tests/families/test_family.py",
+    "tune.warm_start": "tests/search/test_warm.py",
     **dict.fromkeys(
         (
             "arena.seeds",
