@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from metasched.exchange.schedule_file import read_schedule as read_schedule
     from metasched.exchange.schedule_file import write_schedule as write_schedule
     from metasched.exchange.shipped import list_schedules as list_schedules
+    from metasched.families.family import TaskFamily as TaskFamily
     from metasched.meta.outer import meta_train as meta_train
     from metasched.methods import METHODS as METHODS
     from metasched.methods import MethodSpec as MethodSpec
@@ -107,6 +108,7 @@ MODULES: dict[str, str] = {  # public name -> module
     "write_schedule": "metasched.exchange.schedule_file",
     "PlayedSchedule": "metasched.exchange.player",
     "SchedulePlayer": "metasched.exchange.player",
+    "TaskFamily": "metasched.families.family",
     "Task": "metasched.tasks.base",
     "DataTask": "metasched.tasks.data",
     "Recipe": "metasched.network.recipe",

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 from metasched.commands.compare import compare_arms
 from metasched.commands.folders import begun
 from metasched.commands.train import train
+from metasched.commands.train_many import train_many
 from metasched.commands.tune import tune as tune_family
-from metasched.config.load import experiment_of, load_experiment, require_learnable
+from metasched.config.load import experiment_of, load_experiment, require_learnable, require_one_task
 from metasched.config.schema import Experiment
 from metasched.config.writing import differing, to_dict
 from metasched.core.errors import MetaschedError
@@ -106,7 +107,8 @@ def learn(
         folder: the run folder; where it holds a stopped run of this, that goes on, and where it holds a finished one,
             nothing is done again. Default: a temporary one.
         sections: of the experiment, as mappings or configurations (``optimizer``, ``schedule``, ``meta``, ``tune``,
-            ``compare``, ``run``, ``tracking``), and ``name`` and ``seed``.
+            ``compare``, ``run``, ``tracking``), and ``name`` and ``seed``. With ``tasks``, whose entries change
+            ``task.args`` or ``task.steps``, one schedule is learned over all of them.
 
     Raises:
         MetaschedError: whatever does not fit.
@@ -115,7 +117,11 @@ def learn(
     require_learnable(experiment.method, experiment.schedule.learn)
     with _working("train", experiment, folder) as (run, done):
         if not done:
-            console, name = open_console(sys.stdout), build_problem(experiment.problem).task.name
+            console = open_console(sys.stdout)
+            if experiment.tasks.entries:
+                train_many(experiment, run, console)
+                return Result(run.path, experiment)
+            name = build_problem(experiment.problem).task.name
             console.note(f"{experiment.name}: {experiment.method.name} on {name}, {steps} steps")
             train(experiment, run, console)
     return Result(run.path, experiment)
@@ -132,6 +138,7 @@ def tune(
 ) -> Result:
     """Tunes a hand-coded family by search, as ``metasched tune``; arguments as for ``learn``."""
     experiment = _experiment(task, recipe, steps, args, sections)
+    require_one_task(experiment, "tune")
     require_learnable(experiment.method, experiment.schedule.learn)
     with _working("tune", experiment, folder) as (run, done):
         if not done:
@@ -157,6 +164,7 @@ def compare(
             name and fields of the experiment that differ, ``("inq_linear", ["optimizer.lr=0.1"])``.
     """
     experiment = _experiment(task, recipe, steps, args, sections)
+    require_one_task(experiment, "compare")
     with _working("compare", experiment, folder) as (run, done):
         if not done:
             named = [
@@ -197,7 +205,7 @@ def _experiment(
     if live and "run" not in sections:
         document["run"] = {"workers": 1}
     experiment = experiment_of(document)
-    if live and experiment.run.workers != 1:
+    if live and (experiment.run.workers != 1 or experiment.run.where == "ray"):
         problem = "more than one process needs a function that makes the task, and this is an object"
         raise MetaschedError("run.workers", problem, "give a module-level function, or set it to 1")
     return experiment

@@ -61,6 +61,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
         commands/export exchange/quantlab/controllers exchange/quantlab/exporting exchange/quantlab/importing
     """,
     "exchange/test_schedule_file.py": "exchange/export exchange/format exchange/summary",
+    "commands/test_train_many.py": "evaluation/over_tasks families/survey",
     "families/test_family.py": "families/config",
     "integrations/test_brevitas.py": "exchange/integrations/brevitas exchange/integrations/parts",
     "integrations/test_function.py": "exchange/integrations/driven exchange/integrations/function",
@@ -107,6 +108,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "network/test_uses.py": "network/redirecting",
     "quantizers/test_stair.py": "quantizers/constants quantizers/hard quantizers/noise quantizers/straight",
     "runs/test_pool.py": "runs/pooled",
+    "runs/test_cluster.py": "runs/by_value runs/where",
     "schedules/test_family.py": "schedules/learnable schedules/space",
     "schedules/test_published.py": "schedules/base schedules/table",
     "methods/test_clip.py": "quantizers/clip",

@@ -21,9 +21,9 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 PUBLIC = """
     Allocation Control DataTask Experiment HandCoded Inspection Layer METHODS MetaschedError MetaschedWarning
     MethodConfig MethodSpec ModelSpec OptimizerSpec PlayedSchedule QuantizedModule QuantizedNetwork Recipe Result Rule
-    ScheduleNetwork SchedulePlayer Study Task TaskSpec allocate build_method build_problem calibrate compare convert
-    export find_unroll hand_coded hardened_score hessian_traces inspect learn list_schedules load load_experiment
-    meta_train paired_difference portfolio prepare progress_of_steps published quantize read_schedule
+    ScheduleNetwork SchedulePlayer Study Task TaskFamily TaskSpec allocate build_method build_problem calibrate compare
+    convert export find_unroll hand_coded hardened_score hessian_traces inspect learn list_schedules load
+    load_experiment meta_train portfolio paired_difference prepare progress_of_steps published quantize read_schedule
     register_method register_model register_optimizer register_task train tune write_schedule
 """.split()
 

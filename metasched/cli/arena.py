@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
             output = Path(arguments.output) if arguments.output else None
             result = report([Path(p) for p in arguments.given], output, arguments.against, console)
         else:
-            experiment = load(arguments, console)
+            experiment = load(arguments, console, many=True)
             from metasched.commands.arena import run as play
 
             own = f"metasched arena run {arguments.config} --folder {arguments.folder}"

@@ -17,7 +17,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Creates the wandb workspace of the project of an experiment."""
-    experiment = load(arguments)
+    experiment = load(arguments, many=True)
     from metasched.tracking.dashboard import build, publish
 
     print_result({"workspace": publish(build(experiment, arguments.entity))}, arguments.json)

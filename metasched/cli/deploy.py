@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
     if (what := _own(arguments.config)) is not None:
         _deploy_own(what, arguments)
         return
-    from metasched.config.load import load_experiment
+    from metasched.config.load import load_experiment, require_one_task
     from metasched.io.run_folder import RunFolder
 
     if arguments.folder and not arguments.learn:
@@ -56,6 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
     if learns:
         folder = _learned(arguments)
     experiment = load_experiment(folder.config if folder else arguments.config, arguments.overrides)
+    require_one_task(experiment, "deploy")
     schedule = arguments.schedule or (str(folder.schedule) if folder else None)
     if schedule is None:
         fix = "name a hand-coded schedule or a file, give a run folder, or --learn one"

@@ -63,22 +63,28 @@ def add_overrides(parser: argparse.ArgumentParser, *, listed: bool = True) -> No
         )
 
 
-def load(arguments: argparse.Namespace, console: Console | None = None, *, learns: bool = False) -> Experiment:
+def load(
+    arguments: argparse.Namespace, console: Console | None = None, *, learns: bool = False, many: bool = False
+) -> Experiment:
     """Loads the experiment with its overrides.
 
     Args:
         arguments: those of ``add_experiment``.
         console: shows in one line what will be trained, before torch is loaded, which takes seconds.
         learns: whether it must have something to learn.
+        many: whether it may have several tasks.
     """
-    from metasched.config.load import load_experiment, require_learnable
+    from metasched.config.load import load_experiment, require_learnable, require_one_task
 
     def show(experiment: Experiment) -> None:
         if console is not None:
-            task = experiment.task
-            console.note(f"{experiment.name}: {experiment.method.name} on {task.label}, {task.steps} steps")
+            task, several = experiment.task, len(experiment.tasks.entries)
+            on = f"tasks of {several} entries" if several else f"{task.label}, {task.steps} steps"
+            console.note(f"{experiment.name}: {experiment.method.name} on {on}")
 
     experiment = load_experiment(arguments.config, arguments.overrides, show)
+    if not many:
+        require_one_task(experiment, arguments.command)
     if learns:
         require_learnable(experiment.method, experiment.schedule.learn)
     return experiment

@@ -36,7 +36,7 @@ def add_resumable(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def resumable_folder(
-    command: str, arguments: argparse.Namespace, console: Console, *, learns: bool = True
+    command: str, arguments: argparse.Namespace, console: Console, *, learns: bool = True, many: bool = False
 ) -> Iterator[tuple[Experiment, RunFolder]]:
     """An experiment with its run folder, a new one or that of a run to resume.
 
@@ -45,6 +45,7 @@ def resumable_folder(
         arguments: arguments of ``add_resumable``; their ``go_on`` is set to the command line that resumes the run.
         console: shows in one line what will be done, before torch is loaded.
         learns: whether the experiment must have something to learn.
+        many: whether it may have several tasks.
 
     Raises:
         MetaschedError: incompatible arguments, or a mistake in the experiment or the folder.
@@ -58,7 +59,7 @@ def resumable_folder(
             "--folder", "cannot be combined with --resume", "leave it out: a run is resumed in its own folder"
         )
     if arguments.resume is None:
-        experiment = load(arguments, console, learns=learns)
+        experiment = load(arguments, console, learns=learns, many=many)
         with run_folder(command, experiment, arguments) as folder:
             yield experiment, folder
         return
@@ -67,12 +68,14 @@ def resumable_folder(
     folder = RunFolder.resume(arguments.resume, command)
     console.note(f"resumes {folder.path}")
     try:
-        from metasched.config.load import require_learnable
+        from metasched.config.load import require_learnable, require_one_task
         from metasched.meta.resume import resumed_experiment
 
         arguments.go_on = _go_on(command, folder)
         config = Path(arguments.config) if arguments.config else None
         experiment = resumed_experiment(folder, config, arguments.overrides, arguments.allow)
+        if not many:
+            require_one_task(experiment, command)
         if learns:
             require_learnable(experiment.method, experiment.schedule.learn)
         yield experiment, folder

@@ -18,9 +18,10 @@ def run(arguments: argparse.Namespace) -> None:
     """Learns a schedule and compares it, or resumes such a run."""
     with (
         console_of(arguments) as console,
-        resumable_folder(arguments.command, arguments, console) as (experiment, folder),
+        resumable_folder(arguments.command, arguments, console, many=True) as (experiment, folder),
     ):
         from metasched.commands.train import train
+        from metasched.commands.train_many import train_many
 
-        result = train(experiment, folder, console)
+        result = (train_many if experiment.tasks.entries else train)(experiment, folder, console)
     print_result({"folder": str(folder.path), **result}, arguments.json)

@@ -114,16 +114,16 @@ def export_confirmed(
         write_schedule(folder.schedule, file)
     else:
         write_schedule(folder.learned, file)
-        write_schedule(folder.schedule, _without_gain(fallback, file, confirmation))
+        write_schedule(folder.schedule, without_gain(fallback, file, confirmation))
     return Exported(learned, confirmation, file.provenance.config_hash)
 
 
-def _without_gain(start: ScheduleFile, learned: ScheduleFile, confirmation: Confirmation) -> ScheduleFile:
+def without_gain(start: ScheduleFile, learned: ScheduleFile, confirmation: Confirmation) -> ScheduleFile:
     """The file of a start that learning gave no gain over: it says so, and what that took."""
     d, source = confirmation.difference, start.provenance
     said = (
         f"metasched learned from this schedule without a gain: {d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}] on {d.n} "
-        "fresh meta-validation seeds"
+        f"{confirmation.unit}"
     )
     citation = f"{said}. {source.citation[:_LONGEST_SOURCE]}" if source.citation else said
     score = Metric(name="meta-validation score", value=confirmation.score.mean, n=confirmation.score.n)

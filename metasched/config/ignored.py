@@ -91,6 +91,13 @@ def rules(method: str) -> Iterator[Rule]:
     numbers = {"network": ("meta.search_numbers",), "family": ()}
     yield Rule("schedule.kind", numbers, lambda look: look("schedule.kind"))
     yield _unless("tracking.wandb", "disabled", "project")
+    of_several = tuple(f"tasks.{f}" for f in ("per_step", "cheaper", "normalize", "features", "examples"))
+    yield Rule(
+        "tasks.entries",
+        {"several": of_several, "none": ()},
+        lambda look: "several" if look("tasks.entries") else "none",
+        "leave it out, or give tasks in tasks.entries",
+    )
     yield Rule(
         "schedule.start",
         {"best": ("meta.select_runs",), "another": ()},
@@ -116,10 +123,18 @@ def ignored(
             value = look(path)
             if path in seen or (given is not None and path not in given) or value in (_MISSING, defaults[path].default):
                 continue
+            if experiment.tasks.entries and path.startswith("task."):
+                continue  # what entries share: some may read it, and those that do not leave it out
             seen.add(path)
             shown = look(rule.setting)
             problem = f"has no effect, because {rule.setting} is {'null' if shown is None else shown}"
             yield MetaschedError(place(path), problem, rule.fix(path))
+
+
+def unread(experiment: Experiment) -> set[str]:
+    """Dotted paths of all fields that nothing reads."""
+    look = partial(value_at, experiment)
+    return {path for rule in rules(experiment.method.name) for path in rule.unread(look)}
 
 
 _MISSING = object()  # of a parameter that the method does not have

@@ -26,7 +26,7 @@ from metasched.core.errors import MetaschedError
 from metasched.io.strict_yaml import parse, read_mapping
 from metasched.methods import build_method
 from metasched.methods.config import DEFAULT, MethodConfig
-from metasched.methods.spec import CEILING, QUANTIZERS, find_method
+from metasched.methods.spec import CEILING, QUANTIZERS, declared, find_method
 from metasched.quantizers.levels import level_set
 from metasched.tasks.config import TaskConfig
 
@@ -74,13 +74,17 @@ def load_experiment(
     return _validated(document, place, overridden if is_record(document) else None, seen)
 
 
-def experiment_of(document: dict[str, Any]) -> Experiment:
+def experiment_of(document: dict[str, Any], given: Collection[str] | None = None) -> Experiment:
     """The experiment that a document describes, as a YAML file would; sections may be the configurations themselves.
+
+    Args:
+        document: as YAML has it.
+        given: fields that something must read; None: all.
 
     Raises:
         MetaschedError: (ConfigErrors, where there are several) fields that are wrong.
     """
-    return _validated(to_jsonable_python(document), lambda field: field)
+    return _validated(to_jsonable_python(document), lambda field: field, given)
 
 
 def _validated(
@@ -145,6 +149,17 @@ def require_learnable(method: MethodConfig, learn: Sequence[str] | None) -> None
         raise MetaschedError("schedule.learn", "is empty, so that there is nothing to learn", "name controls in it")
 
 
+def require_one_task(experiment: Experiment, command: str) -> None:
+    """Refuses an experiment over several tasks, for a command that would ignore them.
+
+    Raises:
+        MetaschedError: it has a section ``tasks``.
+    """
+    if experiment.tasks.entries:
+        problem = f"has several tasks, and `metasched {command}` is for one"
+        raise MetaschedError("tasks.entries", problem, "leave the section out, and give one task in the section task")
+
+
 def of_method(
     config: MethodConfig, name: str, parameters: Mapping[str, Any] | None = None, path: str = "method"
 ) -> MethodConfig:
@@ -191,6 +206,8 @@ def with_fields(experiment: Experiment, given: Sequence[str], path: str) -> Expe
     for name, _, text in pairs:
         if name == "method.name" and text != experiment.method.name:
             document["method"] = {f: v for f, v in document["method"].items() if f in QUANTIZERS and text != CEILING}
+            rules = document["quantize"]["rules"]
+            document["quantize"]["rules"] = [{f: v for f, v in rule.items() if not declared(f)} for rule in rules]
     for name, _, text in pairs:
         _override(document, name, text)
     return _validated(document, lambda field: f"{path}: {field}", [name for name, _, _ in pairs])
@@ -228,6 +245,7 @@ def _contradictions(
 ) -> list[MetaschedError]:
     """Fields that are well-formed, but not together."""
     from metasched.config.ignored import ignored  # what reads a field is in torch
+    from metasched.network.recipe import not_by_layer
     from metasched.training.optimizers.check import contradictions
 
     problems = list(contradictions(experiment.optimizer, place))
@@ -239,5 +257,9 @@ def _contradictions(
             problems.append(error)
     if not experiment.compare.horizons:
         problems.append(MetaschedError(place("compare.horizons"), "is empty", "give at least one, such as [1]"))
+    for i, rule in enumerate(experiment.quantize.rules):
+        for name, fix in not_by_layer(experiment.method, rule).items():
+            problem = f"is not a parameter of {experiment.method.name} by layer"
+            problems.append(MetaschedError(place(f"quantize.rules[{i}].{name}"), problem, fix))
     problems += ignored(experiment, place, given)
     return problems

@@ -27,6 +27,8 @@ class Estimate(NamedTuple):
         inner_steps: training steps done, each counted once; the way back is not counted.
         notes: what it has to say about itself, logged as ``estimator/<name>``.
         line: what a person should read now, such as a change of mind.
+        weights: what each of them counts in that mean, which is (1 / n) sum of weight times hypergradient, each scaled
+            down to meta.clip before; None: 1.
     """
 
     found: list[Hypergradient]
@@ -34,6 +36,7 @@ class Estimate(NamedTuple):
     inner_steps: int
     notes: dict[str, float]
     line: str | None = None
+    weights: Sequence[float] | None = None
 
 
 def check_like(place: str, tensors: State, like: State) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from metasched.core.lazy import Lazy, origin
 from metasched.core.rows import check_row
@@ -26,12 +26,15 @@ class EstimatorSpec:
         builder: MetaConfig -> Estimator.
         reads: the fields of MetaConfig that it reads and not every estimator does; ``memory`` is for those that
             differentiate by the engine ``sweep``, which can keep to a memory budget.
+        many: whether it can learn over many tasks: it carries on nothing about one task, and gives slopes of ``pairs``
+            or ``exact`` gradients; "": it cannot.
     """
 
     name: str
     summary: str
     builder: Callable[[MetaConfig], Estimator]
     reads: tuple[str, ...] = ()
+    many: Literal["pairs", "exact", ""] = ""
 
     @property
     def origin(self) -> str:
@@ -56,24 +59,32 @@ def register_estimator(spec: EstimatorSpec) -> EstimatorSpec:
 _EXACT = Lazy("metasched.estimators.reverse:build")
 
 for _row in (
-    EstimatorSpec("sweep", "exact, in the least memory", _EXACT, ("memory", *REVERSE)),
-    EstimatorSpec("higher", "exact, by the library higher", _EXACT, REVERSE),
-    EstimatorSpec("unroll", "exact, the graph of the whole run kept", _EXACT, REVERSE),
+    EstimatorSpec("sweep", "exact, in the least memory", _EXACT, ("memory", *REVERSE), "exact"),
+    EstimatorSpec("higher", "exact, by the library higher", _EXACT, REVERSE, "exact"),
+    EstimatorSpec("unroll", "exact, the graph of the whole run kept", _EXACT, REVERSE, "exact"),
     EstimatorSpec(
-        "forward", "exact, a run for each parameter of a family", Lazy("metasched.estimators.forward:build"), REVERSE
+        "forward",
+        "exact, a run for each parameter of a family",
+        Lazy("metasched.estimators.forward:build"),
+        REVERSE,
+        "exact",
     ),
-    EstimatorSpec("es", "evolution strategies, of whole runs", Lazy("metasched.estimators.es:build"), ("sigma",)),
+    EstimatorSpec(
+        "es", "evolution strategies, of whole runs", Lazy("metasched.estimators.es:build"), ("sigma",), "pairs"
+    ),
     EstimatorSpec(
         "weighted",
         "sweep, each moment weighed by how far runs agree",
         Lazy("metasched.estimators.weighted:build"),
         ("memory", *REVERSE),
+        "exact",
     ),
     EstimatorSpec(
         "guided",
         "es, perturbed mostly along exact hypergradients",
         Lazy("metasched.estimators.guided:build"),
         ("memory", "sigma", *REVERSE),
+        "pairs",
     ),
     EstimatorSpec(
         "pes", "evolution strategies, of windows", Lazy("metasched.estimators.pes:build"), ("sigma", "window")

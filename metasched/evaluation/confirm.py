@@ -36,12 +36,14 @@ class Confirmation(NamedTuple):
         score: of the start, over the n runs.
         difference: learned minus start, paired by seed.
         inner_steps: training steps of all runs.
+        unit: what the n pairs are.
     """
 
     start: str
     score: Summary
     difference: PairedDifference
     inner_steps: int
+    unit: str = "fresh meta-validation seeds"
 
     @property
     def gain(self) -> bool:
@@ -54,7 +56,7 @@ class Confirmation(NamedTuple):
         over = "the floor at this learning rate" if self.start == NO_SCHEDULE else f"the start ({self.start})"
         found, kept = ("gain", "what was learned") if self.gain else ("no gain", "the start")
         return (
-            f"{found} over {over}: {d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}] on {d.n} fresh meta-validation seeds; "
+            f"{found} over {over}: {d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}] on {d.n} {self.unit}; "
             f"schedule.json is {kept}"
         )
 
@@ -112,11 +114,12 @@ def confirm(
     confirmation = Confirmation(
         start[0], summarize(before), paired_difference(scores[:runs], before), steps_to_confirm(runs, steps)
     )
-    tracker.log(_summary(confirmation))
+    tracker.log(summary(confirmation))
     return confirmation
 
 
-def _summary(confirmation: Confirmation) -> Mapping[str, float | bool]:
+def summary(confirmation: Confirmation) -> Mapping[str, float | bool]:
+    """What is logged of a confirmation."""
     d = confirmation.difference
     return {
         "confirm/difference": d.mean,

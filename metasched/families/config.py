@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
 
-from metasched.core.field_types import STRICT, Float, Int, Refused, refusal
+from metasched.core.field_types import STRICT, Boolean, Float, Int, Positive, Refused, refusal
 from metasched.tasks.config import Arguments
 
 FieldName = Annotated[str, Field(pattern=r"^(task|optimizer|method|quantize)(\.[a-z_][a-z0-9_]*)+$", max_length=200)]
@@ -53,6 +53,17 @@ class TasksConfig:
 
     entries: Annotated[tuple[TaskEntry, ...], Field(max_length=1000)] = ()
     """tasks and distributions of tasks, {name, weight, set, draw, count} each; none: the experiment is one task"""
+    per_step: Positive = 4
+    """tasks drawn in an outer step, each of which does meta.runs inner runs (antithetic pairs for es and guided)"""
+    cheaper: Boolean = True
+    """draw entries by weight / sqrt(cost of a run) and weigh their tasks back; false: by weight"""
+    normalize: Literal["group", "sign", "none"] = "group"
+    """what a task's group of runs is divided by: the root mean square of its differences (of the norms of its exact
+    gradients), sign: each by its own size; none: nothing, so that tasks with large losses count most"""
+    features: Boolean = True
+    """let the schedule depend on the features of a task; false: all tasks share its numbers"""
+    examples: Annotated[Int, Field(ge=2, le=10_000)] = 8
+    """fresh tasks on which what was learned is confirmed, and as many others on which it is compared at the end"""
 
     @model_validator(mode="after")
     def _names(self) -> Self:

@@ -5,20 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from metasched.config.ignored import unread
 from metasched.config.load import experiment_of
 from metasched.config.schema import Experiment, ProblemConfig
-from metasched.config.writing import to_dict
+from metasched.config.writing import OWN_TASK, to_dict
 from metasched.core.errors import MetaschedError
 from metasched.core.features import features_of
 from metasched.core.randomness import generator
 from metasched.families.config import TaskEntry, TasksConfig
 from metasched.methods.spec import CEILING, QUANTIZERS
-from metasched.tasks.base import Task, examples
-from metasched.training.problem import build_problem
+from metasched.network.operations import operations
+from metasched.tasks.base import Task
+from metasched.tasks.config import TaskConfig
+from metasched.training.optimizers.config import OptimizerConfig
+from metasched.training.problem import build_problem, ingredients
 
 
 class DrawnTask(NamedTuple):
@@ -33,6 +39,11 @@ class DrawnTask(NamedTuple):
     name: str
     experiment: Experiment
     weight: float
+
+    @property
+    def label(self) -> str:
+        """What messages call it: its entry, and its training steps."""
+        return f"{self.name} ({self.experiment.task.steps} steps)"
 
     @property
     def problem(self) -> ProblemConfig:
@@ -51,10 +62,8 @@ class DrawnTask(NamedTuple):
 
     @property
     def cost(self) -> float:
-        """Of an inner run, up to a factor: steps, times the examples of a batch, times the weights of the network."""
-        problem = build_problem(self.problem)
-        weights = sum(layer.num_weights for layer in problem.network.layers)
-        return float(problem.steps * examples(problem.task.batch(0, 0)) * weights)
+        """Of an inner run: its steps, times the multiply-accumulates of a training batch in the float network."""
+        return float(self.problem.task.steps * _products(_without_length(self.problem)))
 
 
 class NamedTask(NamedTuple):
@@ -113,7 +122,11 @@ class TaskFamily:
 
 
 def with_values(experiment: Experiment, values: Mapping[str, Any], where: str) -> Experiment:
-    """The experiment with some fields changed; another ``method.name`` takes the quantizers along, and nothing else.
+    """The experiment with some fields changed.
+
+    Another ``method.name`` takes the quantizers along, and nothing else; another ``task.factory`` takes nothing of the
+    section but the steps. Fields of the section ``task`` that are not changed, and that the changed one does not read,
+    go back to their defaults. A relative ``task.root`` lies in that of the experiment, if it has one.
 
     Args:
         experiment: what is changed.
@@ -127,6 +140,9 @@ def with_values(experiment: Experiment, values: Mapping[str, Any], where: str) -
     name = values.get("method.name", experiment.method.name)
     if name != experiment.method.name:
         document["method"] = {f: v for f, v in document["method"].items() if f in QUANTIZERS and name != CEILING}
+    if {"task.factory", "task.name"} & values.keys():
+        own = OWN_TASK if "task.factory" in values else document["task"].keys() - {"factory", "args"}
+        document["task"] = {f: v for f, v in document["task"].items() if f in own}
     for path, value in values.items():
         *sections, field = path.split(".")
         part = document
@@ -135,10 +151,28 @@ def with_values(experiment: Experiment, values: Mapping[str, Any], where: str) -
             if not isinstance(part, dict):
                 raise MetaschedError(f"{where}: {path}", f"{section} is not a section", "correct the path")
         part[field] = value
+    root = values.get("task.root")
+    if isinstance(root, str) and experiment.task.root is not None:
+        document["task"]["root"] = str(Path(experiment.task.root, root))
     try:
-        return experiment_of(document)
+        found = experiment_of(document, values.keys())
     except MetaschedError as error:
         raise MetaschedError(f"{where}: {error.path}", error.problem, error.fix) from None
+    names = {path.removeprefix("task.") for path in unread(found) - values.keys() if path.startswith("task.")}
+    return replace(found, task=replace(found.task, **{name: getattr(TaskConfig, name) for name in names}))
+
+
+def _without_length(config: ProblemConfig) -> ProblemConfig:
+    """The problem at one horizon and one optimizer, on which the work of a step does not depend."""
+    return config._replace(task=replace(config.task, steps=1), optimizer=OptimizerConfig())
+
+
+@lru_cache(maxsize=256)
+def _products(config: ProblemConfig) -> int:
+    """Multiply-accumulates of the float network's forward pass of a training batch."""
+    made = ingredients(config)
+    with torch.random.fork_rng(devices=[]):  # a loss may draw
+        return max(1, sum(operations(made.model, made.example).values()))
 
 
 def features_of_problem(config: ProblemConfig) -> dict[str, float]:

@@ -1,8 +1,9 @@
 """The outer loop: the schedule network is moved down the hypergradient, averaged over a few inner runs a step.
 
-    theta <- Adam(theta, mean over r of clip(g_r))
+    theta <- Adam(theta, mean over r of w_r clip(g_r))
 
-g_r are the hypergradients of an estimator: one for each inner run, or one of a population. Each outer step draws fresh
+g_r are the hypergradients of an estimator: one for each inner run, or one of a population, or one for each of many
+tasks (many.py), which alone have weights w_r other than 1. Each outer step draws fresh
 inner seeds. The schedule that is returned has the mean of the parameters over the last half of the steps: the estimates
 are noisy, and the mean of the iterates is a better point than the last of them.
 
@@ -14,9 +15,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import torch
+from torch import nn
 
 from metasched.config.schema import ProblemConfig
 from metasched.core.errors import MetaschedError
@@ -32,9 +34,12 @@ from metasched.meta.guards import MOST_BAD_STEPS, RunStopped, clip, keep, listed
 from metasched.network.flat import Tensors
 from metasched.runs.local import Runs
 from metasched.schedules.learnable import LearnableSchedule
+from metasched.schedules.shared import SharedSchedule
 from metasched.training.faults import Fault
 from metasched.training.problem import build_problem
 from metasched.training.state import InnerProblem
+
+Learned = TypeVar("Learned", bound=LearnableSchedule | SharedSchedule)
 
 
 class OuterRuns(Runs, Protocol):
@@ -94,17 +99,17 @@ class OuterState(NamedTuple):
     history: tuple[OuterStep, ...]
 
 
-class MetaTraining(NamedTuple):
+class MetaTraining(NamedTuple, Generic[Learned]):
     """The outcome of the outer loop.
 
     Attributes:
         schedule: with the mean parameters of the last half.
-        horizon: T, training steps of an inner run.
+        horizon: T, training steps of an inner run (of many tasks: of the one that stands for them).
         inner_steps: training steps spent; where an estimator goes back through them, that comes on top.
         history: one record a step.
     """
 
-    schedule: LearnableSchedule
+    schedule: Learned
     horizon: int
     inner_steps: int
     history: tuple[OuterStep, ...]
@@ -140,11 +145,12 @@ def check_estimator(config: ProblemConfig, meta: MetaConfig, kind: str) -> None:
 def meta_train(
     runs: OuterRuns,
     seed: int,
-    schedule: LearnableSchedule,
+    schedule: Learned,
     log: Callable[[OuterStep], None],
     since: OuterState | None = None,
     save: Callable[[OuterState], None] | None = None,
-) -> MetaTraining:
+    estimator: Estimator | None = None,
+) -> MetaTraining[Learned]:
     """Learn the schedule, in place.
 
     Args:
@@ -154,11 +160,12 @@ def meta_train(
         log: called after each outer step.
         since: where to go on; None starts at the schedule as it is.
         save: called before the first step and after each, once it is logged.
+        estimator: gives the hypergradients; None: the one that ``meta`` names.
 
     Raises:
         MetaschedError: three outer steps in a row changed nothing, because of numbers that are not finite (RunStopped).
     """
-    meta, estimator = runs.meta, build_estimator(runs.meta)
+    meta, estimator = runs.meta, estimator or build_estimator(runs.meta)
     state = since or _begin(schedule, estimator, runs)
     if save:
         save(state)
@@ -177,7 +184,7 @@ def meta_train(
     return MetaTraining(schedule, runs.problem.steps, sum(r.inner_steps for r in state.history), state.history)
 
 
-def put(schedule: LearnableSchedule, values: Mapping[str, torch.Tensor]) -> None:
+def put(schedule: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
     """Give a schedule its parameters, [...] each, by name."""
     with torch.no_grad():
         for name, p in schedule.named_parameters():
@@ -189,7 +196,7 @@ def averages(state: OuterState) -> Tensors:
     return {name: t / state.averaged for name, t in state.totals.items()} if state.averaged else state.parameters
 
 
-def _begin(schedule: LearnableSchedule, estimator: Estimator, runs: OuterRuns) -> OuterState:
+def _begin(schedule: nn.Module, estimator: Estimator, runs: OuterRuns) -> OuterState:
     parameters = _parameters(schedule)
     totals = {name: torch.zeros_like(p) for name, p in parameters.items()}
     return OuterState(0, parameters, {}, totals, 0, dict(estimator.begin(schedule, runs)), 0, ())
@@ -197,7 +204,7 @@ def _begin(schedule: LearnableSchedule, estimator: Estimator, runs: OuterRuns) -
 
 def _after(
     meta: MetaConfig,
-    schedule: LearnableSchedule,
+    schedule: LearnableSchedule | SharedSchedule,
     estimate: Estimate,
     problem: InnerProblem,
     state: OuterState,
@@ -217,9 +224,13 @@ def _after(
     finite = keep(found)
     faults = [fault for e in found for fault in e.diagnostics.faults]
     clipped = [clip(e.gradient, meta.clip) for e in finite]
+    gradients = [g for g, _ in clipped]
+    if estimate.weights is not None:
+        kept = [w for w, e in zip(estimate.weights, found, strict=True) if keep([e])]
+        gradients = [[w * g for g in gradient] for w, gradient in zip(kept, gradients, strict=True)]
     optimizer, moved = state.optimizer, bool(finite)
     if finite:
-        optimizer, fault = _update(schedule, state.optimizer, [g for g, _ in clipped], meta.lr, problem)
+        optimizer, fault = _update(schedule, state.optimizer, gradients, meta.lr, problem)
         if fault:
             faults, moved = [*faults, fault], False
     parameters = _parameters(schedule)
@@ -253,7 +264,7 @@ def _after(
 
 
 def _update(
-    schedule: LearnableSchedule,
+    schedule: LearnableSchedule | SharedSchedule,
     state: Tensors,
     gradients: Sequence[list[torch.Tensor]],
     lr: float,
@@ -274,7 +285,7 @@ def _update(
     return {f"{q}.{name}": optimizer.state[p][q] for name, p in named.items() for q in QUANTITIES}, None
 
 
-def _parameters(schedule: LearnableSchedule) -> Tensors:
+def _parameters(schedule: nn.Module) -> Tensors:
     return {name: p.detach().clone() for name, p in schedule.named_parameters()}
 
 

@@ -13,6 +13,7 @@ from metasched.config.schema import Experiment
 from metasched.config.writing import differing, dump_yaml, to_dict
 from metasched.core.errors import MetaschedError, MetaschedWarning, unknown_name
 from metasched.estimators import build_estimator
+from metasched.estimators.base import Estimator
 from metasched.io.atomic import write_atomic
 from metasched.io.environment import environment, version
 from metasched.io.json_lines import JsonLines, read_json_lines
@@ -23,6 +24,7 @@ from metasched.meta.checkpoint import Checkpoint, check_fit, read_checkpoint
 from metasched.meta.outer import OuterState
 from metasched.runs.pooled import PooledRuns
 from metasched.schedules.learnable import LearnableSchedule
+from metasched.schedules.shared import SharedSchedule
 
 
 def resumed_experiment(
@@ -115,8 +117,9 @@ def resumable_state(
     checkpoint: Checkpoint,
     folder: RunFolder,
     base: str,
-    schedule: LearnableSchedule,
+    schedule: LearnableSchedule | SharedSchedule,
     runs: PooledRuns,
+    estimator: Estimator | None = None,
 ) -> OuterState:
     """The state of a checkpoint, once it is known to be one of this schedule and this estimator.
 
@@ -126,6 +129,7 @@ def resumable_state(
         base: a hash of the values of the schedule that learning starts at.
         schedule: the learnable schedule, as it is built.
         runs: of the run.
+        estimator: of the run; None: the one that ``meta`` names.
 
     Raises:
         MetaschedError: the start has changed, or a part of the state does not fit.
@@ -137,7 +141,7 @@ def resumable_state(
         check_fit(checkpoint, schedule, runs.meta.steps)
         state = checkpoint.state
         if state.step:
-            build_estimator(runs.meta).check(schedule, runs, runs.meta.runs, state.estimator)
+            (estimator or build_estimator(runs.meta)).check(schedule, runs, runs.meta.runs, state.estimator)
     except MetaschedError as error:
         raise MetaschedError(f"{folder.checkpoint}: {error.path}", error.problem, error.fix) from None
     return state

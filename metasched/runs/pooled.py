@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -33,6 +33,10 @@ class PooledRuns:
     def problem(self) -> InnerProblem:
         """See Runs."""
         return build_problem(self.config, relaxation=self.meta.relaxation)
+
+    def of(self, config: ProblemConfig) -> PooledRuns:
+        """The runs of another problem, on the same pool."""
+        return replace(self, config=config)
 
     @property
     def label(self) -> str:

@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 from metasched.core.features import FEATURES, bounded
+from metasched.core.layer import Layer
 from metasched.schedules.learnable import LearnableSchedule
 
 
@@ -44,6 +45,10 @@ class SharedSchedule(nn.Module):
     def form(self) -> LearnableSchedule:
         """The learnable schedule, at the numbers that it had."""
         return self._form[0]
+
+    def forward(self, progress: torch.Tensor, layers: Sequence[Layer]) -> dict[str, torch.Tensor]:
+        """Values {control: [T, L]} at progress [T] for a task of which nothing is known, which counts as a mean one."""
+        return self.at({})(progress, layers)
 
     def numbers(self, features: Mapping[str, float]) -> torch.Tensor:
         """The numbers [D] for a task, differentiable in the weights."""

@@ -13,9 +13,10 @@ from torch import nn
 from metasched.config.schema import ProblemConfig
 from metasched.core.errors import MetaschedError
 from metasched.core.imports import allow
+from metasched.core.rows import from_outside
 from metasched.methods.spec import draws_weights
 from metasched.network.quantize import quantize
-from metasched.network.recipe import Recipe
+from metasched.network.recipe import Recipe, rules_for
 from metasched.tasks.base import Task, start
 from metasched.tasks.build import made, outside_code, task_builder
 from metasched.tasks.check import check_task
@@ -43,8 +44,7 @@ def build_problem(config: ProblemConfig, *, steps: int | None = None, relaxation
     allow(config.imports)
     _check_device(config.device)
     _check_autocast(config)
-    found = _built(task_builder(config.task), outside_code(config.task), config.task)
-    return _build(config, found, steps or config.task.steps, relaxation)
+    return _build(config, _found(config.task), steps or config.task.steps, relaxation)
 
 
 def optimizer_of(settings: OptimizerConfig, task: Task) -> OptimizerConfig:
@@ -67,6 +67,13 @@ class _Found(NamedTuple):
 
     __hash__ = object.__hash__
     __eq__ = object.__eq__
+
+
+def _found(config: TaskConfig) -> _Found:
+    """The task of a configuration. Its horizon plays no part, unless a row from outside the package makes it."""
+    if not any(from_outside(row) for row in config.rows):
+        config = replace(config, steps=TaskConfig.steps)
+    return _built(task_builder(config), outside_code(config), config)
 
 
 @lru_cache(maxsize=4)
@@ -95,8 +102,7 @@ def ingredients(config: ProblemConfig) -> Ingredients:
     """The ingredients of an experiment's network; raises as ``build_problem`` does."""
     allow(config.imports)
     _check_device(config.device)
-    found = _built(task_builder(config.task), outside_code(config.task), config.task)
-    return _ingredients(config, _placed(found, config.device, config.dtype))
+    return _ingredients(config, _placed(_found(config.task), config.device, config.dtype))
 
 
 def _ingredients(config: ProblemConfig, task: Task) -> Ingredients:
@@ -105,7 +111,8 @@ def _ingredients(config: ProblemConfig, task: Task) -> Ingredients:
     if pretrained and draws_weights(config.method):
         problem = "unit draws the weights anew, and the task starts from pretrained ones"
         raise MetaschedError("method.scale", problem, "set it to max, least_squares or pow2, or set quantize.redraw")
-    how = Recipe(config.method, chosen.rules, chosen.first, chosen.last, redraw=chosen.redraw is not False)
+    rules = rules_for(config.method, chosen.rules)  # checked for the experiment's own method, which floors have not
+    how = Recipe(config.method, rules, chosen.first, chosen.last, redraw=chosen.redraw is not False)
     how.build()  # what is wrong with the method shows before there is a model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -207,8 +207,11 @@ ELSEWHERE = {  # field -> the test that shows what it changes
     **dict.fromkeys(("tracking.wandb", "tracking.project", "name"), "tests/tracking/test_wandb.py"),
     **dict.fromkeys(("run.folder", "run.device"), "tests/e2e/test_mistakes.py"),
     "run.workers": "tests/runs/test_pool.py",
+    "run.where": "tests/runs/test_cluster.py",
     "tasks.entries": "tests/families/test_family.py",
     "tune.warm_start": "tests/search/test_warm.py",
+    **dict.fromkeys(("tasks.per_step", "tasks.normalize", "tasks.features"), "tests/meta/test_many.py"),
+    **dict.fromkeys(("tasks.cheaper", "tasks.examples"), "tests/commands/test_train_many.py"),
     **dict.fromkeys(
         (
             "arena.seeds",
@@ -334,6 +337,7 @@ REFUSED = [  # settings, the field that they leave without effect, what the line
     (["task.name=imagenet"], "task.download=true", "task.name is imagenet; leave it out; it is for mnist"),
     (["task.name=mnist"], "task.image_size=32", "task.name is mnist; leave it out; it is for imagenet"),
     (["task.name=quadratic"], "task.batch=32", "task.name is quadratic; leave it out; it is for digits"),
+    (["tasks.entries=[]"], "tasks.per_step=3", "leave it out, or give tasks in tasks.entries"),
     (["task.model=vgg8"], "task.depth=4", "task.model is vgg8; leave it out; it is for mlp and convnet"),
 ]
 

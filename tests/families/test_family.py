@@ -56,6 +56,40 @@ def test_another_method_takes_the_quantizers_along() -> None:
     assert changed.method.name == "ste" and changed.method.levels == experiment(CNN).method.levels
 
 
+def test_what_an_entry_s_task_does_not_read_of_the_shared_section_goes_back_to_its_default() -> None:
+    shared = {"name": "digits", "root": "data", "model": "mlp", "depth": 5, "width": 6}
+    entries = [
+        {"name": "a"},
+        {"name": "b", "set": {"task.name": "cifar10_npz", "task.model": "vgg8"}},
+        {"name": "c", "set": {"task.name": "tabular", "task.root": "tabular/churn.csv", "task.target": "Exited"}},
+        {"name": "d", "set": {"task.name": "text", "task.root": None}},
+        {"name": "e", "set": {"task.name": "mnist", "task.root": "/elsewhere"}},
+    ]
+    many = experiment_of({"task": shared, "method": {"name": "ste"}, "tasks": {"entries": entries}})
+    a, b, c, d, e = (drawn.experiment.task for drawn in TaskFamily(many).each())
+    assert (a.root, a.depth, a.width) == (None, 5, 6)
+    assert (b.root, b.model, b.depth) == ("data", "vgg8", None)
+    assert (c.root, d.root, e.root) == ("data/tabular/churn.csv", None, "/elsewhere")
+    with pytest.raises(MetaschedError, match=r"task\.root: has no effect"):
+        experiment_of({"task": shared})
+
+
+def test_a_factory_of_one_s_own_takes_nothing_of_the_shared_section_but_the_steps() -> None:
+    own = {
+        "name": "own",
+        "set": {"task.factory": "mine:made"},
+        "draw": {"task.args.width": [3], "task.args.shift": [0.5]},
+    }
+    back = {"name": "back", "set": {"task.name": "digits", "task.model": "mlp"}}
+    many = experiment_of({"task": {"width": 5, "steps": 7}, "tasks": {"entries": [own]}})
+    task = TaskFamily(many).sample(0).experiment.task
+    assert (task.factory, task.args, task.steps) == ("mine:made", {"width": 3, "shift": 0.5}, 7)
+    base = {"factory": "mine:made", "args": {"width": 9, "depth": 2}, "steps": 7}
+    many = experiment_of({"task": base, "tasks": {"entries": [{"name": "a", "set": {"task.args.width": 4}}, back]}})
+    a, digits = (drawn.experiment.task for drawn in TaskFamily(many).each())
+    assert a.args == {"width": 4, "depth": 2} and (digits.factory, digits.name, digits.steps) == (None, "digits", 7)
+
+
 @pytest.mark.parametrize(
     ("entry", "words"),
     [

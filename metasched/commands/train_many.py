@@ -1,0 +1,348 @@
+"""``metasched train`` with a section ``tasks``: learn one schedule for many tasks, and judge it on fresh ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from typing import Any
+
+import torch
+
+from metasched.commands.confirming import start_file, without_gain
+from metasched.commands.exporting import sampled, show
+from metasched.commands.train import LEARNED, START, step_logger
+from metasched.config.schema import Experiment
+from metasched.config.writing import config_hash, to_dict
+from metasched.core.errors import MetaschedError
+from metasched.core.randomness import derive_seed
+from metasched.estimators import ESTIMATORS
+from metasched.evaluation.confirm import Confirmation, summary
+from metasched.evaluation.contenders import Contender, joined
+from metasched.evaluation.floors import with_tuned_rates
+from metasched.evaluation.measured import MEASURED
+from metasched.evaluation.over_tasks import PlayedTask, over_tasks, play_tasks, rows
+from metasched.evaluation.references import given_arms
+from metasched.evaluation.statistics import summarize
+from metasched.exchange.format import Provenance, ScheduleFile
+from metasched.exchange.schedule_file import write_schedule
+from metasched.families.drawing import distinct, drawn_tasks
+from metasched.families.family import DrawnTask, TaskFamily
+from metasched.families.survey import Survey, survey
+from metasched.io.atomic import settled_size, write_atomic
+from metasched.io.environment import versions
+from metasched.io.json_lines import cut_back
+from metasched.io.json_text import json_text
+from metasched.io.run_folder import RunFolder
+from metasched.meta.checkpoint import Checkpoint, write_checkpoint
+from metasched.meta.many import build_many, check_controls, features_for
+from metasched.meta.outer import OuterState, check_estimator, meta_train
+from metasched.meta.resume import keep_fingerprint, last_checkpoint, resumable_state, write_config
+from metasched.meta.start import Start, given_start, learned_controls
+from metasched.runs.cells import CachedPool, digest, played
+from metasched.runs.pooled import PooledRuns
+from metasched.runs.where import open_pool
+from metasched.schedules.curves import HandCoded
+from metasched.schedules.learnable import build_learnable
+from metasched.schedules.shared import SharedSchedule
+from metasched.tracking.console import Console
+from metasched.tracking.opening import open_tracker
+from metasched.tracking.tracker import Tracker
+from metasched.training.problem import build_problem
+
+_DRAWN = 101  # points of the curves that are drawn and logged
+Arms = Callable[[DrawnTask], Mapping[str, Contender]]
+
+
+def train_many(experiment: Experiment, folder: RunFolder, console: Console) -> dict[str, Any]:
+    """Learn a schedule over tasks, write ``schedule.json``, and compare it on fresh tasks.
+
+    What was learned is confirmed on one draw of fresh tasks, and compared on another; both have intervals over tasks.
+    Without a gain ``schedule.json`` is the start. Goes on where the run in the folder was stopped, with the same bits.
+
+    Args:
+        experiment: with tasks.
+        folder: where everything is written.
+        console: where progress is shown.
+
+    Returns:
+        what a program would want to read: paths, the start, inner steps spent, mean scores over tasks.
+
+    Raises:
+        MetaschedError: settings that are for one task, tasks that do not go together, and as ``train``.
+    """
+    refuse_settings_of_one_task(experiment)
+    config, family, meta = to_dict(experiment), TaskFamily(experiment), experiment.meta
+    seen = survey(family, experiment.seed)
+    reference = seen.reference
+    problem = build_problem(reference.problem)
+    layers, controls = problem.network.layers, problem.network.method.controls
+    for task in (task for of_entry in seen.examples for task in of_entry):
+        check_controls(task, controls)
+    learn = learned_controls(reference.experiment.method.name, experiment.schedule.learn, controls)
+    given = given_start(reference.problem, experiment.schedule.start)
+    assert given is not None
+    start = Start(*given, 0)
+    check_estimator(reference.problem, meta, experiment.schedule.kind)
+    many = build_many(meta, family, seen.probabilities)
+    arms = joined(*given_arms(reference.problem, experiment.compare.baselines))
+    fresh = {name: _fresh(experiment, family, name) for name in ("confirm", "compare")}
+    keep_fingerprint(folder, seen.fingerprint)
+    checkpoint = last_checkpoint(config, folder, seen.fingerprint)
+    cut_back(folder.metrics, checkpoint.position if checkpoint else 0)
+    base = digest([], played(reference.problem, start.schedule, problem.steps))
+    seed = derive_seed(experiment.seed, "schedule network")
+    form = build_learnable(experiment.schedule, controls, start.schedule, learn, layers, seed)
+    shared = SharedSchedule(form)
+    with (
+        open_pool(experiment.run) as pool,  # before trackers: they start threads
+        closing(open_tracker(experiment, folder, "outer")) as tracker,
+        closing(CachedPool(pool, folder.cells)) as cells,
+    ):
+        for line in (*seen.lines(), *_plan(experiment, seen, shared, len(arms))):
+            console.note(line)
+        runs = PooledRuns(reference.problem, meta, pool)
+        since = None
+        if checkpoint:
+            console.note(f"goes on after outer step {checkpoint.state.step}/{meta.steps}")
+            since = resumable_state(checkpoint, folder, base, shared, runs, many)
+            if checkpoint.config != config:  # fields that were allowed to differ
+                write_config(folder, config)
+
+        def save(state: OuterState) -> None:
+            done = settled_size(folder.metrics)
+            now = Checkpoint(config, versions(), start.name, base, 0, done, state, seen.fingerprint)
+            write_checkpoint(folder.checkpoint, now)
+
+        log = step_logger(meta.steps, tracker, console, since)
+        outcome = meta_train(runs, experiment.seed, shared, log, since, save, many)
+
+        def pair(task: DrawnTask) -> dict[str, Contender]:
+            own = shared.at(features_for(task, experiment.tasks.features))
+            return {LEARNED: Contender(task.problem, own), START: Contender(task.problem, start.schedule)}
+
+        def all_arms(task: DrawnTask) -> dict[str, Contender]:
+            others = joined(*given_arms(task.problem, experiment.compare.baselines))
+            own = pair(task)
+            if _plays(others, start, task):
+                del own[START]
+            both = joined(*own.items(), *others.items())
+            return with_tuned_rates(task.experiment, both, cells, tracker, console)
+
+        confirmation = _confirmed(experiment, fresh["confirm"], pair, start.name, cells, tracker, console)
+        spent = {"learning": outcome.inner_steps, "confirming": confirmation.inner_steps if confirmation else 0}
+        hashed = config_hash(experiment, seen.fingerprint)
+        file = _file(experiment, reference, shared, hashed, start, meta.steps, spent)
+        _export(file, start, confirmation, reference, folder, console)
+        progress = torch.linspace(0, 1, _DRAWN, dtype=torch.float64)
+        of_reference = shared.at(features_for(reference, experiment.tasks.features))
+        with torch.no_grad():
+            show(of_reference(progress, layers), progress, layers, folder, tracker)
+        compared = _compared(experiment, fresh["compare"], all_arms, cells, tracker, console)
+        _publish(experiment, compared, confirmation, folder, tracker, console)
+        spent["comparing"] = sum(len(t.seeds) * len(t.scores) * t.task.experiment.task.steps for t in compared)
+        console.note("inner steps spent: " + ", ".join(f"{n} {what}" for what, n in spent.items()))
+        tracker.artifact(folder.schedule, experiment.name, "schedule", {"format_version": 1, "config_hash": hashed})
+    means = {arm: summarize([t.mean(arm) for t in compared]).mean for arm in compared[0].scores}
+    gain = confirmation is None or confirmation.gain
+    return {
+        "schedule": str(folder.schedule),
+        "start": start.name,
+        "exported": LEARNED if gain else START,
+        "confirmed": confirmation.to_dict() if confirmation else None,
+        "inner_steps": spent,
+        "over_tasks": str(folder.over_tasks),
+        "arms": means,
+    }
+
+
+def refuse_settings_of_one_task(experiment: Experiment) -> None:
+    """Refuses settings that say something about one task.
+
+    Raises:
+        MetaschedError: the first of them.
+    """
+    schedule, meta, compare = experiment.schedule, experiment.meta, experiment.compare
+    name = "name one: floor, a hand-coded schedule or a file"
+    horizons = "leave it out, and draw task.steps in the entries"
+    for path, given, problem, fix in (
+        ("schedule.start", schedule.start == "best", "is chosen on one task, and there are several", name),
+        ("schedule.start", schedule.start in MEASURED, "is measured on one task, and there are several", name),
+        ("schedule.directions", _all_weights(experiment), "is null: hundreds of numbers for each feature", "set it"),
+        ("meta.tune_lr", meta.tune_lr, "tunes the rate of one task, and there are several", "set it to 0"),
+        ("meta.search_steps", meta.search_steps, "searches on one task, and there are several", "set it to 0"),
+        ("compare.horizons", compare.horizons != (1,), "is of one task, and each has its own horizon", horizons),
+        ("compare.tune_floors", compare.tune_floors == "as_learned", "is of one task", "give a number of runs"),
+    ):
+        if given:
+            raise MetaschedError(path, problem, fix)
+
+
+def _all_weights(experiment: Experiment) -> bool:
+    return experiment.schedule.kind == "network" and experiment.schedule.directions is None
+
+
+def _fresh(experiment: Experiment, family: TaskFamily, purpose: str) -> list[DrawnTask]:
+    """Tasks that neither learning nor the other purpose has drawn, without repetitions.
+
+    Raises:
+        MetaschedError: fewer than two, which have no interval.
+    """
+    n = experiment.tasks.examples
+    found = distinct(drawn_tasks(family, derive_seed(experiment.seed, f"{purpose} tasks"), n))
+    if len(found) < 2:
+        problem = f"gives {len(found)} different task in {n} draws, and an interval over tasks needs two"
+        raise MetaschedError("tasks.entries", problem, "give more entries, let them draw, or raise tasks.examples")
+    return found
+
+
+def _plan(experiment: Experiment, seen: Survey, shared: SharedSchedule, arms: int) -> list[str]:
+    """What will be done, and about how many inner steps it takes."""
+    settings, meta, name = experiment.tasks, experiment.meta, experiment.meta.estimator
+    a_seed = 2 if ESTIMATORS[name].many == "pairs" else 1
+    learn = meta.steps * settings.per_step * meta.runs * a_seed * seen.steps
+    a_play = settings.examples * seen.steps_by_share
+    judge = 2 * meta.confirm_runs * a_play, (arms + 1) * experiment.compare.seeds * a_play
+    numbers = shared.weights.shape[1]
+    features = "a weight for each feature" if settings.features else "no features"
+    layers = len(build_problem(seen.reference.problem).network.layers)
+    return [
+        f"{numbers} numbers a task, {features}; fitted at the {layers} layers of {seen.reference.label}",
+        f"inner steps: about {learn:,.0f} to learn by {name}, {judge[0]:,.0f} to confirm, {judge[1]:,.0f} to compare",
+    ]
+
+
+def _confirmed(
+    experiment: Experiment,
+    tasks: Sequence[DrawnTask],
+    pair: Arms,
+    start: str,
+    cells: CachedPool,
+    tracker: Tracker,
+    console: Console,
+) -> Confirmation | None:
+    """What was learned against its start on fresh tasks, which are the unit; None where that is not asked for."""
+    if not (runs := experiment.meta.confirm_runs):
+        console.note("what was learned was not confirmed to be better than its start: meta.confirm_runs is 0")
+        return None
+    done = _logger("confirm", tasks, (LEARNED, START), tracker, console)
+    found = play_tasks(tasks, pair, runs, (experiment.seed, "confirm"), "validation", cells, done)
+    d = over_tasks(found, LEARNED, START)
+    steps = sum(2 * runs * t.task.experiment.task.steps for t in found)
+    score = summarize([t.mean(START) for t in found])
+    confirmation = Confirmation(start, score, d, steps, f"fresh tasks of {runs} meta-validation seeds")
+    tracker.log(summary(confirmation))
+    console.note(str(confirmation))
+    return confirmation
+
+
+def _compared(
+    experiment: Experiment,
+    tasks: Sequence[DrawnTask],
+    arms: Arms,
+    cells: CachedPool,
+    tracker: Tracker,
+    console: Console,
+) -> list[PlayedTask]:
+    """All arms on other fresh tasks, scored on their test parts."""
+    done = _logger("compare", tasks, (LEARNED,), tracker, console)
+    return play_tasks(tasks, arms, experiment.compare.seeds, (experiment.seed, "compare"), "test", cells, done)
+
+
+def _logger(
+    axis: str, tasks: Sequence[DrawnTask], shown: Sequence[str], tracker: Tracker, console: Console
+) -> Callable[[PlayedTask], None]:
+    count = 0
+
+    def done(found: PlayedTask) -> None:
+        nonlocal count
+        for arm, scores in found.scores.items():
+            for seed, score in zip(found.seeds, scores, strict=True):
+                own = {"task": count, "arm": arm, "seed": seed, "score": score}
+                tracker.log({f"{axis}/{name}": value for name, value in own.items()})
+        count += 1
+        said = ", ".join(f"{arm} {found.mean(arm):.4f}" for arm in shown)
+        diverged = f" ({found.diverged} runs diverged)" if found.diverged else ""
+        console.note(f"{axis} {count}/{len(tasks)}: {found.task.label}: {said}{diverged}")
+
+    return done
+
+
+def _publish(
+    experiment: Experiment,
+    compared: Sequence[PlayedTask],
+    confirmation: Confirmation | None,
+    folder: RunFolder,
+    tracker: Tracker,
+    console: Console,
+) -> None:
+    """Writes ``over_tasks.json``, and shows and logs the table."""
+    others = [arm for arm in compared[0].scores if arm != LEARNED]
+    differences = {arm: over_tasks(compared, LEARNED, arm)._asdict() for arm in others}
+    entry = {
+        "format": "metasched.over_tasks",
+        "version": 1,
+        "experiment": experiment.name,
+        "unit": "task",
+        "part": "test",
+        "tasks": [t.to_dict() for t in compared],
+        "differences": {arm: {"of": LEARNED, **d} for arm, d in differences.items()},
+        "confirmed": confirmation.to_dict() if confirmation else None,
+    }
+    write_atomic(folder.over_tasks, (json_text(entry, indent=2) + "\n").encode())
+    columns, table = rows(compared, LEARNED)
+    console.table(
+        f"Hardened test score on {len(compared)} fresh tasks of {len(compared[0].seeds)} seeds", columns, table
+    )
+    tracker.table("over_tasks", columns, table)
+
+
+def _file(
+    experiment: Experiment,
+    reference: DrawnTask,
+    shared: SharedSchedule,
+    hashed: str,
+    start: Start,
+    outer_steps: int,
+    spent: Mapping[str, int],
+) -> ScheduleFile:
+    """The file of what was learned, at the layers of the reference."""
+    names = ", ".join(entry.name for entry in experiment.tasks.entries)
+    source = Provenance(
+        kind="learned",
+        name=experiment.name,
+        citation=f"learned by metasched over tasks ({names}), starting at {start.name}"[:3000],
+        config_hash=hashed,
+        seeds=(experiment.seed,),
+        tasks=tuple(entry.name for entry in experiment.tasks.entries),
+        outer_steps=outer_steps,
+        versions=versions(),
+        spent=start.spent(experiment.meta.estimator, spent["learning"], spent["confirming"]),
+    )
+    problem = build_problem(reference.problem)
+    with torch.no_grad():
+        return sampled(shared, shared.form.knots, "linear", source, reference.experiment, problem)
+
+
+def _export(
+    file: ScheduleFile,
+    start: Start,
+    confirmation: Confirmation | None,
+    reference: DrawnTask,
+    folder: RunFolder,
+    console: Console,
+) -> None:
+    """Writes ``schedule.json``: what was learned, or without a gain the start."""
+    if confirmation is None or confirmation.gain:
+        folder.learned.unlink(missing_ok=True)  # of a run that was stopped, and goes on with other settings
+        write_schedule(folder.schedule, file)
+    else:
+        write_schedule(folder.learned, file)
+        own = start_file(start, reference.experiment, build_problem(reference.problem))
+        write_schedule(folder.schedule, without_gain(own, file, confirmation))
+    console.note(f"the table in the file is at the layers of {reference.label}, for a mean task")
+
+
+def _plays(arms: Mapping[str, Contender], start: Start, task: DrawnTask) -> bool:
+    """Whether the start, hand-coded, is among the arms of a task."""
+    arm = arms.get(start.name)
+    return arm is not None and isinstance(start.schedule, HandCoded) and arm.problem == task.problem
