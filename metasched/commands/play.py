@@ -18,7 +18,7 @@ from metasched.io.atomic import write_atomic
 from metasched.io.json_text import json_text
 from metasched.io.run_folder import RunFolder
 from metasched.runs.cells import CachedPool
-from metasched.runs.ranks import open_pool
+from metasched.runs.where import open_pool
 from metasched.tracking.console import Console
 
 
@@ -48,7 +48,7 @@ def play(experiment: Experiment, words: Sequence[str], folder: RunFolder, consol
     seeds = [derive_seed(experiment.seed, "play", run) for run in range(runs)]
     means: dict[str, float] = {}
     if runs:
-        with open_pool(experiment.run.workers) as pool, closing(CachedPool(pool, folder.cells)) as cells:
+        with open_pool(experiment.run) as pool, closing(CachedPool(pool, folder.cells)) as cells:
             means = means_on_validation(arms, seeds, steps, cells)
         for name, mean in means.items():
             console.note(f"{name}: {mean:.4f} on meta-validation, {runs} runs")
