@@ -167,8 +167,10 @@ def regret(means: Array, weights: Array, order: Sequence[int]) -> list[float]:
 def curse(scores: Array, weights: Array) -> tuple[Curse, ...]:
     """Half of the seeds choose the portfolio and, on each case, among its first k; the others score what was chosen.
 
+    Then the halves change places, and the means of both are given: the seeds of one half may be easier.
+
     Args:
-        scores: [C, S, n]; seeds with an even index choose.
+        scores: [C, S, n]; of seeds with even and with odd indices.
         weights: [C].
 
     Returns:
@@ -176,11 +178,18 @@ def curse(scores: Array, weights: Array) -> tuple[Curse, ...]:
     """
     if scores.shape[2] < 2:
         return ()
-    choosing, fresh = scores[:, :, ::2].mean(2), scores[:, :, 1::2].mean(2)
+    even, odd = scores[:, :, ::2].mean(2), scores[:, :, 1::2].mean(2)
+    both = zip(_chosen(even, odd, weights), _chosen(odd, even, weights), strict=False)
+    return tuple(
+        Curse(k=k, chosen=(a + b) / 2, fresh=(on_b + on_a) / 2) for k, ((a, on_b), (b, on_a)) in enumerate(both, 1)
+    )
+
+
+def _chosen(choosing: Array, fresh: Array, weights: Array) -> list[tuple[float, float]]:
+    """For each k the mean over cases of the score that chose, and that of what was chosen from other seeds."""
     order, _ = greedy(ranked(choosing), weights)
-    found = []
+    rows, found = np.arange(len(choosing)), []
     for k in range(1, len(order) + 1):
         best = np.array(order[:k])[choosing[:, order[:k]].argmax(1)]
-        rows = np.arange(len(best))
-        found.append(Curse(k=k, chosen=float(weights @ choosing[rows, best]), fresh=float(weights @ fresh[rows, best])))
-    return tuple(found)
+        found.append((float(weights @ choosing[rows, best]), float(weights @ fresh[rows, best])))
+    return found

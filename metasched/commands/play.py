@@ -18,6 +18,7 @@ from metasched.io.atomic import write_atomic
 from metasched.io.json_text import json_text
 from metasched.io.run_folder import RunFolder
 from metasched.runs.cells import CachedPool
+from metasched.runs.ranks import refuse_ranks
 from metasched.runs.where import open_pool
 from metasched.tracking.console import Console
 
@@ -26,8 +27,9 @@ def words_to_try(experiment: Experiment, tries: int, portfolio: str | None, sche
     """The names or paths of the schedules to try: those that are given, or the first of the portfolio of the recipe.
 
     Raises:
-        MetaschedError: there is no portfolio for the method and its bits.
+        MetaschedError: there is no portfolio for the method and its bits, or torchrun has started this.
     """
+    refuse_ranks("play")
     return list(schedules) or list(portfolio_for(experiment.method, portfolio).schedules[:tries])
 
 

@@ -138,8 +138,7 @@ def _show(portfolio: Portfolio, console: Console, regrets: Sequence[float] = ())
         rows.append([str(i + 1), entry.name, f"{entry.own_rank:.2f}", f"{entry.rank:.2f}", *own])
     console.table(title, columns, rows)
     for c in portfolio.curse:
-        flattery = c.chosen - c.fresh
         console.note(
             f"  best of the first {c.k}, chosen by half of the seeds: {c.chosen:.4f} at choice, {c.fresh:.4f} from the "
-            f"others ({flattery:+.4f} is luck of the choice)"
+            f"others ({c.chosen - c.fresh:+.4f} is luck of the choice)"
         )

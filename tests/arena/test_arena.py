@@ -208,6 +208,15 @@ def test_mistakes_are_told_before_anything_is_trained(
     assert not (tmp_path / "a").exists()
 
 
+def test_torchrun_does_not_share_an_arena(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("TORCHELASTIC_RUN_ID", "1"), ("WORLD_SIZE", "2"), ("RANK", "0")):
+        monkeypatch.setenv(name, value)
+    assert play(tmp_path / "a") == 2
+    assert "torchrun: does not share the work of `metasched arena run`" in capsys.readouterr().err
+
+
 def test_it_needs_tasks(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert play(tmp_path / "a", {k: v for k, v in DOCUMENT.items() if k != "tasks"}) == 2
     assert "tasks.entries: is empty" in capsys.readouterr().err
