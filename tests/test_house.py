@@ -25,6 +25,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
         cli/show cli/train cli/tune
     """,
     "commands/test_check.py": "cli/check",
+    "commands/test_portfolio.py": "cli/play cli/portfolio commands/play",
     "commands/test_confirming.py": "evaluation/confirm meta/config",
     "config/test_ignored.py": "config/retired",
     "config/test_load.py": """
