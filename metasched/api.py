@@ -205,7 +205,7 @@ def _experiment(
     if live and "run" not in sections:
         document["run"] = {"workers": 1}
     experiment = experiment_of(document)
-    if live and experiment.run.workers != 1:
+    if live and (experiment.run.workers != 1 or experiment.run.where == "ray"):
         problem = "more than one process needs a function that makes the task, and this is an object"
         raise MetaschedError("run.workers", problem, "give a module-level function, or set it to 1")
     return experiment

@@ -103,6 +103,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "network/test_uses.py": "network/redirecting",
     "quantizers/test_stair.py": "quantizers/constants quantizers/hard quantizers/noise quantizers/straight",
     "runs/test_pool.py": "runs/pooled",
+    "runs/test_cluster.py": "runs/by_value runs/where",
     "schedules/test_family.py": "schedules/learnable schedules/space",
     "schedules/test_published.py": "schedules/base schedules/table",
     "methods/test_clip.py": "quantizers/clip",

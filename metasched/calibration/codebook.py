@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from metasched.quantizers.codebooks import packed, stored_bytes
 
+FEWEST = 8  # blocks of a layer with two centroids
 _APART = 1e-8
 VALUE_BITS = 16  # of a stored centroid's numbers
 

@@ -22,7 +22,7 @@ normalization as it is.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -31,7 +31,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from metasched.calibration.codebook import Codebook, fit, metric_of
+from metasched.calibration.codebook import FEWEST, Codebook, clamped, fit, metric_of
 from metasched.core.errors import MetaschedError
 
 _FLOAT_BYTES = 4
@@ -109,7 +109,10 @@ class ProductQuantized:
 
 
 def quantize_product(
-    module: nn.Module, batches: Iterable[torch.Tensor], options: ProductOptions = ProductOptions()
+    module: nn.Module,
+    batches: Iterable[torch.Tensor],
+    options: ProductOptions = ProductOptions(),
+    tick: Callable[[float], None] = lambda share: None,
 ) -> ProductQuantized:
     """The network as codes, fine-tuned; see the module's docstring.
 
@@ -117,9 +120,11 @@ def quantize_product(
         module: a trained float network that puts out scores [N, C, ...]; it stays as it is.
         batches: inputs [N, ...] without labels, used for the codebooks and, in turn, for fine-tuning.
         options: how.
+        tick: is called in each step with the share of the steps that are done.
 
     Raises:
-        MetaschedError: no or bad batches, a layer whose rows the block does not divide, a name of no layer, bad onsets.
+        MetaschedError: no or bad batches, a layer whose rows the block does not divide or with fewer than 8
+            blocks, a name of no layer, bad onsets.
     """
     inputs = _checked(batches)
     teacher = copy.deepcopy(module).eval()
@@ -131,6 +136,7 @@ def quantize_product(
     speeds: dict[str, torch.Tensor] = {}
     losses: list[float] = []
     for step in range(options.steps + 1):
+        tick(step / max(options.steps, 1))
         while waiting and when[waiting[0]] * options.steps <= step:
             name = waiting.pop(0)
             metric = metric_of(layers[name], _seen(student, name, inputs), options.block(layers[name]))
@@ -175,7 +181,10 @@ def chosen(module: nn.Module, example: torch.Tensor, options: ProductOptions) ->
         size, row = options.block(ran[name]), ran[name].weight[0].numel()
         if row % size:
             problem = f"has rows of {row} numbers, which blocks of {size} do not divide"
-            raise MetaschedError(f"model.{name}", problem, "set another block, or exclude it")
+            raise MetaschedError(f"model.{name}", problem, "set another block, or leave the layer in float")
+        if clamped(options.codes, blocks := ran[name].weight.numel() // size) < 2:
+            problem = f"has {blocks} blocks of {size} numbers, and two centroids take {FEWEST}"
+            raise MetaschedError(f"model.{name}", problem, "set a smaller block, or leave the layer in float")
     if not names:
         raise MetaschedError("product", "the model has no layer to quantize", "set first, or exclude fewer")
     return {name: ran[name] for name in names}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass as plain_dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 from pydantic.dataclasses import dataclass
@@ -18,7 +18,7 @@ from metasched.core.lazy import Lazy, origin
 from metasched.core.rows import check_row, find_row
 
 if TYPE_CHECKING:
-    from metasched.calibration.unit import Rounded, Unit
+    from metasched.calibration.unit import Rounded
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -62,6 +62,32 @@ class MultipointOptions(Options):
     """the same number of points for all channels, in place of the budget"""
 
 
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class ProductOptions(Options):
+    """The codebooks, and the training of their centroids."""
+
+    codes: Annotated[Int, Field(ge=2, le=2**16)] = 256
+    """centroids of a layer at most, a power of two; small layers have fewer"""
+    conv_block: Positive = 9
+    """numbers of a block in convolutions"""
+    pointwise_block: Positive = 4
+    """numbers of a block in convolutions with kernels of 1x1"""
+    linear_block: Positive = 4
+    """numbers of a block in linear layers"""
+    iterations: Positive = 100
+    """steps of expectation and maximization of a layer at most"""
+    onsets: Literal["in_order", "at_once"] | dict[str, Annotated[Float, Field(ge=0, le=1)]] = "in_order"
+    """share of the training after which each layer is quantized: `in_order`, `at_once`, or {layer: share}"""
+    steps: Annotated[Int, Field(ge=0)] = 1000
+    """of the training of the centroids, in all"""
+    lr: Annotated[Float, Field(gt=0)] = 0.05
+    """learning rate of SGD"""
+    momentum: Annotated[Float, Field(ge=0, lt=1)] = 0.9
+    """of SGD"""
+    seed: Annotated[Int, Field(ge=0, lt=2**32)] = 0
+    """of the start of the codebooks"""
+
+
 @plain_dataclass(frozen=True)
 class ProcedureSpec:
     """One row of the table of procedures.
@@ -70,19 +96,24 @@ class ProcedureSpec:
         name: what ``metasched.calibrate`` takes as ``method``.
         summary: description in a few words.
         options: class of its options.
-        builder: (unit, options) -> what becomes of each layer of the unit.
+        builder: (unit, options) -> what becomes of each layer of the unit; or with ``whole``, (walk, options, tick) ->
+            what becomes of each layer of the network, where ``tick`` takes the share that is done.
         blocks: whether a unit may have several layers.
         channels: whether each output channel must have a scale of its own, whatever the recipe says.
         balanced: whether the levels must be ``ternary`` or ``balancedB``.
+        whole: whether it works on the network as a whole, before the walk.
+        deploys: whether each layer of its result has one set of levels, as integer networks need.
     """
 
     name: str
     summary: str
     options: type[Options]
-    builder: Callable[[Unit, Any], list[Rounded]]
+    builder: Callable[..., list[Rounded]]
     blocks: bool = False
     channels: bool = False
     balanced: bool = False
+    whole: bool = False
+    deploys: bool = True
 
     @property
     def origin(self) -> str:
@@ -171,6 +202,14 @@ for _row in (
         Lazy("metasched.calibration.multipoint:multipoint"),
         channels=True,
         balanced=True,
+    ),
+    ProcedureSpec(
+        "product",
+        "codes of blocks of weights in place of levels, with centroids trained on the outputs of the network",
+        ProductOptions,
+        Lazy("metasched.calibration.coded:product"),
+        whole=True,
+        deploys=False,
     ),
 ):
     register_procedure(_row)

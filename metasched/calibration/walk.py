@@ -25,7 +25,7 @@ from metasched.methods.ste import STE
 from metasched.network.flow import Example
 from metasched.network.operations import without_fused_layers
 from metasched.network.quantize import quantize
-from metasched.network.recipe import Recipe
+from metasched.network.recipe import Recipe, rules_for
 from metasched.network.sites import copied, refuse_quantized
 
 _SHARED = ("levels", "activation_levels", "granularity")  # parameters of the recipe's method that are read as they are
@@ -159,7 +159,7 @@ def _plain(recipe: Recipe | MethodConfig | str, spec: ProcedureSpec) -> Recipe:
     scale = "least_squares" if config.scale in ("unit", "learned") else config.scale
     activation = "learned" if config.activation_scale == 1 else config.activation_scale
     plain = STEConfig(**own, scale=scale, activation_scale=activation)
-    return Recipe(plain, recipe.rules, recipe.first, recipe.last)
+    return Recipe(plain, rules_for(plain, recipe.rules), recipe.first, recipe.last)
 
 
 def _of_weights(method: Any, spec: ProcedureSpec) -> Any:

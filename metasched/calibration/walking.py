@@ -92,7 +92,7 @@ def calibrate(
         recipe: its levels, granularity and rules say what is quantized; which method it names plays no part. A scale
             ``unit`` or ``learned`` of weights is one of least squares here, and an activation scale of 1 is fitted.
         batches: inputs [N, ...] of the training data, or mappings of keyword arguments; a few hundred examples.
-        method: procedure: ``nearest``, ``adaround``, ``bit_split``, ``bit_split_weights`` or ``multipoint``.
+        method: procedure: ``nearest``, ``adaround``, ``bit_split``, ``bit_split_weights``, ``multipoint``, ``product``.
         by: ``layer``; ``block``, with residual blocks as units where there are some; or names of modules, each a unit.
         progress: is called often, see there.
         options: of the procedure, see ``metasched list``.
@@ -112,11 +112,12 @@ def calibrate(
         if progress is not None:
             progress(Progress(name, done, total, seconds, left, report))
 
+    ready = spec.builder(walk, settings, lambda share: tell("the network", 0, share * total)) if spec.whole else None
     for k, part in enumerate(walk.parts):
         began = time.perf_counter()
         tell(part.name, k, 0.0)
         unit = walk.unit(part, lambda share, k=k, name=part.name: tell(name, k, share))
-        rounded = spec.builder(unit, settings)
+        rounded = spec.builder(unit, settings) if ready is None else [ready[i] for i, _ in part.layers]
         walk.settle(part, rounded)
         report = _report(unit, rounded, time.perf_counter() - began)
         tell(part.name, k + 1, 0.0, report)

@@ -24,7 +24,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add_json(parser)
     what = "an experiment with task.pretrained, or a function that returns a trained network, a recipe and batches"
     parser.add_argument("config", metavar="CONFIG", help=what)
-    named = "nearest, adaround, bit_split, bit_split_weights or multipoint [adaround]"
+    named = "nearest, adaround, bit_split, bit_split_weights, multipoint or product [adaround]"
     parser.add_argument("--method", metavar="NAME", default="adaround", help=named)
     parser.add_argument(
         "--batches", type=_count, default=16, metavar="N", help="training batches of the experiment [16]"
@@ -45,7 +45,11 @@ def run(arguments: argparse.Namespace) -> None:
     from metasched.calibration.table import find_procedure, options_of
 
     options = _options(arguments.option)
-    options_of(find_procedure(arguments.method), options)
+    spec = find_procedure(arguments.method)
+    options_of(spec, options)
+    if arguments.deploy and not spec.deploys:
+        problem = f"makes integers of levels, and {spec.name} gives layers without levels"
+        raise MetaschedError("--deploy", problem, "leave it out; -o writes the weights")
     own = re.fullmatch(_FUNCTION, arguments.config) and not os.path.lexists(arguments.config)
     with console_of(arguments) as console:
         if own:

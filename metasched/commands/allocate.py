@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from metasched.config.schema import Experiment, ProblemConfig
-from metasched.config.writing import dump_yaml, to_dict
+from metasched.config.writing import dump_yaml, section_dict, to_dict
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import derive_seed
 from metasched.evaluation.contenders import by_method, named_schedule
@@ -23,12 +23,13 @@ from metasched.io.run_folder import RunFolder
 from metasched.meta.resume import keep_fingerprint
 from metasched.methods.spec import CEILING
 from metasched.network.config import Rule
-from metasched.runs.cells import CachedPool
+from metasched.runs.cells import CachedPool, digest
 from metasched.runs.pool import Mapper
-from metasched.runs.ranks import open_pool
+from metasched.runs.where import open_pool
 from metasched.schedules.table import NO_SCHEDULE
 from metasched.search.bits.allocate import Allocation, found_bits
 from metasched.search.bits.channels import with_channels
+from metasched.search.bits.known import KnownScores
 from metasched.search.bits.problem import BitProblem, Choice, Tried
 from metasched.search.bits.resources import bit_problem, rules_of
 from metasched.search.bits.rounding import Rounded, check_loss
@@ -47,6 +48,8 @@ _EVERY = 25  # allocations between two lines on the console
 def allocate(experiment: Experiment, folder: RunFolder, console: Console) -> dict[str, Any]:
     """Searches bits by layer, and writes ``allocation.json`` and ``allocated.yaml``, the experiment with their rules.
 
+    In the folder of a run that was stopped, scores that it has found are read back.
+
     Args:
         experiment: ``allocate`` says what is searched, under which budget, and how an allocation is scored.
         folder: where everything is written.
@@ -56,7 +59,8 @@ def allocate(experiment: Experiment, folder: RunFolder, console: Console) -> dic
         what a program would want to read: paths, bits, cost, scores.
 
     Raises:
-        MetaschedError: settings that do not fit, a budget that nothing fits, or a layer that the latency table lacks.
+        MetaschedError: settings that do not fit, a budget that nothing fits, a layer that the latency table lacks, or
+            another task than in the run that is resumed.
     """
     config, settings = experiment.problem, experiment.allocate
     if experiment.method.name == CEILING:
@@ -81,10 +85,11 @@ def allocate(experiment: Experiment, folder: RunFolder, console: Console) -> dic
     scores: dict[str, float] = {}
     if rounds:
         score = rounded_score(config, model, problem)
-        result = found_bits(problem, recipe, score, settings, seed, seen)
+        with KnownScores(score, folder.scores, _about(experiment, problem)) as known:
+            result = found_bits(problem, recipe, known, settings, seed, seen)
         scores = accuracies(config, model, score, result)
     else:
-        with open_pool(experiment.run.workers) as pool, closing(CachedPool(pool, folder.cells)) as cells:
+        with open_pool(experiment.run) as pool, closing(CachedPool(pool, folder.cells)) as cells:
             result = found_bits(problem, recipe, trained_score(experiment, problem, cells), settings, seed, seen)
     kept = {
         **asdict(settings),
@@ -100,6 +105,15 @@ def allocate(experiment: Experiment, folder: RunFolder, console: Console) -> dic
     paths = {"allocation": str(folder.path / RESULT), "experiment": str(folder.path / EXPERIMENT)}
     cost = {"cost": result.best.cost, "budget": problem.budget, "mean_bits": result.mean_bits}
     return {**paths, "bits": result.bits, **cost, "score": result.best.score, "accuracies": scores}
+
+
+def _about(experiment: Experiment, problem: BitProblem) -> str:
+    """A hash of all that the scores of rounded networks depend on, and of the costs."""
+    config = experiment.problem
+    sections = [section_dict(getattr(config, name)) for name in ("task", "optimizer", "method", "quantize")]
+    where = [str(config.device), config.dtype, config.autocast]
+    costs = [problem.bits, problem.cost, problem.fixed]
+    return digest([build_problem(config).fingerprint, sections, where, experiment.seed, costs], {})
 
 
 def float_network(config: ProblemConfig, seed: int) -> nn.Module:

@@ -29,7 +29,7 @@ from metasched.io.run_folder import RunFolder
 from metasched.io.strict_yaml import read_mapping
 from metasched.meta.resume import keep_fingerprint
 from metasched.runs.cells import CachedPool
-from metasched.runs.ranks import open_pool
+from metasched.runs.where import open_pool
 from metasched.schedules.table import NO_SCHEDULE
 from metasched.tracking.console import Console
 from metasched.tracking.opening import open_tracker
@@ -101,7 +101,7 @@ def compare_arms(
     by_name = _all_arms(experiment, arms)
     cut_back(folder.metrics, 0)
     with (
-        open_pool(experiment.run.workers) as pool,  # before trackers: they start threads
+        open_pool(experiment.run) as pool,  # before trackers: they start threads
         closing(open_tracker(experiment, folder, "compare")) as tracker,
         closing(CachedPool(pool, folder.cells, reuse)) as cells,
     ):

@@ -25,7 +25,7 @@ from metasched.meta.guards import RunStopped
 from metasched.meta.online import Adaptation, OnlineRun, Setting, expected_cost, setting_of, train_online
 from metasched.meta.start import Start, given_start, learned_controls
 from metasched.runs.pool import Mapper
-from metasched.runs.ranks import open_pool
+from metasched.runs.where import open_pool
 from metasched.schedules.base import Schedule, progress_of_steps
 from metasched.tasks.base import examples
 from metasched.tasks.supervised import SupervisedTask
@@ -62,7 +62,7 @@ def run(experiment: Experiment, folder: RunFolder, console: Console, *, compared
     name, start = _start(setting)
     check(experiment.online, experiment.meta.objective, problem)
     with (
-        open_pool(experiment.run.workers) as pool,  # one thread, as wherever it is played again; before trackers
+        open_pool(experiment.run) as pool,  # one thread, as wherever it is played again; before trackers
         closing(open_tracker(experiment, folder, "online")) as tracker,
     ):
         outcome = train_online(setting, start, problem.seed, _logger(problem.steps, tracker, console))

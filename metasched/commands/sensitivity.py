@@ -29,7 +29,7 @@ from metasched.io.json_text import json_text
 from metasched.io.run_folder import RunFolder
 from metasched.meta.start import given_start, learned_controls
 from metasched.runs.pooled import PooledRuns
-from metasched.runs.ranks import open_pool
+from metasched.runs.where import open_pool
 from metasched.schedules.base import Schedule
 from metasched.schedules.learnable import build_learnable
 from metasched.tracking.console import Console
@@ -94,7 +94,7 @@ def sensitivity(
         experiment.schedule, controls, base, learn, layers, derive_seed(experiment.seed, "schedule network")
     )
     seeds = [derive_seed(experiment.seed, "sensitivity", run) for run in range(num_runs)]
-    with open_pool(experiment.run.workers) as pool:
+    with open_pool(experiment.run) as pool:
         runs = PooledRuns(experiment.problem, experiment.meta, pool)
         exact = differentiate(learnable, runs, seeds, experiment.meta.noise_floor)
         pairs = antithetic_pairs(learnable, runs, seeds, experiment.meta.sigma)

@@ -34,7 +34,7 @@ from metasched.meta.resume import keep_fingerprint, last_checkpoint, resumable_s
 from metasched.meta.start import Start, best_start, given_start, learned_controls, start_of
 from metasched.runs.cells import CachedPool, digest, played
 from metasched.runs.pooled import PooledRuns
-from metasched.runs.ranks import open_pool
+from metasched.runs.where import open_pool
 from metasched.schedules.curves import HandCoded
 from metasched.schedules.learnable import build_learnable
 from metasched.tracking.console import Console
@@ -75,7 +75,7 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
     checkpoint = last_checkpoint(config, folder, problem.fingerprint)
     cut_back(folder.metrics, checkpoint.position if checkpoint else 0)
     with (
-        open_pool(experiment.run.workers) as pool,  # before trackers: they start threads
+        open_pool(experiment.run) as pool,  # before trackers: they start threads
         closing(open_tracker(experiment, folder, "outer")) as tracker,
         closing(CachedPool(pool, folder.cells)) as cells,
     ):

@@ -23,7 +23,7 @@ from metasched.meta.resume import keep_fingerprint
 from metasched.meta.start import Start, best_start, given_start, learned_controls
 from metasched.runs.cells import CachedPool
 from metasched.runs.pooled import PooledRuns
-from metasched.runs.ranks import open_pool
+from metasched.runs.where import open_pool
 from metasched.schedules.learnable import build_learnable
 from metasched.search.config import TuneConfig
 from metasched.search.population import population_search
@@ -65,7 +65,7 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
     others = joined(*given_arms(experiment.problem, experiment.compare.baselines))
     cut_back(folder.metrics, 0)
     with (
-        open_pool(experiment.run.workers) as pool,  # before trackers: they start threads
+        open_pool(experiment.run) as pool,  # before trackers: they start threads
         closing(open_tracker(experiment, folder, "tune")) as tracker,
         closing(CachedPool(pool, folder.cells)) as cells,
     ):

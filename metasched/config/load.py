@@ -26,7 +26,7 @@ from metasched.core.errors import MetaschedError
 from metasched.io.strict_yaml import parse, read_mapping
 from metasched.methods import build_method
 from metasched.methods.config import DEFAULT, MethodConfig
-from metasched.methods.spec import CEILING, QUANTIZERS, find_method
+from metasched.methods.spec import CEILING, QUANTIZERS, declared, find_method
 from metasched.quantizers.levels import level_set
 from metasched.tasks.config import TaskConfig
 
@@ -206,6 +206,8 @@ def with_fields(experiment: Experiment, given: Sequence[str], path: str) -> Expe
     for name, _, text in pairs:
         if name == "method.name" and text != experiment.method.name:
             document["method"] = {f: v for f, v in document["method"].items() if f in QUANTIZERS and text != CEILING}
+            rules = document["quantize"]["rules"]
+            document["quantize"]["rules"] = [{f: v for f, v in rule.items() if not declared(f)} for rule in rules]
     for name, _, text in pairs:
         _override(document, name, text)
     return _validated(document, lambda field: f"{path}: {field}", [name for name, _, _ in pairs])
@@ -243,6 +245,7 @@ def _contradictions(
 ) -> list[MetaschedError]:
     """Fields that are well-formed, but not together."""
     from metasched.config.ignored import ignored  # what reads a field is in torch
+    from metasched.network.recipe import not_by_layer
     from metasched.training.optimizers.check import contradictions
 
     problems = list(contradictions(experiment.optimizer, place))
@@ -254,5 +257,9 @@ def _contradictions(
             problems.append(error)
     if not experiment.compare.horizons:
         problems.append(MetaschedError(place("compare.horizons"), "is empty", "give at least one, such as [1]"))
+    for i, rule in enumerate(experiment.quantize.rules):
+        for name, fix in not_by_layer(experiment.method, rule).items():
+            problem = f"is not a parameter of {experiment.method.name} by layer"
+            problems.append(MetaschedError(place(f"quantize.rules[{i}].{name}"), problem, fix))
     problems += ignored(experiment, place, given)
     return problems

@@ -14,9 +14,11 @@ from metasched.config.fields import FieldInfo, fields
 from metasched.config.schema import Experiment
 from metasched.families.config import TasksConfig
 from metasched.network.config import QuantizeConfig
+from metasched.runs.config import RunConfig
 from metasched.tasks.config import TaskConfig
 from metasched.tasks.table import OF_TABLES
 
+LATER = ("channel_bits", "sparsity")  # fields of rules that files from before do not have
 OWN_TASK = ("factory", "args", "steps")  # what the section task has for a task of the user's own
 
 
@@ -27,7 +29,7 @@ def to_dict(experiment: Experiment) -> dict[str, Any]:
     """
     document = {
         **to_jsonable_python(experiment),
-        **{name: section_dict(getattr(experiment, name)) for name in ("task", "quantize")},
+        **{name: section_dict(getattr(experiment, name)) for name in ("task", "quantize", "run")},
     }
     return document if experiment.tasks != TasksConfig() else {k: v for k, v in document.items() if k != "tasks"}
 
@@ -35,8 +37,8 @@ def to_dict(experiment: Experiment) -> dict[str, Any]:
 def section_dict(section: Any) -> dict[str, Any]:
     """One section in the types of JSON; of a task of the user's own only what it reads.
 
-    Fields of tables, and bits by channel of rules, are left out where they have their defaults: files and hashes from
-    before do not have them.
+    Fields of tables, some of rules, and where runs are done are left out where they have their defaults: files and
+    hashes from before do not have them.
     """
     fields_of = to_jsonable_python(section)
     if isinstance(section, TaskConfig):
@@ -44,8 +46,10 @@ def section_dict(section: Any) -> dict[str, Any]:
         keep = OWN_TASK if section.factory is not None else fields_of.keys() - {"factory", "args"} - default
         return {name: value for name, value in fields_of.items() if name in keep}
     if isinstance(section, QuantizeConfig):
-        rules = [{k: v for k, v in rule.items() if k != "channel_bits" or v is not None} for rule in fields_of["rules"]]
+        rules = [{k: v for k, v in rule.items() if k not in LATER or v is not None} for rule in fields_of["rules"]]
         return {**fields_of, "rules": rules}
+    if isinstance(section, RunConfig) and section.where is None:
+        del fields_of["where"]
     return fields_of
 
 

@@ -116,7 +116,9 @@ def _convolution(folding: Folding, name: str, module: nn.Module) -> None:
         raise unsupported(name, f"needs {module.in_channels} channels, and gets {list(folding.shape)}", _SHAPES)
     if not on_levels:
         raise unsupported(
-            name, "is not quantized", "set quantize.first and, if it is the last layer, quantize.last to true"
+            name,
+            "is not quantized to one set of levels",
+            "set quantize.first and, if it is the last layer, quantize.last to true",
         )
     _, height, width = folding.shape
     stride, padding, dilation = pair(module.stride), pair(module.padding), pair(module.dilation)

@@ -144,6 +144,11 @@ class RunFolder:
         return self.path / "cells.jsonl"
 
     @property
+    def scores(self) -> Path:
+        """Scores of allocations of bits, as JSON lines."""
+        return self.path / "scores.jsonl"
+
+    @property
     def resumes(self) -> Path:
         """One entry per resume, as JSON lines."""
         return self.path / "resumes.jsonl"
@@ -189,10 +194,10 @@ class RunFolder:
         return self.path / "DONE"
 
     def discard(self, made: Sequence[Path]) -> None:
-        """Removes the files of a run that has logged nothing yet, and the folders created for it, innermost first."""
-        if self.metrics.exists():
+        """Removes the files of a run that has found nothing yet, and the folders created for it, innermost first."""
+        if self.metrics.exists() or any(path.exists() and path.stat().st_size for path in (self.cells, self.scores)):
             return
-        for file in (self.config, self.environment, self.task, self.path / "PID"):
+        for file in (self.config, self.environment, self.task, self.cells, self.scores, self.path / "PID"):
             file.unlink(missing_ok=True)
         with suppress(OSError):  # not empty: it contains other files
             for folder in made:

@@ -32,6 +32,7 @@ kaiqzhan/admm-pruning. We differ: Y is not divided by rho, so that a rho that ch
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -44,7 +45,7 @@ from metasched.methods.blend import WEIGHT_BLEND
 from metasched.methods.masks import counting, exact_mask, relaxed_mask
 from metasched.methods.modifier import Modifier
 from metasched.methods.parameters import ADMMConfig
-from metasched.methods.pruning import SPARSITY
+from metasched.methods.pruning import SPARSITY, nothing_left
 from metasched.methods.tensors import LayerQuantizer, layer_quantizer
 from metasched.quantizers.hard import hard
 from metasched.quantizers.scales import scale_of
@@ -83,6 +84,10 @@ class ADMM(Modifier):
     @property
     def controls(self) -> tuple[Control, ...]:
         return (RHO, SPARSITY, WEIGHT_BLEND) if self._prunes else (RHO, WEIGHT_BLEND)
+
+    def refusal(self, shape: Sequence[int]) -> str:
+        """Of a layer that would have no weight left."""
+        return nothing_left(shape, self.target) if self._prunes else ""
 
     def own_state(self, w: torch.Tensor, state: State, controls: Values, draw: Draw) -> State:
         # Z_0 is computed in the first step: here it would be a function of the weights whose gradient that step takes

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from metasched.methods.tensors import LayerQuantizer
 
 State = dict[str, torch.Tensor]  # of one layer
+Coding = Literal["levels", "by channel", "codes"]
 Values = Mapping[str, torch.Tensor]  # control -> 0-d tensor, of one layer at one step
 
 
@@ -128,6 +129,14 @@ class Method(ABC):
     def bits(self) -> float:
         """log2 of the number of weight levels. Default: from the quantizer."""
         return self.quantizer.levels.bits
+
+    @property
+    def coding(self) -> Coding:
+        """What stands for a number of a weight: one of the layer's levels, one of its channel's, or a share of a code.
+
+        Default: ``levels``.
+        """
+        return "levels"
 
     def bits_of(self, shape: Sequence[int]) -> float:
         """Bits of a number of a weight with this shape, [C_out, ...]. Default: ``bits``, whatever the shape."""

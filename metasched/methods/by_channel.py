@@ -17,7 +17,7 @@ import torch
 from metasched.core.errors import MetaschedError
 from metasched.core.layer import Quantizes
 from metasched.core.randomness import Draw
-from metasched.methods.base import Control, Evaluating, Method, State, Values
+from metasched.methods.base import Coding, Control, Evaluating, Method, State, Values
 from metasched.methods.tensors import LayerQuantizer
 
 _FACTOR = "scale_factor"  # on the gradient of learned scales, which differs with the levels
@@ -66,6 +66,10 @@ class ByChannel(Method):
     @property
     def bits(self) -> float:
         return sum(len(self._rows[b]) * part.bits for b, part in self.parts) / len(self.channel_bits)
+
+    @property
+    def coding(self) -> Coding:
+        return "by channel"
 
     @property
     def fits_activations(self) -> bool:

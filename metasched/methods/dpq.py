@@ -39,7 +39,7 @@ import torch
 
 from metasched.core.layer import Quantizes
 from metasched.core.randomness import Draw
-from metasched.methods.base import Control, Method, State, Values
+from metasched.methods.base import Coding, Control, Method, State, Values
 from metasched.methods.parameters import DPQConfig
 from metasched.quantizers.codebooks import code_width, stored_bytes
 
@@ -92,6 +92,10 @@ class DPQ(Method):
     @property
     def bits(self) -> float:
         return float(code_width(self.codes))
+
+    @property
+    def coding(self) -> Coding:
+        return "codes"
 
     def bits_of(self, shape: Sequence[int]) -> float:
         """Bits of codes for each number of a table [n, d]: D log2(K) / d, without the codebooks."""

@@ -59,6 +59,9 @@ class Joint(Method):
     def keeping(self) -> Joint:
         return replace(self, base=self.base.keeping(), modifiers=tuple(part.keeping() for part in self.modifiers))
 
+    def refusal(self, shape: Sequence[int]) -> str:
+        return next(filter(None, (part.refusal(shape) for part in self._parts)), "")
+
     @property
     def updates(self) -> bool:
         return any(part.updates for part in self._parts)

@@ -14,7 +14,7 @@ import torch
 
 from metasched.core.layer import Quantizes
 from metasched.core.randomness import Draw
-from metasched.methods.base import Control, Evaluating, Method, State, Values
+from metasched.methods.base import Coding, Control, Evaluating, Method, State, Values
 from metasched.methods.tensors import LayerQuantizer
 
 
@@ -40,6 +40,10 @@ class Oriented(Method):
     @property
     def bits(self) -> float:
         return self.base.bits
+
+    @property
+    def coding(self) -> Coding:
+        return self.base.coding
 
     @property
     def fits_activations(self) -> bool:

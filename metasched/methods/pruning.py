@@ -22,6 +22,7 @@ every 100 to 1,000 steps, here it is each one; each layer has its own curve; and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -31,7 +32,7 @@ import torch
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import Draw
 from metasched.methods.base import Control, State, Values
-from metasched.methods.masks import exact_mask, relaxed_mask
+from metasched.methods.masks import count, exact_mask, relaxed_mask
 from metasched.methods.modifier import Modifier
 from metasched.methods.parameters import PruningConfig
 from metasched.methods.tensors import LayerQuantizer, layer_quantizer
@@ -71,6 +72,10 @@ class Pruning(Modifier):
             return (replace(SPARSITY, granularity="network", gradient="none"),)
         return (SPARSITY,)
 
+    def refusal(self, shape: Sequence[int]) -> str:
+        """Of a layer that would have no weight left."""
+        return "" if self.budget == "global" else nothing_left(shape, self.target)
+
     def allocated(self, weights: Sequence[torch.Tensor], values: Sequence[Values]) -> Sequence[Values]:
         """The share of the target that each layer gets, above 1 where its weights are small beside the others'."""
         if self.budget == "layer":
@@ -108,6 +113,19 @@ class Pruning(Modifier):
 
     def relaxed(self, width: float) -> Pruning:
         return self if self.budget == "global" else replace(self, relaxation=width)
+
+
+def nothing_left(shape: Sequence[int], target: float) -> str:
+    """Why a weight of this shape, [C_out, ...], cannot have the share ``target`` of zeros; empty if it can.
+
+    >>> nothing_left((2, 2), 0.9)
+    'has 4 weights, of which a sparsity of 0.9 leaves none; lower that, or leave the layer in float by a rule'
+    """
+    n = math.prod(shape)
+    if count(n, target, torch.float32) < n:
+        return ""
+    fix = "lower that, or leave the layer in float by a rule"
+    return f"has {n} weights, of which a sparsity of {target:g} leaves none; {fix}"
 
 
 def build(config: PruningConfig) -> Pruning:

@@ -43,6 +43,11 @@ def no_parts(config: Any) -> tuple[str, ...]:
     return ()
 
 
+def by_no_layer(config: Any) -> Mapping[str, str]:
+    """A method whose own parameters are the same in all layers."""
+    return {}
+
+
 @dataclass(frozen=True)
 class MethodSpec:
     """One row of the table of methods.
@@ -62,6 +67,7 @@ class MethodSpec:
             ``none_value``; empty if it does.
         part: whether it can be a part of ``joint``, which needs float weights.
         parts: config -> names of the methods that it is made of; () for a method of its own.
+        by_layer: config -> {own parameter that a rule may set for its layers: what to set so that it can, or nothing}.
         ignores: dotted fields of an experiment that it does not read, though most methods do.
         former: former name of a control -> the controls that have its meaning now; each gets what was written for it.
     """
@@ -77,6 +83,7 @@ class MethodSpec:
     floor_needs: Callable[[Any], str] = nothing
     part: bool = True
     parts: Callable[[Any], tuple[str, ...]] = no_parts
+    by_layer: Callable[[Any], Mapping[str, str]] = by_no_layer
     ignores: tuple[str, ...] = ()
     former: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
 

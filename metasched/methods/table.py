@@ -6,7 +6,7 @@ This file does not import torch, so that the command line can list methods quick
 from __future__ import annotations
 
 from metasched.core.lazy import Lazy
-from metasched.methods.config import MethodConfig
+from metasched.methods.config import MethodConfig, of_part
 from metasched.methods.parameters import (
     AdaRoundConfig,
     ADMMConfig,
@@ -68,6 +68,19 @@ def _gradients_of_levels(config: BlendConfig) -> str:
 
 def _hard_live_weights(config: INQConfig) -> str:
     return "set method.live to hard" if config.live == "float" else ""
+
+
+def _sparse_by_layer(config: PruningConfig) -> dict[str, str]:
+    return {"sparsity": "set method.budget to layer" if config.budget == "global" else ""}
+
+
+def _sparse_where_pruned(config: ADMMConfig) -> dict[str, str]:
+    return {"sparsity": "set method.constraint to both or prune" if config.constraint == "quantize" else ""}
+
+
+def _jointly_by_layer(config: JointConfig) -> dict[str, str]:
+    """What each part has by layer."""
+    return {k: v for name in config.parts for k, v in find_method(name).by_layer(of_part(config, name)).items()}
 
 
 def _without_activations(config: AdaRoundConfig) -> bool:
@@ -164,6 +177,7 @@ ROWS = (
         Lazy("metasched.methods.pruning:build"),
         Lazy("metasched.schedules.pruning:pruning"),
         learns=_both,
+        by_layer=_sparse_by_layer,
     ),
     MethodSpec(
         QuantNoiseConfig,
@@ -184,6 +198,7 @@ ROWS = (
         "float weights that a growing penalty pulls to sparse or quantized ones",
         Lazy("metasched.methods.admm:build"),
         Lazy("metasched.schedules.admm:admm"),
+        by_layer=_sparse_where_pruned,
     ),
     MethodSpec(
         JointConfig,
@@ -195,6 +210,7 @@ ROWS = (
         floor_needs=_gradients_of_levels,
         part=False,
         parts=lambda config: config.parts,
+        by_layer=_jointly_by_layer,
         former=ONE_NOISE,
     ),
     MethodSpec(

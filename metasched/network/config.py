@@ -18,6 +18,7 @@ OVERRIDES = (
     "scale",
     "granularity",
     "activation_scale",
+    "sparsity",
 )  # parameters of the method
 
 
@@ -49,6 +50,8 @@ class Rule:
     """one scale for a weight tensor, or one for each output channel; null: as the method does"""
     activation_scale: Annotated[Float, Field(gt=0)] | Literal["learned"] | None = None
     """value of level 1 of activations; null: that of the method"""
+    sparsity: Annotated[Float, Field(gt=0, lt=1)] | None = None
+    """share of the weights of each layer that are zero at the end; null: that of the method"""
     activation: Literal["replace", "keep", "float"] | None = None
     """replace: the quantizer stands for the activation function; keep: the function's output is quantized; float"""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +12,7 @@ from torch import nn
 
 from metasched.core.errors import MetaschedError, printable
 from metasched.core.extras import from_extra
-from metasched.methods.base import Method
+from metasched.methods.base import Coding, Method
 from metasched.methods.config import MethodConfig
 from metasched.network.choosing import Chosen, choose
 from metasched.network.flow import Example, run_example
@@ -42,6 +41,7 @@ class Row:
         layer: name of the layer that it belongs to, for the schedule; empty in float.
         levels, bits: number of levels, and its log2; None in float. Codes of several numbers have bits, which may be
             less than 1 for each, and no levels; of levels by channel the bits are their mean, and there is no number.
+        coding: ``levels``, ``by channel`` or ``codes``, see ``Method.coding``; empty in float.
         parameters, parameter_share: number of elements of a weight, and their share of all parameters of the model.
         macs, mac_share: multiply-accumulates with a weight in the example's pass, and their share of all of them.
     """
@@ -58,6 +58,7 @@ class Row:
     parameter_share: float = 0.0
     macs: int = 0
     mac_share: float = 0.0
+    coding: Coding | Literal[""] = ""
 
 
 @dataclass(frozen=True)
@@ -218,21 +219,19 @@ def _row(
         return Row(tensor.name, tensor.what, tensor.type, False, tensor.why, **numbers)
     layer, method = found.layers[tensor.layer], methods[tensor.layer]
     bits: float | None = layer.bits
-    why = ""
+    coding, why = method.coding, ""
     if tensor.what == "activation":
         levels = getattr(getattr(method, "quantizer", None), "activation_levels", None)
-        bits = None if levels is None else levels.bits
+        bits, coding = None if levels is None else levels.bits, "levels"
         why = "the function is kept" if tensor.keeps else "the quantizer stands for the function"
-    whole = bits is not None and not method.tables and math.isclose(2**bits, round(2**bits))
-    number = round(2**bits) if bits is not None and whole else None
-    return Row(tensor.name, tensor.what, tensor.type, True, why, layer.name, number, bits, **numbers)
+    number = round(2**bits) if bits is not None and coding == "levels" else None
+    return Row(tensor.name, tensor.what, tensor.type, True, why, layer.name, number, bits, coding=coding, **numbers)
 
 
 def _cells(row: Row) -> list[str]:
     state = "in float: " * (not row.quantized) + (row.why or "yes")
     state = f"yes, of {row.layer}; {row.why}" if row.quantized and row.tensor == "activation" else state
-    several = "codes" if row.type.startswith("Embedding") else "by channel"
-    levels = "" if row.bits is None else f"{row.levels or several} ({row.bits:.3g} bits)"
+    levels = "" if row.bits is None else f"{row.levels or row.coding} ({row.bits:.3g} bits)"
     sizes = (f"{share:.1%}" if number else "" for number, share in _sizes(row))
     return [row.module, row.tensor, row.type, state, levels, *sizes]
 

@@ -81,6 +81,11 @@ class Recipe:
         given = (*short_rules(exclude, include), *own)
         for name, value in (("method", method), ("rules", given), ("first", first), ("last", last), ("redraw", redraw)):
             object.__setattr__(self, name, value)
+        if isinstance(method, MethodConfig):
+            for rule in self.rules:
+                for parameter, fix in not_by_layer(method, rule).items():
+                    problem = f"is not a parameter of {method.name} by layer"
+                    raise MetaschedError(f"{named(rule)}: {parameter}", problem, fix)
 
     def build(self, overrides: Mapping[str, Any] | None = None, where: str = "rule") -> Method:
         """The method, with some of its parameters changed.
@@ -140,6 +145,21 @@ def _configured(name: str, parameters: Mapping[str, Any]) -> MethodConfig:
         parameter = error.path.removeprefix("method.")
         raise MetaschedError(f"recipe: {words.get(parameter, parameter)}", error.problem, error.fix) from None
     return method
+
+
+def not_by_layer(method: MethodConfig, rule: Rule) -> dict[str, str]:
+    """Own parameters of methods that a rule sets and this method has not by layer, each with what to do about it."""
+    has, found = find_method(method.name).by_layer(method), {}
+    for name in rule.overrides:
+        if owners := declared(name):
+            mend = has.get(name, f"it is for {' and '.join(sorted(owners))}")
+            found |= {name: f"leave it out{'; ' if name not in has else ', or '}{mend}"} if mend else {}
+    return found
+
+
+def rules_for(method: MethodConfig, rules: Sequence[Rule]) -> tuple[Rule, ...]:
+    """The rules of a recipe for another method, such as a floor: without what it has not by layer."""
+    return tuple(replace(rule, **dict.fromkeys(not_by_layer(method, rule))) for rule in rules)
 
 
 def named(rule: Rule) -> str:

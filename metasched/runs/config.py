@@ -16,8 +16,11 @@ class RunConfig:
 
     folder: PathText = "runs"
     """run folders are made in here"""
+    where: Literal["local", "torchrun", "ray"] | None = None
+    """where inner runs are done: on worker processes here, on the ranks of torchrun that has started the command, or on
+    a Ray cluster that is running (default: torchrun where it has started the command, else local)"""
     workers: Annotated[Int, Field(ge=0, le=1024)] = 0
-    """worker processes; 0: one for each core"""
+    """local only: worker processes; 0: one for each core"""
     device: Word = "cpu"
     """torch device that the inner runs train on"""
     dtype: Literal["float32", "float64"] = "float32"

@@ -11,17 +11,14 @@ rank to itself.
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from metasched.core.errors import MetaschedError
 from metasched.io.environment import INNER_THREADS
-
-if TYPE_CHECKING:
-    from metasched.runs.pool import Pool
+from metasched.runs.by_value import answered, packed, result
 
 _PATIENCE = timedelta(days=365)  # a lost process shows as a closed connection; silence is work
 
@@ -34,17 +31,6 @@ def serves() -> bool:
 def launched() -> bool:
     """Whether torchrun has started several processes."""
     return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
-
-
-def open_pool(workers: int) -> Pool | Ranks:
-    """Where inner runs are done: on the ranks of torchrun, or else on worker processes; a context manager and a Mapper.
-
-    Args:
-        workers: number of processes, see Pool; plays no part under torchrun.
-    """
-    from metasched.runs.pool import Pool
-
-    return Ranks() if launched() else Pool(workers)
 
 
 class Ranks:
@@ -66,10 +52,10 @@ class Ranks:
 
     def map(self, function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
         """``function(*a)`` for each ``a``, in order, as their rounds are done."""
-        items = [pickle.dumps((function, a)) for a in arguments]
+        items = [packed(function, a) for a in arguments]
         for i in range(0, len(items), self.workers):
             part = items[i : i + self.workers]
-            idle = [pickle.dumps((_nothing, ()))] * (self.workers - len(part))
+            idle = [packed(_nothing, ())] * (self.workers - len(part))
             yield from self._round([*part, *idle])[: len(part)]
 
     def _round(self, items: list[bytes | None]) -> list[Any]:
@@ -83,7 +69,7 @@ class Ranks:
         except RuntimeError as error:  # gloo's, which says it in many words
             problem = "a process of another rank ended before its work was done"
             raise MetaschedError("torchrun", problem, "see what that rank has written") from error
-        return [_result(answer) for answer in answers if answer is not None]
+        return [result(answer) for answer in answers if answer is not None]
 
 
 def serve() -> None:
@@ -106,20 +92,7 @@ def _nothing() -> None:
 
 
 def _answer(work: bytes | None) -> bytes | None:
-    if work is None:
-        return None
-    function, arguments = pickle.loads(work)
-    try:
-        return pickle.dumps((function(*arguments), None))
-    except Exception as error:  # all of them are rank 0's to raise
-        return pickle.dumps((None, error))
-
-
-def _result(answer: bytes) -> Any:
-    value, error = pickle.loads(answer)
-    if error is not None:
-        raise error
-    return value
+    return None if work is None else answered(work)
 
 
 def join_group(backend: str = "gloo") -> None:

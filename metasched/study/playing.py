@@ -13,7 +13,7 @@ from metasched.network.playing import Player
 from metasched.network.prepare import prepare
 from metasched.network.quantize import quantize
 from metasched.network.quantized import QuantizedNetwork
-from metasched.network.recipe import Recipe
+from metasched.network.recipe import Recipe, rules_for
 from metasched.schedules.base import Schedule
 
 
@@ -53,4 +53,5 @@ def prepared(
     seed: int,
 ) -> tuple[nn.Module, Player]:
     """``prepare`` with a method in place of the recipe's own."""
-    return prepare(model, replace(recipe, method=method), example, schedule, total_steps, seed)
+    recipe = replace(recipe, method=method, rules=rules_for(method, recipe.rules))
+    return prepare(model, recipe, example, schedule, total_steps, seed)

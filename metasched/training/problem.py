@@ -16,7 +16,7 @@ from metasched.core.imports import allow
 from metasched.core.rows import from_outside
 from metasched.methods.spec import draws_weights
 from metasched.network.quantize import quantize
-from metasched.network.recipe import Recipe
+from metasched.network.recipe import Recipe, rules_for
 from metasched.tasks.base import Task, start
 from metasched.tasks.build import made, outside_code, task_builder
 from metasched.tasks.check import check_task
@@ -111,7 +111,8 @@ def _ingredients(config: ProblemConfig, task: Task) -> Ingredients:
     if pretrained and draws_weights(config.method):
         problem = "unit draws the weights anew, and the task starts from pretrained ones"
         raise MetaschedError("method.scale", problem, "set it to max, least_squares or pow2, or set quantize.redraw")
-    how = Recipe(config.method, chosen.rules, chosen.first, chosen.last, redraw=chosen.redraw is not False)
+    rules = rules_for(config.method, chosen.rules)  # checked for the experiment's own method, which floors have not
+    how = Recipe(config.method, rules, chosen.first, chosen.last, redraw=chosen.redraw is not False)
     how.build()  # what is wrong with the method shows before there is a model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

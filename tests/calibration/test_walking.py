@@ -16,7 +16,11 @@ from metasched.calibration.walking import Progress, units
 from metasched.core.errors import MetaschedError, MetaschedWarning
 from metasched.network.recipe import Recipe
 
-STEPS = {"adaround": {"steps": 30, "lr": 0.05}, "multipoint": {"budget": 0.02}}
+STEPS = {
+    "adaround": {"steps": 30, "lr": 0.05},
+    "multipoint": {"budget": 0.02},
+    "product": {"codes": 8, "linear_block": 2, "steps": 10},
+}
 
 
 def recipe(levels: str = "balanced3", activations: str | None = None) -> Recipe:
@@ -40,7 +44,9 @@ def test_the_result_converts_and_is_as_good_as_nearest(method: str) -> None:
     assert reports[-1].done == reports[-1].total == 4 and reports[-1].left == 0
     if method == "adaround":
         assert all(r.error <= r.nearest for r in done)
-    if method != "multipoint":
+    if method == "product":
+        assert len(plain[0].weight.reshape(-1, 9).unique(dim=0)) == done[0].details["codes"] <= 8  # pyright: ignore
+    elif method != "multipoint":
         assert len(plain[0].weight[0].unique()) <= 7  # pyright: ignore
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import yaml
 from metasched.cli import main
 from metasched.config.load import load_experiment
 from metasched.network.size import network_bytes
+from metasched.search.bits.problem import Choice
+from metasched.search.bits.rounding import Rounded
 from metasched.training.problem import build_problem
 
 EXPERIMENT: dict[str, Any] = {
@@ -37,6 +40,22 @@ def call(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         return code, *capsys.readouterr()
 
     return call
+
+
+def counted(run: Callable[[], int], stop: int | None = None) -> tuple[int, int]:
+    """Exit code, and how many allocations were scored; one of them is interrupted."""
+    calls, score = 0, Rounded.__call__
+
+    def counting(self: Rounded, choice: Choice) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == stop:
+            raise KeyboardInterrupt
+        return score(self, choice)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Rounded, "__call__", counting)
+        return run(), calls
 
 
 def test_files_and_the_experiment_with_bits(call, tmp_path: Path) -> None:
@@ -96,3 +115,36 @@ def test_mistakes_are_one_line_and_leave_no_folder(call, tmp_path: Path, options
     code, _, err = call(*options)
     assert code == 2 and said in err and len(err.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("search", ["greedy", "random", "tpe", "haq", "autoq"])
+def test_a_stopped_search_goes_on_to_the_same_bits(call, tmp_path: Path, search: str) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "run"
+    ask = (f"--allocate.search={search}", *["--allocate.evaluations=12"] * (search != "greedy"))
+    assert call(*ask)[0] == 0
+    parts.rename(whole)
+    total = len((whole / "scores.jsonl").read_text().splitlines())
+    assert counted(lambda: call(*ask)[0], stop=4) == (130, 4)
+    assert not (parts / "allocation.json").exists()
+    assert counted(lambda: main(["allocate", "--resume", str(parts)])) == (0, total - 3)
+    for name in ("allocation.json", "allocated.yaml"):
+        assert (parts / name).read_bytes() == (whole / name).read_bytes()
+    assert main(["allocate", "--resume", str(parts)]) == 2  # it has finished
+
+
+def test_a_stopped_search_that_trains_goes_on_with_its_runs(
+    call, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "run"
+    ask = ("--allocate.score=trained", "--allocate.runs=2", "--allocate.search=random", "--allocate.evaluations=3")
+    assert call(*ask)[0] == 0
+    parts.rename(whole)
+    lines = (whole / "cells.jsonl").read_text().splitlines()
+    (whole / "DONE").unlink()
+    (whole / "allocation.json").rename(tmp_path / "expected.json")
+    (whole / "cells.jsonl").write_text("\n".join(lines[:3]) + "\n")  # as a kill leaves it
+    assert main(["allocate", "--resume", str(whole), "--allocate.evaluations=4"]) == 2
+    assert "allocate.evaluations: is 4, and 3 in the run that is resumed" in capsys.readouterr().err
+    assert main(["allocate", "--resume", str(whole)]) == 0
+    assert (whole / "allocation.json").read_bytes() == (tmp_path / "expected.json").read_bytes()
+    assert (whole / "cells.jsonl").read_text().splitlines() == lines

@@ -114,3 +114,22 @@ def test_an_experiment_with_another_procedure(tmp_path: Path, capsys: pytest.Cap
     result = json.loads(capsys.readouterr().out)
     assert [unit["layers"] for unit in result["units"]] == [["linear1"], ["linear2"]]
     assert sorted(path.name for path in out.iterdir()) == ["account.json", "weights.pt"]
+
+
+def test_product_stores_the_network_and_is_not_deployed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.set_default_dtype(torch.float32)
+    command = ["calibrate", written(tmp_path, model="mlp", depth=1, pretrained=3), "--method", "product"]
+    command += ["--batches", "1", "--option", "steps=5", "--option", "codes=4", "--json"]
+    out, deployed = tmp_path / "out", tmp_path / "deployed"
+    assert main([*command, "-o", str(out), "--deploy", str(deployed)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--deploy: makes integers of levels, and product gives layers without levels" in line and not out.exists()
+    assert main([*command, "-o", str(out)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    state = torch.load(out / "weights.pt", weights_only=True)
+    for unit in result["units"]:
+        blocks = state[f"{unit['unit']}.weight"].reshape(-1, 4)
+        codes = int(unit["details"]["codes"])
+        assert len(blocks.unique(dim=0)) <= codes <= 4
+        bits = {1: 0, 2: 1, 4: 2}[codes]
+        assert unit["details"]["bytes"] == -(-len(blocks) * bits // 8) + codes * 4 * 2  # 4 numbers of 16 bits

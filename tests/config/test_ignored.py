@@ -207,6 +207,7 @@ ELSEWHERE = {  # field -> the test that shows what it changes
     **dict.fromkeys(("tracking.wandb", "tracking.project", "name"), "tests/tracking/test_wandb.py"),
     **dict.fromkeys(("run.folder", "run.device"), "tests/e2e/test_mistakes.py"),
     "run.workers": "tests/runs/test_pool.py",
+    "run.where": "tests/runs/test_cluster.py",
     "tasks.entries": "tests/families/test_family.py",
     **dict.fromkeys(("tasks.per_step", "tasks.normalize", "tasks.features"), "tests/meta/test_many.py"),
     **dict.fromkeys(("tasks.cheaper", "tasks.examples"), "tests/commands/test_train_many.py"),

@@ -181,6 +181,7 @@ def test_every_field_is_described_and_its_default_is_the_default() -> None:
         default["method"] = to_dict(Experiment(method=MethodConfig(name=spec.name)))["method"] | default["method"]
     default["task"] |= {"factory": None, "args": {}}  # which are written for tasks of one's own alone
     default["task"] |= {"target": None, "drop": [], "missing": "refuse"}  # which are written where they differ
+    default["run"]["where"] = None  # which is written where it differs
     default["tasks"] = {"entries": []}  # which is written where there are several tasks
     for field in fields():
         value = default
@@ -215,6 +216,7 @@ def test_what_older_versions_do_not_have_is_written_where_it_is_given() -> None:
     rules = (Rule("a", levels="int4"), Rule("b", channel_bits="24"))
     written = to_dict(Experiment(quantize=QuantizeConfig(rules=rules), task=TaskConfig(name="tabular", target="y")))
     assert ["channel_bits" in rule for rule in written["quantize"]["rules"]] == [False, True]
+    assert not any("sparsity" in rule for rule in written["quantize"]["rules"])
     assert written["task"]["target"] == "y" and "drop" not in written["task"]
 
 

@@ -17,8 +17,10 @@ from learning import learn
 from metasched.config.schema import Experiment
 from metasched.meta.config import MetaConfig
 from metasched.methods.config import MethodConfig
+from metasched.runs.config import RunConfig
 from metasched.runs.pool import Mapper, Pool
-from metasched.runs.ranks import launched, open_pool, serves
+from metasched.runs.ranks import launched, serves
+from metasched.runs.where import open_pool
 from metasched.schedules.config import ScheduleConfig
 from metasched.schedules.learnable import build_learnable
 from metasched.schedules.table import hand_coded
@@ -89,7 +91,7 @@ def test_two_ranks_answer_in_the_order_of_the_work_and_learn_what_one_process_le
     rank_1: subprocess.Popen[str],
 ) -> None:
     torch.set_default_dtype(torch.float32)
-    with open_pool(7) as ranks:
+    with open_pool(RunConfig(workers=7)) as ranks:
         assert ranks.workers == 2
         ids = list(ranks.map(os.getpid, [()] * 5))
         assert ids == [os.getpid(), rank_1.pid, os.getpid(), rank_1.pid, os.getpid()]
@@ -108,7 +110,7 @@ def test_without_torchrun_there_are_worker_processes(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("RANK", "1")  # by some other program
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert not launched() and not serves()
-    with open_pool(1) as pool:
+    with open_pool(RunConfig(workers=1)) as pool:
         assert pool.workers == 1 and list(pool.map(abs, [(-1,)])) == [1]
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert launched() and serves()

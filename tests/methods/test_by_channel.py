@@ -161,8 +161,14 @@ def test_a_state_of_other_channel_bits_is_refused() -> None:
 
 def test_inspect_says_that_levels_are_by_channel() -> None:
     row = metasched.inspect(linear(), recipe(), torch.zeros(1, 6)).rows[0]
-    assert row.levels is None and row.bits is not None and 1.5 < row.bits < 4
+    assert row.levels is None and row.bits is not None and 1.5 < row.bits < 4 and row.coding == "by channel"
     assert "by channel (" in str(metasched.inspect(linear(), recipe(), torch.zeros(1, 6)))
+    turned = nn.Sequential(nn.ConvTranspose2d(2, 4, 2), nn.ReLU(), nn.Conv2d(4, 1, 1))
+    rules = [{"match": "0", "channel_bits": "2424"}]  # a mean of 3 bits, which are not 8 levels
+    whole = Recipe("ste", rules, weights="int3", activations="uint3")
+    first, _, activation, *_ = metasched.inspect(turned, whole, torch.zeros(1, 2, 4, 4)).rows
+    assert (first.levels, first.bits, first.coding) == (None, 3.0, "by channel")
+    assert (activation.levels, activation.coding) == (8, "levels")
 
 
 def test_transposed_weights_have_their_output_channels_first() -> None:

@@ -167,6 +167,7 @@ def test_tables_are_quantized_and_the_other_layers_stay_in_float_and_say_why() -
     ]
     rows = {row.module: row for row in inspect(words.build(), Recipe("dpq", groups=2, codes=4), tokens).rows}
     assert rows["first"].quantized and (rows["first"].levels, rows["first"].bits) == (None, 1.0)
+    assert rows["first"].coding == "codes" and rows["fc"].coding == ""
     assert rows["fc"].why == "is not a table of embeddings, and the method quantizes those only"
     one = quantize(words.build(), Recipe("dpq", groups=2, codes=4, exclude=["second"]), tokens)
     assert [layer.name for layer in one.layers] == ["first"]

@@ -12,14 +12,17 @@ from torch.nn.utils import prune
 
 import metasched
 from metasched import Recipe, quantize
+from metasched.config.load import experiment_of, with_fields
 from metasched.core.errors import MetaschedError
 from metasched.core.layer import Layer
 from metasched.core.randomness import Draw
+from metasched.evaluation.references import reference_arms
 from metasched.methods import build_method
 from metasched.methods.base import State
 from metasched.methods.config import MethodConfig
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.table import hand_coded
+from metasched.training.problem import build_problem
 
 DRAW = Draw(0, 0, 0)
 
@@ -148,3 +151,86 @@ def test_levels_without_a_zero_are_refused() -> None:
 def test_impossible_sparsities_are_refused(sparsity: float) -> None:
     with pytest.raises((MetaschedError, ValueError), match="sparsity"):
         MethodConfig(name="pruning", sparsity=sparsity)
+
+
+def layers_of_two_sizes() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(10, 20), nn.ReLU(), nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 4))
+
+
+@pytest.mark.parametrize("of", [{"method": "pruning"}, {"method": "joint", "of": "ana+pruning"}, {"method": "admm"}])
+def test_a_rule_gives_layers_a_target_of_their_own(of: dict[str, Any]) -> None:
+    rules = [{"match": "Linear", "sparsity": 0.6}, {"match": "2", "sparsity": 0.25}]
+    recipe = Recipe(**of, rules=rules, levels="int4", activations=None, scale="max", last=True, sparsity=0.8)
+    network = quantize(layers_of_two_sizes(), recipe, torch.zeros(1, 10))
+    controls = {**network.neutral(), "sparsity": torch.tensor([1.0, 1.0, 0.5])}
+    params, state = network.initialize(dict(network.module.named_parameters()), controls, 0)
+    state = network.prepare(params, state, controls, 0, 0)
+    found = [int(state[f"{name}/pruned"].sum()) for name in ("0", "2", "4")]
+    assert found == [round(200 * 0.6), round(600 * 0.25), round(120 * 0.6 * 0.5)]
+
+
+def test_targets_by_rule_are_reached_in_an_own_loop() -> None:
+    rules = [{"match": "0", "sparsity": 0.3}]
+    recipe = Recipe("pruning", rules=rules, levels="balanced8", activations=None, scale="max", last=True, sparsity=0.9)
+    x = torch.randn(32, 10)
+    module, player = metasched.prepare(layers_of_two_sizes(), recipe, x, schedule="pruning_cubic", total_steps=10)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.01)
+    for _ in range(10):
+        optimizer.zero_grad()
+        module(x).square().mean().backward()
+        optimizer.step()
+        player.step()
+    plain = metasched.convert(module)
+    zeros = [int((plain.get_parameter(f"{name}.weight") == 0).sum()) for name in ("0", "2", "4")]
+    for zero, target in zip(zeros, (200 * 0.3, 600 * 0.9, 120 * 0.9), strict=True):
+        assert target <= zero <= target + 20  # a few kept weights are nearest to 0
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (
+            {"method": "ste"},
+            r"^rule '0': sparsity: is not a parameter of ste by layer; leave it out; it is for",
+        ),
+        ({"method": "joint"}, r"^rule '0': sparsity: is not a parameter of joint by layer; leave it out; it is for"),
+        (
+            {"method": "pruning", "budget": "global"},
+            r"of pruning by layer; leave it out, or set method.budget to layer$",
+        ),
+        ({"method": "admm", "constraint": "quantize"}, r"of admm by layer; leave it out, or set method.constraint to"),
+    ],
+)
+def test_a_target_by_rule_that_nothing_reads_is_refused(recipe: dict[str, Any], message: str) -> None:
+    with pytest.raises(MetaschedError, match=message):
+        Recipe(**recipe, rules=[{"match": "0", "sparsity": 0.5}])
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 1.0, float("nan"), "half"])
+def test_impossible_targets_by_rule_are_refused(sparsity: Any) -> None:
+    with pytest.raises(MetaschedError, match=r"^rule '0': sparsity: "):
+        Recipe("pruning", rules=[{"match": "0", "sparsity": sparsity}])
+
+
+@pytest.mark.parametrize("of", [{"method": "pruning"}, {"method": "joint", "of": "pruning"}, {"method": "admm"}])
+def test_a_target_that_leaves_no_weight_is_refused(of: dict[str, Any]) -> None:
+    recipe = Recipe(**of, rules=[{"match": "4", "sparsity": 0.999}], levels="int4", activations=None, last=True)
+    message = r"^model\.4: has 120 weights, of which a sparsity of 0\.999 leaves none; lower that, or"
+    with pytest.raises(MetaschedError, match=message):
+        quantize(layers_of_two_sizes(), recipe, torch.zeros(1, 10))
+
+
+def test_an_experiment_with_targets_by_rule_compares_with_floors_that_have_none() -> None:
+    method = {"name": "pruning", "levels": "int4", "scale": "max"}
+    rules = [{"match": "linear1", "sparsity": 0.5}]
+    task = {"name": "digits", "model": "mlp", "width": 8, "depth": 2, "steps": 5, "train": 64}
+    experiment = experiment_of({"name": "x", "task": task, "method": method, "quantize": {"rules": rules}})
+    assert build_problem(experiment.problem).network.method_of(0).target == 0.5  # pyright: ignore
+    assert build_problem(experiment.problem).network.method_of(1).target == 0.9  # pyright: ignore
+    for _, floor in reference_arms(experiment.problem):
+        assert len(build_problem(floor.problem).network.layers) in (0, 2)
+    other = with_fields(experiment, ["method.name=ste"], "--arm x")
+    assert other.method.name == "ste" and other.quantize.rules[0].sparsity is None
+    with pytest.raises(MetaschedError, match=r"^quantize\.rules\[0\]\.sparsity: is not a parameter of ste by layer"):
+        experiment_of({"name": "x", "method": {"name": "ste"}, "quantize": {"rules": rules}})

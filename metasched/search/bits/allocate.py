@@ -136,11 +136,13 @@ def found_bits(
     Raises:
         MetaschedError: as the search.
     """
-    judge = Judge(problem, score, seen)
+    spec, judge = BIT_SEARCHES[settings.search], Judge(problem, score, seen)
+    if spec.check is not None:
+        spec.check(problem, settings)
     uniform = uniform_choice(problem)
     if uniform is not None:
         judge(uniform)  # what a search has to beat; the result is not worse
-    BIT_SEARCHES[settings.search].run(problem, judge, settings, seed)
+    spec.run(problem, judge, settings, seed)
     best = judge.best
     mixed = replace(recipe, rules=(*recipe.rules, *rules_of(recipe, problem.bits_of(best.choice))))
     equal = None if uniform is None else Tried(uniform, judge(uniform), problem.total(uniform))

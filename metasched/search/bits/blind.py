@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import Any
 
 import torch
 
@@ -22,12 +23,21 @@ def exhaustive(problem: BitProblem, judge: Judge, settings: AllocateConfig, seed
     Raises:
         MetaschedError: there are more than ``allocate.evaluations``.
     """
+    for choice in every(problem, settings):
+        judge(choice)
+
+
+def every(problem: BitProblem, settings: AllocateConfig) -> list[tuple[int, ...]]:
+    """What ``exhaustive`` tries, and its check.
+
+    Raises:
+        MetaschedError: there is more than ``allocate.evaluations``.
+    """
     found = [*islice(problem.feasible(), settings.evaluations + 1)]
     if len(found) > settings.evaluations:
         said = f"exhaustive has more to try than allocate.evaluations, {settings.evaluations}"
         raise MetaschedError("allocate.search", said, "raise that, allow fewer bits, or use another search")
-    for choice in found:
-        judge(choice)
+    return found
 
 
 def random(problem: BitProblem, judge: Judge, settings: AllocateConfig, seed: int) -> None:
@@ -55,12 +65,11 @@ def tpe(problem: BitProblem, judge: Judge, settings: AllocateConfig, seed: int) 
     Raises:
         MetaschedError: Optuna is not installed.
     """
-    optuna = library("optuna", "Optuna", "allocate.search")
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    found = optuna(problem, settings)
     names = [f"x{i:03d}" for i in range(len(problem.layers))]
-    box = {name: optuna.distributions.IntDistribution(0, len(problem.bits) - 1) for name in names}
-    sampler = optuna.samplers.TPESampler(seed=derive_seed(seed, "tpe bits") % 2**32)
-    study = optuna.create_study(direction="maximize", sampler=sampler)
+    box = {name: found.distributions.IntDistribution(0, len(problem.bits) - 1) for name in names}
+    sampler = found.samplers.TPESampler(seed=derive_seed(seed, "tpe bits") % 2**32)
+    study = found.create_study(direction="maximize", sampler=sampler)
     study.enqueue_trial(dict(zip(names, problem.highest, strict=True)))
     for _ in range(settings.evaluations):
         trial = study.ask(box)
@@ -68,4 +77,15 @@ def tpe(problem: BitProblem, judge: Judge, settings: AllocateConfig, seed: int) 
         if score > float("-inf"):
             study.tell(trial, score)
         else:
-            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            study.tell(trial, state=found.trial.TrialState.FAIL)
+
+
+def optuna(problem: BitProblem, settings: AllocateConfig) -> Any:
+    """Optuna, which logs warnings only, and the check of ``tpe``; the arguments have no effect.
+
+    Raises:
+        MetaschedError: it is not installed.
+    """
+    found = library("optuna", "Optuna", "allocate.search")
+    found.logging.set_verbosity(found.logging.WARNING)
+    return found

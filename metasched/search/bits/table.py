@@ -25,6 +25,7 @@ class BitSearchSpec:
             fits the budget is the result.
         reads: the fields of AllocateConfig that it reads and not every search does.
         by_channel: whether it gives bits by channel, and so needs ``BitProblem.channels``.
+        check: (problem, settings): raises a MetaschedError where it cannot run, before anything is scored.
     """
 
     name: str
@@ -32,6 +33,7 @@ class BitSearchSpec:
     run: Callable[[BitProblem, Judge, AllocateConfig, int], None]
     reads: tuple[str, ...] = ("evaluations",)
     by_channel: bool = False
+    check: Callable[[BitProblem, AllocateConfig], object] | None = None
 
     @property
     def origin(self) -> str:
@@ -56,9 +58,19 @@ def register_bit_search(spec: BitSearchSpec) -> BitSearchSpec:
 for _row in (
     BitSearchSpec("greedy", "the cheapest loss for each unit saved", Lazy("metasched.search.bits.greedy:greedy"), ()),
     BitSearchSpec("knapsack", "exact for losses that add up", Lazy("metasched.search.bits.knapsack:knapsack"), ()),
-    BitSearchSpec("exhaustive", "every allocation that fits", Lazy("metasched.search.bits.blind:exhaustive")),
+    BitSearchSpec(
+        "exhaustive",
+        "every allocation that fits",
+        Lazy("metasched.search.bits.blind:exhaustive"),
+        check=Lazy("metasched.search.bits.blind:every"),
+    ),
     BitSearchSpec("random", "random allocations", Lazy("metasched.search.bits.blind:random")),
-    BitSearchSpec("tpe", "tree-structured Parzen estimator", Lazy("metasched.search.bits.blind:tpe")),
+    BitSearchSpec(
+        "tpe",
+        "tree-structured Parzen estimator",
+        Lazy("metasched.search.bits.blind:tpe"),
+        check=Lazy("metasched.search.bits.blind:optuna"),
+    ),
     BitSearchSpec(
         "haq", "DDPG over the layers", Lazy("metasched.search.bits.haq:haq"), ("evaluations", "exploration_decay")
     ),
