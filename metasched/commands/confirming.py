@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from metasched.commands.exporting import Found, file_of, sampled
+from metasched.commands.exporting import Found, file_of, said_of_form, sampled
 from metasched.config.schema import Experiment
 from metasched.config.writing import config_hash
 from metasched.evaluation.confirm import Confirmation, confirm
@@ -103,6 +103,7 @@ def export_confirmed(
     file = file_of(found, experiment, problem)
     assert file.provenance.config_hash is not None
     learned, confirmation = PlayedSchedule(file), None
+    console.note(said_of_form(found, experiment))
     if fallback is not None:
         pair, runs = (start.name, start.schedule), experiment.meta.confirm_runs
         confirmation = confirm(experiment.problem, learned, pair, runs, experiment.seed, pool, tracker)

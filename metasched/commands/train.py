@@ -32,7 +32,7 @@ from metasched.meta.outer import MetaTraining, OuterState, OuterStep, check_esti
 from metasched.meta.rate import with_best_rate
 from metasched.meta.resume import keep_fingerprint, last_checkpoint, resumable_state, write_config
 from metasched.meta.start import Start, best_start, given_start, learned_controls, start_of
-from metasched.runs.cells import CachedPool, digest, played
+from metasched.runs.cells import CachedPool, bound, digest, played
 from metasched.runs.pooled import PooledRuns
 from metasched.runs.where import open_pool
 from metasched.schedules.curves import HandCoded
@@ -95,7 +95,8 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
         start = searched_first(experiment, start, learn, cells, None if checkpoint else tracker, console)
         base = digest([], played(experiment.problem, start.first, experiment.task.steps))
         seed = derive_seed(experiment.seed, "schedule network")
-        schedule = build_learnable(experiment.schedule, controls, start.first, learn, layers, seed)
+        first = bound(experiment.problem, start.first, problem.steps)  # the rate may be another one now
+        schedule = build_learnable(experiment.schedule, controls, first, learn, layers, seed)
 
         def save(state: OuterState) -> None:
             done = settled_size(folder.metrics)

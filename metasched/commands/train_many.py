@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from metasched.commands.confirming import start_file, without_gain
-from metasched.commands.exporting import sampled, show
+from metasched.commands.exporting import recipe_of, sampled, show
 from metasched.commands.train import LEARNED, START, step_logger
 from metasched.config.schema import Experiment
 from metasched.config.writing import config_hash, to_dict
@@ -23,7 +23,9 @@ from metasched.evaluation.measured import MEASURED
 from metasched.evaluation.over_tasks import PlayedTask, over_tasks, play_tasks, rows
 from metasched.evaluation.references import given_arms
 from metasched.evaluation.statistics import summarize
+from metasched.exchange.form import why_table_only
 from metasched.exchange.format import Provenance, ScheduleFile
+from metasched.exchange.played import PlayedSchedule
 from metasched.exchange.schedule_file import write_schedule
 from metasched.families.drawing import distinct, drawn_tasks
 from metasched.families.family import DrawnTask, TaskFamily
@@ -40,7 +42,7 @@ from metasched.meta.resume import keep_fingerprint, last_checkpoint, resumable_s
 from metasched.meta.start import Start, given_start, learned_controls
 from metasched.runs.cells import CachedPool, digest, played
 from metasched.runs.pooled import PooledRuns
-from metasched.runs.ranks import open_pool
+from metasched.runs.where import open_pool
 from metasched.schedules.curves import HandCoded
 from metasched.schedules.learnable import build_learnable
 from metasched.schedules.shared import SharedSchedule
@@ -74,14 +76,17 @@ def train_many(experiment: Experiment, folder: RunFolder, console: Console) -> d
     config, family, meta = to_dict(experiment), TaskFamily(experiment), experiment.meta
     seen = survey(family, experiment.seed)
     reference = seen.reference
-    problem = build_problem(reference.problem)
-    layers, controls = problem.network.layers, problem.network.method.controls
+    inner = build_problem(reference.problem)
+    layers, controls = inner.network.layers, inner.network.method.controls
     for task in (task for of_entry in seen.examples for task in of_entry):
         check_controls(task, controls)
     learn = learned_controls(reference.experiment.method.name, experiment.schedule.learn, controls)
     given = given_start(reference.problem, experiment.schedule.start)
     assert given is not None
     start = Start(*given, 0)
+    if isinstance(start.schedule, PlayedSchedule) and start.schedule.reads:
+        problem, fix = "is a file that depends on features of a task", "start at a hand-coded schedule, or at a table"
+        raise MetaschedError("schedule.start", problem, fix)
     check_estimator(reference.problem, meta, experiment.schedule.kind)
     many = build_many(meta, family, seen.probabilities)
     arms = joined(*given_arms(reference.problem, experiment.compare.baselines))
@@ -89,12 +94,12 @@ def train_many(experiment: Experiment, folder: RunFolder, console: Console) -> d
     keep_fingerprint(folder, seen.fingerprint)
     checkpoint = last_checkpoint(config, folder, seen.fingerprint)
     cut_back(folder.metrics, checkpoint.position if checkpoint else 0)
-    base = digest([], played(reference.problem, start.schedule, problem.steps))
+    base = digest([], played(reference.problem, start.schedule, inner.steps))
     seed = derive_seed(experiment.seed, "schedule network")
     form = build_learnable(experiment.schedule, controls, start.schedule, learn, layers, seed)
     shared = SharedSchedule(form)
     with (
-        open_pool(experiment.run.workers) as pool,  # before trackers: they start threads
+        open_pool(experiment.run) as pool,  # before trackers: they start threads
         closing(open_tracker(experiment, folder, "outer")) as tracker,
         closing(CachedPool(pool, folder.cells)) as cells,
     ):
@@ -132,7 +137,7 @@ def train_many(experiment: Experiment, folder: RunFolder, console: Console) -> d
         spent = {"learning": outcome.inner_steps, "confirming": confirmation.inner_steps if confirmation else 0}
         hashed = config_hash(experiment, seen.fingerprint)
         file = _file(experiment, reference, shared, hashed, start, meta.steps, spent)
-        _export(file, start, confirmation, reference, folder, console)
+        _export(file, start, confirmation, reference, shared, folder, console)
         progress = torch.linspace(0, 1, _DRAWN, dtype=torch.float64)
         of_reference = shared.at(features_for(reference, experiment.tasks.features))
         with torch.no_grad():
@@ -319,8 +324,11 @@ def _file(
         spent=start.spent(experiment.meta.estimator, spent["learning"], spent["confirming"]),
     )
     problem = build_problem(reference.problem)
+    task = features_for(reference, experiment.tasks.features)
+    recipe = recipe_of(reference.experiment.quantize)
+    own, knots = reference.experiment, shared.form.knots
     with torch.no_grad():
-        return sampled(shared, shared.form.knots, "linear", source, reference.experiment, problem)
+        return sampled(shared, knots, "linear", source, own, problem, task=task, recipe=recipe)
 
 
 def _export(
@@ -328,6 +336,7 @@ def _export(
     start: Start,
     confirmation: Confirmation | None,
     reference: DrawnTask,
+    shared: SharedSchedule,
     folder: RunFolder,
     console: Console,
 ) -> None:
@@ -339,7 +348,11 @@ def _export(
         write_schedule(folder.learned, file)
         own = start_file(start, reference.experiment, build_problem(reference.problem))
         write_schedule(folder.schedule, without_gain(own, file, confirmation))
-    console.note(f"the table in the file is at the layers of {reference.label}, for a mean task")
+    why = why_table_only(shared, reference.experiment.method)
+    has = (
+        f"a table only: {why}" if why else "the parametric form, which other networks play at their layers and features"
+    )
+    console.note(f"what was learned has {has}; the table is that of {reference.label}")
 
 
 def _plays(arms: Mapping[str, Contender], start: Start, task: DrawnTask) -> bool:

@@ -43,7 +43,7 @@ RANGE = "is not YAML: a number in it is out of range"
 ATTACKS = {
     "schedules/boolean_count.json": ("layers[0].fan_in", "got True"),
     "schedules/boolean_value.json": ("values.noise_scale[0][0]", "got True"),
-    "schedules/boolean_version.json": ("version", "unknown version True; known: 1"),
+    "schedules/boolean_version.json": ("version", "unknown version True; known: 1, 2"),
     "schedules/byte_order_mark.json": ("starts with a byte-order mark", ""),
     "schedules/cut_off.json": ("line ", "not JSON"),
     "schedules/deep.json": ("provenance.seeds[0]", "nested more than 8 levels deep"),
@@ -73,7 +73,7 @@ ATTACKS = {
     "schedules/right_to_left_name.json": ("method.name", "got '\\u202eana'"),
     "schedules/two_documents.json": ("line ", "not JSON: Extra data"),
     "schedules/unknown_key.json": ("__class__", "unknown key"),
-    "schedules/unknown_version.json": ("version", "unknown version 2; known: 1"),
+    "schedules/unknown_version.json": ("version", "unknown version 3; known: 1, 2"),
     "schedules/utf_16.json": ("not UTF-8 at byte 0", ""),
     "schedules/value_outside.json": ("values.noise_scale[0][0]", "must lie in [0.0, 1.0]"),
     "schedules/yaml_tag.json": (NOT_JSON, ""),
