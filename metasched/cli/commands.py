@@ -18,6 +18,7 @@ from metasched.cli import (
     inspect,
     list_,
     online,
+    propose,
     sensitivity,
     show,
     train,
@@ -66,6 +67,11 @@ COMMANDS = {
         tune.add,
         tune.run,
         spread=True,
+    ),
+    "propose": Command(
+        "propose a schedule for a task from stored runs of others, without a run",
+        propose.add,
+        propose.run,
     ),
     "dashboard": Command(
         "create the wandb workspace of the experiment's project: schedules, scores, diagnostics",

@@ -42,6 +42,7 @@ from metasched.meta.resume import keep_fingerprint, last_checkpoint, resumable_s
 from metasched.meta.start import Start, given_start, learned_controls
 from metasched.runs.cells import CachedPool, digest, played
 from metasched.runs.pooled import PooledRuns
+from metasched.runs.store import store_at
 from metasched.runs.where import open_pool
 from metasched.schedules.curves import HandCoded
 from metasched.schedules.learnable import build_learnable
@@ -93,6 +94,7 @@ def train_many(experiment: Experiment, folder: RunFolder, console: Console) -> d
     fresh = {name: _fresh(experiment, family, name) for name in ("confirm", "compare")}
     keep_fingerprint(folder, seen.fingerprint)
     checkpoint = last_checkpoint(config, folder, seen.fingerprint)
+    store = store_at(experiment.run.store)
     cut_back(folder.metrics, checkpoint.position if checkpoint else 0)
     base = digest([], played(reference.problem, start.schedule, inner.steps))
     seed = derive_seed(experiment.seed, "schedule network")
@@ -101,11 +103,11 @@ def train_many(experiment: Experiment, folder: RunFolder, console: Console) -> d
     with (
         open_pool(experiment.run) as pool,  # before trackers: they start threads
         closing(open_tracker(experiment, folder, "outer")) as tracker,
-        closing(CachedPool(pool, folder.cells)) as cells,
+        closing(CachedPool(pool, folder.cells, store=store)) as cells,
     ):
         for line in (*seen.lines(), *_plan(experiment, seen, shared, len(arms))):
             console.note(line)
-        runs = PooledRuns(reference.problem, meta, pool)
+        runs = PooledRuns(reference.problem, meta, pool, store)
         since = None
         if checkpoint:
             console.note(f"goes on after outer step {checkpoint.state.step}/{meta.steps}")

@@ -23,6 +23,7 @@ from metasched.meta.resume import keep_fingerprint
 from metasched.meta.start import Start, best_start, given_start, learned_controls
 from metasched.runs.cells import CachedPool
 from metasched.runs.pooled import PooledRuns
+from metasched.runs.store import store_at
 from metasched.runs.where import open_pool
 from metasched.schedules.base import Schedule
 from metasched.schedules.learnable import build_learnable
@@ -64,11 +65,12 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
         searcher([0.0], 0)  # is its library there?
     given = given_start(experiment.problem, experiment.schedule.start)
     others = joined(*given_arms(experiment.problem, experiment.compare.baselines))
+    store = store_at(experiment.run.store)
     cut_back(folder.metrics, 0)
     with (
         open_pool(experiment.run) as pool,  # before trackers: they start threads
         closing(open_tracker(experiment, folder, "tune")) as tracker,
-        closing(CachedPool(pool, folder.cells)) as cells,
+        closing(CachedPool(pool, folder.cells, store=store)) as cells,
     ):
         console.note(f"{experiment.name}: {settings.search} over {settings.inner_steps} inner steps")
         select = (experiment.meta.select_runs, experiment.seed)
@@ -89,7 +91,7 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
         )
         box = Box(searched, network.layers)
         if searcher is None:
-            runs = PooledRuns(experiment.problem, experiment.meta, pool)
+            runs = PooledRuns(experiment.problem, experiment.meta, pool, store)
             tried = population_search(settings, problem.steps, experiment.seed, box, searched.learned, runs, log)
         else:
             tried = search(experiment.problem, settings, experiment.seed, box, cells, log)
