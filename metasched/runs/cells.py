@@ -111,7 +111,8 @@ class CachedPool:
 
     def _new(self, asked: tuple[Any, ...], key: str, scores: list[float]) -> list[float]:
         if self._store is not None:
-            self._store.add(*asked, scores)
+            config, controls, seeds, steps, part = asked
+            self._store.add(config, controls, seeds, steps, part, scores)
         return self._join(key, scores)
 
     def _join(self, key: str, scores: list[float]) -> list[float]:

@@ -17,7 +17,7 @@ import fcntl
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ from metasched.core.layer import Layer
 from metasched.io.json_text import json_text
 from metasched.io.reading import read_regular
 from metasched.methods.base import Control
-from metasched.network.flat import Tensors
 from metasched.schedules.base import progress_of_steps
 from metasched.schedules.interpolation import interpolate
 from metasched.schedules.space import into, out_of, straight
@@ -58,7 +57,7 @@ class Store:
     def add(
         self,
         config: ProblemConfig,
-        controls: Tensors,
+        controls: Mapping[str, torch.Tensor],
         seeds: Sequence[int],
         steps: int,
         part: str,
@@ -161,7 +160,7 @@ class GridSchedule:
         grid: {control: [5, 3], or [5, 1]}.
     """
 
-    def __init__(self, controls: Sequence[Control], grid: Tensors) -> None:
+    def __init__(self, controls: Sequence[Control], grid: Mapping[str, torch.Tensor]) -> None:
         self.controls = tuple(c for c in controls if c.name in grid)
         self.grid = grid
 
