@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from metasched.exchange.played import PlayedSchedule as PlayedSchedule
     from metasched.exchange.player import SchedulePlayer as SchedulePlayer
     from metasched.exchange.player import load as load
+    from metasched.exchange.portfolios import portfolio as portfolio
     from metasched.exchange.schedule_file import read_schedule as read_schedule
     from metasched.exchange.schedule_file import write_schedule as write_schedule
     from metasched.exchange.shipped import list_schedules as list_schedules
@@ -102,6 +103,7 @@ MODULES: dict[str, str] = {  # public name -> module
     "export": "metasched.exchange.export",
     "list_schedules": "metasched.exchange.shipped",
     "load": "metasched.exchange.player",
+    "portfolio": "metasched.exchange.portfolios",
     "read_schedule": "metasched.exchange.schedule_file",
     "write_schedule": "metasched.exchange.schedule_file",
     "PlayedSchedule": "metasched.exchange.played",

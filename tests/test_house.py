@@ -10,6 +10,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test one contract, or one command
+    "arena/test_arena.py": """
+        arena/arms arena/config arena/page arena/running arena/scores arena/table cli/arena commands/arena
+    """,
+    "arena/test_tables.py": "arena/per_task",
     "attacks/test_attacks.py": "io/reading io/strict_json",
     "calibration/test_walking.py": """
         calibration/adaround calibration/batches calibration/following calibration/nearest calibration/parts

@@ -23,18 +23,17 @@ PUBLIC = """
     MethodConfig MethodSpec ModelSpec OptimizerSpec PlayedSchedule QuantizedModule QuantizedNetwork Recipe Result Rule
     ScheduleNetwork SchedulePlayer Study Task TaskFamily TaskSpec allocate build_method build_problem calibrate compare
     convert export find_unroll hand_coded hardened_score hessian_traces inspect learn list_schedules load
-    load_experiment meta_train
-    paired_difference prepare progress_of_steps published quantize read_schedule register_method register_model
-    register_optimizer register_task train tune write_schedule
+    load_experiment meta_train portfolio paired_difference prepare progress_of_steps published quantize read_schedule
+    register_method register_model register_optimizer register_task train tune write_schedule
 """.split()
 
 LAYERS = """
     core errors io quantizers methods models
     training.optimizers.table training.optimizers.decays training.optimizers.config tasks.table tasks.config
     families.config network.config schedules.config estimators.table meta.config search.table search.bits.table
-    search.config evaluation.config tracking.config runs.config config
+    search.config arena.table arena.config evaluation.config tracking.config runs.config config
     tasks network schedules training config.ignored config.load engines tracking exchange network.prepare calibration
-    runs families estimators evaluation search meta study deploy commands api contrib cli __main__
+    runs families estimators evaluation search meta study arena deploy commands api contrib cli __main__
 """.split()  # each imports from those before it only
 
 FOR_TYPES = ("table.py", "decays.py")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from metasched.cli import (
     allocate,
+    arena,
     calibrate,
     check,
     compare,
@@ -72,6 +73,11 @@ COMMANDS = {
         "propose a schedule for a task from stored runs of others, without a run",
         propose.add,
         propose.run,
+    ),
+    "arena": Command(
+        "play many arms on many tasks, and say what each gives on a task that nobody has seen",
+        arena.add,
+        arena.run,
     ),
     "dashboard": Command(
         "create the wandb workspace of the experiment's project: schedules, scores, diagnostics",

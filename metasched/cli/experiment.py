@@ -12,13 +12,15 @@ if TYPE_CHECKING:
     from metasched.tracking.console import Console
 
 
-def add_experiment(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Adds the file of an experiment and its overrides."""
+def add_experiment(parser: argparse.ArgumentParser, *, required: bool = True, listed: bool = True) -> None:
+    """Adds the file of an experiment and its overrides, which the help lists, or says where they are listed."""
     parser.usage = "%(prog)s CONFIG [options] [--section.field VALUE ...]"
     nargs = None if required else "?"
     parser.add_argument("config", metavar="CONFIG", nargs=nargs, help="the experiment, a YAML file")
     add_imports(parser)
-    add_overrides(parser)
+    add_overrides(parser, listed=listed)
+    if not listed:
+        parser.epilog = "Each field of the experiment has an option --section.field, as in `metasched train --help`."
 
 
 def add_imports(parser: argparse.ArgumentParser) -> None:
@@ -38,11 +40,17 @@ def imports_of(argv: Sequence[str]) -> list[str]:
     return [package for option, package in given if option == "--import" and package]
 
 
-def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """Adds one option per field of an experiment; all append to ``overrides``, an argument of load_experiment."""
+def add_overrides(parser: argparse.ArgumentParser, *, listed: bool = True) -> None:
+    """Adds one option per field of an experiment; all append to ``overrides``, an argument of load_experiment.
+
+    Args:
+        parser: of the command.
+        listed: whether its help lists them.
+    """
     from metasched.config.fields import fields
 
-    group = parser.add_argument_group("fields of the experiment, which override the file (values are YAML)")
+    title = "fields of the experiment, which override the file (values are YAML)"
+    group = parser.add_argument_group(title if listed else None)
     for field in fields():
         group.add_argument(
             f"--{field.path}",
@@ -51,7 +59,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
             default=[],
             metavar=field.type,
             type=lambda text, path=field.path: f"--{path}={text}",
-            help=_about(field).replace("%", "%%"),
+            help=_about(field).replace("%", "%%") if listed else argparse.SUPPRESS,
         )
 
 

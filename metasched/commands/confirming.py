@@ -32,11 +32,13 @@ class Exported(NamedTuple):
         learned: what was learned, as its file holds it.
         confirmation: None if nothing was confirmed.
         config_hash: of the configuration in which it was learned.
+        version: of the format of ``schedule.json``.
     """
 
     learned: PlayedSchedule
     confirmation: Confirmation | None
     config_hash: str
+    version: int
 
     @property
     def is_start(self) -> bool:
@@ -110,13 +112,14 @@ def export_confirmed(
         console.note(str(confirmation))
     else:
         console.note("what was learned was not confirmed to be better than its start: meta.confirm_runs is 0")
+    written = file
     if fallback is None or confirmation is None or confirmation.gain:
         folder.learned.unlink(missing_ok=True)  # of a run that was stopped, and goes on with other settings
-        write_schedule(folder.schedule, file)
     else:
         write_schedule(folder.learned, file)
-        write_schedule(folder.schedule, without_gain(fallback, file, confirmation))
-    return Exported(learned, confirmation, file.provenance.config_hash)
+        written = without_gain(fallback, file, confirmation)
+    write_schedule(folder.schedule, written)
+    return Exported(learned, confirmation, file.provenance.config_hash, written.version)
 
 
 def without_gain(start: ScheduleFile, learned: ScheduleFile, confirmation: Confirmation) -> ScheduleFile:

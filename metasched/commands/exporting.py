@@ -100,8 +100,8 @@ def said_of_form(found: Found, experiment: Experiment) -> str:
     """One line: how a schedule is played on other layers."""
     why = why_table_only(found.schedule, experiment.method)
     if why:
-        return f"schedule.json has a table only, which other networks play by depth: {why}"
-    return "schedule.json has the parametric form too, which other networks play at their own layers"
+        return f"the file of what was {found.kind} is a table, which other networks play by depth: {why}"
+    return f"the file of what was {found.kind} has its parametric form: other networks play it at their own layers"
 
 
 def sampled(
@@ -142,7 +142,7 @@ def sampled(
 
 
 def recipe_of(quantize: QuantizeConfig) -> RecipeEntry | None:
-    """Which tensors were quantized; None for the default."""
+    """The record of which tensors were quantized; None for the default."""
     rules = [{n: v for n, v in section_dict(rule).items() if v is not None} for rule in quantize.rules]
     if (quantize.first, quantize.last, rules) == (QuantizeConfig.first, QuantizeConfig.last, []):
         return None

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import replace
 from typing import Any
 
 from metasched.commands.exporting import Found, said_of_form, write_found
 from metasched.config.schema import Experiment
 from metasched.config.writing import to_dict
 from metasched.core.errors import MetaschedError
-from metasched.core.randomness import derive_seed
 from metasched.evaluation.compare import compare, plan_of, publish
 from metasched.evaluation.contenders import Contender, joined
 from metasched.evaluation.floors import with_tuned_rates
@@ -26,11 +24,10 @@ from metasched.runs.pooled import PooledRuns
 from metasched.runs.store import store_at
 from metasched.runs.where import open_pool
 from metasched.schedules.base import Schedule
-from metasched.schedules.learnable import build_learnable
 from metasched.search.config import TuneConfig
 from metasched.search.population import population_search
 from metasched.search.table import SEARCHES
-from metasched.search.tuning import Box, Candidate, best_of, search, trials_within
+from metasched.search.tuning import Candidate, best_of, box_of, search, trials_within
 from metasched.tracking.console import Console
 from metasched.tracking.opening import open_tracker
 from metasched.training.problem import build_problem
@@ -80,19 +77,10 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
             tracker.log({"tune/trial": trial + 1, "tune/score": score})
             console.note(f"{settings.search} {trial + 1}: {score:.4f}")
 
-        kind = "network" if settings.space == "directions" else "family"
-        searched = build_learnable(
-            replace(experiment.schedule, kind=kind),
-            network.method.controls,
-            start.schedule,
-            learn,
-            network.layers,
-            derive_seed(experiment.seed, "schedule network"),
-        )
-        box = Box(searched, network.layers)
+        box = box_of(experiment.schedule, settings, network, start.schedule, learn, experiment.seed)
         if searcher is None:
             runs = PooledRuns(experiment.problem, experiment.meta, pool, store)
-            tried = population_search(settings, problem.steps, experiment.seed, box, searched.learned, runs, log)
+            tried = population_search(settings, problem.steps, experiment.seed, box, box.learned, runs, log)
         else:
             tried = search(experiment.problem, settings, experiment.seed, box, cells, log)
         first = box.member(box.first)

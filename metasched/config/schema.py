@@ -8,6 +8,7 @@ from typing import Annotated, NamedTuple
 from pydantic import Field, SerializeAsAny, WrapValidator
 from pydantic.dataclasses import dataclass
 
+from metasched.arena.config import ArenaConfig
 from metasched.core import imports
 from metasched.core.field_types import STRICT, Int
 from metasched.evaluation.config import CompareConfig
@@ -41,6 +42,7 @@ class Experiment:
     tune: TuneConfig = field(default_factory=TuneConfig)
     allocate: AllocateConfig = field(default_factory=AllocateConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
+    arena: ArenaConfig = field(default_factory=ArenaConfig)
     online: OnlineConfig = field(default_factory=OnlineConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     run: RunConfig = field(default_factory=RunConfig)

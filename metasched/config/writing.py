@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic_core import to_jsonable_python
 
+from metasched.arena.config import ArenaConfig
 from metasched.config.fields import FieldInfo, fields
 from metasched.config.schema import Experiment
 from metasched.families.config import TasksConfig
@@ -23,15 +24,20 @@ OWN_TASK = ("factory", "args", "steps")  # what the section task has for a task 
 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:
-    """The experiment in the types of JSON, every field written out; ``tasks`` only where there are several.
+    """The experiment in the types of JSON, every field written out; of ``tasks`` and ``arena`` only what is given.
 
-    Files and hashes from before that section do not have it.
+    Files and hashes from before these sections do not have them.
     """
     document = {
         **to_jsonable_python(experiment),
         **{name: section_dict(getattr(experiment, name)) for name in ("task", "quantize", "run")},
     }
-    return document if experiment.tasks != TasksConfig() else {k: v for k, v in document.items() if k != "tasks"}
+    unused = {
+        name
+        for name, default in (("tasks", TasksConfig()), ("arena", ArenaConfig()))
+        if getattr(experiment, name) == default
+    }
+    return {name: section for name, section in document.items() if name not in unused}
 
 
 def section_dict(section: Any) -> dict[str, Any]:

@@ -154,7 +154,7 @@ def _form_or_reason(schedule: Schedule | SharedSchedule, method: MethodConfig) -
     if not own.learned:
         return "it learns no control"
     if not isinstance(own.base, HandCoded):
-        return "what it starts at is a table, not a hand-coded schedule"
+        return "what it starts at is no hand-coded schedule, but was found itself"
     if not _is_known(own.base, method, own.knots):
         return f"{own.base.name}, which it starts at, is not a hand-coded schedule of {method.name} with a name"
     rows = schedule.weights if shared else nn.utils.parameters_to_vector(own.parameters())[None]

@@ -27,6 +27,9 @@ class TaskEntry:
     """fields that are drawn: a list of values, or {from: a, to: b}, log-uniform between two positive numbers (whole if
     both are)"""
 
+    count: Annotated[Int, Field(ge=1, le=10_000)] = 1
+    """tasks of a distribution in an arena, drawn from the seeds 0 to count - 1"""
+
     @model_validator(mode="after")
     def _ranges(self) -> Self:
         for field, among in self.draw.items():
@@ -35,10 +38,13 @@ class TaskEntry:
             if (why := _no_range(among)) is not None:
                 fix = "give a list of values, or {from: a, to: b} with 0 < a <= b"
                 raise refusal("tasks", Refused("draw", among, f"{field} {why}", fix))
+        if self.count > 1 and not self.draw:
+            fix = "leave it out, or give fields to draw"
+            raise refusal("tasks", Refused("count", self.count, "all of them would be the same task", fix))
         return self
 
     def __hash__(self) -> int:
-        return hash((self.name, self.weight, Arguments(self.set), Arguments(self.draw)))
+        return hash((self.name, self.weight, Arguments(self.set), Arguments(self.draw), self.count))
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -46,7 +52,7 @@ class TasksConfig:
     """Several tasks: a schedule is learned over all of them, or judged on each."""
 
     entries: Annotated[tuple[TaskEntry, ...], Field(max_length=1000)] = ()
-    """tasks and distributions of tasks, {name, weight, set, draw} each; none: the experiment is one task"""
+    """tasks and distributions of tasks, {name, weight, set, draw, count} each; none: the experiment is one task"""
     per_step: Positive = 4
     """tasks drawn in an outer step, each of which does the inner runs of a step of one task"""
     cheaper: Boolean = True

@@ -66,6 +66,14 @@ class DrawnTask(NamedTuple):
         return float(self.problem.task.steps * _products(_without_length(self.problem)))
 
 
+class NamedTask(NamedTuple):
+    """A task of an entry that ``TaskFamily.drawn(entry, seed)`` makes, and its name."""
+
+    name: str
+    entry: TaskEntry
+    seed: int
+
+
 class TaskFamily:
     """A distribution of tasks.
 
@@ -100,6 +108,17 @@ class TaskFamily:
     def each(self) -> list[DrawnTask]:
         """One task of each entry, from seed 0; where nothing is drawn these are all there are."""
         return [self.drawn(entry, 0) for entry in self.config.entries]
+
+    def all(self) -> list[NamedTask]:
+        """The ``count`` tasks of each entry, in the order of the entries; none is made yet.
+
+        The name of a task is that of its entry, with the number of the draw where fields are drawn.
+        """
+        return [
+            NamedTask(f"{entry.name}.{seed}" if entry.draw else entry.name, entry, seed)
+            for entry in self.config.entries
+            for seed in range(entry.count)
+        ]
 
 
 def with_values(experiment: Experiment, values: Mapping[str, Any], where: str) -> Experiment:

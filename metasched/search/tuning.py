@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -22,12 +23,15 @@ from metasched.core.errors import MetaschedError
 from metasched.core.layer import Layer
 from metasched.core.randomness import derive_seed
 from metasched.evaluation.statistics import counted, lowest, summarize
+from metasched.methods.base import Control
 from metasched.network.flat import Tensors
+from metasched.network.quantized import QuantizedNetwork
 from metasched.runs.cells import cell_scores, played
 from metasched.runs.pool import Mapper
 from metasched.schedules.base import Schedule
+from metasched.schedules.config import ScheduleConfig
 from metasched.schedules.interpolation import Interpolation, interpolate
-from metasched.schedules.learnable import LearnableSchedule
+from metasched.schedules.learnable import LearnableSchedule, build_learnable
 from metasched.search.config import TuneConfig
 from metasched.search.table import SEARCHES
 from metasched.training.problem import build_problem
@@ -92,6 +96,11 @@ class Box:
         values = parameters_to_vector(p.detach() for p in searched.parameters())
         self.first = (values / self._widths).clamp(-1, 1).tolist()
 
+    @property
+    def learned(self) -> tuple[Control, ...]:
+        """The controls that differ between points."""
+        return tuple(self._searched.learned)
+
     def member(self, point: Sequence[float]) -> Sampled:
         """The schedule at a point, sampled at the knots."""
         assert len(point) == len(self._widths), (len(point), len(self._widths))
@@ -108,6 +117,35 @@ class Box:
         own = copy.deepcopy(self._searched)
         vector_to_parameters(self._widths.new_tensor(member.numbers), own.parameters())
         return own
+
+
+def box_of(
+    schedule: ScheduleConfig,
+    tune: TuneConfig,
+    network: QuantizedNetwork,
+    start: Schedule,
+    learn: Sequence[str],
+    seed: int,
+) -> Box:
+    """The box that ``tune.space`` names, whose first point is the one nearest to a schedule.
+
+    Args:
+        schedule: section of the experiment: knots and size.
+        tune: names the space.
+        network: that plays it.
+        start: the schedule that the family is fitted to, or the network starts at.
+        learn: names of the searched controls.
+        seed: of the experiment.
+    """
+    kind = "network" if tune.space == "directions" else "family"
+    controls, layers = network.method.controls, network.layers
+    drawn = derive_seed(seed, "schedule network")
+    return Box(build_learnable(replace(schedule, kind=kind), controls, start, learn, layers, drawn), layers)
+
+
+def spent_by(tune: TuneConfig, trials: int, steps: int) -> int:
+    """Inner steps of so many trials and of the finalists that are judged then."""
+    return (trials * tune.runs + min(tune.finalists, trials) * tune.final_runs) * steps
 
 
 def _width(parameter: str) -> float:

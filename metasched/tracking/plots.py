@@ -59,7 +59,11 @@ def plot_schedule(
 
 
 def plot_comparison(
-    path: Path, scores: Mapping[int, Mapping[str, Sequence[float]]], learned: Sequence[str] = ()
+    path: Path,
+    scores: Mapping[int, Mapping[str, Sequence[float]]],
+    learned: Sequence[str] = (),
+    axis: str = "score (dots: seeds; mean, 95 % interval)",
+    of: str = "seeds",
 ) -> None:
     """Plots the scores, mean and 95 % t-interval of each arm, one panel per horizon; the best arm is on top.
 
@@ -67,24 +71,25 @@ def plot_comparison(
         path: path of the PNG.
         scores: horizon in inner steps -> arm -> one score per seed; higher is better.
         learned: arms to highlight.
+        axis: what is drawn, and how.
+        of: what each dot is one of: seeds, or tasks, at a horizon that is a multiple of each one's steps.
     """
     figure, axes = _panels(len(scores), width=4.6, height=1.4 + 0.3 * max(len(arms) for arms in scores.values()))
-    for axis, (horizon, arms) in zip(axes, scores.items(), strict=True):
+    for panel, (horizon, arms) in zip(axes, scores.items(), strict=True):
         order = sorted(arms, key=lambda arm: float(np.mean(arms[arm])))
         for row, arm in enumerate(order):
             sample, color = np.asarray(arms[arm], dtype=float), _LEARNED if arm in learned else _OTHER
-            axis.scatter(sample, np.full(len(sample), row - 0.18), s=14, color=color, alpha=0.45, linewidths=0)
-            axis.errorbar(  # shifted, so that the interval does not cover the dots
+            panel.scatter(sample, np.full(len(sample), row - 0.18), s=14, color=color, alpha=0.45, linewidths=0)
+            panel.errorbar(  # shifted, so that the interval does not cover the dots
                 sample.mean(), row + 0.12, xerr=_half_interval(sample), fmt="o", markersize=5, capsize=3, color=color
             )
-        axis.set_yticks(range(len(order)), order)
-        for label in axis.get_yticklabels():
+        panel.set_yticks(range(len(order)), order)
+        for label in panel.get_yticklabels():
             label.set_color(_LEARNED if label.get_text() in learned else "black")
             label.set_parse_math(False)  # names of files may contain dollar signs
-        axis.set(
-            title=f"{horizon} steps, n = {len(arms[order[0]])} seeds", xlabel="score (dots: seeds; mean, 95 % interval)"
-        )
-        axis.set_ylim(-0.7, len(order) - 0.3)
+        length, n = f"{horizon} {'steps' if of == 'seeds' else 'x steps'}", max(map(len, arms.values()))
+        panel.set(title=f"{length}, n = {n} {of}", xlabel=axis)
+        panel.set_ylim(-0.7, len(order) - 0.3)
     _save(figure, path)
 
 

@@ -54,6 +54,8 @@ ATTACKS = {
     "schedules/escape_in_a_key.json": ("['\\x1b]0;owned\\x07\\x1b[2J']", "unknown key"),
     "schedules/escape_in_a_name.json": ("layers[0].name", "got 'conv1\\x1b[2J'"),
     "schedules/escape_raw.json": ("line 15 column 17", "not JSON: Invalid control character"),
+    "schedules/form_contradicts.json": ("form", "and the table has"),
+    "schedules/form_wide.json": ("form.body[0]", "at most 128 items"),
     "schedules/half_surrogate.json": ("controls[0].unit", "half of a surrogate pair"),
     "schedules/huge_integer.json": ("provenance.seeds[0]", "must fit in 64 bits"),
     "schedules/infinity.json": ("values.noise_scale[0][1]", FINITE),

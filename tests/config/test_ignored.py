@@ -212,6 +212,18 @@ ELSEWHERE = {  # field -> the test that shows what it changes
     "tasks.entries": "tests/families/test_family.py",
     **dict.fromkeys(("tasks.per_step", "tasks.normalize", "tasks.features"), "tests/meta/test_many.py"),
     **dict.fromkeys(("tasks.cheaper", "tasks.examples"), "tests/commands/test_train_many.py"),
+    **dict.fromkeys(
+        (
+            "arena.seeds",
+            "arena.horizons",
+            "arena.part",
+            "arena.rate_runs",
+            "arena.choice_runs",
+            "arena.searches",
+            "arena.arms",
+        ),
+        "tests/arena/test_arena.py",
+    ),
 }
 
 

@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic_core import to_jsonable_python
 
+from metasched.arena.config import ArenaConfig
 from metasched.config.fields import fields, names_in
 from metasched.config.load import ConfigErrors, load_experiment, require_learnable
 from metasched.config.schema import Experiment
 from metasched.config.writing import config_hash, dump_yaml, to_dict
 from metasched.core.errors import MetaschedError
+from metasched.families.config import TasksConfig
 from metasched.meta.config import MetaConfig
 from metasched.methods import METHODS
 from metasched.methods.config import MethodConfig
@@ -182,7 +185,8 @@ def test_every_field_is_described_and_its_default_is_the_default() -> None:
     default["task"] |= {"factory": None, "args": {}}  # which are written for tasks of one's own alone
     default["task"] |= {"target": None, "drop": [], "missing": "refuse"}  # which are written where they differ
     default["run"]["where"] = None  # which is written where it differs
-    default["tasks"] = {"entries": []}  # which is written where there are several tasks
+    default["tasks"] = to_jsonable_python(TasksConfig())  # which is written where there are several tasks
+    default["arena"] = to_jsonable_python(ArenaConfig())  # likewise
     for field in fields():
         value = default
         for part in field.path.split("."):

@@ -144,7 +144,7 @@ def test_what_has_a_table_only_says_why() -> None:
     stolen = replace(base_of(config, "widths_narrowing"), name="widths_halving")
     for schedule, why in (
         (lambda progress, layers: {}, "it is no schedule network or family"),
-        (learnable("family", config, PlayedSchedule(file)), "what it starts at is a table, not a hand-coded schedule"),
+        (learnable("family", config, PlayedSchedule(file)), "what it starts at is no hand-coded schedule"),
         (learnable("family", config, stolen), "is not a hand-coded schedule of widths with a name"),
         (SharedSchedule(learnable("weights", config, base_of(config, "floor"))), "learn directions"),
     ):
