@@ -21,6 +21,7 @@ from metasched.cli import (
     online,
     play,
     portfolio,
+    propose,
     sensitivity,
     show,
     train,
@@ -69,6 +70,11 @@ COMMANDS = {
         tune.add,
         tune.run,
         spread=True,
+    ),
+    "propose": Command(
+        "propose a schedule for a task from stored runs of others, without a run",
+        propose.add,
+        propose.run,
     ),
     "arena": Command(
         "play many arms on many tasks, and say what each gives on a task that nobody has seen",

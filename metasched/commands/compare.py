@@ -30,6 +30,7 @@ from metasched.io.run_folder import RunFolder
 from metasched.io.strict_yaml import read_mapping
 from metasched.meta.resume import keep_fingerprint
 from metasched.runs.cells import CachedPool
+from metasched.runs.store import store_at
 from metasched.runs.where import open_pool
 from metasched.schedules.table import NO_SCHEDULE
 from metasched.tracking.console import Console
@@ -104,7 +105,7 @@ def compare_arms(
     with (
         open_pool(experiment.run) as pool,  # before trackers: they start threads
         closing(open_tracker(experiment, folder, "compare")) as tracker,
-        closing(CachedPool(pool, folder.cells, reuse)) as cells,
+        closing(CachedPool(pool, folder.cells, reuse, store_at(experiment.run.store))) as cells,
     ):
         runs = runs_of_compare(experiment, len(by_name), runs_of_a_rate(experiment, by_name))
         announce(runs, timed_arm(experiment, by_name), pool, console)

@@ -35,6 +35,7 @@ from metasched.meta.resume import keep_fingerprint, last_checkpoint, resumable_s
 from metasched.meta.start import Start, best_start, given_start, learned_controls, start_of
 from metasched.runs.cells import CachedPool, bound, digest, played
 from metasched.runs.pooled import PooledRuns
+from metasched.runs.store import store_at
 from metasched.runs.where import open_pool
 from metasched.schedules.curves import HandCoded
 from metasched.schedules.learnable import build_learnable
@@ -74,11 +75,12 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
     check_search(experiment, learn)
     joined(*given_arms(experiment.problem, experiment.compare.baselines))  # refuses what does not fit before any run
     checkpoint = last_checkpoint(config, folder, problem.fingerprint)
+    store = store_at(experiment.run.store)
     cut_back(folder.metrics, checkpoint.position if checkpoint else 0)
     with (
         open_pool(experiment.run) as pool,  # before trackers: they start threads
         closing(open_tracker(experiment, folder, "train")) as tracker,
-        closing(CachedPool(pool, folder.cells)) as cells,
+        closing(CachedPool(pool, folder.cells, store=store)) as cells,
     ):
         for line in problem.network.describe().splitlines():
             console.note(f"  {line}")
@@ -116,7 +118,7 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
             )
             write_checkpoint(folder.checkpoint, now)
 
-        runs, since = PooledRuns(experiment.problem, experiment.meta, pool), None
+        runs, since = PooledRuns(experiment.problem, experiment.meta, pool, store), None
         if checkpoint:
             since = resumable_state(checkpoint, folder, base, schedule, runs)
             if checkpoint.config != config:  # fields that were allowed to differ

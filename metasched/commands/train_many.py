@@ -25,6 +25,7 @@ from metasched.evaluation.references import given_arms
 from metasched.evaluation.statistics import summarize
 from metasched.exchange.form import why_table_only
 from metasched.exchange.format import Provenance, ScheduleFile
+from metasched.exchange.played import PlayedSchedule
 from metasched.exchange.schedule_file import write_schedule
 from metasched.families.drawing import distinct, drawn_tasks
 from metasched.families.family import DrawnTask, TaskFamily
@@ -41,6 +42,7 @@ from metasched.meta.resume import keep_fingerprint, last_checkpoint, resumable_s
 from metasched.meta.start import Start, given_start, learned_controls
 from metasched.runs.cells import CachedPool, digest, played
 from metasched.runs.pooled import PooledRuns
+from metasched.runs.store import store_at
 from metasched.runs.where import open_pool
 from metasched.schedules.curves import HandCoded
 from metasched.schedules.learnable import build_learnable
@@ -75,33 +77,37 @@ def train_many(experiment: Experiment, folder: RunFolder, console: Console) -> d
     config, family, meta = to_dict(experiment), TaskFamily(experiment), experiment.meta
     seen = survey(family, experiment.seed)
     reference = seen.reference
-    problem = build_problem(reference.problem)
-    layers, controls = problem.network.layers, problem.network.method.controls
+    inner = build_problem(reference.problem)
+    layers, controls = inner.network.layers, inner.network.method.controls
     for task in (task for of_entry in seen.examples for task in of_entry):
         check_controls(task, controls)
     learn = learned_controls(reference.experiment.method.name, experiment.schedule.learn, controls)
     given = given_start(reference.problem, experiment.schedule.start)
     assert given is not None
     start = Start(*given, 0)
+    if isinstance(start.schedule, PlayedSchedule) and start.schedule.reads:
+        problem, fix = "is a file that depends on features of a task", "start at a hand-coded schedule, or at a table"
+        raise MetaschedError("schedule.start", problem, fix)
     check_estimator(reference.problem, meta, experiment.schedule.kind)
     many = build_many(meta, family, seen.probabilities)
     arms = joined(*given_arms(reference.problem, experiment.compare.baselines))
     fresh = {name: _fresh(experiment, family, name) for name in ("confirm", "compare")}
     keep_fingerprint(folder, seen.fingerprint)
     checkpoint = last_checkpoint(config, folder, seen.fingerprint)
+    store = store_at(experiment.run.store)
     cut_back(folder.metrics, checkpoint.position if checkpoint else 0)
-    base = digest([], played(reference.problem, start.schedule, problem.steps))
+    base = digest([], played(reference.problem, start.schedule, inner.steps))
     seed = derive_seed(experiment.seed, "schedule network")
     form = build_learnable(experiment.schedule, controls, start.schedule, learn, layers, seed)
     shared = SharedSchedule(form)
     with (
         open_pool(experiment.run) as pool,  # before trackers: they start threads
         closing(open_tracker(experiment, folder, "train")) as tracker,
-        closing(CachedPool(pool, folder.cells)) as cells,
+        closing(CachedPool(pool, folder.cells, store=store)) as cells,
     ):
         for line in (*seen.lines(), *_plan(experiment, seen, shared, len(arms))):
             console.note(line)
-        runs = PooledRuns(reference.problem, meta, pool)
+        runs = PooledRuns(reference.problem, meta, pool, store)
         since = None
         if checkpoint:
             console.note(f"goes on after outer step {checkpoint.state.step}/{meta.steps}")

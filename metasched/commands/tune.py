@@ -24,6 +24,7 @@ from metasched.meta.resume import keep_fingerprint
 from metasched.meta.start import Start, best_start, given_start, learned_controls
 from metasched.runs.cells import CachedPool
 from metasched.runs.pooled import PooledRuns
+from metasched.runs.store import store_at
 from metasched.runs.where import open_pool
 from metasched.schedules.base import Schedule
 from metasched.search.config import TuneConfig
@@ -67,11 +68,12 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
         portfolio_for(experiment.method, warm_portfolio(settings))  # is there one?
     given = given_start(experiment.problem, experiment.schedule.start)
     others = joined(*given_arms(experiment.problem, experiment.compare.baselines))
+    store = store_at(experiment.run.store)
     cut_back(folder.metrics, 0)
     with (
         open_pool(experiment.run) as pool,  # before trackers: they start threads
         closing(open_tracker(experiment, folder, "tune")) as tracker,
-        closing(CachedPool(pool, folder.cells)) as cells,
+        closing(CachedPool(pool, folder.cells, store=store)) as cells,
     ):
         console.note(f"{experiment.name}: {settings.search} over {settings.inner_steps} inner steps")
         announce(runs_of_tune(experiment, len(others) + 1), timed_arm(experiment, others), pool, console)
@@ -93,7 +95,7 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
         if warm:
             console.note(_said(warm, trials_within(settings, problem.steps)))
         if searcher is None:
-            runs = PooledRuns(experiment.problem, experiment.meta, pool)
+            runs = PooledRuns(experiment.problem, experiment.meta, pool, store)
             tried = population_search(settings, problem.steps, experiment.seed, box, box.learned, runs, log)
         else:
             known = [(member.schedule, member.point) for member in warm]

@@ -54,8 +54,8 @@ def section_dict(section: Any) -> dict[str, Any]:
     if isinstance(section, QuantizeConfig):
         rules = [{k: v for k, v in rule.items() if k not in LATER or v is not None} for rule in fields_of["rules"]]
         return {**fields_of, "rules": rules}
-    if isinstance(section, RunConfig) and section.where is None:
-        del fields_of["where"]
+    if isinstance(section, RunConfig):
+        return {name: v for name, v in fields_of.items() if v is not None or name not in ("where", "store")}
     return fields_of
 
 

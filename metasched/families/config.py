@@ -54,7 +54,7 @@ class TasksConfig:
     entries: Annotated[tuple[TaskEntry, ...], Field(max_length=1000)] = ()
     """tasks and distributions of tasks, {name, weight, set, draw, count} each; none: the experiment is one task"""
     per_step: Positive = 4
-    """tasks drawn in an outer step, each of which does meta.runs inner runs (antithetic pairs for es and guided)"""
+    """tasks drawn in an outer step, each of which does the inner runs of a step of one task"""
     cheaper: Boolean = True
     """draw entries by weight / sqrt(cost of a run) and weigh their tasks back; false: by weight"""
     normalize: Literal["group", "sign", "none"] = "group"

@@ -19,6 +19,7 @@ from metasched.exchange.played import for_task
 from metasched.io.json_lines import JsonLines, read_json_lines
 from metasched.network.flat import Tensors
 from metasched.runs.pool import Mapper
+from metasched.runs.store import Store
 from metasched.schedules.base import Schedule, progress_of_steps
 from metasched.tasks.base import Part
 from metasched.training.faults import broken
@@ -74,13 +75,14 @@ class CachedPool:
         pool: where cells are computed; a Mapper, as this is.
         path: the file, of one JSON object a line: ``{"cells": their key, "scores": [...]}``.
         reuse: such files of other runs; what is asked for and found there joins the file too.
+        store: keeps what is computed, with its schedule.
 
     Raises:
         MetaschedError: a file does not hold scores, or cannot be written.
     """
 
-    def __init__(self, pool: Mapper, path: Path, reuse: Sequence[Path] = ()) -> None:
-        self._pool = pool
+    def __init__(self, pool: Mapper, path: Path, reuse: Sequence[Path] = (), store: Store | None = None) -> None:
+        self._pool, self._store = pool, store
         self._others = {key: scores for other in reuse for key, scores in _read(other).items()}
         self._known = _read(path) if path.exists() else {}
         self._lines = JsonLines(path)
@@ -101,11 +103,17 @@ class CachedPool:
                 elif old in self._known and key not in self._known:
                     self._known[key] = self._known[old]
         computed = self._pool.map(function, [a for a, key in asked if key not in self._known])
-        return (self._known[key] if key in self._known else self._join(key, next(computed)) for _, key in asked)
+        return (self._known[key] if key in self._known else self._new(a, key, next(computed)) for a, key in asked)
 
     def close(self) -> None:
         """Closes the file."""
         self._lines.close()
+
+    def _new(self, asked: tuple[Any, ...], key: str, scores: list[float]) -> list[float]:
+        if self._store is not None:
+            config, controls, seeds, steps, part = asked
+            self._store.add(config, controls, seeds, steps, part, scores)
+        return self._join(key, scores)
 
     def _join(self, key: str, scores: list[float]) -> list[float]:
         self._lines.write({"cells": key, "scores": scores})

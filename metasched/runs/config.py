@@ -21,6 +21,8 @@ class RunConfig:
     a Ray cluster that is running (default: torchrun where it has started the command, else local)"""
     workers: Annotated[Int, Field(ge=0, le=1024)] = 0
     """local only: worker processes; 0: one for each core"""
+    store: PathText | None = None
+    """file to which each run under a schedule adds a line: the task's features, the schedule on a grid, its score"""
     device: Word = "cpu"
     """torch device that the inner runs train on"""
     dtype: Literal["float32", "float64"] = "float32"

@@ -14,6 +14,7 @@ from metasched.engines.tangent import Slope
 from metasched.meta.config import MetaConfig
 from metasched.runs.local import Along, Judged, LocalRuns, Reached, Run, Segment
 from metasched.runs.pool import Mapper
+from metasched.runs.store import Store
 from metasched.training.problem import build_problem
 from metasched.training.stacked import gradient_mapping_pays, mapping_pays
 from metasched.training.state import InnerProblem
@@ -23,11 +24,12 @@ _Work = tuple[ProblemConfig, MetaConfig, str, Sequence[Any]]  # the arguments of
 
 @dataclass(frozen=True)
 class PooledRuns:
-    """The runs of LocalRuns, spread over the processes of a pool, or of torchrun."""
+    """The runs of LocalRuns, spread over the processes of a pool, or of torchrun; ``store`` keeps the judged ones."""
 
     config: ProblemConfig
     meta: MetaConfig
     pool: Mapper
+    store: Store | None = None
 
     @property
     def problem(self) -> InnerProblem:
@@ -55,7 +57,12 @@ class PooledRuns:
     def judged(self, runs: Sequence[Run]) -> list[Judged]:
         """See Runs."""
         work = self._parts("judged", runs, self._at_once(len(runs), mapping_pays))
-        return list(chain.from_iterable(self.pool.map(answer, work)))
+        found = list(chain.from_iterable(self.pool.map(answer, work)))
+        for run, judged in zip(runs, found, strict=True):
+            if self.store is not None:
+                steps = len(next(iter(run.controls.values())))
+                self.store.add(self.config, run.controls, [run.seed], steps, "validation", [judged.score])
+        return found
 
     def segments(self, segments: Sequence[Segment]) -> list[Reached]:
         """See Runs."""

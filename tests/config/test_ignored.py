@@ -207,6 +207,7 @@ ELSEWHERE = {  # field -> the test that shows what it changes
     **dict.fromkeys(("tracking.wandb", "tracking.project", "name"), "tests/tracking/test_wandb.py"),
     **dict.fromkeys(("run.folder", "run.device"), "tests/e2e/test_mistakes.py"),
     "run.workers": "tests/runs/test_pool.py",
+    "run.store": "tests/search/test_surface.py",
     "run.where": "tests/runs/test_cluster.py",
     "tasks.entries": "tests/families/test_family.py",
     "tune.warm_start": "tests/search/test_warm.py",
