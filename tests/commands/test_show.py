@@ -31,6 +31,14 @@ def test_equal_neighbours_share_a_row_and_a_step_has_both_its_sides() -> None:
     assert "u<" in lines[0] and len(lines) == 2
 
 
+def test_a_narrow_terminal_gets_narrow_lines() -> None:
+    stream = io.StringIO()
+    show_schedule(file_named("digits_inq"), open_console(stream), ASCII, columns=46)
+    rows = [line for line in stream.getvalue().splitlines() if line.startswith("  ")]
+    assert len(rows) == 4 and max(map(len, rows)) <= 46
+    assert "<" not in rows[0]  # no moment before a jump: it has none
+
+
 def test_two_schedules_show_where_they_differ_most() -> None:
     first, second = file_named("inq_linear"), file_named("inq_cubic")
     stream = io.StringIO()
