@@ -6,7 +6,7 @@ from contextlib import closing
 from typing import Any
 
 from metasched.commands.estimate import announce, runs_of_tune, timed_arm
-from metasched.commands.exporting import Found, write_found
+from metasched.commands.exporting import Found, said_of_form, write_found
 from metasched.config.schema import Experiment
 from metasched.config.writing import to_dict
 from metasched.core.errors import MetaschedError
@@ -14,7 +14,7 @@ from metasched.evaluation.compare import compare, plan_of, publish
 from metasched.evaluation.contenders import Contender, joined
 from metasched.evaluation.floors import with_tuned_rates
 from metasched.evaluation.references import given_arms
-from metasched.exchange.player import PlayedSchedule
+from metasched.exchange.played import PlayedSchedule
 from metasched.exchange.schedule_file import read_schedule
 from metasched.io.json_lines import cut_back
 from metasched.io.run_folder import RunFolder
@@ -23,6 +23,7 @@ from metasched.meta.start import Start, best_start, given_start, learned_control
 from metasched.runs.cells import CachedPool
 from metasched.runs.pooled import PooledRuns
 from metasched.runs.where import open_pool
+from metasched.schedules.base import Schedule
 from metasched.search.config import TuneConfig
 from metasched.search.population import population_search, populations_within
 from metasched.search.table import SEARCHES
@@ -90,7 +91,9 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
             tried = search(experiment.problem, settings, experiment.seed, box, cells, log)
         first = box.member(box.first)
         best = best_of(experiment.problem, settings, experiment.seed, first, tried, cells)
-        write_found(_found(best, start, settings, experiment.seed), experiment, problem, folder)
+        found = _found(best, box.whole(best.schedule), start, settings, experiment.seed)
+        write_found(found, experiment, problem, folder)
+        console.note(said_of_form(found, experiment))
         console.note(
             f"best of {len(tried)}: {best.score:.4f} on meta-validation, over {settings.final_runs} fresh seeds"
         )
@@ -105,9 +108,9 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
     return {**result, "verdict": published["verdict"]}
 
 
-def _found(best: Candidate, start: Start, tune: TuneConfig, seed: int) -> Found:
+def _found(best: Candidate, schedule: Schedule, start: Start, tune: TuneConfig, seed: int) -> Found:
     return Found(
-        schedule=best.schedule,
+        schedule=schedule,
         knots=best.schedule.knots,
         interpolation=best.schedule.kind,
         kind="tuned",

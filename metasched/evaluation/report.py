@@ -19,6 +19,7 @@ from metasched.io.environment import environment
 from metasched.io.json_lines import read_json_lines
 from metasched.io.json_text import json_text
 from metasched.io.run_folder import RunFolder
+from metasched.runs.cells import bound
 from metasched.training.problem import build_problem
 
 
@@ -71,5 +72,5 @@ def _drawn(
     for name, (problem, schedule, _) in shown.items():
         network = build_problem(problem).network
         if network.method.controls:
-            layers = network.layers
-            yield Drawn(name, tuple(layer.name for layer in layers), schedule(progress(), layers))
+            layers, own = network.layers, bound(problem, schedule, comparison.horizons[0])
+            yield Drawn(name, tuple(layer.name for layer in layers), own(progress(), layers))

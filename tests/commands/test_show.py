@@ -14,7 +14,7 @@ from metasched.core.errors import MetaschedError
 from metasched.evaluation.comparison import Drawn
 from metasched.evaluation.drawing import schedules_svg
 from metasched.exchange.baselines import file_named
-from metasched.exchange.player import PlayedSchedule
+from metasched.exchange.played import PlayedSchedule
 from metasched.exchange.sparklines import ASCII
 from metasched.exchange.summary import show_both, show_schedule
 from metasched.tracking.console import open_console
