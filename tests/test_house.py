@@ -25,6 +25,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
         cli/show cli/train cli/tune
     """,
     "commands/test_check.py": "cli/check",
+    "commands/test_portfolio.py": "cli/play cli/portfolio commands/play",
     "commands/test_confirming.py": "evaluation/confirm meta/config",
     "config/test_ignored.py": "config/retired",
     "config/test_load.py": """
@@ -61,10 +62,10 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "exchange/test_quantlab.py": """
         commands/export exchange/quantlab/controllers exchange/quantlab/exporting exchange/quantlab/importing
     """,
-    "commands/test_train_many.py": "evaluation/over_tasks families/survey",
     "exchange/test_form.py": "exchange/extras",
     "exchange/test_played.py": "training/features",
     "exchange/test_schedule_file.py": "exchange/export exchange/fields exchange/format exchange/summary",
+    "commands/test_train_many.py": "evaluation/over_tasks families/survey",
     "families/test_family.py": "families/config",
     "integrations/test_brevitas.py": "exchange/integrations/brevitas exchange/integrations/parts",
     "integrations/test_function.py": "exchange/integrations/driven exchange/integrations/function",

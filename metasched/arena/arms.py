@@ -23,7 +23,7 @@ from metasched.evaluation.measured import method_of_named
 from metasched.evaluation.rates import with_best_rates
 from metasched.evaluation.references import reference_arms
 from metasched.evaluation.statistics import counted, lowest, summarize
-from metasched.exchange.portfolios import portfolio_for, portfolios_of
+from metasched.exchange.portfolios import dumps, portfolio_for, portfolios_of
 from metasched.exchange.schedule_file import read_schedule
 from metasched.exchange.shipped import file_of, unknown_schedule
 from metasched.meta.start import learned_controls
@@ -36,6 +36,7 @@ from metasched.schedules.table import NO_SCHEDULE, floor_of, has_floor, schedule
 from metasched.search.searchers import Searcher
 from metasched.search.table import SEARCHES
 from metasched.search.tuning import best_of, box_of, search, spent_by, trials_within
+from metasched.search.warm import members, warm_portfolio
 from metasched.tracking.console import Console, open_console
 from metasched.training.problem import build_problem
 
@@ -292,6 +293,8 @@ def searches(setting: Setting, entry: ArmEntry) -> list[Planned]:
     tune = replace(experiment.tune, search=entry.of, inner_steps=entry.runs * setting.steps)
     trials_within(tune, setting.steps)
     about = ["search", section_dict(tune), section_dict(experiment.schedule)]
+    if tune.warm_start is not None:
+        about.append(dumps([portfolio_for(setting.problem.method, warm_portfolio(tune))]))
     return [
         Planned(entry.label, setting.problem, [*about, i], partial(_searched, setting, tune, i), search=i)
         for i in range(1, setting.arena.searches + 1)
@@ -305,7 +308,9 @@ def _searched(setting: Setting, tune: Any, number: int) -> Made:
     learn = learned_controls(config.method.name, experiment.schedule.learn, network.method.controls)
     start = search_start(config, experiment.schedule.start)
     box = box_of(experiment.schedule, tune, network, start.schedule, learn, seed)
-    tried = search(config, tune, seed, box, setting.pool, lambda trial, score: None)
+    warm = members(config, experiment.schedule, tune, learn, box)
+    known = [(member.schedule, member.point) for member in warm]
+    tried = search(config, tune, seed, box, setting.pool, lambda trial, score: None, known)
     best = best_of(config, tune, seed, box.member(box.first), tried, setting.pool)
     return Made(Contender(config, best.schedule), None, best.score, spent_by(tune, len(tried), setting.steps))
 

@@ -54,7 +54,7 @@ def cells(row: Row) -> list[str]:
     ]
 
 
-def page(scores: Scores, results: Sequence[TaskResult], found: Sequence[Table], picture: str) -> str:
+def page(scores: Scores, results: Sequence[TaskResult], found: Sequence[Table], picture: str | None) -> str:
     """The page: what was played, a table for each horizon and opponent, the figure, what was chosen, what broke."""
     parts = sorted({info.part for info in scores.tasks.values()})
     families = len({info.family for info in scores.tasks.values()})
@@ -73,7 +73,8 @@ def page(scores: Scores, results: Sequence[TaskResult], found: Sequence[Table], 
         rows = [head, ["---"] * len(head), *map(cells, table.rows)]
         text += ["", f"## {table.horizon} x the steps of the task, against {table.against}", ""]
         text += ["| " + " | ".join(row) + " |" for row in rows]
-    text += ["", f"![Differences to the floor on each task]({picture})", ""]
+    shown = f"![Differences to the floor on each task]({picture})"
+    text += ["", shown if picture else "No floor was played, so there is no figure of differences to it.", ""]
     text += _curse(results)
     broken = [line for line in scores.lines if line.error is not None]
     if broken:
@@ -122,7 +123,7 @@ def write_report(folder: Path, scores: Scores, results: Sequence[TaskResult], ag
         plot_comparison(
             picture, drawn, axis=f"mean score on a task minus {FLOOR} (dots: tasks; mean, 95 % interval)", of="tasks"
         )
-    write_atomic(folder / "report.md", page(scores, results, found, picture.name).encode())
+    write_atomic(folder / "report.md", page(scores, results, found, picture.name if drawn else None).encode())
     return found
 
 

@@ -91,7 +91,8 @@ def _table(results: Sequence[TaskResult], horizon: int, against: str) -> Table:
     tested = [row for row in rows if row.difference is not None and row.arm not in (CEILING, *FLOORS)]
     corrected = dict(zip([r.arm for r in tested], holm([r.difference.p for r in tested if r.difference]), strict=True))
     rows = [replace(row, p=corrected.get(row.arm)) for row in rows]
-    rows.sort(key=lambda row: -(row.difference.mean if row.difference else 0.0))
+    paired = any(row.difference for row in rows)
+    rows.sort(key=lambda row: -(row.difference.mean if row.difference else 0.0 if paired else row.mean))
     return Table(horizon, against, tuple(rows))
 
 

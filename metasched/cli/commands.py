@@ -19,6 +19,8 @@ from metasched.cli import (
     inspect,
     list_,
     online,
+    play,
+    portfolio,
     sensitivity,
     show,
     train,
@@ -72,6 +74,16 @@ COMMANDS = {
         "play many arms on many tasks, and say what each gives on a task that nobody has seen",
         arena.add,
         arena.run,
+    ),
+    "portfolio": Command(
+        "build or show an ordered list of schedules to try first, for a method and its bits",
+        portfolio.add,
+        portfolio.run,
+    ),
+    "play": Command(
+        "train under the first schedules of a portfolio, and judge the one that is best on validation",
+        play.add,
+        play.run,
     ),
     "dashboard": Command(
         "create the wandb workspace of the experiment's project: schedules, scores, diagnostics",

@@ -19,6 +19,7 @@ from metasched.io.atomic import write_atomic
 from metasched.io.environment import environment
 from metasched.io.json_text import json_text
 from metasched.io.run_folder import RunFolder
+from metasched.runs.ranks import refuse_ranks
 from metasched.tracking.console import Console
 
 _SHOWN = 6  # columns of a table that fit into a terminal
@@ -39,6 +40,7 @@ def run(experiment: Experiment, path: Path, console: Console, known: Sequence[Pa
     Raises:
         MetaschedError: no tasks, an arm that cannot be, a folder with something else, a file that is no scores.
     """
+    refuse_ranks("arena run")
     if not experiment.tasks.entries:
         problem = "is empty: an arena plays on the tasks that are listed there"
         raise MetaschedError("tasks.entries", problem, "list at least one task, see docs/arena.md")

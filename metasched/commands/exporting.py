@@ -90,7 +90,7 @@ def file_of(found: Found, experiment: Experiment, problem: InnerProblem) -> Sche
     )
     task, recipe = None, None
     if not why_table_only(found.schedule, experiment.method):
-        task, recipe = features_of_inner(problem), _recipe(experiment.quantize)
+        task, recipe = features_of_inner(problem), recipe_of(experiment.quantize)
     return sampled(
         found.schedule, found.knots, found.interpolation, provenance, experiment, problem, task=task, recipe=recipe
     )
@@ -141,8 +141,8 @@ def sampled(
     )
 
 
-def _recipe(quantize: QuantizeConfig) -> RecipeEntry | None:
-    """Which tensors were quantized; None for the default."""
+def recipe_of(quantize: QuantizeConfig) -> RecipeEntry | None:
+    """The record of which tensors were quantized; None for the default."""
     rules = [{n: v for n, v in section_dict(rule).items() if v is not None} for rule in quantize.rules]
     if (quantize.first, quantize.last, rules) == (QuantizeConfig.first, QuantizeConfig.last, []):
         return None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from metasched.commands.confirming import start_file, without_gain
-from metasched.commands.exporting import sampled, show
+from metasched.commands.exporting import recipe_of, sampled, show
 from metasched.commands.train import LEARNED, START, step_logger
 from metasched.config.schema import Experiment
 from metasched.config.writing import config_hash, to_dict
@@ -23,6 +23,7 @@ from metasched.evaluation.measured import MEASURED
 from metasched.evaluation.over_tasks import PlayedTask, over_tasks, play_tasks, rows
 from metasched.evaluation.references import given_arms
 from metasched.evaluation.statistics import summarize
+from metasched.exchange.form import why_table_only
 from metasched.exchange.format import Provenance, ScheduleFile
 from metasched.exchange.schedule_file import write_schedule
 from metasched.families.drawing import distinct, drawn_tasks
@@ -132,7 +133,7 @@ def train_many(experiment: Experiment, folder: RunFolder, console: Console) -> d
         spent = {"learning": outcome.inner_steps, "confirming": confirmation.inner_steps if confirmation else 0}
         hashed = config_hash(experiment, seen.fingerprint)
         file = _file(experiment, reference, shared, hashed, start, meta.steps, spent)
-        _export(file, start, confirmation, reference, folder, console)
+        version = _export(file, shared, start, confirmation, reference, folder, console)
         progress = torch.linspace(0, 1, _DRAWN, dtype=torch.float64)
         of_reference = shared.at(features_for(reference, experiment.tasks.features))
         with torch.no_grad():
@@ -141,7 +142,9 @@ def train_many(experiment: Experiment, folder: RunFolder, console: Console) -> d
         _publish(experiment, compared, confirmation, folder, tracker, console)
         spent["comparing"] = sum(len(t.seeds) * len(t.scores) * t.task.experiment.task.steps for t in compared)
         console.note("inner steps spent: " + ", ".join(f"{n} {what}" for what, n in spent.items()))
-        tracker.artifact(folder.schedule, experiment.name, "schedule", {"format_version": 1, "config_hash": hashed})
+        tracker.artifact(
+            folder.schedule, experiment.name, "schedule", {"format_version": version, "config_hash": hashed}
+        )
     means = {arm: summarize([t.mean(arm) for t in compared]).mean for arm in compared[0].scores}
     gain = confirmation is None or confirmation.gain
     return {
@@ -318,28 +321,33 @@ def _file(
         versions=versions(),
         spent=start.spent(experiment.meta.estimator, spent["learning"], spent["confirming"]),
     )
-    problem = build_problem(reference.problem)
+    problem, recipe = build_problem(reference.problem), recipe_of(reference.experiment.quantize)
     with torch.no_grad():
-        return sampled(shared, shared.form.knots, "linear", source, reference.experiment, problem)
+        return sampled(shared, shared.form.knots, "linear", source, reference.experiment, problem, recipe=recipe)
 
 
 def _export(
     file: ScheduleFile,
+    shared: SharedSchedule,
     start: Start,
     confirmation: Confirmation | None,
     reference: DrawnTask,
     folder: RunFolder,
     console: Console,
-) -> None:
-    """Writes ``schedule.json``: what was learned, or without a gain the start."""
+) -> int:
+    """Writes ``schedule.json``, what was learned, or without a gain the start; returns the version of its format."""
+    written = file
     if confirmation is None or confirmation.gain:
         folder.learned.unlink(missing_ok=True)  # of a run that was stopped, and goes on with other settings
-        write_schedule(folder.schedule, file)
     else:
         write_schedule(folder.learned, file)
         own = start_file(start, reference.experiment, build_problem(reference.problem))
-        write_schedule(folder.schedule, without_gain(own, file, confirmation))
-    console.note(f"the table in the file is at the layers of {reference.label}, for a mean task")
+        written = without_gain(own, file, confirmation)
+    write_schedule(folder.schedule, written)
+    why = why_table_only(shared, reference.experiment.method)
+    form = f"it has no form for other tasks: {why}" if why else "its form is for all layers and tasks"
+    console.note(f"the table of what was learned is at the layers of {reference.label}, for a mean task; {form}")
+    return written.version
 
 
 def _plays(arms: Mapping[str, Contender], start: Start, task: DrawnTask) -> bool:

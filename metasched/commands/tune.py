@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
@@ -15,6 +16,7 @@ from metasched.evaluation.contenders import Contender, joined
 from metasched.evaluation.floors import with_tuned_rates
 from metasched.evaluation.references import given_arms
 from metasched.exchange.played import PlayedSchedule
+from metasched.exchange.portfolios import portfolio_for
 from metasched.exchange.schedule_file import read_schedule
 from metasched.io.json_lines import cut_back
 from metasched.io.run_folder import RunFolder
@@ -28,6 +30,7 @@ from metasched.search.config import TuneConfig
 from metasched.search.population import population_search, populations_within
 from metasched.search.table import SEARCHES
 from metasched.search.tuning import Candidate, best_of, box_of, search, trials_within
+from metasched.search.warm import Member, members, warm_portfolio
 from metasched.tracking.console import Console
 from metasched.tracking.opening import open_tracker
 from metasched.training.problem import build_problem
@@ -60,6 +63,8 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
     searcher = SEARCHES[settings.search].builder
     if searcher is not None:
         searcher([0.0], 0)  # is its library there?
+    if settings.warm_start is not None:
+        portfolio_for(experiment.method, warm_portfolio(settings))  # is there one?
     given = given_start(experiment.problem, experiment.schedule.start)
     others = joined(*given_arms(experiment.problem, experiment.compare.baselines))
     cut_back(folder.metrics, 0)
@@ -84,11 +89,15 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
             console.progress(unit, len(seen), total, f"best {max(seen):.4f}")
 
         box = box_of(experiment.schedule, settings, network, start.schedule, learn, experiment.seed)
+        warm = members(experiment.problem, experiment.schedule, settings, learn, box)
+        if warm:
+            console.note(_said(warm, trials_within(settings, problem.steps)))
         if searcher is None:
             runs = PooledRuns(experiment.problem, experiment.meta, pool)
             tried = population_search(settings, problem.steps, experiment.seed, box, box.learned, runs, log)
         else:
-            tried = search(experiment.problem, settings, experiment.seed, box, cells, log)
+            known = [(member.schedule, member.point) for member in warm]
+            tried = search(experiment.problem, settings, experiment.seed, box, cells, log, known)
         first = box.member(box.first)
         best = best_of(experiment.problem, settings, experiment.seed, first, tried, cells)
         found = _found(best, box.whole(best.schedule), start, settings, experiment.seed)
@@ -106,6 +115,14 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
     spent = {"selecting": start.selecting, "tuning": settings.inner_steps}
     result = {"schedule": str(folder.schedule), "start": start.name, "inner_steps": spent, "score": best.score}
     return {**result, "verdict": published["verdict"]}
+
+
+def _said(warm: Sequence[Member], trials: int) -> str:
+    """How a search starts warm."""
+    told = sum(member.point is not None for member in warm[:trials])
+    few = f", of which the budget lasts for {trials}" if trials < len(warm) else ""
+    names = ", ".join(member.name for member in warm[:trials])
+    return f"tries first, as they are: {names}{few}; {told} of them are near a point of the search, which is told"
 
 
 def _found(best: Candidate, schedule: Schedule, start: Start, tune: TuneConfig, seed: int) -> Found:

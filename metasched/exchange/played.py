@@ -45,8 +45,8 @@ def match_layers(known: Sequence[Layer], layers: Sequence[Layer]) -> list[Match]
 def warn_of_guesses(schedule: Schedule, layers: Sequence[Layer], where: str) -> None:
     """Warns of what a schedule from a file has to guess, in one line each.
 
-    These are layers that are matched by depth only, because its table has none of their kind; and features of the task
-    that its form depends on and that are not known.
+    These are layers of a kind that it was not learned for (of many tasks, a file does not say what kinds they had); and
+    features of the task that its form depends on and that are not known.
 
     Args:
         schedule: any; for its task already.
@@ -55,11 +55,13 @@ def warn_of_guesses(schedule: Schedule, layers: Sequence[Layer], where: str) -> 
     """
     if not isinstance(schedule, PlayedSchedule):
         return
-    kinds = {layer.kind for layer in schedule.layers}
+    form, kinds = schedule.file.form, {layer.kind for layer in schedule.layers}
     other = [layer for layer in layers if layer.kind not in kinds]
-    if other and schedule.file.form is None:
+    if other and not (form and form.features):
         names, has = ", ".join(layer.name for layer in other), ", ".join(sorted(kinds))
-        what = f"the schedule has layers of kind {has} only: {other[0].kind} layers ({names}) follow their depth alone"
+        by_network = form is not None and form.kind == "network"
+        how = "follow a network that has not seen them" if by_network else "follow their depth alone"
+        what = f"the schedule has layers of kind {has} only: {other[0].kind} layers ({names}) {how}"
         warnings.warn(f"{where}: {what}", MetaschedWarning, stacklevel=3)
     unknown = [name for name in schedule.reads if schedule.features is not None and name not in schedule.features]
     if unknown:

@@ -59,7 +59,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Curse:
-    """What choosing among the first k flatters: half of the seeds choose, the others score what was chosen.
+    """What choosing among the first k flatters: half of the seeds choose, the others score it, and the other way round.
 
     Attributes:
         k: how many schedules are chosen from on each task.

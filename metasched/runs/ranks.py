@@ -33,6 +33,17 @@ def launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ["WORLD_SIZE"]) > 1
 
 
+def refuse_ranks(command: str) -> None:
+    """Refuses a command that the ranks of torchrun do not share.
+
+    Raises:
+        MetaschedError: torchrun has started this process.
+    """
+    if launched():
+        fix = "start it alone, with run.workers or run.where: ray"
+        raise MetaschedError("torchrun", f"does not share the work of `metasched {command}`", fix)
+
+
 class Ranks:
     """All processes that torchrun has started, as rank 0 sees them; a context manager, and a Mapper."""
 

@@ -20,6 +20,9 @@ class TuneConfig:
     """how the family is searched"""
     space: Literal["family", "directions"] = "family"
     """what is searched: the hand-coded family, or the numbers of `schedule.directions`"""
+    warm_start: PathText | None = None
+    """schedules that are tried first: `portfolio`, those of the package for the method and its bits, or the path of a
+    portfolio file"""
     inner_steps: Positive = 20_000
     """training steps in all, the finalists' included: as many as learning took, for a fair comparison"""
     runs: Repeats = 2

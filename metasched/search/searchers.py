@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -15,7 +16,8 @@ class Searcher(Protocol):
     """Proposes points of [-1, 1]^n; higher scores are better. Deterministic in its seed and the scores.
 
     One that proposes several points before it needs a score says how many in an attribute ``ahead`` (``ahead_of``).
-    Scores are told in the order of the points.
+    Scores are told in the order of the points. One that can make use of the score of a point that it did not propose
+    has a method ``know`` (``known_to``).
     """
 
     def ask(self) -> list[float]:
@@ -30,6 +32,14 @@ class Searcher(Protocol):
 def ahead_of(searcher: Searcher) -> int:
     """How many points a searcher proposes now before it needs the first of their scores."""
     return getattr(searcher, "ahead", 1)
+
+
+def known_to(searcher: Searcher, point: Sequence[float], score: float) -> bool:
+    """Tells a searcher the score of a point of others, if it can make use of it; whether it can."""
+    know = getattr(searcher, "know", None)
+    if know is not None:
+        know(list(point), score)
+    return know is not None
 
 
 class _Optuna:
@@ -52,18 +62,31 @@ class _Optuna:
     def tell(self, score: float) -> None:
         self._study.tell(self._trials.pop(0), score)
 
+    def know(self, point: list[float], score: float) -> None:
+        optuna = library("optuna", "Optuna")
+        named = dict(zip(self._box, point, strict=True))
+        self._study.add_trial(optuna.trial.create_trial(params=named, distributions=self._box, value=score))
+
 
 class _Cma:
     """CMA-ES within bounds; ``first`` is the first point and the initial mean."""
 
     def __init__(self, first: Sequence[float], seed: int) -> None:
-        cma = library("cma", "CMA-ES")
         # pycma reads 0 as "random seed" and accepts at most 32 bits
-        options = {"seed": seed % (2**32 - 1) + 1, "bounds": [-1, 1], "verbose": -9}
-        self._strategy = cma.CMAEvolutionStrategy(list(first), _SPREAD, options)
+        self._options = {"seed": seed % (2**32 - 1) + 1, "bounds": [-1, 1], "verbose": -9}
+        self._strategy = self._around(first)
+        self._best = -math.inf
         self._asked: list[list[float]] = []
         self._scores: list[float] = []
         self._waiting = [list(first)]
+
+    def _around(self, mean: Sequence[float]) -> Any:
+        return library("cma", "CMA-ES").CMAEvolutionStrategy(list(mean), _SPREAD, dict(self._options))
+
+    def know(self, point: list[float], score: float) -> None:
+        """Before the first generation, the best point becomes its mean."""
+        if score > self._best and not self._asked:
+            self._best, self._strategy = score, self._around(point)
 
     @property
     def ahead(self) -> int:

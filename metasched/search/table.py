@@ -28,7 +28,7 @@ class SearchSpec:
     name: str
     summary: str
     builder: Callable[[Sequence[float], int], Searcher] | None
-    reads: tuple[str, ...] = ("runs",)
+    reads: tuple[str, ...] = ("runs", "warm_start")
 
     @property
     def origin(self) -> str:

@@ -33,6 +33,7 @@ from metasched.schedules.config import ScheduleConfig
 from metasched.schedules.interpolation import Interpolation, interpolate
 from metasched.schedules.learnable import LearnableSchedule, build_learnable
 from metasched.search.config import TuneConfig
+from metasched.search.searchers import known_to
 from metasched.search.table import SEARCHES
 from metasched.training.problem import build_problem
 
@@ -85,7 +86,7 @@ class Box:
 
     Args:
         searched: the family or network; ``first`` is the point nearest to the schedule that it starts at. Its
-            parameters are overwritten.
+            parameters are overwritten; ``names`` has their names and shapes.
         layers: layers at which the schedules are sampled.
     """
 
@@ -95,6 +96,7 @@ class Box:
         self._widths = torch.cat(widths)
         values = parameters_to_vector(p.detach() for p in searched.parameters())
         self.first = (values / self._widths).clamp(-1, 1).tolist()
+        self.names = [(name, tuple(p.shape)) for name, p in searched.named_parameters()]
 
     @property
     def learned(self) -> tuple[Control, ...]:
@@ -160,10 +162,12 @@ def search(
     box: Box,
     pool: Mapper,
     log: Callable[[int, float], None],
+    known: Sequence[tuple[Sampled, Sequence[float] | None]] = (),
 ) -> list[Candidate]:
     """The candidates in the order of the search; calls ``log(trial, score)`` after each.
 
-    The first candidate is the schedule that the family was fitted to: search and learning start at the same schedule.
+    The first candidate is the schedule that the family was fitted to: search and learning start at the same schedule;
+    but known schedules come before it.
 
     Args:
         config: the problem that is trained.
@@ -172,16 +176,21 @@ def search(
         box: maps points to schedules.
         pool: does the inner runs.
         log: see above.
+        known: schedules that are tried first, as far as the budget lasts, each with the point that stands for it, whose
+            score the search is told; None: there is none.
     """
     steps, builder = config.task.steps, SEARCHES[tune.search].builder
     assert builder is not None, "a population is searched by population.py"
     searcher = builder(box.first, derive_seed(seed, "tune"))
     candidates, seen = [], list[float]()
     for trial in range(trials_within(tune, steps)):
-        schedule = box.member(searcher.ask())
+        schedule, point = known[trial] if trial < len(known) else (box.member(searcher.ask()), None)
         seeds = [derive_seed(seed, "tune", trial, run) for run in range(tune.runs)]
         score = mean_score(config, schedule, seeds, steps, pool, seen)
-        searcher.tell(score)
+        if trial >= len(known):
+            searcher.tell(score)
+        elif point is not None:
+            known_to(searcher, point, score)
         candidates.append(Candidate(schedule, score))
         log(trial, score)
     return candidates

@@ -60,15 +60,14 @@ def play(folder: Path, document: dict[str, Any] = DOCUMENT, *more: object) -> in
 def watched() -> Iterator[list[tuple[str, int]]]:
     """(part, seed) of every run that is trained within."""
     seen: list[tuple[str, int]] = []
-    real = cells.cell_scores
+    real = cells.hardened_score
 
-    def recorded(config: Any, controls: Any, seeds: Any, steps: int, part: Any) -> list[float]:
-        seen.extend((part, seed) for seed in seeds)
-        return real(config, controls, seeds, steps, part)
+    def recorded(problem: Any, state: Any, part: Any) -> float:
+        seen.append((part, problem.seed))
+        return real(problem, state, part)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("runs.cells", "arena.running", "arena.arms", "evaluation.rates", "search.tuning"):
-            patch.setattr(f"metasched.{module}.cell_scores", recorded)
+        patch.setattr(cells, "hardened_score", recorded)
         yield seen
 
 
@@ -207,6 +206,15 @@ def test_mistakes_are_told_before_anything_is_trained(
     assert play(tmp_path / "a", arena(**changes)) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "a").exists()
+
+
+def test_torchrun_does_not_share_an_arena(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("TORCHELASTIC_RUN_ID", "1"), ("WORLD_SIZE", "2"), ("RANK", "0")):
+        monkeypatch.setenv(name, value)
+    assert play(tmp_path / "a") == 2
+    assert "torchrun: does not share the work of `metasched arena run`" in capsys.readouterr().err
 
 
 def test_it_needs_tasks(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

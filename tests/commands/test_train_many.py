@@ -21,13 +21,24 @@ import metasched.commands.train_many as command
 from metasched.cli import main
 from metasched.config.load import experiment_of
 from metasched.core.errors import MetaschedError
+from metasched.core.randomness import derive_seed
 from metasched.evaluation.over_tasks import PlayedTask, over_tasks, rows
 from metasched.evaluation.statistics import paired_difference
+from metasched.exchange.played import PlayedSchedule
 from metasched.exchange.schedule_file import read_schedule
+from metasched.families.family import TaskFamily
 from metasched.families.survey import survey
 from metasched.io.json_lines import read_json_lines
+from metasched.meta.checkpoint import read_checkpoint
+from metasched.meta.outer import averages
 from metasched.methods.config import MethodConfig
 from metasched.network.recipe import Recipe
+from metasched.runs.cells import played
+from metasched.schedules.base import progress_of_steps
+from metasched.schedules.learnable import build_learnable
+from metasched.schedules.shared import SharedSchedule
+from metasched.schedules.table import hand_coded
+from metasched.training.problem import build_problem
 
 pytestmark = pytest.mark.usefixtures("blank_plots")
 
@@ -105,6 +116,28 @@ def test_what_a_run_leaves(whole: Path) -> None:
     outer = [row for row in read_json_lines(whole / "metrics.jsonl") if "outer/step" in row]
     assert [row["outer/step"] for row in outer] == [1, 2, 3]
     assert all(any(f"estimator/loss/{name}" in row for name in ("short", "deep")) for row in outer)
+
+
+def test_the_file_plays_on_each_task_what_was_learned_for_it(whole: Path, config: Path) -> None:
+    """The weights follow from the last checkpoint, and the file gives their schedule at the features of each task."""
+    experiment = experiment_of(yaml.safe_load(config.read_text()))
+    found = json.loads((whole / "over_tasks.json").read_text())
+    file = read_schedule(whole / ("schedule.json" if found["confirmed"]["gain"] else "schedule_learned.json"))
+    assert file.form is not None and (file.form.kind, file.form.base) == ("network", "widths_constant_100")
+    family = TaskFamily(experiment)
+    network = build_problem(survey(family, experiment.seed).reference.problem).network
+    controls, base = network.method.controls, hand_coded("widths")["widths_constant_100"]
+    seed, learn = derive_seed(experiment.seed, "schedule network"), [c.name for c in controls]
+    shared = SharedSchedule(build_learnable(experiment.schedule, controls, base, learn, network.layers, seed))
+    with torch.no_grad():
+        shared.weights.copy_(averages(read_checkpoint(whole / "checkpoint.pt").state)["weights"])
+    assert PlayedSchedule(file).reads
+    for task in (family.sample(i) for i in range(4)):
+        steps, layers = task.experiment.task.steps, build_problem(task.problem).network.layers
+        with torch.no_grad():
+            wanted = shared.at(task.features)(progress_of_steps(steps), layers)
+        for name, values in played(task.problem, PlayedSchedule(file), steps).items():
+            torch.testing.assert_close(values, wanted[name], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("function", "call"), [("write_checkpoint", 3), ("write_schedule", 1), ("_publish", 1)])

@@ -209,6 +209,7 @@ ELSEWHERE = {  # field -> the test that shows what it changes
     "run.workers": "tests/runs/test_pool.py",
     "run.where": "tests/runs/test_cluster.py",
     "tasks.entries": "tests/families/test_family.py",
+    "tune.warm_start": "tests/search/test_warm.py",
     **dict.fromkeys(("tasks.per_step", "tasks.normalize", "tasks.features"), "tests/meta/test_many.py"),
     **dict.fromkeys(("tasks.cheaper", "tasks.examples"), "tests/commands/test_train_many.py"),
     **dict.fromkeys(

@@ -228,14 +228,16 @@ def test_many_schedules_leave_a_table_that_fits_a_terminal(
     assert all(f"Differences of {name}" in report for name in names)
 
 
-@pytest.mark.filterwarnings("default:.*follow their depth alone")  # it is what is asked for here
-def test_layers_of_a_kind_that_was_not_learned_are_played_by_their_depth(
+@pytest.mark.filterwarnings("default:.*has not seen them")  # it is what is asked for here
+def test_layers_of_a_kind_that_was_not_learned_are_named(
     cli: Cli, config: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ask = ["--schedule", trained / "schedule.json", "--task.model=convnet", "--compare.horizons=[1]"]
     assert cli("compare", config, *ask, "--folder", tmp_path / "run") == 0
     said = capsys.readouterr().err
-    assert "the schedule has layers of kind linear only: conv layers (conv1, conv2, conv3) follow their depth" in said
+    assert (
+        "the schedule has layers of kind linear only: conv layers (conv1, conv2, conv3) follow a network that" in said
+    )
     assert {arm["name"] for arm in files_of(tmp_path / "run")["arms"]} >= {trained.name}
 
 

@@ -152,8 +152,15 @@ def test_a_form_that_reads_nothing_says_nothing() -> None:
     schedule = PlayedSchedule(read_schedule(FORMATS / "schedule_v2_family.json"))
     assert schedule.reads == () and for_task(schedule, lambda: pytest.fail("asked")) is schedule
     SchedulePlayer(schedule, 10)
-    attention = Layer("x", 0.5, "attention", "weight", 9, 72, 2.0)
-    SchedulePlayer(schedule, 10, (attention,))  # no layer is matched, so that no kind is missing
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"), [("family", "follow their depth alone"), ("network", "follow a network that has not seen them")]
+)
+def test_layers_of_a_kind_that_was_not_learned_are_named(kind: str, how: str) -> None:
+    schedule = PlayedSchedule(read_schedule(FORMATS / f"schedule_v2_{kind}.json"))
+    with pytest.warns(MetaschedWarning, match=rf"layers of kind conv, linear only: attention layers \(x\) {how}"):
+        SchedulePlayer(schedule, 10, (Layer("x", 0.5, "attention", "weight", 9, 72, 2.0),))
 
 
 def test_prepare_plays_it_for_its_task(shared: PlayedSchedule, path: Path) -> None:

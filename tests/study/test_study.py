@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 import metasched
 from metasched import MetaschedError, MethodConfig, Study
+from metasched.exchange.portfolios import Entry, Portfolio, dumps
 from metasched.methods.table import ROWS
 from metasched.study.learners import LEARNERS, find_learner
 from metasched.study.work import COMPARE, LEARN, SELECT, seed_of
@@ -101,6 +102,17 @@ def test_finalists_are_judged_from_the_same_seeds_and_arms_are_paired() -> None:
     comparison = made.compare(seeds=3, schedules=["widths_narrowing"], published=False)
     assert [n for seed, n in by_seed.items() if seed % 4 == COMPARE] == [5, 5, 5]
     assert [arm.name for arm in comparison.arms] == ["learned", "widths_narrowing", "ste", "lsq", "float"]
+
+
+def test_a_portfolio_is_enqueued_in_its_order(tmp_path: Path) -> None:
+    recipe: Any = {"method": "widths", "levels": "int4", "activation_levels": None, "parameters": {}}
+    names = ["widths_narrowing", "floor", "widths_constant_150"]
+    entries = tuple(Entry(name=n, schedule=n, own_rank=1.0, rank=1.0, scores={"a": (0.5,)}) for n in names)
+    one = Portfolio(**recipe, entries=entries, compared=3, horizons=(1,), seeds=2, sources={})
+    (tmp_path / "portfolio.json").write_text(dumps([one]))
+    made = study(None)
+    made.enqueue(metasched.portfolio("widths", named=str(tmp_path / "portfolio.json")))
+    assert [tried.name for tried in made._queue] == names
 
 
 def in_stream(seen: list[int], stream: int) -> int:
