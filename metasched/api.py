@@ -29,7 +29,7 @@ from metasched.core.errors import MetaschedError
 from metasched.core.imports import allow
 from metasched.evaluation.comparison import Comparison, comparison_of
 from metasched.evaluation.contenders import described_arm, schedule_arm
-from metasched.exchange.player import PlayedSchedule
+from metasched.exchange.played import PlayedSchedule
 from metasched.exchange.schedule_file import read_schedule
 from metasched.io.run_folder import RunFolder
 from metasched.meta.resume import keep_fingerprint

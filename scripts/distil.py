@@ -17,7 +17,7 @@ import torch
 
 from metasched.exchange.export import export
 from metasched.exchange.format import Provenance, ScheduleFile
-from metasched.exchange.player import PlayedSchedule
+from metasched.exchange.played import PlayedSchedule
 from metasched.exchange.schedule_file import read_schedule, write_schedule
 from metasched.methods import build_method
 from metasched.methods.base import Control

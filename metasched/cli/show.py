@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 
 from metasched.cli.output import add_json, console_of, print_result
@@ -36,12 +37,13 @@ def run(arguments: argparse.Namespace) -> None:
         found = [summarize(file) for file in files]
         print_result(found[0] if len(found) == 1 else {"schedules": found}, as_json=True)
         return
+    columns = shutil.get_terminal_size().columns
     marks = BLOCKS if _can_write(BLOCKS) else ASCII
     with console_of(arguments) as console:
         if len(files) == 1:
-            show_schedule(files[0], console, marks)
+            show_schedule(files[0], console, marks, columns)
         else:
-            show_both(files[0], files[1], console, marks)
+            show_both(files[0], files[1], console, marks, columns)
         if arguments.figure is not None:
             console.note(f"figure: {arguments.figure}")
 

@@ -11,7 +11,7 @@ from metasched.config.writing import config_hash
 from metasched.evaluation.confirm import Confirmation, confirm
 from metasched.exchange.baselines import TOLERANCE, knots_within
 from metasched.exchange.format import Metric, Provenance, ScheduleFile
-from metasched.exchange.player import PlayedSchedule
+from metasched.exchange.played import PlayedSchedule
 from metasched.exchange.schedule_file import write_schedule
 from metasched.io.environment import versions
 from metasched.io.run_folder import RunFolder

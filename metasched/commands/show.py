@@ -9,7 +9,7 @@ from metasched.evaluation.comparison import Drawn
 from metasched.evaluation.drawing import schedules_svg
 from metasched.evaluation.figures import progress
 from metasched.exchange.format import ScheduleFile
-from metasched.exchange.player import PlayedSchedule
+from metasched.exchange.played import PlayedSchedule
 from metasched.io.atomic import write_atomic
 
 

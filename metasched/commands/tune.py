@@ -15,7 +15,7 @@ from metasched.evaluation.compare import compare, plan_of, publish
 from metasched.evaluation.contenders import Contender, joined
 from metasched.evaluation.floors import with_tuned_rates
 from metasched.evaluation.references import given_arms
-from metasched.exchange.player import PlayedSchedule
+from metasched.exchange.played import PlayedSchedule
 from metasched.exchange.portfolios import portfolio_for
 from metasched.exchange.schedule_file import read_schedule
 from metasched.io.json_lines import cut_back

@@ -17,12 +17,13 @@ import torch
 
 from metasched.exchange.extras import FormEntry, reads
 from metasched.exchange.format import ControlEntry, ScheduleFile
-from metasched.exchange.player import PlayedSchedule
+from metasched.exchange.played import PlayedSchedule
 from metasched.exchange.schedule_file import dumps
 from metasched.exchange.sparklines import BLOCKS, moments, sparkline
 from metasched.tracking.console import Console
 
-_MOMENTS = 5
+_NARROW = 70  # columns; a terminal of fewer, as on a telephone, has half of the marks and fewer moments
+_MOMENTS, _FEW_MOMENTS = 5, 3
 _WIDTH = 20  # marks of a sparkline
 _JUST = 1e-12  # in progress, less than any step
 _POINTS = 401  # at which curves are looked at, besides their knots
@@ -44,13 +45,14 @@ def summarize(file: ScheduleFile) -> dict[str, Any]:
     }
 
 
-def show_schedule(file: ScheduleFile, console: Console, marks: str = BLOCKS) -> None:
+def show_schedule(file: ScheduleFile, console: Console, marks: str = BLOCKS, columns: int = 80) -> None:
     """Prints the summary and, for each control, its curve in each layer and the values at the moments where it bends.
 
     Args:
         file: the schedule.
         console: where it is shown.
         marks: of sparklines, from low to high.
+        columns: width of the terminal; narrow ones get shorter lines.
     """
     for line in _lines(file):
         console.note(line)
@@ -63,21 +65,24 @@ def show_schedule(file: ScheduleFile, console: Console, marks: str = BLOCKS) -> 
         if low == high:
             console.note(f"{_title(control)}: {low:.4g} in all layers, throughout")
             continue
-        at = moments(u, curves, _MOMENTS)
+        at = moments(u, curves, _MOMENTS if columns >= _NARROW else _FEW_MOMENTS)
         rows = []
         for name, i in _grouped([layer.name for layer in played.layers], curves):
-            line = sparkline(_resampled(u, curves[:, i]), low, high, marks)
+            line = sparkline(_resampled(u, curves[:, i], columns), low, high, marks)
             rows.append([name, line, *(f"{float(curves[k, i]):.3g}" for k in at)])
         console.table(_title(control), ["layer", "", *(_moment(u, k) for k in at)], rows)
 
 
-def show_both(first: ScheduleFile, second: ScheduleFile, console: Console, marks: str = BLOCKS) -> None:
+def show_both(
+    first: ScheduleFile, second: ScheduleFile, console: Console, marks: str = BLOCKS, columns: int = 80
+) -> None:
     """Prints two schedules beside each other on the layers of the first, with the largest difference of each layer.
 
     Args:
         first, second: the schedules.
         console: where they are shown.
         marks: of sparklines, from low to high.
+        columns: width of the terminal; narrow ones get shorter lines.
     """
     a, b = PlayedSchedule(first), PlayedSchedule(second)
     for letter, file in zip("AB", (first, second), strict=True):
@@ -94,7 +99,7 @@ def show_both(first: ScheduleFile, second: ScheduleFile, console: Console, marks
         both = torch.cat([one, other])
         low, high, rows = float(both.min()), float(both.max()), []
         for name, i in _grouped([layer.name for layer in a.layers], torch.cat([one, other])):
-            lines = [sparkline(_resampled(u, v[:, i]), low, high, marks) for v in (one, other)]
+            lines = [sparkline(_resampled(u, v[:, i], columns), low, high, marks) for v in (one, other)]
             at = int((one[:, i] - other[:, i]).abs().argmax())
             rows.append([name, *lines, f"{float(one[at, i] - other[at, i]):+.3g}", f"{float(u[at]):.3g}"])
         console.table(_title(control), ["layer", "A", "B", "A - B", "at u"], rows)
@@ -104,10 +109,12 @@ def show_both(first: ScheduleFile, second: ScheduleFile, console: Console, marks
 
 
 def _looked_at(played: Sequence[PlayedSchedule]) -> torch.Tensor:
-    """Progress [T] with the knots of the schedules, and just before each, where a step function still is."""
-    knots = torch.cat([one.knots for one in played])
-    before = knots.nextafter(torch.zeros_like(knots))
-    return torch.cat([torch.linspace(0, 1, _POINTS, dtype=torch.float64), knots, before]).unique()
+    """Progress [T] with the knots of the schedules, and of step functions what is just before each."""
+    steps = [one.knots for one in played if one.file.interpolation == "previous"]
+    before = [knots.nextafter(torch.zeros_like(knots)) for knots in steps]
+    return torch.cat(
+        [torch.linspace(0, 1, _POINTS, dtype=torch.float64), *(one.knots for one in played), *before]
+    ).unique()
 
 
 def _moment(u: torch.Tensor, k: int) -> str:
@@ -116,9 +123,9 @@ def _moment(u: torch.Tensor, k: int) -> str:
     return f"u{'<' if before else '='}{float(u[k]):.3g}"
 
 
-def _resampled(u: torch.Tensor, curve: torch.Tensor) -> list[float]:
-    """The curve [T] at _WIDTH equal steps of progress, from its first to its last value."""
-    at = torch.linspace(0, 1, _WIDTH, dtype=torch.float64)
+def _resampled(u: torch.Tensor, curve: torch.Tensor, columns: int) -> list[float]:
+    """The curve [T] at equal steps of progress, from its first to its last value."""
+    at = torch.linspace(0, 1, _WIDTH if columns >= _NARROW else _WIDTH // 2, dtype=torch.float64)
     return curve[(torch.searchsorted(u, at, right=True) - 1).clamp(min=0)].tolist()
 
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import derive_seed
 from metasched.evaluation.statistics import counted, lowest, summarize
-from metasched.exchange.player import PlayedSchedule
+from metasched.exchange.played import PlayedSchedule
 from metasched.schedules.base import Schedule, progress_of_steps
 from metasched.schedules.interpolation import Interpolation
 from metasched.schedules.network import ScheduleNetwork

@@ -18,7 +18,7 @@ from metasched.evaluation.comparison import Comparison
 from metasched.evaluation.short import show_scores
 from metasched.evaluation.verdict import verdicts
 from metasched.exchange.format import Spent
-from metasched.exchange.player import PlayedSchedule
+from metasched.exchange.played import PlayedSchedule
 from metasched.exchange.schedule_file import read_schedule, write_schedule
 from metasched.io.atomic import write_atomic
 from metasched.io.json_text import json_text

@@ -21,7 +21,7 @@ from metasched.cli import main
 from metasched.config.load import load_experiment
 from metasched.core.errors import MetaschedError
 from metasched.exchange.format import Metric
-from metasched.exchange.player import PlayedSchedule
+from metasched.exchange.played import PlayedSchedule
 from metasched.exchange.schedule_file import loads, read_schedule, write_schedule
 from metasched.meta.checkpoint import read_checkpoint
 from metasched.tracking.console import open_console

@@ -14,7 +14,7 @@ from metasched.core.errors import MetaschedError
 from metasched.evaluation.comparison import Drawn
 from metasched.evaluation.drawing import schedules_svg
 from metasched.exchange.baselines import file_named
-from metasched.exchange.player import PlayedSchedule
+from metasched.exchange.played import PlayedSchedule
 from metasched.exchange.sparklines import ASCII
 from metasched.exchange.summary import show_both, show_schedule
 from metasched.tracking.console import open_console
@@ -29,6 +29,14 @@ def test_equal_neighbours_share_a_row_and_a_step_has_both_its_sides() -> None:
     layers = PlayedSchedule(file_named("inq_alexnet_5bit")).layers
     assert lines[1].split("  ")[1] == f"{layers[0].name} to {layers[-1].name} ({len(layers)})"
     assert "u<" in lines[0] and len(lines) == 2
+
+
+def test_a_narrow_terminal_gets_narrow_lines() -> None:
+    stream = io.StringIO()
+    show_schedule(file_named("digits_inq"), open_console(stream), ASCII, columns=46)
+    rows = [line for line in stream.getvalue().splitlines() if line.startswith("  ")]
+    assert len(rows) == 4 and max(map(len, rows)) <= 46
+    assert "<" not in rows[0]  # no moment before a jump: it has none
 
 
 def test_two_schedules_show_where_they_differ_most() -> None:

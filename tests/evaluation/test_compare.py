@@ -23,7 +23,7 @@ from metasched.evaluation.contenders import Contender, described_arm, file_arm, 
 from metasched.evaluation.references import reference_arms
 from metasched.exchange.baselines import baselines as exported
 from metasched.exchange.format import Spent
-from metasched.exchange.player import PlayedSchedule
+from metasched.exchange.played import PlayedSchedule
 from metasched.exchange.schedule_file import write_schedule
 from metasched.methods.config import MethodConfig
 from metasched.runs.cells import cell_score, played

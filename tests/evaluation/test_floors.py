@@ -23,7 +23,7 @@ from metasched.evaluation.floors import with_tuned_rates
 from metasched.evaluation.references import reference_arms, with_optimizer
 from metasched.exchange.baselines import baselines as exported
 from metasched.exchange.format import Spent
-from metasched.exchange.player import PlayedSchedule
+from metasched.exchange.played import PlayedSchedule
 from metasched.methods.config import MethodConfig
 from metasched.runs.cells import cell_score, cell_scores
 from metasched.runs.config import RunConfig

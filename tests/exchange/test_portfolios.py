@@ -10,7 +10,7 @@ import pytest
 
 import metasched
 from metasched.core.errors import MetaschedError, MetaschedWarning
-from metasched.exchange.player import PlayedSchedule
+from metasched.exchange.played import PlayedSchedule
 from metasched.exchange.portfolios import (
     Curse,
     Entry,

@@ -23,7 +23,7 @@ from metasched.estimators import build_estimator
 from metasched.evaluation.config import CompareConfig
 from metasched.exchange.export import export
 from metasched.exchange.format import Provenance
-from metasched.exchange.player import PlayedSchedule
+from metasched.exchange.played import PlayedSchedule
 from metasched.exchange.schedule_file import dumps, loads
 from metasched.meta import online
 from metasched.meta.config import MetaConfig, OnlineConfig

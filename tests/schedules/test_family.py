@@ -19,7 +19,7 @@ from torch import nn
 from metasched.core.layer import Layer
 from metasched.exchange.export import export
 from metasched.exchange.format import Provenance
-from metasched.exchange.player import PlayedSchedule
+from metasched.exchange.played import PlayedSchedule
 from metasched.exchange.schedule_file import read_schedule, write_schedule
 from metasched.methods import METHODS, build_method
 from metasched.methods.base import Control

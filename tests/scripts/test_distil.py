@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from metasched import read_schedule
-from metasched.exchange.player import PlayedSchedule
+from metasched.exchange.played import PlayedSchedule
 from metasched.schedules.base import progress_of_steps
 
 ROOT = Path(__file__).parents[2]

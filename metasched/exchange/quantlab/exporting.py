@@ -15,7 +15,7 @@ import torch
 
 from metasched.core.errors import MetaschedError
 from metasched.exchange.format import ScheduleFile
-from metasched.exchange.player import PlayedSchedule
+from metasched.exchange.played import PlayedSchedule
 from metasched.exchange.quantlab.controllers import FUNCTIONS, Decay, activation_module
 from metasched.exchange.quantlab.importing import MAX_EPOCHS
 from metasched.quantizers.noise import NOISE_FAMILIES
