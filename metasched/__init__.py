@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from metasched.engines import find_unroll as find_unroll
     from metasched.evaluation.statistics import paired_difference as paired_difference
     from metasched.exchange.export import export as export
-    from metasched.exchange.player import PlayedSchedule as PlayedSchedule
+    from metasched.exchange.played import PlayedSchedule as PlayedSchedule
     from metasched.exchange.player import SchedulePlayer as SchedulePlayer
     from metasched.exchange.player import load as load
     from metasched.exchange.portfolios import portfolio as portfolio
@@ -106,7 +106,7 @@ MODULES: dict[str, str] = {  # public name -> module
     "portfolio": "metasched.exchange.portfolios",
     "read_schedule": "metasched.exchange.schedule_file",
     "write_schedule": "metasched.exchange.schedule_file",
-    "PlayedSchedule": "metasched.exchange.player",
+    "PlayedSchedule": "metasched.exchange.played",
     "SchedulePlayer": "metasched.exchange.player",
     "TaskFamily": "metasched.families.family",
     "Task": "metasched.tasks.base",

@@ -60,8 +60,10 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "exchange/test_quantlab.py": """
         commands/export exchange/quantlab/controllers exchange/quantlab/exporting exchange/quantlab/importing
     """,
-    "exchange/test_schedule_file.py": "exchange/export exchange/format exchange/summary",
     "commands/test_train_many.py": "evaluation/over_tasks families/survey",
+    "exchange/test_form.py": "exchange/extras",
+    "exchange/test_played.py": "training/features",
+    "exchange/test_schedule_file.py": "exchange/export exchange/fields exchange/format exchange/summary",
     "families/test_family.py": "families/config",
     "integrations/test_brevitas.py": "exchange/integrations/brevitas exchange/integrations/parts",
     "integrations/test_function.py": "exchange/integrations/driven exchange/integrations/function",

@@ -20,12 +20,14 @@ from metasched.calibration.table import AdaRoundOptions
 from metasched.calibration.unit import Rounded, Unit
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import Draw
+from metasched.exchange.played import for_task
 from metasched.exchange.player import load
 from metasched.methods.adaround import ROUNDING, rectified
 from metasched.methods.oriented import Oriented
 from metasched.network.flat import Tensors, rows
 from metasched.schedules.base import Schedule, progress_of_steps
 from metasched.training.faults import broken
+from metasched.training.features import features_of_inner
 from metasched.training.loop import take_steps
 from metasched.training.state import InnerProblem, TrainingState
 
@@ -90,8 +92,9 @@ def played(problem: InnerProblem, schedule: Schedule, name: str) -> Tensors:
     Raises:
         MetaschedError: the schedule lacks a control.
     """
+    own = for_task(schedule, lambda: features_of_inner(problem))
     with torch.no_grad():
-        values: Any = schedule(progress_of_steps(problem.steps), problem.network.layers)
+        values: Any = own(progress_of_steps(problem.steps), problem.network.layers)
     for control in problem.network.method.controls:
         if control.name not in values:
             lacks = f"{name!r} lacks {control.name}"

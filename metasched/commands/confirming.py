@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from metasched.commands.exporting import Found, file_of, sampled
+from metasched.commands.exporting import Found, file_of, said_of_form, sampled
 from metasched.config.schema import Experiment
 from metasched.config.writing import config_hash
 from metasched.evaluation.confirm import Confirmation, confirm
@@ -32,11 +32,13 @@ class Exported(NamedTuple):
         learned: what was learned, as its file holds it.
         confirmation: None if nothing was confirmed.
         config_hash: of the configuration in which it was learned.
+        version: of the format of ``schedule.json``.
     """
 
     learned: PlayedSchedule
     confirmation: Confirmation | None
     config_hash: str
+    version: int
 
     @property
     def is_start(self) -> bool:
@@ -103,19 +105,21 @@ def export_confirmed(
     file = file_of(found, experiment, problem)
     assert file.provenance.config_hash is not None
     learned, confirmation = PlayedSchedule(file), None
+    console.note(said_of_form(found, experiment))
     if fallback is not None:
         pair, runs = (start.name, start.schedule), experiment.meta.confirm_runs
         confirmation = confirm(experiment.problem, learned, pair, runs, experiment.seed, pool, tracker)
         console.note(str(confirmation))
     else:
         console.note("what was learned was not confirmed to be better than its start: meta.confirm_runs is 0")
+    written = file
     if fallback is None or confirmation is None or confirmation.gain:
         folder.learned.unlink(missing_ok=True)  # of a run that was stopped, and goes on with other settings
-        write_schedule(folder.schedule, file)
     else:
         write_schedule(folder.learned, file)
-        write_schedule(folder.schedule, without_gain(fallback, file, confirmation))
-    return Exported(learned, confirmation, file.provenance.config_hash)
+        written = without_gain(fallback, file, confirmation)
+    write_schedule(folder.schedule, written)
+    return Exported(learned, confirmation, file.provenance.config_hash, written.version)
 
 
 def without_gain(start: ScheduleFile, learned: ScheduleFile, confirmation: Confirmation) -> ScheduleFile:

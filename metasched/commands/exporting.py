@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 
 from metasched.config.schema import Experiment
-from metasched.config.writing import config_hash, to_dict
+from metasched.config.writing import config_hash, section_dict, to_dict
 from metasched.core.layer import Layer
 from metasched.exchange.export import export
+from metasched.exchange.extras import RecipeEntry
+from metasched.exchange.form import why_table_only
 from metasched.exchange.format import Metric, Provenance, ScheduleFile, Spent
 from metasched.exchange.schedule_file import write_schedule
 from metasched.io.environment import versions
 from metasched.io.run_folder import RunFolder
+from metasched.network.config import QuantizeConfig
 from metasched.network.flat import Tensors
 from metasched.schedules.base import Schedule
 from metasched.tracking.plots import plot_schedule
 from metasched.tracking.tracker import Tracker
+from metasched.training.features import features_of_inner
 from metasched.training.state import InnerProblem
 
 
@@ -84,7 +88,20 @@ def file_of(found: Found, experiment: Experiment, problem: InnerProblem) -> Sche
         metric=Metric(name="meta-validation score", value=found.score, n=found.runs) if has_score else None,
         spent=found.spent,
     )
-    return sampled(found.schedule, found.knots, found.interpolation, provenance, experiment, problem)
+    task, recipe = None, None
+    if not why_table_only(found.schedule, experiment.method):
+        task, recipe = features_of_inner(problem), _recipe(experiment.quantize)
+    return sampled(
+        found.schedule, found.knots, found.interpolation, provenance, experiment, problem, task=task, recipe=recipe
+    )
+
+
+def said_of_form(found: Found, experiment: Experiment) -> str:
+    """One line: how a schedule is played on other layers."""
+    why = why_table_only(found.schedule, experiment.method)
+    if why:
+        return f"the file of what was {found.kind} is a table, which other networks play by depth: {why}"
+    return f"the file of what was {found.kind} has its parametric form: other networks play it at their own layers"
 
 
 def sampled(
@@ -94,8 +111,18 @@ def sampled(
     provenance: Provenance,
     experiment: Experiment,
     problem: InnerProblem,
+    *,
+    task: Mapping[str, float] | None = None,
+    recipe: RecipeEntry | None = None,
 ) -> ScheduleFile:
     """The file of any schedule for the method and the layers of an experiment, with values at the knots [K], float64.
+
+    Args:
+        schedule, knots, interpolation, provenance: see ``export``.
+        experiment: names the method.
+        problem: of the experiment.
+        task: features of the task, {name: x}, where the file is to have them.
+        recipe: which tensors were quantized, likewise.
 
     Raises:
         MetaschedError: a value outside the range, direction or end of its control.
@@ -109,7 +136,17 @@ def sampled(
         knots=knots,
         interpolation=interpolation,
         provenance=provenance,
+        task=task,
+        recipe=recipe,
     )
+
+
+def _recipe(quantize: QuantizeConfig) -> RecipeEntry | None:
+    """Which tensors were quantized; None for the default."""
+    rules = [{n: v for n, v in section_dict(rule).items() if v is not None} for rule in quantize.rules]
+    if (quantize.first, quantize.last, rules) == (QuantizeConfig.first, QuantizeConfig.last, []):
+        return None
+    return RecipeEntry(first=quantize.first, last=quantize.last, rules=tuple(rules))
 
 
 def show(values: Tensors, progress: torch.Tensor, layers: Sequence[Layer], folder: RunFolder, tracker: Tracker) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from metasched.commands.confirming import export_confirmed, start_file
+from metasched.commands.confirming import Exported, export_confirmed, start_file
 from metasched.commands.exporting import Found, show
 from metasched.config.schema import Experiment
 from metasched.config.writing import to_dict
@@ -32,7 +32,7 @@ from metasched.meta.outer import MetaTraining, OuterState, OuterStep, check_esti
 from metasched.meta.rate import with_best_rate
 from metasched.meta.resume import keep_fingerprint, last_checkpoint, resumable_state, write_config
 from metasched.meta.start import Start, best_start, given_start, learned_controls, start_of
-from metasched.runs.cells import CachedPool, digest, played
+from metasched.runs.cells import CachedPool, bound, digest, played
 from metasched.runs.pooled import PooledRuns
 from metasched.runs.where import open_pool
 from metasched.schedules.curves import HandCoded
@@ -95,7 +95,8 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
         start = searched_first(experiment, start, learn, cells, None if checkpoint else tracker, console)
         base = digest([], played(experiment.problem, start.first, experiment.task.steps))
         seed = derive_seed(experiment.seed, "schedule network")
-        schedule = build_learnable(experiment.schedule, controls, start.first, learn, layers, seed)
+        first = bound(experiment.problem, start.first, problem.steps)  # the rate may be another one now
+        schedule = build_learnable(experiment.schedule, controls, first, learn, layers, seed)
 
         def save(state: OuterState) -> None:
             done = settled_size(folder.metrics)
@@ -144,7 +145,7 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
             f"{outcome.inner_steps} to learn, {spent['confirming']} to confirm, "
             f"{sum(a.inner_steps for a in comparison.arms)} to compare"
         )
-        tracker.artifact(folder.schedule, experiment.name, "schedule", _metadata(exported.config_hash, comparison, arm))
+        tracker.artifact(folder.schedule, experiment.name, "schedule", _metadata(exported, comparison, arm))
     result: dict[str, Any] = {"schedule": str(folder.schedule), "start": start.name, "inner_steps": spent}
     result["exported"] = START if exported.is_start else LEARNED
     result["confirmed"] = confirmation.to_dict() if confirmation else None
@@ -207,7 +208,8 @@ def _plays(arms: Mapping[str, Contender], start: Start, experiment: Experiment) 
     return arm is not None and isinstance(start.schedule, HandCoded) and arm.problem == experiment.problem
 
 
-def _metadata(config: str, comparison: Comparison, exported: str) -> dict[str, Any]:
+def _metadata(exported: Exported, comparison: Comparison, arm: str) -> dict[str, Any]:
     """What is stored with the schedule: its arm's scores at the first horizon."""
-    first = comparison.at(comparison.horizons[0])[exported].summary
-    return {"format_version": 1, "config_hash": config, "test_score": first.mean, "n": first.n}
+    first = comparison.at(comparison.horizons[0])[arm].summary
+    about = {"format_version": exported.version, "config_hash": exported.config_hash}
+    return {**about, "test_score": first.mean, "n": first.n}

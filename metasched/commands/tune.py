@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
-from metasched.commands.exporting import Found, write_found
+from metasched.commands.exporting import Found, said_of_form, write_found
 from metasched.config.schema import Experiment
 from metasched.config.writing import to_dict
 from metasched.core.errors import MetaschedError
@@ -24,6 +24,7 @@ from metasched.meta.start import Start, best_start, given_start, learned_control
 from metasched.runs.cells import CachedPool
 from metasched.runs.pooled import PooledRuns
 from metasched.runs.where import open_pool
+from metasched.schedules.base import Schedule
 from metasched.search.config import TuneConfig
 from metasched.search.population import population_search
 from metasched.search.table import SEARCHES
@@ -91,7 +92,9 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
             tried = search(experiment.problem, settings, experiment.seed, box, cells, log, known)
         first = box.member(box.first)
         best = best_of(experiment.problem, settings, experiment.seed, first, tried, cells)
-        write_found(_found(best, start, settings, experiment.seed), experiment, problem, folder)
+        found = _found(best, box.whole(best.schedule), start, settings, experiment.seed)
+        write_found(found, experiment, problem, folder)
+        console.note(said_of_form(found, experiment))
         console.note(
             f"best of {len(tried)}: {best.score:.4f} on meta-validation, over {settings.final_runs} fresh seeds"
         )
@@ -113,9 +116,9 @@ def _said(warm: Sequence[Member], trials: int) -> str:
     return f"tries first, as they are: {names}{few}; {told} of them are near a point of the search, which is told"
 
 
-def _found(best: Candidate, start: Start, tune: TuneConfig, seed: int) -> Found:
+def _found(best: Candidate, schedule: Schedule, start: Start, tune: TuneConfig, seed: int) -> Found:
     return Found(
-        schedule=best.schedule,
+        schedule=schedule,
         knots=best.schedule.knots,
         interpolation=best.schedule.kind,
         kind="tuned",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-Kind = Literal["conv", "linear"]
+Kind = Literal["conv", "linear"]  # of the layers that ``quantize`` finds; a file of another program may have others
 Quantizes = Literal["weight", "activation", "weight+activation"]
 
 
@@ -18,7 +18,7 @@ class Layer:
     Attributes:
         name: dotted name of the module in the network; of the weight, where that is not called ``weight``.
         depth: relative depth in [0, 1]: i / (L - 1) for layer i = 0 .. L - 1 of L scheduled layers; 0 if L = 1.
-        kind: ``conv`` or ``linear``; attention and embeddings are ``linear``.
+        kind: ``conv`` or ``linear``; attention and embeddings are ``linear``. Files of other programs may have others.
         quantizes: the tensors of the layer that the method quantizes.
         fan_in: number of inputs that each output sums over, at least 1.
         num_weights: number of elements of the weight.
@@ -28,7 +28,7 @@ class Layer:
 
     name: str
     depth: float
-    kind: Kind
+    kind: str
     quantizes: Quantizes
     fan_in: int
     num_weights: int

@@ -17,11 +17,13 @@ from metasched.core.randomness import derive_seed
 from metasched.evaluation.comparison import REFERENCES
 from metasched.evaluation.measured import MEASURED, measured_names, measured_schedule, method_of_named
 from metasched.evaluation.tuned_rate import TunedRate
-from metasched.exchange.player import PlayedSchedule, check_method, warn_of_other_kinds
+from metasched.exchange.played import PlayedSchedule, warn_of_guesses
+from metasched.exchange.player import check_method
 from metasched.exchange.schedule_file import read_schedule
 from metasched.exchange.shipped import file_of, is_local_file, learned_names
 from metasched.methods.config import MethodConfig
 from metasched.methods.spec import FLOOR
+from metasched.runs.cells import bound
 from metasched.schedules.base import Schedule
 from metasched.schedules.curves import HandCoded
 from metasched.schedules.table import (
@@ -186,16 +188,16 @@ def named_schedule(config: ProblemConfig, named: str, path: str) -> Schedule:
     return read_playable(file, config)
 
 
-def read_playable(path: Path, config: ProblemConfig) -> PlayedSchedule:
-    """The schedule of a file, which this problem's method and network can play.
+def read_playable(path: Path, config: ProblemConfig) -> Schedule:
+    """The schedule of a file, which this problem's method and network can play, for this task at its own horizon.
 
     Raises:
         MetaschedError: the file is not a schedule, or is for another method.
     """
     file, network = read_schedule(path), build_problem(config).network
     check_method(file, config.method.name, network.method.controls, str(path))
-    schedule = PlayedSchedule(file)
-    warn_of_other_kinds(schedule.layers, network.layers, str(path))
+    schedule = bound(config, PlayedSchedule(file), config.task.steps)
+    warn_of_guesses(schedule, network.layers, str(path))
     return schedule
 
 

@@ -16,6 +16,7 @@ from metasched.io.atomic import write_atomic
 from metasched.io.environment import environment
 from metasched.io.json_text import json_text
 from metasched.io.run_folder import RunFolder
+from metasched.runs.cells import bound
 from metasched.training.problem import build_problem
 
 _OTHERS_SHOWN = 3  # number of other schedules whose curves are drawn
@@ -63,5 +64,5 @@ def _drawn(comparison: Comparison, contenders: Mapping[str, Contender]) -> Itera
             problem, schedule, _ = contenders[name]
             network = build_problem(problem).network
             if network.method.controls:
-                layers = network.layers
-                yield Drawn(name, tuple(layer.name for layer in layers), schedule(progress(), layers))
+                layers, own = network.layers, bound(problem, schedule, comparison.horizons[0])
+                yield Drawn(name, tuple(layer.name for layer in layers), own(progress(), layers))

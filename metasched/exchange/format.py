@@ -1,52 +1,62 @@
-"""The records of a schedule file, format version 1. Construction validates, so every instance is a valid schedule."""
+"""The records of a schedule file, format versions 1 and 2. Construction validates: every instance is a valid schedule.
+
+What only version 2 has is in extras.py, and layers of any kind.
+"""
 
 from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args
 
-from pydantic import ConfigDict, FailFast, Field, TypeAdapter, model_validator
+from pydantic import FailFast, Field, TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass
 
 from metasched.core.errors import MetaschedError
 from metasched.core.layer import Kind, Quantizes
-from metasched.io.strict_json import MAX_MEMBERS, join
+from metasched.exchange.extras import FormEntry, Membership, RecipeEntry, Reference
+from metasched.exchange.fields import (
+    CLOSED,
+    CLOSED_MAP,
+    MAX_CONTROLS,
+    MAX_KNOTS,
+    MAX_LAYERS,
+    MAX_RUNS,
+    Boolean,
+    Curves,
+    Digest,
+    Integer,
+    LayerName,
+    Name,
+    Natural,
+    Number,
+    Package,
+    Positive,
+    Share,
+    Text,
+    check_length,
+    check_unique,
+)
+from metasched.io.strict_json import join
 
 FORMAT = "metasched.schedule"
-VERSIONS = (1,)
-MAX_CONTROLS, MAX_KNOTS, MAX_LAYERS, MAX_RUNS = 64, 4096, 1024, 1024
-
-_CLOSED = ConfigDict(extra="forbid", use_attribute_docstrings=True)
-_CLOSED_MAP = Field(max_length=MAX_MEMBERS, json_schema_extra={"additionalProperties": False})
+VERSIONS = (1, 2)
+EXTRAS = ("form", "task", "reference", "recipe", "portfolio")  # fields of version 2
+KINDS = get_args(Kind)  # of layers, in version 1
 _DWELL_ROUNDING = 1e-9  # 1 - 0.9 is not exactly 0.1 in binary
 
-Name = Annotated[str, Field(strict=True, pattern=r"^[a-z][a-z0-9_]{0,63}$")]
-LayerName = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9_.]{1,128}$")]
-Package = Annotated[str, Field(strict=True, pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
-Digest = Annotated[str, Field(strict=True, pattern=r"^[0-9a-f]{8,64}$")]
-Text = Annotated[str, Field(strict=True, max_length=4096)]
-Boolean = Annotated[bool, Field(strict=True)]
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Share = Annotated[float, Field(strict=True, ge=0, le=1)]
-Integer = Annotated[int, Field(strict=True, gt=-(2**63), lt=2**63)]
-Natural = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
-Positive = Annotated[int, Field(strict=True, ge=1, lt=2**63)]
-Curve = Annotated[tuple[Number, ...], Field(min_length=2, max_length=MAX_KNOTS), FailFast()]
-Curves = Annotated[tuple[Curve, ...], Field(min_length=1, max_length=MAX_LAYERS), FailFast()]
 
-
-@dataclass(frozen=True, kw_only=True, config=_CLOSED)
+@dataclass(frozen=True, kw_only=True, config=CLOSED)
 class MethodEntry:
     """The quantization method that the schedule is for."""
 
     name: Name
     """name of the method, such as ana, inq, joint or ste"""
-    parameters: Annotated[dict[Name, Text | Boolean | Integer | Number | None], _CLOSED_MAP]
+    parameters: Annotated[dict[Name, Text | Boolean | Integer | Number | None], CLOSED_MAP]
     """fixed parameters of the method"""
 
 
-@dataclass(frozen=True, kw_only=True, config=_CLOSED)
+@dataclass(frozen=True, kw_only=True, config=CLOSED)
 class ControlEntry:
     """One number per layer that the method reads at every step; see ``metasched.methods.base.Control``."""
 
@@ -83,7 +93,7 @@ class ControlEntry:
         return self
 
 
-@dataclass(frozen=True, kw_only=True, config=_CLOSED)
+@dataclass(frozen=True, kw_only=True, config=CLOSED)
 class LayerEntry:
     """A convolution or linear layer with the activation after it; see ``metasched.core.layer.Layer``."""
 
@@ -91,7 +101,8 @@ class LayerEntry:
     """dotted name of the module in the network"""
     depth: Share
     """relative depth: i / (L - 1) for layer i = 0 .. L - 1"""
-    kind: Kind
+    kind: Name
+    """conv, linear, or from version 2 on any other"""
     quantizes: Quantizes
     fan_in: Positive
     """number of inputs that each output sums over"""
@@ -101,7 +112,7 @@ class LayerEntry:
     """log2 of the number of weight levels"""
 
 
-@dataclass(frozen=True, kw_only=True, config=_CLOSED)
+@dataclass(frozen=True, kw_only=True, config=CLOSED)
 class Metric:
     """The headline number of a learned schedule."""
 
@@ -114,7 +125,7 @@ class Metric:
     """95 % confidence interval of the mean"""
 
 
-@dataclass(frozen=True, kw_only=True, config=_CLOSED)
+@dataclass(frozen=True, kw_only=True, config=CLOSED)
 class Spent:
     """Training steps that were spent on finding the schedule, by one estimator or search."""
 
@@ -125,7 +136,7 @@ class Spent:
     """training steps; backward passes through them, for hypergradients, are not counted"""
 
 
-@dataclass(frozen=True, kw_only=True, config=_CLOSED)
+@dataclass(frozen=True, kw_only=True, config=CLOSED)
 class Provenance:
     """Origin of the schedule."""
 
@@ -140,35 +151,49 @@ class Provenance:
     tasks: Annotated[tuple[Text, ...], Field(max_length=MAX_RUNS), FailFast()] = ()
     """tasks on which it was learned"""
     outer_steps: Natural | None = None
-    versions: Annotated[dict[Package, Text], _CLOSED_MAP] = Field(default_factory=dict)
+    versions: Annotated[dict[Package, Text], CLOSED_MAP] = Field(default_factory=dict)
     """versions of the packages with which it was learned"""
     metric: Metric | None = None
     spent: Annotated[tuple[Spent, ...], Field(max_length=MAX_RUNS), FailFast()] = ()
     """cost of finding it, in order, including that of the initial schedule; left out of the file if empty"""
 
 
-@dataclass(frozen=True, kw_only=True, config=_CLOSED)
+@dataclass(frozen=True, kw_only=True, config=CLOSED)
 class ScheduleFile:
     """A schedule of a method's controls for the layers of a network."""
 
     format: Literal["metasched.schedule"] = FORMAT
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 2
+    """the lowest that can say what the file holds, whatever was given"""
     method: MethodEntry
     controls: Annotated[tuple[ControlEntry, ...], Field(max_length=MAX_CONTROLS), FailFast()]
     progress: Annotated[tuple[Share, ...], Field(min_length=2, max_length=MAX_KNOTS), FailFast()]
     """knots, increasing from 0 at the first training step to 1 at the last one"""
     layers: Annotated[tuple[LayerEntry, ...], Field(min_length=1, max_length=MAX_LAYERS), FailFast()]
-    values: Annotated[dict[Name, Curves], _CLOSED_MAP]
+    values: Annotated[dict[Name, Curves], CLOSED_MAP]
     """control -> [layer][knot]"""
     interpolation: Literal["linear", "previous"]
     """between knots: linear, or the value of the previous knot"""
     provenance: Provenance
+    form: FormEntry | None = None
+    """the function that the table is a sample of; left out of the file if there is none, as all that follows"""
+    task: Annotated[dict[Name, Number], CLOSED_MAP] = Field(default_factory=dict)
+    """features of the task that it was learned on; the table is for it"""
+    reference: Reference | None = None
+    recipe: RecipeEntry | None = None
+    portfolio: Membership | None = None
+
+    @property
+    def extras(self) -> dict[str, Any]:
+        """What it holds of that which only version 2 has, {field: value}."""
+        return {name: value for name in EXTRAS if (value := getattr(self, name))}
 
     @model_validator(mode="after")
     def _check(self) -> ScheduleFile:
+        object.__setattr__(self, "version", self._version())
         _check_progress(self.progress)
-        _check_unique("controls", [control.name for control in self.controls])
-        _check_unique("layers", [layer.name for layer in self.layers])
+        check_unique("controls", [control.name for control in self.controls])
+        check_unique("layers", [layer.name for layer in self.layers])
         declared = {control.name: control for control in self.controls}
         for name in sorted(declared.keys() - self.values.keys()):
             raise MetaschedError(join("values", name), "missing", "give an array of curves, one for each layer")
@@ -176,11 +201,24 @@ class ScheduleFile:
             raise MetaschedError(join("values", name), "not declared in controls", "declare it or remove it")
         for name, curves in self.values.items():
             path = join("values", name)
-            _check_length(path, len(curves), "layer", len(self.layers))
+            check_length(path, len(curves), "layer", len(self.layers))
             for i, curve in enumerate(curves):
-                _check_length(f"{path}[{i}]", len(curve), "knot", len(self.progress))
+                check_length(f"{path}[{i}]", len(curve), "knot", len(self.progress))
                 _check_curve(f"{path}[{i}]", curve, self.progress, declared[name])
+        if self.form is not None:
+            _check_form(self.form, self)
         return self
+
+    def _version(self) -> int:
+        """The lowest version that can say what the file holds."""
+        others = [i for i, layer in enumerate(self.layers) if layer.kind not in KINDS]
+        if self.version == 1:
+            for name in self.extras:
+                raise MetaschedError(name, "is not a field of version 1", "set version to 2, or remove it")
+            for i in others:
+                problem = f"must be 'conv' or 'linear' in version 1, got {self.layers[i].kind!r}"
+                raise MetaschedError(f"layers[{i}].kind", problem, "set version to 2")
+        return 2 if self.extras or others else 1
 
 
 def json_schema() -> dict[str, Any]:
@@ -189,12 +227,17 @@ def json_schema() -> dict[str, Any]:
     It describes each value on its own. It does not express that shapes agree, that knots increase, or that values
     satisfy their control; ``read_schedule`` checks these too.
 
-    >>> json_schema()["properties"]["version"]["const"]
-    1
+    >>> json_schema()["properties"]["version"]["enum"]
+    [1, 2]
     """
     schema = TypeAdapter(cast(Any, ScheduleFile)).json_schema()
-    everything = list(schema["properties"])  # format and version have defaults only in Python
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "required": everything}
+    required = [name for name in schema["properties"] if name not in EXTRAS]  # defaults of the others are Python's
+    old = {"layers": {"items": {"properties": {"kind": {"enum": list(KINDS)}}}}}
+    first = {
+        "if": {"properties": {"version": {"const": 1}}},
+        "then": {"properties": old | dict.fromkeys(EXTRAS, False)},
+    }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "required": required, **first}
 
 
 def _check_progress(progress: tuple[float, ...]) -> None:
@@ -207,19 +250,6 @@ def _check_progress(progress: tuple[float, ...]) -> None:
         if after <= before:
             problem = f"must be greater than the previous knot, {before!r}, got {after!r}"
             raise MetaschedError(f"progress[{k}]", problem, "sort the knots and remove duplicates")
-
-
-def _check_unique(path: str, names: list[str]) -> None:
-    seen: set[str] = set()
-    for i, name in enumerate(names):
-        if name in seen:
-            raise MetaschedError(f"{path}[{i}].name", f"{name!r} occurs twice", "use unique names")
-        seen.add(name)
-
-
-def _check_length(path: str, got: int, what: str, needed: int) -> None:
-    if got != needed:
-        raise MetaschedError(path, f"has {got} entries for {needed} {what}s", f"give one for each {what}")
 
 
 def _check_curve(path: str, curve: tuple[float, ...], progress: tuple[float, ...], control: ControlEntry) -> None:
@@ -240,3 +270,21 @@ def _check_curve(path: str, curve: tuple[float, ...], progress: tuple[float, ...
                 problem = f"must be {end!r}, the end value of {control.name}, got {value!r}"
                 fix = f"stay there over the last {control.dwell!r} of the run" if control.dwell else "end there"
                 raise MetaschedError(f"{path}[{k}]", problem, fix)
+
+
+def _check_form(form: FormEntry, file: ScheduleFile) -> None:
+    """What can be told without evaluating it; form.py does that."""
+    names = [control.name for control in file.controls]
+    for i, name in enumerate(form.learned):
+        if name not in names:
+            raise MetaschedError(f"form.learned[{i}]", f"{name!r} is not declared in controls", "declare it")
+    if list(form.learned) != [name for name in names if name in form.learned]:
+        raise MetaschedError("form.learned", "has another order than controls", "use their order")
+    check_length("progress", len(file.progress), "knot of the form", form.knots)
+    for k, u in enumerate(file.progress):
+        if u != k / (form.knots - 1):
+            problem = f"must be {k / (form.knots - 1)!r}, as the knots of a form are evenly spaced, got {u!r}"
+            raise MetaschedError(f"progress[{k}]", problem, "correct it, or remove the form")
+    if file.interpolation != "linear":
+        problem = f"must be 'linear', as a form is between its knots, got {file.interpolation!r}"
+        raise MetaschedError("interpolation", problem, "correct it, or remove the form")

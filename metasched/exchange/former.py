@@ -34,14 +34,14 @@ def predecessors(method: str, control: str) -> tuple[str, ...]:
 
 
 def renamed(file: ScheduleFile) -> ScheduleFile:
-    """The file with the names that controls have now; a file that has them already is returned as it is.
+    """The file with the names that controls have now; one that has them, or is of version 2, is returned as it is.
 
     Raises:
         MetaschedError: it has a control under both names, or would have more controls than a file may.
     """
     former = successors(file.method.name)
     names = [control.name for control in file.controls]
-    if not former.keys() & set(names):
+    if file.version != 1 or not former.keys() & set(names):
         return file
     for i, name in enumerate(names):
         if both := [now for now in former.get(name, ()) if now in names]:

@@ -4,104 +4,21 @@ from __future__ import annotations
 
 import operator
 import os
-import warnings
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from metasched.core.errors import MetaschedError, MetaschedWarning, unknown_name
+from metasched.core.errors import MetaschedError, unknown_name
+from metasched.core.features import features_of
 from metasched.core.layer import Layer
 from metasched.exchange.format import ScheduleFile, Spent
+from metasched.exchange.played import PlayedSchedule, for_task, warn_of_guesses
 from metasched.exchange.schedule_file import read_schedule
 from metasched.methods.base import Control
-from metasched.methods.config import MethodConfig
 from metasched.schedules.base import Schedule, progress_of_steps
 from metasched.schedules.curves import HandCoded
-from metasched.schedules.interpolation import interpolate
 from metasched.schedules.table import hand_coded, method_of_hand_coded
-
-
-class Match(NamedTuple):
-    """The two layers of the file for one layer: (1 - weight) times ``below`` plus weight times ``above``."""
-
-    below: int
-    above: int
-    weight: float
-
-
-def match_layers(known: Sequence[Layer], layers: Sequence[Layer]) -> list[Match]:
-    """Matches the layers of a network with those of a schedule file.
-
-    Equal layers (names and kinds, in the same order) are matched one to one. Otherwise, each layer is matched by its
-    relative depth with the two nearest layers of its kind in the file, or with the first or last one if it lies outside
-    their range. If the file has no layer of its kind, layers of all kinds are used.
-    """
-    if [(layer.name, layer.kind) for layer in known] == [(layer.name, layer.kind) for layer in layers]:
-        return [Match(i, i, 0.0) for i in range(len(layers))]
-    return [_match(known, layer) for layer in layers]
-
-
-def warn_of_other_kinds(known: Sequence[Layer], layers: Sequence[Layer], where: str) -> None:
-    """Warns of layers that are matched by depth only, because the schedule has no layer of their kind.
-
-    Args:
-        known: layers of the schedule.
-        layers: layers of the network.
-        where: prefix of the warning.
-    """
-    kinds = {layer.kind for layer in known}
-    other = [layer for layer in layers if layer.kind not in kinds]
-    if other:
-        names, has = ", ".join(layer.name for layer in other), ", ".join(sorted(kinds))
-        what = f"the schedule has layers of kind {has} only: {other[0].kind} layers ({names}) follow their depth alone"
-        warnings.warn(f"{where}: {what}", MetaschedWarning, stacklevel=3)
-
-
-class PlayedSchedule:
-    """The schedule in a file: ``schedule(progress, layers) -> {control: [T, L]}``.
-
-    Values are computed in float64 for any dtype of progress; at the file's own knots and layers they equal its values.
-    For other layers see ``match_layers``.
-
-    Attributes:
-        file: the file.
-        layers: those of the file.
-        knots: [K] progress, float64, at which the file has values.
-    """
-
-    def __init__(self, file: ScheduleFile) -> None:
-        self.file = file
-        self.layers = tuple(Layer(**asdict(layer)) for layer in file.layers)
-        self.knots = torch.tensor(file.progress, dtype=torch.float64)
-        self._values = {
-            control.name: torch.tensor(file.values[control.name], dtype=torch.float64).T for control in file.controls
-        }
-
-    @property
-    def method(self) -> MethodConfig:
-        """The method that plays it, with the parameters that it was made for."""
-        return MethodConfig(name=self.file.method.name, **self.file.method.parameters)
-
-    def __call__(self, progress: torch.Tensor, layers: Sequence[Layer]) -> dict[str, torch.Tensor]:
-        """The values [T, L] of each control at progress [T], in the dtype of ``progress``."""
-        device = progress.device
-        matches = match_layers(self.layers, layers)
-        below = torch.tensor([m.below for m in matches], device=device)
-        above = torch.tensor([m.above for m in matches], device=device)
-        weight = torch.tensor([m.weight for m in matches], dtype=torch.float64, device=device)
-        knots, steps = self.knots.to(device), progress.to(torch.float64)
-        played = {}
-        for name, values in self._values.items():
-            known = interpolate(steps, knots, values.to(device), self.file.interpolation)
-            low, high = known[:, below], known[:, above]
-            mixed = low + weight * (high - low)
-            # rounding must not move a value outside the interval of its neighbours
-            mixed = mixed.clamp(torch.minimum(low, high), torch.maximum(low, high))
-            played[name] = mixed.to(progress.dtype)
-        return played
 
 
 def load(schedule: str | os.PathLike[str]) -> HandCoded | PlayedSchedule:
@@ -144,6 +61,11 @@ class SchedulePlayer:
         total_steps: length of the run in steps, at least 1.
         layers: layers of the network, from ``quantize(...).layers``; default: those of the file. A hand-coded schedule
             needs them.
+        rate, batches_per_epoch, pretrained: of the task, for a file whose form depends on them: the largest learning
+            rate, the batches in one pass of the training data, whether training starts from a pretrained network.
+
+    Attributes:
+        schedule: what it plays, for this task.
 
     Raises:
         MetaschedError: the file cannot be read, no schedule of that name, or there are no steps or no layers.
@@ -154,6 +76,10 @@ class SchedulePlayer:
         schedule: str | os.PathLike[str] | ScheduleFile | Schedule,
         total_steps: int,
         layers: Sequence[Layer] | None = None,
+        *,
+        rate: float | None = None,
+        batches_per_epoch: float | None = None,
+        pretrained: bool | None = None,
     ) -> None:
         if isinstance(schedule, str | os.PathLike):
             schedule = load(schedule)
@@ -163,13 +89,16 @@ class SchedulePlayer:
             layers = schedule.layers
         if not layers:
             raise MetaschedError("layers", "none given", "pass the layers of the network")
-        if isinstance(schedule, PlayedSchedule):
-            warn_of_other_kinds(schedule.layers, layers, "layers")
         if total_steps < 1:
             raise MetaschedError("total_steps", f"must be at least 1, got {total_steps}", "pass the length of the run")
+        known = (schedule.features or {}) if isinstance(schedule, PlayedSchedule) else {}
+        about = {"rate": rate, "batches_per_epoch": batches_per_epoch, "pretrained": pretrained}
+        own = tuple(layers)
+        schedule = for_task(schedule, lambda: {**known, **features_of(own, total_steps, **about)})
+        warn_of_guesses(schedule, layers, "layers")
         self.total_steps = total_steps
         self.layers = tuple(layers)
-        self._schedule: Schedule = schedule
+        self.schedule: Schedule = schedule
         self._progress = progress_of_steps(total_steps)
         self._position = 0
         self._current = self.at(0)
@@ -180,7 +109,7 @@ class SchedulePlayer:
             raise MetaschedError("step", f"must be at least 0, got {step}", "steps count from 0")
         step = min(step, self.total_steps - 1)
         with torch.no_grad():
-            values = self._schedule(self._progress[step : step + 1], self.layers)
+            values = self.schedule(self._progress[step : step + 1], self.layers)
         rows = {control: row[0].tolist() for control, row in values.items()}
         return {layer.name: {control: row[i] for control, row in rows.items()} for i, layer in enumerate(self.layers)}
 
@@ -252,12 +181,3 @@ def check_method(file: ScheduleFile, method_name: str, controls: Sequence[Contro
             if not kept:
                 problem = f"{control.name} has {promised!r}, {method_name} needs {needed!r}"
                 raise MetaschedError(f"{path}: controls[{i}].{field}", problem, "export it for this method")
-
-
-def _match(known: Sequence[Layer], layer: Layer) -> Match:
-    same = sorted((other.depth, i) for i, other in enumerate(known) if other.kind == layer.kind)
-    same = same or sorted((other.depth, i) for i, other in enumerate(known))
-    above = bisect_right(same, layer.depth, key=lambda other: other[0])
-    low, i = same[max(above - 1, 0)]
-    high, j = same[min(above, len(same) - 1)]
-    return Match(i, j, (layer.depth - low) / (high - low) if i != j else 0.0)

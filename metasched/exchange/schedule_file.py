@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import TypeAdapter, ValidationError
 
 from metasched.core.errors import MetaschedError, printable
-from metasched.exchange.format import FORMAT, VERSIONS, ScheduleFile
+from metasched.exchange.format import EXTRAS, FORMAT, VERSIONS, ScheduleFile
 from metasched.exchange.former import renamed
 from metasched.exchange.shipped import file_of, unknown_schedule
 from metasched.io.reading import read_regular
@@ -33,6 +33,7 @@ _PROBLEMS = {  # in place of pydantic's messages, which use terms of Python
     "dict_type": ("must be an object", "put it in braces"),
     "tuple_type": ("must be an array", "put it in brackets"),
 }
+_AGREEMENT = 1e-9  # of form and table; they were written with less, but another processor rounds otherwise
 _ADAPTER: TypeAdapter[ScheduleFile] = TypeAdapter(cast(Any, ScheduleFile))
 
 
@@ -44,6 +45,13 @@ def dumps(file: ScheduleFile) -> str:
     for control in tree["controls"]:
         if control["scale"] == "linear":  # for the same reason
             del control["scale"]
+    for name in EXTRAS:
+        if not tree[name]:
+            del tree[name]
+    if form := tree.get("form"):
+        for name in ("features", "edges", "body"):  # those of the other kind, and no features
+            if not form[name]:
+                del form[name]
     return _canonical(tree, "") + "\n"
 
 
@@ -60,7 +68,12 @@ def loads(text: str | bytes, path: str) -> ScheduleFile:
     try:
         tree = parse(text)
         _check_version(tree)
-        return renamed(validated(tree))
+        file = renamed(validated(tree))
+        if file.form is not None:
+            from metasched.exchange.form import check_form
+
+            check_form(file, _AGREEMENT)
+        return file
     except MetaschedError as error:
         where = f"{path}: {error.path}" if error.path else path
         raise MetaschedError(where, error.problem, error.fix) from None

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import asdict
 from typing import Any
 
+from metasched.exchange.extras import FormEntry, reads
 from metasched.exchange.format import ControlEntry, ScheduleFile
 from metasched.exchange.schedule_file import dumps
 from metasched.tracking.console import Console
@@ -25,6 +27,7 @@ def summarize(file: ScheduleFile) -> dict[str, Any]:
         "knots": len(file.progress),
         "interpolation": file.interpolation,
         "provenance": asdict(file.provenance),
+        **_extras(file),
     }
 
 
@@ -48,6 +51,10 @@ def _lines(file: ScheduleFile) -> list[str]:
         f"{origin.name}: a {origin.kind} schedule for {file.method.name} ({parameters or 'no parameters'})",
         f"{len(file.layers)} layers, {len(file.progress)} knots, interpolation {file.interpolation}",
     ]
+    if file.form is not None:
+        lines.append(_form_line(file.form))
+    if file.portfolio is not None:
+        lines.append(f"number {file.portfolio.rank} of the portfolio {file.portfolio.name}")
     if origin.citation:
         lines.append(f"source: {origin.citation}")
     if origin.outer_steps is not None:
@@ -60,7 +67,28 @@ def _lines(file: ScheduleFile) -> list[str]:
         interval = origin.metric.interval
         bounds = f", 95 % interval {interval[0]:.4g} to {interval[1]:.4g}" if interval else ""
         lines.append(f"{origin.metric.name}: {origin.metric.value:.4g} (n = {origin.metric.n}{bounds})")
+    for what in ("floor", "ceiling"):
+        if file.reference is not None and (measured := getattr(file.reference, what)) is not None:
+            low, high = measured.interval or (math.nan, math.nan)
+            bounds = f", 95 % interval of the difference {low:+.4g} to {high:+.4g}" if measured.interval else ""
+            lines.append(f"{what} {measured.name}: {measured.score:.4g} (n = {measured.n}{bounds})")
     return lines
+
+
+def _form_line(form: FormEntry) -> str:
+    """What a parametric file is, and what it reads of a task."""
+    what = f"a {form.kind} on {form.base}, in {len(form.numbers[0])} numbers"
+    read = ", ".join(reads(form)) or "nothing of the task"
+    return f"parametric: {what}; other networks play it at their own layers; it reads {read}"
+
+
+def _extras(file: ScheduleFile) -> dict[str, Any]:
+    """What a file of version 2 has beside, without the numbers of its form."""
+    own = {name: value if name == "task" else asdict(value) for name, value in file.extras.items()}
+    if file.form is not None:
+        own["form"] = {"kind": file.form.kind, "base": file.form.base, "learned": list(file.form.learned)}
+        own["form"]["reads"] = list(reads(file.form))
+    return own
 
 
 def _title(control: ControlEntry) -> str:

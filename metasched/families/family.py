@@ -16,13 +16,13 @@ from metasched.config.load import experiment_of
 from metasched.config.schema import Experiment, ProblemConfig
 from metasched.config.writing import OWN_TASK, to_dict
 from metasched.core.errors import MetaschedError
-from metasched.core.features import features_of
 from metasched.core.randomness import generator
 from metasched.families.config import TaskEntry, TasksConfig
 from metasched.methods.spec import CEILING, QUANTIZERS
 from metasched.network.operations import operations
 from metasched.tasks.base import Task
 from metasched.tasks.config import TaskConfig
+from metasched.training.features import features_of_problem
 from metasched.training.optimizers.config import OptimizerConfig
 from metasched.training.problem import build_problem, ingredients
 
@@ -173,18 +173,6 @@ def _products(config: ProblemConfig) -> int:
     made = ingredients(config)
     with torch.random.fork_rng(devices=[]):  # a loss may draw
         return max(1, sum(operations(made.model, made.example).values()))
-
-
-def features_of_problem(config: ProblemConfig) -> dict[str, float]:
-    """The features of a task, as a schedule that is learned over many tasks sees them."""
-    problem = build_problem(config)
-    return features_of(
-        problem.network.layers,
-        problem.steps,
-        rate=float(torch.as_tensor(problem.hyper["lr"]).max()),
-        batches_per_epoch=problem.task.batches_per_epoch,
-        pretrained=problem.task.initial() is not None,
-    )
 
 
 def _draw(among: Any, seed: int, index: int) -> Any:

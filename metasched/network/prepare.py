@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -12,7 +13,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from metasched.core.errors import MetaschedError, MetaschedWarning
 from metasched.exchange.format import ScheduleFile
-from metasched.exchange.player import PlayedSchedule, SchedulePlayer, load
+from metasched.exchange.played import PlayedSchedule
+from metasched.exchange.player import SchedulePlayer, load
 from metasched.methods.base import Method
 from metasched.methods.config import MethodConfig
 from metasched.methods.spec import draws_weights
@@ -38,6 +40,10 @@ def prepare(
     schedule: str | os.PathLike[str] | ScheduleFile | Schedule | None = None,
     total_steps: int = 1,
     seed: int = 0,
+    *,
+    rate: float | None = None,
+    batches_per_epoch: float | None = None,
+    pretrained: bool | None = None,
 ) -> tuple[Model, Player]:
     """A copy of a model that trains quantized, and what plays a schedule on it.
 
@@ -68,6 +74,8 @@ def prepare(
             has the value that means this.
         total_steps: length of the run in steps of the optimizer.
         seed: of the method's random numbers.
+        rate, batches_per_epoch, pretrained: of the task, for a file whose form depends on them; see ``SchedulePlayer``.
+            Where the recipe says ``redraw``, training does not start from a pretrained network.
 
     Raises:
         MetaschedError: as ``quantize``; the schedule is not known or lacks a control of the method; or there is none,
@@ -75,7 +83,10 @@ def prepare(
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe(recipe)
     network = quantize(model, recipe, example)
-    values, plays = _played(schedule, network, total_steps)
+    about = {"rate": rate, "batches_per_epoch": batches_per_epoch}
+    about |= {"pretrained": False if pretrained is None and recipe.redraw else pretrained}
+    values = _played(schedule, network, total_steps, about)
+    plays = values.schedule
     _say(network, plays, redraw=recipe.redraw)
     if norms := [name for name, m in network.module.named_modules() if isinstance(m, _NormBase) and not m.training]:
         what = "in eval mode, and stays there until train() is called, as in the model itself"
@@ -92,9 +103,12 @@ def prepare(
 
 
 def _played(
-    given: str | os.PathLike[str] | ScheduleFile | Schedule | None, network: QuantizedNetwork, total_steps: int
-) -> tuple[SchedulePlayer, Schedule]:
-    """The values of a run, and the schedule that they are of."""
+    given: str | os.PathLike[str] | ScheduleFile | Schedule | None,
+    network: QuantizedNetwork,
+    total_steps: int,
+    about: Mapping[str, Any],
+) -> SchedulePlayer:
+    """The values of a run, of which ``about`` says what its schedule may know."""
     controls = network.method.controls
     schedule: Schedule | None
     if given is None:
@@ -112,14 +126,14 @@ def _played(
         raise MetaschedError("schedule", problem, "give a name of `metasched list`, a path, a file or a schedule")
     if isinstance(schedule, HandCoded):
         schedule = completed(schedule, controls) or schedule
-    player = SchedulePlayer(schedule, total_steps, network.layers)
+    player = SchedulePlayer(schedule, total_steps, network.layers, **about)
     set_by_it = player.at(0)[network.layers[0].name]
     for control in controls:
         if control.name not in set_by_it:
             has = f"; it has {', '.join(set_by_it)}" if set_by_it else ""
             problem = f"lacks {control.name}, which the method reads{has}"
             raise MetaschedError("schedule", problem, "give one of the same method")
-    return player, schedule
+    return player
 
 
 def _moves(schedule: Schedule, network: QuantizedNetwork) -> bool:

@@ -15,12 +15,14 @@ from typing import Any
 from metasched.config.schema import ProblemConfig
 from metasched.config.writing import section_dict
 from metasched.core.errors import MetaschedError
+from metasched.exchange.played import for_task
 from metasched.io.json_lines import JsonLines, read_json_lines
 from metasched.network.flat import Tensors
 from metasched.runs.pool import Mapper
 from metasched.schedules.base import Schedule, progress_of_steps
 from metasched.tasks.base import Part
 from metasched.training.faults import broken
+from metasched.training.features import features_of_problem
 from metasched.training.loop import hardened_score
 from metasched.training.problem import build_problem
 from metasched.training.stacked import mapping_pays, train_each
@@ -49,7 +51,13 @@ def cell_scores(config: ProblemConfig, controls: Tensors, seeds: Sequence[int], 
 def played(config: ProblemConfig, schedule: Schedule, steps: int) -> Tensors:
     """The control values {control: [T, L]} that a schedule gives this network at a horizon, in float64."""
     layers = build_problem(config, steps=steps).network.layers
-    return {name: v.detach() for name, v in schedule(progress_of_steps(steps), layers).items()}
+    own = bound(config, schedule, steps)
+    return {name: v.detach() for name, v in own(progress_of_steps(steps), layers).items()}
+
+
+def bound(config: ProblemConfig, schedule: Schedule, steps: int) -> Schedule:
+    """The schedule for this task at a horizon: that of a file may depend on features of the task."""
+    return for_task(schedule, lambda: features_of_problem(config, steps))
 
 
 def shares(config: ProblemConfig, seeds: Sequence[int], pool: Mapper) -> list[Sequence[int]]:

@@ -54,10 +54,22 @@ class ScheduleFamily(nn.Module):
         learn: names of the learned controls.
         knots: K, at least 2.
         layers: layers at which it is fitted; it can be played on others.
+        edges: of each learned control, as the attribute has them; where they are given nothing is fitted, and all
+            numbers wait to be set.
+
+    Attributes:
+        edges: for each learned control, the bound at which it starts, in the space of ``straight``; None: inside.
     """
 
     def __init__(
-        self, controls: Sequence[Control], base: Schedule, learn: Sequence[str], *, knots: int, layers: Sequence[Layer]
+        self,
+        controls: Sequence[Control],
+        base: Schedule,
+        learn: Sequence[str],
+        *,
+        knots: int,
+        layers: Sequence[Layer] = (),
+        edges: Sequence[float | None] | None = None,
     ) -> None:
         super().__init__()
         assert knots >= 2 and set(learn) <= {c.name for c in controls}
@@ -65,8 +77,13 @@ class ScheduleFamily(nn.Module):
         self.learned = tuple(c for c in controls if c.name in learn)
         self.base = base
         self.knots = progress_of_steps(knots)
-        values = base(self.knots, layers)
-        self.windows = nn.ModuleList(_fitted(c, self.knots, values[c.name], layers) for c in self.learned)
+        if edges is None:
+            values = base(self.knots, layers)
+            windows = [_fitted(c, self.knots, values[c.name], layers) for c in self.learned]
+        else:
+            windows = [_Window(c, self.knots, edge) for c, edge in zip(self.learned, edges, strict=True)]
+        self.windows = nn.ModuleList(windows)
+        self.edges = tuple(window.edge for window in windows)
 
     def forward(self, progress: torch.Tensor, layers: Sequence[Layer]) -> dict[str, torch.Tensor]:
         """Values {control: [T, L]} at progress [T], float64."""
@@ -82,19 +99,16 @@ class ScheduleFamily(nn.Module):
 class _Window(nn.Module):
     """The window of one control; before the fit, the value is linear over most of the run."""
 
-    def __init__(self, control: Control, knots: torch.Tensor, base: torch.Tensor) -> None:
+    def __init__(self, control: Control, knots: torch.Tensor, edge: float | None, first: float = 0.0) -> None:
         super().__init__()
         self.declared, control = control, straight(control)
         self.control = control
         self.reach = float(knots[1:][(knots[1:] <= 1 - control.dwell) | (knots[:-1] == 0)][-1])
-        share = (base[0].mean() - control.low) / (control.high - control.low)
-        self.edge = None if 0 < share < 1 else float(base[0].mean())
+        self.edge = edge
         alone = control.direction == "free" if control.end is None else control.end == self.edge
         self.leaves = self.edge is not None and alone  # the bound at which it starts
-        if self.edge is None:
-            self.first = _number(float(torch.logit(share)))
-        elif self.leaves:
-            self.first = _number(0.0)
+        if self.edge is None or self.leaves:
+            self.first = _number(first)
         if control.end is None:
             self.last = _number(0.0)
         self.per_layer = control.granularity != "network"
@@ -155,8 +169,11 @@ def _number(value: float) -> nn.Parameter:
 def _fitted(control: Control, knots: torch.Tensor, base: torch.Tensor, layers: Sequence[Layer]) -> _Window:
     """The window with the least squared distance to the base at the knots, in units of the control's range."""
     base = into(control, base)
-    window = _Window(control, knots, base)
-    low, high = window.control.low, window.control.high
+    line, at = straight(control), base[0].mean()
+    low, high = line.low, line.high
+    share = (at - low) / (high - low)
+    inside = bool(0 < share < 1)
+    window = _Window(control, knots, None if inside else float(at), float(torch.logit(share)) if inside else 0.0)
     parameters = [p for name, p in window.named_parameters() if not (window.leaves and name == "first")]  # at the bound
     optimizer = torch.optim.LBFGS(parameters, max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
 

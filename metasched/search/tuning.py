@@ -10,6 +10,7 @@ runs may rank a good one below many worse candidates.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -44,11 +45,15 @@ _WIDTH = 4.0
 
 
 class Sampled(NamedTuple):
-    """A schedule given by its values at knots: knots [K], and {control: [K, L]}."""
+    """A schedule given by its values at knots: knots [K], and {control: [K, L]}.
+
+    ``numbers`` are those of the family or network that it was sampled from, where it was.
+    """
 
     knots: torch.Tensor
     values: Tensors
     kind: Interpolation
+    numbers: tuple[float, ...] = ()
 
     def __call__(self, progress: torch.Tensor, layers: Sequence[Layer]) -> dict[str, torch.Tensor]:
         """Values {control: [T, L]} at progress [T], for the layers at which it was sampled."""
@@ -101,10 +106,19 @@ class Box:
     def member(self, point: Sequence[float]) -> Sampled:
         """The schedule at a point, sampled at the knots."""
         assert len(point) == len(self._widths), (len(point), len(self._widths))
+        numbers = self._widths.new_tensor(point) * self._widths
         with torch.no_grad():
-            vector_to_parameters(self._widths.new_tensor(point) * self._widths, self._searched.parameters())
+            vector_to_parameters(numbers, self._searched.parameters())
             values = {n: v.detach().clone() for n, v in self._searched.at_knots(self._layers).items()}
-        return Sampled(self._searched.knots, values, "linear")
+        return Sampled(self._searched.knots, values, "linear", tuple(numbers.tolist()))
+
+    def whole(self, member: Sampled) -> Schedule:
+        """The family or network itself that a member was sampled from; a member that was not is returned as it is."""
+        if not member.numbers:
+            return member
+        own = copy.deepcopy(self._searched)
+        vector_to_parameters(self._widths.new_tensor(member.numbers), own.parameters())
+        return own
 
 
 def box_of(

@@ -10,11 +10,13 @@ from typing import cast
 
 from metasched.config.load import of_method
 from metasched.core.errors import MetaschedError
+from metasched.core.features import features_of
 from metasched.evaluation.comparison import LSQ
 from metasched.evaluation.references import with_learned_scales, without_learned_scales
 from metasched.exchange.export import export
 from metasched.exchange.format import MAX_RUNS, Metric, Provenance, ScheduleFile, Spent
-from metasched.exchange.player import PlayedSchedule, check_method, load, spent_on
+from metasched.exchange.played import PlayedSchedule, for_task
+from metasched.exchange.player import check_method, load, spent_on
 from metasched.exchange.schedule_file import dumps
 from metasched.io.environment import versions
 from metasched.methods.config import MethodConfig
@@ -89,7 +91,8 @@ def resolved(given: Given, work: Work, knots: int, path: str) -> Tried:
         raise MetaschedError(path, problem, "give a name, the path of a file, or a schedule")
     if isinstance(schedule, PlayedSchedule):
         check_method(schedule.file, method.name, work.controls, path)
-        return named(schedule.file.provenance.name, schedule, knots)
+        own = for_task(schedule, lambda: features_of(work.layers, work.steps))
+        return named(schedule.file.provenance.name, own, knots)
     if isinstance(schedule, HandCoded) and not {c.name for c in work.controls} <= schedule.curves.keys():
         problem = f"{schedule.name} is for {schedule.family}, not {method.name}"
         if schedule.family == method.name:

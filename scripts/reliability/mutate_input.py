@@ -36,6 +36,9 @@ from metasched.methods.ana import ACTIVATION_NOISE, NOISE_MEAN, WEIGHT_NOISE
 ROOT = Path(__file__).parents[2]
 SCHEDULES = (
     "tests/formats/schedule_v1.json",
+    "tests/formats/schedule_v2_family.json",
+    "tests/formats/schedule_v2_network.json",
+    "tests/formats/schedule_v2_shared.json",
     "metasched/data/learned/digits_inq.json",
     "experiments/baselines/ana_2019.json",
 )

@@ -22,6 +22,7 @@ from metasched.evaluation.confirm import Confirmation, confirm, steps_to_confirm
 from metasched.evaluation.contenders import fresh_seeds
 from metasched.evaluation.statistics import Summary, paired_difference
 from metasched.exchange.format import Spent
+from metasched.families.family import features_of_problem
 from metasched.io.json_lines import read_json_lines
 from metasched.runs.cells import cell_scores
 from metasched.runs.pool import Pool
@@ -170,6 +171,9 @@ def test_a_gain_is_exported(config: Path, tmp_path: Path, capsys: pytest.Capture
     result, said = train(config, folder, capsys, GAIN)
     file = read_schedule(folder / "schedule.json")
     assert file.provenance.kind == "learned" and not (folder / "schedule_learned.json").exists()
+    assert file.version == 2 and file.form is not None and (file.form.kind, file.form.base) == ("network", "floor")
+    assert file.task == features_of_problem(load_experiment(config).problem)
+    assert "the file of what was learned has its parametric form" in said
     assert file.provenance.spent == (Spent(by="sweep", inner_steps=16), Spent(by="confirm", inner_steps=24))
     assert result["exported"] == "learned" and result["confirmed"]["gain"] is True
     assert result["inner_steps"] == {"selecting": 0, "learning": 16, "confirming": 24}
@@ -230,9 +234,12 @@ def test_a_start_from_a_file_keeps_its_values_and_where_it_comes_from(
     train(write(tmp_path / "first.yaml", meta={"confirm_runs": 0}), first, capsys)
     given = first / "schedule.json"
     config = write(tmp_path / "tiny.yaml", schedule={"start": str(given)})
-    train(config, tmp_path / "run", capsys, NONE)
+    _, said = train(config, tmp_path / "run", capsys, NONE)
     then, now = (read_schedule(path) for path in (given, tmp_path / "run" / "schedule.json"))
     assert (now.values, now.progress, now.interpolation) == (then.values, then.progress, then.interpolation)
+    assert now.form == then.form is not None and now.task == then.task
+    assert "which other networks play by depth: what it starts at is no hand-coded schedule" in said
+    assert read_schedule(tmp_path / "run" / "schedule_learned.json").version == 1
     assert now.provenance.kind == then.provenance.kind == "learned" and now.provenance.outer_steps == 2
     assert now.provenance.citation is not None and then.provenance.citation is not None
     assert now.provenance.citation.endswith(f". {then.provenance.citation}")

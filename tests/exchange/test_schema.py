@@ -38,10 +38,34 @@ def test_the_golden_file_and_all_baselines_are_valid(golden: str) -> None:
         VALIDATOR.validate(json.loads(path.read_bytes()))
 
 
+def parametric(kind: str) -> dict[str, Any]:
+    return json.loads((Path(__file__).parents[1] / "formats" / f"schedule_v2_{kind}.json").read_bytes())
+
+
+@pytest.mark.parametrize("kind", ["family", "network", "shared"])
+def test_files_of_version_2_are_valid(kind: str) -> None:
+    VALIDATOR.validate(parametric(kind))
+    assert not VALIDATOR.is_valid(parametric(kind) | {"version": 1})
+
+
+@pytest.mark.parametrize("field", ["kind", "base", "knots", "learned", "numbers"])
+def test_a_form_needs(field: str) -> None:
+    tree = parametric("shared")
+    del tree["form"][field]
+    assert not VALIDATOR.is_valid(tree)
+
+
+def test_other_kinds_of_layers_are_for_version_2(golden: str) -> None:
+    tree = json.loads(golden)
+    tree["layers"][0]["kind"] = "attention"
+    assert not VALIDATOR.is_valid(tree)
+    VALIDATOR.validate(tree | {"version": 2})
+
+
 @pytest.mark.parametrize(
     "change",
     [
-        {"version": 2},
+        {"version": 3},
         {"version": True},
         {"format": "other"},
         {"extra": 1},

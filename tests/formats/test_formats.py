@@ -34,6 +34,15 @@ def schedule(path: Path) -> None:
     assert all(math.isfinite(v) for layer in values.values() for v in layer.values())
 
 
+def parametric(path: Path) -> None:
+    """Files with a form; what it gives on other layers is in test_forms.py."""
+    file = read_schedule(path)
+    assert file.version == 2 and file.form is not None
+    assert dumps(file).encode() == path.read_bytes()
+    values = SchedulePlayer(file, 7, rate=0.01, batches_per_epoch=10.0, pretrained=False).at(6)
+    assert all(math.isfinite(v) for layer in values.values() for v in layer.values())
+
+
 def one_noise(path: Path) -> None:
     """Files from before weights and activations had a noise each: ``noise_scale`` is that of both."""
     text, file = path.read_text("ascii"), read_schedule(path)
@@ -114,6 +123,9 @@ READERS: dict[str, Callable[[Path], None]] = {
     "schedule_v1_learned.json": schedule,
     "schedule_v1_noises.json": schedule,
     "schedule_v1_previous.json": schedule,
+    "schedule_v2_family.json": parametric,
+    "schedule_v2_network.json": parametric,
+    "schedule_v2_shared.json": parametric,
     "config_v1.yaml": config,
     "metrics_v1.jsonl": metrics,
     "comparison_v1.json": comparison,

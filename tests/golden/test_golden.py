@@ -1,7 +1,8 @@
 """The code gives what it gave when the golden values were recorded (see scripts/golden.py, which records them).
 
 On the recorded processor, instruction set and version of torch: the same bits. Elsewhere the numbers agree to 1e-12 of
-the largest of their entry, and scores (shares of examples) are equal. Nothing is skipped anywhere.
+the largest of their entry (a few cases less, see there), and scores (shares of examples) are equal. Nothing is skipped
+anywhere.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ RECORDED = {file: GOLDEN.golden(file) for file in GOLDEN.FILES}
 def test_it_gives_what_it_gave(file: str, case: str) -> None:
     bits = GOLDEN.same_machine(RECORDED[file]["environment"])
     found = GOLDEN.record(WORK[file][case])
-    assert GOLDEN.differences(found, RECORDED[file]["cases"][case], bits=bits) == []
+    differences = GOLDEN.differences(found, RECORDED[file]["cases"][case], bits=bits, tolerance=GOLDEN.tolerance(case))
+    assert differences == []
 
 
 @pytest.mark.parametrize("file", WORK)

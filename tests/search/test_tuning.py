@@ -379,7 +379,9 @@ def test_tune_searches_directions_and_refuses_a_network_without(tmp_path: Any) -
         compare=CompareConfig(seeds=2, baselines=()),
     )
     result = tune(experiment, RunFolder.create(tmp_path, "run"), open_console(io.StringIO()))
-    assert read_schedule(result["schedule"]).method.name == "rates"
+    file = read_schedule(result["schedule"])
+    assert file.method.name == "rates" and file.form is not None
+    assert (file.form.kind, file.form.base) == ("network", "floor")
     without = replace(experiment, schedule=replace(experiment.schedule, directions=None))
     with pytest.raises(MetaschedError, match=r"^tune\.space: is directions, and schedule\.directions is null"):
         tune(without, RunFolder.create(tmp_path, "other"), open_console(io.StringIO()))
