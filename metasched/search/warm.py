@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 from metasched.config.schema import ProblemConfig
 from metasched.core.layer import Layer
+from metasched.evaluation.contenders import named_schedule
 from metasched.exchange.baselines import TOLERANCE, knots_within
-from metasched.exchange.player import PlayedSchedule, check_method
-from metasched.exchange.portfolios import portfolio_for, schedule_of
+from metasched.exchange.played import PlayedSchedule
+from metasched.exchange.portfolios import portfolio_for
 from metasched.methods.base import Control
 from metasched.schedules.base import Schedule, progress_of_steps
 from metasched.schedules.config import ScheduleConfig
@@ -65,9 +66,7 @@ def members(
     controls = [control for control in network.method.controls if control.name in learn]
     made = []
     for word in found.schedules:
-        played = schedule_of(config.method, word)
-        if isinstance(played, PlayedSchedule):
-            check_method(played.file, config.method.name, network.method.controls, word)
+        played = named_schedule(config, word, "tune.warm_start")
         own = sampled(played, network.layers)
         point = None
         if tune.space == "family":
