@@ -66,7 +66,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "exchange/test_played.py": "training/features",
     "exchange/test_schedule_file.py": "exchange/export exchange/fields exchange/format exchange/summary",
     "commands/test_train_many.py": "evaluation/over_tasks families/survey",
-    "search/test_surface.py": "cli/propose commands/propose",
+    "search/test_surface.py": "arena/proposing cli/propose commands/propose",
     "families/test_family.py": "families/config",
     "integrations/test_brevitas.py": "exchange/integrations/brevitas exchange/integrations/parts",
     "integrations/test_function.py": "exchange/integrations/driven exchange/integrations/function",

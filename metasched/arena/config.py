@@ -18,7 +18,7 @@ class ArmEntry:
     kind: Annotated[Word, RowOf(ARMS)]
     """what is played"""
     of: PathText | None = None
-    """name or path of a schedule, name of a search, or name or path of a portfolio"""
+    """name or path of a schedule, name of a search, path of a store of runs, or name or path of a portfolio"""
     runs: Positive | None = None
     """search only: training runs in all, those that judge its finalists included"""
     first: Annotated[Int, Field(ge=1, le=8)] | None = None

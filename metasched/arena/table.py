@@ -47,6 +47,12 @@ _ROWS = (
     ArmSpec("best_constant", "the constant that is best on validation", Lazy(f"{_ARMS}:best_constant")),
     ArmSpec("best_published", "the hand-coded schedule that is best there", Lazy(f"{_ARMS}:best_published")),
     ArmSpec("search", "the search `of`, with `runs` runs", Lazy(f"{_ARMS}:searches"), ("of", "runs")),
+    ArmSpec(
+        "surface",
+        "what a response surface over the store `of` proposes, at no run",
+        Lazy("metasched.arena.proposing:surface"),
+        ("of",),
+    ),
     ArmSpec("portfolio", "the best of the `first` few of a portfolio", Lazy(f"{_ARMS}:first"), ("first",), ("of",)),
 )
 ARMS: dict[str, ArmSpec] = {row.name: row for row in _ROWS}

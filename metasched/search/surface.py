@@ -17,10 +17,14 @@ from statistics import fmean, pstdev
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from metasched.core.errors import MetaschedError
 from metasched.core.extras import from_extra
 from metasched.core.features import bounded
+from metasched.runs.store import GridSchedule
+from metasched.training.features import features_of_inner
+from metasched.training.state import InnerProblem
 
 PENALTIES = (1.0, 10.0, 100.0, 1000.0)
 _FEWEST = 3  # schedules of a task that can be ranked
@@ -125,6 +129,43 @@ def fit(found: Sequence[Tried]) -> Surface:
     best = max(PENALTIES, key=lambda p: (-math.inf if math.isnan(by_penalty[p]) else by_penalty[p], p))
     grids = tuple(dict.fromkeys(t.grid for t in found))
     return Surface(_fitted(found, best), grids, by_penalty[best], len(tasks), len(found), best)
+
+
+class Proposal(NamedTuple):
+    """What a surface proposes for a task.
+
+    Attributes:
+        schedule: the stored schedule with the best prediction.
+        said: what it rests on, in one line.
+    """
+
+    schedule: GridSchedule
+    said: str
+
+
+def proposal(problem: InnerProblem, method: str, rows: Sequence[Mapping[str, Any]]) -> Proposal:
+    """The stored schedule with the best prediction for a task.
+
+    Args:
+        problem: the task, with the method that will play the schedule.
+        method: its name.
+        rows: of a store.
+
+    Raises:
+        MetaschedError: the rows say nothing of the method and its controls.
+    """
+    controls = problem.network.method.controls
+    surface = fit(tried(rows, method))
+    best = surface.proposed(features_of_inner(problem))
+    grid = {name: torch.tensor(values, dtype=torch.float64) for name, values in best}
+    if missing := {c.name for c in controls} ^ grid.keys():
+        what = f"has schedules with other controls than {method} here ({', '.join(sorted(missing))})"
+        raise MetaschedError("store", what, "give runs of the same method with the same parameters")
+    said = (
+        f"best prediction of {len(surface.grids)} stored schedules, by {surface.runs} scores of {surface.tasks} tasks; "
+        f"on tasks left out, predictions correlate with scores by {surface.correlation:.2f}"
+    )
+    return Proposal(GridSchedule(controls, grid), said)
 
 
 def _left_out(found: Sequence[Tried], tasks: Sequence[str], penalty: float) -> float:

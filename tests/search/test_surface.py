@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from metasched.arena.scores import read_scores
 from metasched.cli import main
 from metasched.core.errors import MetaschedError
 from metasched.exchange.player import load
@@ -111,3 +112,12 @@ def test_what_is_proposed_is_a_schedule_file(tmp_path: Path, capsys: Any) -> Non
     assert json.loads(out.read_text())["provenance"]["citation"].startswith("proposed by a response surface")
     assert len(played.file.layers) == 4  # type: ignore[union-attr]
     assert main(["propose", str(config), "--store", str(tmp_path / "none"), "-o", str(out)]) == 2
+
+    arena = tmp_path / "arena.yaml"
+    entries = "{entries: [{name: other, set: {task.width: 5, task.steps: 5}}, {name: same, set: {task.steps: 5}}]}"
+    arms = f"{{seeds: 2, arms: [{{kind: surface, of: {store}}}]}}"
+    arena.write_text(f"{task}\n{method}\ntasks: {entries}\narena: {arms}\n")
+    assert main(["arena", "run", str(arena), "--folder", str(tmp_path / "arena"), *quiet[1:]]) == 0
+    lines = {line.task: line for line in read_scores(tmp_path / "arena").lines}
+    assert all(math.isfinite(score) for score in lines["other"].scores)
+    assert "holds no task" in str(lines["same"].error)  # all that is stored was played on this very task
