@@ -17,11 +17,13 @@ from metasched.estimators.table import ESTIMATORS, REVERSE
 from metasched.evaluation.comparison import REFERENCES
 from metasched.evaluation.contenders import Contender
 from metasched.network.flat import Tensors
-from metasched.runs.cells import cell_score, played
+from metasched.runs.cells import played
 from metasched.runs.pool import Mapper
 from metasched.schedules.table import has_floor, schedules_of
 from metasched.tracking.console import Console, duration
+from metasched.training.loop import hardened_score, train
 from metasched.training.optimizers.config import RATE_FACTORS
+from metasched.training.problem import build_problem
 
 _BACK = 4.5  # a run with its hypergradient, in runs
 _PAIR = 2.0
@@ -104,7 +106,10 @@ def _seconds_of_run(config: ProblemConfig, few: Tensors, more: Tensors, counts: 
 
     def timed(values: Tensors, n: int) -> float:
         began = time.perf_counter()
-        cell_score(config, values, 0, n, "validation")
+        problem = build_problem(config, steps=n)
+        like = next(problem.network.module.parameters())
+        run = train(problem, {name: v.to(like) for name, v in values.items()})
+        hardened_score(problem, run.state, "validation")
         return time.perf_counter() - began
 
     timed(few, counts[0])  # loads what is loaded once

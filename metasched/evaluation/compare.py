@@ -147,6 +147,9 @@ def publish(
     write_atomic(folder.comparison, (json_text(entry, indent=2) + "\n").encode())
     for verdict in said:
         console.note(str(verdict))
+    notes = [] if confirmation is None else [str(confirmation)]
+    for note in notes:
+        console.note(note)
     for horizon in comparison.horizons:
         show_scores(comparison, horizon, console)
         tracker.table(f"comparison_{horizon}", *numeric_table(comparison, horizon))
@@ -156,7 +159,6 @@ def publish(
     picture = folder.plots / "comparison.png"
     plot_comparison(picture, scores, comparison.learned)
     tracker.picture(SCORES_PICTURE, picture)
-    notes = [] if confirmation is None else [str(confirmation)]
     report = write_report(config, comparison, contenders, folder, notes, start)
     return {
         "report": str(report),

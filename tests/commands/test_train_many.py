@@ -20,6 +20,7 @@ import metasched
 import metasched.commands.train_many as command
 from metasched.cli import main
 from metasched.config.load import experiment_of
+from metasched.core import imports
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import derive_seed
 from metasched.evaluation.over_tasks import PlayedTask, over_tasks, rows
@@ -40,7 +41,14 @@ from metasched.schedules.shared import SharedSchedule
 from metasched.schedules.table import hand_coded
 from metasched.training.problem import build_problem
 
-pytestmark = pytest.mark.usefixtures("blank_plots")
+pytestmark = pytest.mark.usefixtures("blank_plots", "own_imports")
+
+
+@pytest.fixture
+def own_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test allows to be imported it does not allow to others."""
+    monkeypatch.setattr(imports, "_ALLOWED", set(imports._ALLOWED))
+
 
 MLP = {"task.model": "mlp", "task.width": 3}
 TINY: dict[str, Any] = {

@@ -184,7 +184,7 @@ def test_every_field_is_described_and_its_default_is_the_default() -> None:
         default["method"] = to_dict(Experiment(method=MethodConfig(name=spec.name)))["method"] | default["method"]
     default["task"] |= {"factory": None, "args": {}}  # which are written for tasks of one's own alone
     default["task"] |= {"target": None, "drop": [], "missing": "refuse"}  # which are written where they differ
-    default["run"]["where"] = None  # which is written where it differs
+    default["run"] |= {"where": None, "store": None}  # which are written where they differ
     default["tasks"] = to_jsonable_python(TasksConfig())  # which is written where there are several tasks
     default["arena"] = to_jsonable_python(ArenaConfig())  # likewise
     for field in fields():

@@ -72,7 +72,8 @@ def test_the_weight_is_the_inverse_of_the_variance_and_moves_with_its_average(pl
         averages = now if averages is None else KEEP * averages + (1 - KEEP) * now
         a, b = np.exp(np.maximum(now, averages))
         w = b / (a + b)
-        found, state, inner_steps, notes, line = mixed().estimate(schedule, planted(noisy(size), linear), seeds, state)
+        estimate = mixed().estimate(schedule, planted(noisy(size), linear), seeds, state)
+        found, state, inner_steps, notes, line = estimate[:5]
         np.testing.assert_allclose(flat(found[0].gradient), w * exact.mean(0) + (1 - w) * es.mean(0), rtol=1e-9)
         assert notes["exact_weight"] == pytest.approx(w, rel=1e-9)
         assert notes["exact_norm"] == pytest.approx(np.linalg.norm(exact.mean(0) * SCALES))
@@ -118,7 +119,7 @@ def test_an_explosion_costs_the_exact_part_its_weight(planted, schedule, size):
         return TRUTH + noise(seed, size if seed == seeds[1] else 0.1)
 
     runs = planted(slope, linear)
-    found, state, _, notes, _ = mixed().estimate(schedule, runs, seeds, mixed().begin(schedule, runs))
+    found, state, _, notes, _ = mixed().estimate(schedule, runs, seeds, mixed().begin(schedule, runs))[:5]
     assert notes["exact_weight"] < 1e3 / size**2
     np.testing.assert_allclose(flat(found[0].gradient), es_part(schedule, seeds), rtol=1e-3)
     after = mixed().estimate(schedule, planted(noisy(1e-3), linear), seeds, state).notes["exact_weight"]
@@ -138,7 +139,7 @@ def test_runs_that_are_not_finite_are_left_out_and_of_one_alone_nothing_is_known
         return TRUTH + noise(seed, math.nan if seed in seeds[:broken] else 0.1)
 
     runs = planted(slope, linear)
-    (found,), state, _, notes, _ = mixed().estimate(schedule, runs, seeds, mixed().begin(schedule, runs))
+    (found,), state, _, notes, _ = mixed().estimate(schedule, runs, seeds, mixed().begin(schedule, runs))[:5]
     assert notes["exact_runs"] == 4 - broken and found.diagnostics.nonfinite == 0
     w = notes["exact_weight"]
     if weight is None:
@@ -154,7 +155,7 @@ def test_runs_that_are_not_finite_are_left_out_and_of_one_alone_nothing_is_known
 def test_pairs_that_see_nothing_have_no_say(planted, schedule, loss):
     seeds = seeds_of(0)
     runs = planted(lambda seed: TRUTH + noise(seed, 5.0), lambda values, seed: loss)
-    (found,), state, _, notes, _ = mixed().estimate(schedule, runs, seeds, mixed().begin(schedule, runs))
+    (found,), state, _, notes, _ = mixed().estimate(schedule, runs, seeds, mixed().begin(schedule, runs))[:5]
     assert notes["exact_weight"] == 1 and bool(state[ES].isnan())
     mean = torch.stack([TRUTH + noise(seed, 5.0) for seed in seeds]).mean(0)
     np.testing.assert_allclose(flat(found.gradient), mean.numpy(), rtol=1e-12)

@@ -112,7 +112,7 @@ def test_every_arm_is_played_for_its_task(shared: PlayedSchedule, path: Path) ->
 def test_the_report_draws_it_for_its_task(shared: PlayedSchedule) -> None:
     arms = {"a": Contender(EXPERIMENT.problem, shared)}
     comparison = Comparison((0, 1), (Arm("a", 40, (0.5, 0.6), 80),), ("a",))
-    (drawn,) = _drawn(comparison, arms)
+    (drawn,) = _drawn(comparison, arms, None)
     features = features_of(LAYERS, 40, rate=0.05, batches_per_epoch=4.0, pretrained=False)
     first = shared.at(features)(torch.zeros(1).double(), LAYERS)["weight_width"][0]
     torch.testing.assert_close(drawn.values["weight_width"][0].double(), first, rtol=0, atol=1e-6)

@@ -126,7 +126,8 @@ def test_one_command_searches_and_learns_and_a_stopped_run_ends_alike(
 ) -> None:
     console = open_console(io.StringIO())
     for name in ("show", "publish"):  # which draw
-        monkeypatch.setattr(metasched.commands.train, name, lambda *arguments: {"verdict": []})
+        nothing = {"verdict": [], "report": "none"}
+        monkeypatch.setattr(metasched.commands.train, name, lambda *arguments, found=nothing, **named: found)
     whole = RunFolder.claim(tmp_path / "whole")
     result = train(EXPERIMENT, whole, console)
     spent = result["inner_steps"]

@@ -384,7 +384,9 @@ def test_a_start_that_has_changed_is_refused(
     folder = tmp_path / "run"
     assert run("train", config, "--folder", folder, f"--schedule.start={start}", "--meta.select_runs=4") == 130
     monkeypatch.undo()
-    start.write_text(json.dumps(_moved(json.loads(start.read_text()))))
+    tree = json.loads(start.read_text())
+    del tree["form"]  # which would contradict the table that is moved
+    start.write_text(json.dumps(_moved(tree)))
     capsys.readouterr()
     assert run("train", "--resume", folder) == 2
     assert "schedule.start: start has other values than when the run started;" in capsys.readouterr().err
