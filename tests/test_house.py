@@ -65,7 +65,7 @@ TESTED_IN: dict[str, str] = {  # test file -> modules, without .py; several test
     "exchange/test_form.py": "exchange/extras",
     "exchange/test_played.py": "training/features",
     "exchange/test_schedule_file.py": "exchange/export exchange/fields exchange/format exchange/summary",
-    "commands/test_train_many.py": "evaluation/over_tasks families/survey",
+    "commands/test_train_many.py": "commands/judging_many evaluation/over_tasks families/survey",
     "search/test_surface.py": "arena/proposing cli/propose commands/propose",
     "families/test_family.py": "families/config",
     "integrations/test_brevitas.py": "exchange/integrations/brevitas exchange/integrations/parts",

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from metasched.tracking.console import Console
 
 
+KEEP_RUNS = ("train", "tune", "compare")  # commands that write to ``run.store``
+
+
 def add_experiment(parser: argparse.ArgumentParser, *, required: bool = True, listed: bool = True) -> None:
     """Adds the file of an experiment and its overrides, which the help lists, or says where they are listed."""
     parser.usage = "%(prog)s CONFIG [options] [--section.field VALUE ...]"
@@ -118,6 +121,8 @@ def load(
             console.note(f"{experiment.name}: {experiment.method.name} on {on}")
 
     experiment = load_experiment(arguments.config, arguments.overrides, show)
+    if console is not None and experiment.run.store is not None and arguments.command not in KEEP_RUNS:
+        console.note(f"run.store: `metasched {arguments.command}` adds no runs to it")
     if not many:
         require_one_task(experiment, arguments.command)
     if learns:

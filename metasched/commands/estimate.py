@@ -38,18 +38,20 @@ def runs_of_train(experiment: Experiment, arms: int) -> dict[str, float]:
         arms: of the comparison.
     """
     meta, steps, floors = experiment.meta, experiment.task.steps, experiment.compare.tune_floors
-    if floors == "as_learned":
-        floors = meta.steps * meta.runs
     reads = ESTIMATORS[meta.estimator].reads
-    each = max(_PAIR * ("sigma" in reads), _BACK * bool({*REVERSE} & {*reads}))
-    return {
+    played = _PAIR if "sigma" in reads else 1.0  # a run that is differentiated is played once, as ``spent`` counts it
+    before = {
         **_runs_of_start(experiment),
         "tune the learning rate": meta.tune_lr,
         "search": meta.search_steps / steps,
-        "learn": meta.steps * meta.runs * each,
+        "learn": meta.steps * meta.runs * played,
         "confirm": 2 * meta.confirm_runs,
-        **runs_of_compare(experiment, arms, round(int(floors) / len(RATE_FACTORS))),
     }
+    if floors == "as_learned":
+        floors = sum(before.values())
+    work = max(played, _BACK * bool({*REVERSE} & {*reads}))
+    before["learn"] = meta.steps * meta.runs * work
+    return {**before, **runs_of_compare(experiment, arms, round(int(floors) / len(RATE_FACTORS)))}
 
 
 def runs_of_tune(experiment: Experiment, arms: int) -> dict[str, float]:

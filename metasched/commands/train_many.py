@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import closing
 from typing import Any
 
@@ -10,30 +10,28 @@ import torch
 
 from metasched.commands.confirming import start_file, without_gain
 from metasched.commands.exporting import recipe_of, sampled, show
+from metasched.commands.judging_many import compared_arms, confirmed, fresh_tasks, publish_tasks
 from metasched.commands.train import LEARNED, START, step_logger
 from metasched.config.schema import Experiment
 from metasched.config.writing import config_hash, to_dict
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import derive_seed
 from metasched.estimators import ESTIMATORS
-from metasched.evaluation.confirm import Confirmation, summary
+from metasched.evaluation.confirm import Confirmation
 from metasched.evaluation.contenders import Contender, joined
 from metasched.evaluation.floors import with_tuned_rates
 from metasched.evaluation.measured import MEASURED
-from metasched.evaluation.over_tasks import PlayedTask, over_tasks, play_tasks, rows
 from metasched.evaluation.references import given_arms
 from metasched.evaluation.statistics import summarize
 from metasched.exchange.form import why_table_only
 from metasched.exchange.format import Provenance, ScheduleFile
 from metasched.exchange.played import PlayedSchedule
 from metasched.exchange.schedule_file import write_schedule
-from metasched.families.drawing import distinct, drawn_tasks
 from metasched.families.family import DrawnTask, TaskFamily
 from metasched.families.survey import Survey, survey
-from metasched.io.atomic import settled_size, write_atomic
+from metasched.io.atomic import settled_size
 from metasched.io.environment import versions
 from metasched.io.json_lines import cut_back
-from metasched.io.json_text import json_text
 from metasched.io.run_folder import RunFolder
 from metasched.meta.checkpoint import Checkpoint, write_checkpoint
 from metasched.meta.many import build_many, check_controls, features_for
@@ -49,11 +47,9 @@ from metasched.schedules.learnable import build_learnable
 from metasched.schedules.shared import SharedSchedule
 from metasched.tracking.console import Console
 from metasched.tracking.opening import open_tracker
-from metasched.tracking.tracker import Tracker
 from metasched.training.problem import build_problem
 
 _DRAWN = 101  # points of the curves that are drawn and logged
-Arms = Callable[[DrawnTask], Mapping[str, Contender]]
 
 
 def train_many(experiment: Experiment, folder: RunFolder, console: Console) -> dict[str, Any]:
@@ -91,7 +87,7 @@ def train_many(experiment: Experiment, folder: RunFolder, console: Console) -> d
     check_estimator(reference.problem, meta, experiment.schedule.kind)
     many = build_many(meta, family, seen.probabilities)
     arms = joined(*given_arms(reference.problem, experiment.compare.baselines))
-    fresh = {name: _fresh(experiment, family, name) for name in ("confirm", "compare")}
+    fresh = {name: fresh_tasks(experiment, family, name) for name in ("confirm", "compare")}
     keep_fingerprint(folder, seen.fingerprint)
     checkpoint = last_checkpoint(config, folder, seen.fingerprint)
     store = store_at(experiment.run.store)
@@ -135,7 +131,7 @@ def train_many(experiment: Experiment, folder: RunFolder, console: Console) -> d
             both = joined(*own.items(), *others.items())
             return with_tuned_rates(task.experiment, both, cells, tracker, console)
 
-        confirmation = _confirmed(experiment, fresh["confirm"], pair, start.name, cells, tracker, console)
+        confirmation = confirmed(experiment, fresh["confirm"], pair, start.name, cells, tracker, console)
         spent = {"learning": outcome.inner_steps, "confirming": confirmation.inner_steps if confirmation else 0}
         hashed = config_hash(experiment, seen.fingerprint)
         file = _file(experiment, reference, shared, hashed, start, meta.steps, spent)
@@ -144,8 +140,8 @@ def train_many(experiment: Experiment, folder: RunFolder, console: Console) -> d
         of_reference = shared.at(features_for(reference, experiment.tasks.features))
         with torch.no_grad():
             show(of_reference(progress, layers), progress, layers, folder, tracker)
-        compared = _compared(experiment, fresh["compare"], all_arms, cells, tracker, console)
-        _publish(experiment, compared, confirmation, folder, tracker, console)
+        compared = compared_arms(experiment, fresh["compare"], all_arms, cells, tracker, console)
+        publish_tasks(experiment, compared, confirmation, folder, tracker, console)
         spent["comparing"] = sum(len(t.seeds) * len(t.scores) * t.task.experiment.task.steps for t in compared)
         console.note("inner steps spent: " + ", ".join(f"{n} {what}" for what, n in spent.items()))
         tracker.artifact(
@@ -190,20 +186,6 @@ def _all_weights(experiment: Experiment) -> bool:
     return experiment.schedule.kind == "network" and experiment.schedule.directions is None
 
 
-def _fresh(experiment: Experiment, family: TaskFamily, purpose: str) -> list[DrawnTask]:
-    """Tasks that neither learning nor the other purpose has drawn, without repetitions.
-
-    Raises:
-        MetaschedError: fewer than two, which have no interval.
-    """
-    n = experiment.tasks.examples
-    found = distinct(drawn_tasks(family, derive_seed(experiment.seed, f"{purpose} tasks"), n))
-    if len(found) < 2:
-        problem = f"gives {len(found)} different task in {n} draws, and an interval over tasks needs two"
-        raise MetaschedError("tasks.entries", problem, "give more entries, let them draw, or raise tasks.examples")
-    return found
-
-
 def _plan(experiment: Experiment, seen: Survey, shared: SharedSchedule, arms: int) -> list[str]:
     """What will be done, and about how many inner steps it takes."""
     settings, meta, name = experiment.tasks, experiment.meta, experiment.meta.estimator
@@ -218,91 +200,6 @@ def _plan(experiment: Experiment, seen: Survey, shared: SharedSchedule, arms: in
         f"{numbers} numbers a task, {features}; fitted at the {layers} layers of {seen.reference.label}",
         f"inner steps: about {learn:,.0f} to learn by {name}, {judge[0]:,.0f} to confirm, {judge[1]:,.0f} to compare",
     ]
-
-
-def _confirmed(
-    experiment: Experiment,
-    tasks: Sequence[DrawnTask],
-    pair: Arms,
-    start: str,
-    cells: CachedPool,
-    tracker: Tracker,
-    console: Console,
-) -> Confirmation | None:
-    """What was learned against its start on fresh tasks, which are the unit; None where that is not asked for."""
-    if not (runs := experiment.meta.confirm_runs):
-        console.note("what was learned was not confirmed to be better than its start: meta.confirm_runs is 0")
-        return None
-    done = _logger("confirm", tasks, (LEARNED, START), tracker, console)
-    found = play_tasks(tasks, pair, runs, (experiment.seed, "confirm"), "validation", cells, done)
-    d = over_tasks(found, LEARNED, START)
-    steps = sum(2 * runs * t.task.experiment.task.steps for t in found)
-    score = summarize([t.mean(START) for t in found])
-    confirmation = Confirmation(start, score, d, steps, f"fresh tasks of {runs} meta-validation seeds")
-    tracker.log(summary(confirmation))
-    console.note(str(confirmation))
-    return confirmation
-
-
-def _compared(
-    experiment: Experiment,
-    tasks: Sequence[DrawnTask],
-    arms: Arms,
-    cells: CachedPool,
-    tracker: Tracker,
-    console: Console,
-) -> list[PlayedTask]:
-    """All arms on other fresh tasks, scored on their test parts."""
-    done = _logger("compare", tasks, (LEARNED,), tracker, console)
-    return play_tasks(tasks, arms, experiment.compare.seeds, (experiment.seed, "compare"), "test", cells, done)
-
-
-def _logger(
-    axis: str, tasks: Sequence[DrawnTask], shown: Sequence[str], tracker: Tracker, console: Console
-) -> Callable[[PlayedTask], None]:
-    count = 0
-
-    def done(found: PlayedTask) -> None:
-        nonlocal count
-        for arm, scores in found.scores.items():
-            for seed, score in zip(found.seeds, scores, strict=True):
-                own = {"task": count, "arm": arm, "seed": seed, "score": score}
-                tracker.log({f"{axis}/{name}": value for name, value in own.items()})
-        count += 1
-        said = ", ".join(f"{arm} {found.mean(arm):.4f}" for arm in shown)
-        diverged = f" ({found.diverged} runs diverged)" if found.diverged else ""
-        console.note(f"{axis} {count}/{len(tasks)}: {found.task.label}: {said}{diverged}")
-
-    return done
-
-
-def _publish(
-    experiment: Experiment,
-    compared: Sequence[PlayedTask],
-    confirmation: Confirmation | None,
-    folder: RunFolder,
-    tracker: Tracker,
-    console: Console,
-) -> None:
-    """Writes ``over_tasks.json``, and shows and logs the table."""
-    others = [arm for arm in compared[0].scores if arm != LEARNED]
-    differences = {arm: over_tasks(compared, LEARNED, arm)._asdict() for arm in others}
-    entry = {
-        "format": "metasched.over_tasks",
-        "version": 1,
-        "experiment": experiment.name,
-        "unit": "task",
-        "part": "test",
-        "tasks": [t.to_dict() for t in compared],
-        "differences": {arm: {"of": LEARNED, **d} for arm, d in differences.items()},
-        "confirmed": confirmation.to_dict() if confirmation else None,
-    }
-    write_atomic(folder.over_tasks, (json_text(entry, indent=2) + "\n").encode())
-    columns, table = rows(compared, LEARNED)
-    console.table(
-        f"Hardened test score on {len(compared)} fresh tasks of {len(compared[0].seeds)} seeds", columns, table
-    )
-    tracker.table("over_tasks", columns, table)
 
 
 def _file(

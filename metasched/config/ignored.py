@@ -91,6 +91,8 @@ def rules(method: str) -> Iterator[Rule]:
     numbers = {"network": ("meta.search_numbers",), "family": ()}
     yield Rule("schedule.kind", numbers, lambda look: look("schedule.kind"))
     yield _unless("tracking.wandb", "disabled", "project")
+    own = {"here": ("run.workers",), "elsewhere": ()}
+    yield Rule("run.where", own, _where, "leave it out; it is for processes here")
     of_several = tuple(f"tasks.{f}" for f in ("per_step", "cheaper", "normalize", "features", "examples"))
     yield Rule(
         "tasks.entries",
@@ -135,6 +137,10 @@ def unread(experiment: Experiment) -> set[str]:
     """Dotted paths of all fields that nothing reads."""
     look = partial(value_at, experiment)
     return {path for rule in rules(experiment.method.name) for path in rule.unread(look)}
+
+
+def _where(look: Look) -> str:
+    return "here" if look("run.where") in (None, "local") else "elsewhere"
 
 
 _MISSING = object()  # of a parameter that the method does not have

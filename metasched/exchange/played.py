@@ -91,9 +91,8 @@ class PlayedSchedule:
         self._values = {
             control.name: torch.tensor(file.values[control.name], dtype=torch.float64).T for control in file.controls
         }
-        self._evaluated: tuple[tuple[Layer, ...], dict[str, torch.Tensor]] | None = (
-            None  # the form, at the layers of the last call
-        )
+        # the form, at the layers of the last call
+        self._evaluated: tuple[tuple[Layer, ...], dict[str, torch.Tensor]] | None = None
 
     @property
     def method(self) -> MethodConfig:

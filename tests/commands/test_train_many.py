@@ -149,7 +149,7 @@ def test_the_file_plays_on_each_task_what_was_learned_for_it(whole: Path, config
             torch.testing.assert_close(values, wanted[name], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("function", "call"), [("write_checkpoint", 3), ("write_schedule", 1), ("_publish", 1)])
+@pytest.mark.parametrize(("function", "call"), [("write_checkpoint", 3), ("write_schedule", 1), ("publish_tasks", 1)])
 def test_a_stopped_run_leaves_what_a_whole_one_leaves(
     config: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, call: int
 ) -> None:

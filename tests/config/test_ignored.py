@@ -338,6 +338,7 @@ REFUSED = [  # settings, the field that they leave without effect, what the line
     (["task.name=imagenet"], "task.download=true", "task.name is imagenet; leave it out; it is for mnist"),
     (["task.name=mnist"], "task.image_size=32", "task.name is mnist; leave it out; it is for imagenet"),
     (["task.name=quadratic"], "task.batch=32", "task.name is quadratic; leave it out; it is for digits"),
+    (["run.where=ray"], "run.workers=2", "run.where is ray; leave it out; it is for processes here"),
     (["tasks.entries=[]"], "tasks.per_step=3", "leave it out, or give tasks in tasks.entries"),
     (["task.model=vgg8"], "task.depth=4", "task.model is vgg8; leave it out; it is for mlp and convnet"),
 ]

@@ -13,7 +13,11 @@ from metasched.evaluation.short import show_scores
 from metasched.schedules.table import method_of_hand_coded
 from metasched.tracking.console import open_console
 
-RESULTS = sorted((Path(__file__).parents[2] / "experiments" / "results").glob("digits_*.json"))
+FOLDER = Path(__file__).parents[2] / "experiments" / "results"
+KEPT = {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("digits_*.json"))}
+COMPARISONS = {
+    name: result for name, result in KEPT.items() if {"seeds", "learned"} <= {*result} and "scores" in result["arms"][0]
+}
 
 
 def shown(comparison: Comparison) -> list[str]:
@@ -22,12 +26,9 @@ def shown(comparison: Comparison) -> list[str]:
     return stream.getvalue().splitlines()
 
 
-@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
-def test_kept_results_fit_80_columns_with_whole_names(path: Path) -> None:
-    result = json.loads(path.read_text())
-    if not {"seeds", "arms", "learned"} <= {*result} or "scores" not in result["arms"][0]:
-        pytest.skip("no comparison")
-    comparison = comparison_of(result)
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_kept_results_fit_80_columns_with_whole_names(name: str) -> None:
+    comparison = comparison_of(COMPARISONS[name])
     lines = shown(comparison)
     assert max(map(len, lines)) <= 80
     names = {arm.name for arm in comparison.at(comparison.horizons[0]).values()}
