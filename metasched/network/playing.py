@@ -179,6 +179,10 @@ class Player:
         """A state was loaded: what is frozen in it stays frozen."""
         frozen = [q._buffers.get("frozen") for _, _, q in self._hosts]
         self._last = [] if None in frozen else [frozen_share(mask) for mask in frozen if mask is not None]
+        if self._last and (asked := self._measured.get(LAST + FRACTION)) is not None:
+            # a share is that of whole weights, and what was asked for is exact
+            near = zip(self._last, asked.tolist(), self.layers, strict=True)
+            self._last = [exact if abs(share - exact) * x.num_weights <= 1 else share for share, exact, x in near]
         for _, _, quantizer in self._hosts:
             quantizer.loaded = False
             quantizer.started |= self._position > 0
