@@ -142,11 +142,13 @@ class Player:
     def state_dict(self) -> dict[str, Any]:
         """``{"step": n, "layers": identity}``: n steps taken, and a hash of the layers and their levels.
 
-        Of a schedule that listens also ``"measured"``, what it has measured of the run: numbers, and lists of them.
+        Of a schedule that listens also ``"measured"``, what it has measured of the run and the controls of this step:
+        numbers, and lists of them.
         """
         state = {"step": self._position, "layers": self._fingerprint()}
         if self._listener is not None:
-            state["measured"] = {name: t.tolist() for name, t in self._measured.items()}
+            now = {LAST + name: row for name, row in self._row.items()} if self._measured else {}
+            state["measured"] = {name: t.tolist() for name, t in {**self._measured, **now}.items()}
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -40,7 +40,7 @@ CONTROLS = {
 
 def by_hand(c: Control, base: np.ndarray, gains: np.ndarray, phi: np.ndarray, last: np.ndarray) -> np.ndarray:
     """The formula of the module, once more."""
-    move = sum(gains[f] * phi[f] for f in range(len(FEATURES)))
+    move = np.sum([gains[f] * phi[f] for f in range(len(FEATURES))], 0)
     if c.granularity == "network":
         move = np.full_like(move, move.mean())
     to, back = (np.log, np.exp) if c.scale == "log" else (lambda x: x, lambda x: x)
