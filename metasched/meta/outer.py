@@ -134,7 +134,7 @@ def check_estimator(config: ProblemConfig, meta: MetaConfig, kind: str, *, feedb
     build_estimator(meta)
     if feedback and not ESTIMATORS[meta.estimator].feedback:
         can = ", ".join(name for name, row in ESTIMATORS.items() if row.feedback)
-        problem = f"{meta.estimator} cannot learn a schedule that listens to its run, whose measures have no derivative"
+        problem = f"{meta.estimator} cannot learn a schedule that listens to its run, which takes scores of whole runs"
         raise MetaschedError("meta.estimator", problem, f"set it to {can}, or schedule.feedback to false")
     find_unroll(meta.estimator, meta.memory)
     if meta.memory is not None:

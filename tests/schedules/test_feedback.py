@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from metasched.core.errors import MetaschedError
 from metasched.core.layer import Layer
 from metasched.methods.base import Control
 from metasched.schedules.base import progress_of_steps
@@ -23,7 +24,7 @@ from metasched.schedules.feedback import (
     listens,
     open_loop,
 )
-from metasched.schedules.learnable import build_trained
+from metasched.schedules.learnable import build_learnable, build_trained
 from metasched.schedules.table import hand_coded
 
 LAYERS = tuple(Layer(f"layer{i}", i / 2, "conv", "weight+activation", 9, 90, 2.0) for i in range(3))
@@ -163,3 +164,12 @@ def test_scales_are_those_of_the_base(directions: int | None) -> None:
         {n for n, _ in schedule.named_parameters() if "base" in n} if not directions else set()
     )
     assert sum(p.numel() for p in schedule.gains.values()) == 6
+
+
+def test_feedback_of_nothing_or_elsewhere_is_refused() -> None:
+    base, controls = hand_coded("widths")["widths_narrowing"], [replace(FREE, name="weight_width")]
+    config = ScheduleConfig(kind="family", knots=5, feedback=True)
+    with pytest.raises(MetaschedError, match=r"schedule\.feedback: is on, and no control is learned"):
+        build_trained(config, controls, base, [], LAYERS, 0)
+    with pytest.raises(MetaschedError, match="is learned by `metasched train` alone"):
+        build_learnable(config, controls, base, ["weight_width"], LAYERS, 0)
