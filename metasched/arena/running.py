@@ -40,7 +40,7 @@ def run_arena(experiment: Experiment, folder: Path, console: Console, known: Seq
     Args:
         experiment: its sections ``tasks`` and ``arena`` say what runs.
         folder: where an arena that was stopped goes on.
-        console: a line a task, with what is left.
+        console: the arms of a task as they come, and a line a task, with what is left.
         known: folders and files of scores that need not be trained again.
 
     Raises:
@@ -120,7 +120,8 @@ def _on_task(
     with open_pool(own.run) as pool, closing(CachedPool(pool, folder / "cells.jsonl")) as cells:
         setting = Setting(task.name, own, cells, console)
         done = set[str]()
-        for entry in arena.arms:
+        for number, entry in enumerate(arena.arms):
+            console.progress(f"arms on {task.name}", number, len(arena.arms))
             try:
                 planned = [one for one in plan(setting, entry) if not (one.search == 0 and one.arm in done)]
             except _BREAKS as error:
@@ -130,6 +131,7 @@ def _on_task(
             done |= {one.arm for one in planned}
             for one in planned:
                 yield from _lines(setting, info, entry, one, known)
+        console.progress(f"arms on {task.name}", len(arena.arms), len(arena.arms))
 
 
 def _lines(setting: Setting, info: TaskInfo, entry: ArmEntry, one: Planned, known: dict[str, Line]) -> Iterator[Line]:

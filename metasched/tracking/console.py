@@ -19,6 +19,7 @@ _SHOWN = {  # metric -> label and format
 _LINES = 5  # of one piece of work, where there is no terminal
 _SOON = 3  # outer steps that have a line each
 _SILENT = 60.0  # seconds after which there is a line in any case
+_NARROW = 60  # columns below which there is no bar beside the numbers
 _Item = TypeVar("_Item")
 
 
@@ -80,6 +81,17 @@ def summary(metrics: Mapping[str, Scalar]) -> str:
     return "  ".join(f"{label} {metrics[name]:{form}}" for name, (label, form) in _SHOWN.items() if name in metrics)
 
 
+def fitting(text: str, room: int) -> str:
+    """As many of the parts of a line, which two spaces separate, as there is room for.
+
+    >>> fitting("2.1/s, 9 s left  loss 0.5123  score 0.8", 32)
+    '2.1/s, 9 s left  loss 0.5123'
+    """
+    while len(text) > room and "  " in text:
+        text = text.rpartition("  ")[0]
+    return text if len(text) <= room else text.rpartition(", ")[2]  # the time left
+
+
 def duration(seconds: float) -> str:
     """Seconds as people say them.
 
@@ -129,7 +141,7 @@ class _Plain:
             if not soon:
                 return
         work = self._work
-        further = done * _LINES // max(total, 1) > work.shown * _LINES // max(total, 1)
+        further = done >= total or done * _LINES // max(total, 1) > work.shown * _LINES // max(total, 1)
         if done and (further or done <= soon or now - work.at >= _SILENT):
             self._work = work._replace(shown=done, at=now)
             self.note("  ".join(part for part in (f"{what} {done}/{total}", said, work.pace(done, total, now)) if part))
@@ -164,7 +176,7 @@ class _Live:
         self._progress = Progress(
             TextColumn("{task.fields[what]}", markup=False),
             MofNCompleteColumn(),
-            BarColumn(bar_width=10),
+            *([BarColumn(bar_width=10)] if self._terminal.width >= _NARROW else []),
             TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
             console=self._terminal,
             expand=True,
@@ -179,7 +191,9 @@ class _Live:
             self._task = self._progress.add_task("", total=total, completed=done, what=printable(what))
             self._progress.start()
         self._work = self._work._replace(shown=done)
-        text = "  ".join(part for part in (self._work.pace(done, total, now), said) if part)
+        room = self._terminal.width - len(what) - 2 * len(str(total)) - 4  # two gaps, a slash and a column to spare
+        room -= 11 if self._terminal.width >= _NARROW else 0
+        text = fitting("  ".join(part for part in (self._work.pace(done, total, now), said) if part), room)
         self._progress.update(self._task, completed=done, total=total, description=printable(text))
         if done >= total:
             self.close()

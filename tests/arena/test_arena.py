@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,6 +96,12 @@ def test_it_reads_the_test_part_for_final_scores_alone_and_never_shares_a_seed(
         task_seeds(0, task, part, 3) for task in ("a", "b") for part in ("test", "validation", "rates", "choice")
     ]
     assert len({seed for own in streams for seed in own}) == 3 * 8
+
+
+def test_it_shows_how_far_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert play(tmp_path / "one", arena(arms=[{"kind": "ste"}])) == 0
+    said = capsys.readouterr().out
+    assert len(re.findall(r"^arms on \S+ 1/1  in \d+ s$", said, re.MULTILINE)) == said.count("\ntask ") > 0
 
 
 def test_a_page_and_three_levels_follow(whole: tuple[Path, list[tuple[str, int]]]) -> None:

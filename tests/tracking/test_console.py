@@ -100,6 +100,14 @@ def test_terminal_shows_the_same_and_gives_the_cursor_back() -> None:
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1
 
 
+@pytest.mark.parametrize(("columns", "shown"), [(80, "score 0.8750"), (60, "loss 0.5123"), (40, "in 2 s")])
+def test_a_bar_cuts_no_number_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, columns: int, shown: str) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", use(Terminal()))
+    assert shown in text and "…" not in text
+    assert ("━" in text) == (columns >= 60)
+
+
 def test_interrupted_progress_gives_the_cursor_back() -> None:
     stream = Terminal()
     console = open_console(stream)
