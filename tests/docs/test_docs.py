@@ -101,6 +101,17 @@ def test_the_file_format_names_every_field() -> None:
     assert [name for name in sorted(names) if not re.search(rf"`{name}[`.\[]", text("file_format.md"))] == []
 
 
+@pytest.mark.parametrize("path", [*PAGES, *LOG], ids=lambda path: path.name)
+def test_every_formula_is_drawn_without_a_script(path: Path) -> None:
+    pytest.importorskip("sphinx")
+    mathml = load(DOCS / "mathml.py").mathml
+    prose = re.sub(r"^```.*?^```|`[^`\n]*`", "", path.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"\$\$(.*?)\$\$", prose, re.DOTALL)
+    inline = re.findall(r"(?<![\\\d$])\$(?![\s$])([^$]+?)(?<!\s)\$", re.sub(r"\$\$.*?\$\$", "", prose, flags=re.DOTALL))
+    for formula, block in [*((f, True) for f in blocks), *((f, False) for f in inline)]:
+        assert mathml(formula.strip(), block).startswith("<math "), formula  # an unknown command raises
+
+
 def comparison() -> Comparison:
     arms = (
         Arm("learned", 10, (0.5, 0.75), 20),
