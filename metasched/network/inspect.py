@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import pandas  # pyright: ignore[reportMissingImports]: an extra
     from rich.table import Table
 
+_WIDTH = 120  # columns of a table where there is no terminal
 _NAMED = 5  # tensors in the message of ``strict``
 
 
@@ -134,7 +136,7 @@ class Inspection:
     def __str__(self) -> str:
         from rich.console import Console
 
-        console = Console(width=120, color_system=None)
+        console = Console(width=get_terminal_size((_WIDTH, 0)).columns, color_system=None)
         with console.capture() as captured:
             console.print(self.table())
         return captured.get()
