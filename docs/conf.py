@@ -32,6 +32,8 @@ nitpicky = True
 html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = "metasched"
+html_static_path = ["_static"]
+html_css_files = ["style.css"]
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3

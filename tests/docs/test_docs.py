@@ -80,6 +80,11 @@ def test_the_table_of_fields_is_complete() -> None:
     )
 
 
+def test_a_cell_of_a_table_is_one_line() -> None:
+    directives = load(DOCS / "directives.py")
+    assert directives.table(["a"], [["b\n  c|d"]]).splitlines()[2:] == ["| b c\\|d |"]
+
+
 def test_the_tables_of_metrics_are_complete_and_on_their_page() -> None:
     directives = load(DOCS / "directives.py")
     assert re.findall(r"^\| `(\S+)` \|", directives.metrics_table(), re.MULTILINE) == list(METRICS)

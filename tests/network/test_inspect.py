@@ -111,7 +111,14 @@ class First(nn.Module):
         return found[0] if isinstance(found, tuple) else found
 
 
+def test_a_table_is_as_wide_as_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = metasched.inspect(nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)), STE, torch.randn(1, 8))
+    monkeypatch.setenv("COLUMNS", "70")
+    assert {len(line) for line in str(found).splitlines()} == {70}
+
+
 def test_tables_dataframes_and_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     found = metasched.inspect(nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)), STE, torch.randn(1, 8))
     text = str(found)
     assert "is the last layer" in text and "72.7% of 88 multiply-accumulates" in text
