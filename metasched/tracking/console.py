@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from textwrap import wrap
 from typing import NamedTuple, Protocol, TextIO, TypeVar
 
 from metasched.core.errors import printable
@@ -18,6 +19,7 @@ _SHOWN = {  # metric -> label and format
 }
 _LINES = 5  # of one piece of work, where there is no terminal
 _SOON = 3  # outer steps that have a line each
+_QUICK = 1.0  # seconds in which a piece of work has no line before its last
 _SILENT = 60.0  # seconds after which there is a line in any case
 _NARROW = 60  # columns below which there is no bar beside the numbers
 _Item = TypeVar("_Item")
@@ -141,6 +143,8 @@ class _Plain:
             if not soon:
                 return
         work = self._work
+        if done < total and now - work.began < _QUICK:
+            return
         further = done >= total or done * _LINES // max(total, 1) > work.shown * _LINES // max(total, 1)
         if done and (further or done <= soon or now - work.at >= _SILENT):
             self._work = work._replace(shown=done, at=now)
@@ -211,14 +215,25 @@ class _Live:
         from rich.text import Text
 
         self.note("")
+        cells = [[_cell(value) for value in row] for row in rows]
+        words = [
+            max(len(word) for row in (columns, *cells) for word in row[i].split() or [""]) for i in range(len(columns))
+        ]
+        if sum(words) + 2 * len(words) > self._terminal.width:  # no name is broken, which could not be copied
+            self.note(title)
+            for row in cells:
+                self._terminal.print(Text(row[0], "bold cyan" if row[0] in marked else "bold"))
+                rest = "; ".join(f"{name}: {cell}" for name, cell in zip(columns[1:], row[1:], strict=True) if cell)
+                for line in wrap(rest, self._terminal.width - 1, initial_indent="  ", subsequent_indent="  "):
+                    self.note(line)
+            return
         table = Table(
             title=Text(printable(title), "bold"), title_justify="left", box=None, padding=(0, 2, 0, 0), header_style=""
         )
-        for column in columns:
-            table.add_column(Text(printable(column), "dim"), overflow="fold")
-        for row in rows:
-            style = "bold cyan" if row and row[0] in marked else ""
-            table.add_row(*(Text(_cell(value), style) for value in row))
+        for i, column in enumerate(columns):
+            table.add_column(Text(printable(column), "dim"), overflow="fold", no_wrap=i == 0)
+        for row in cells:
+            table.add_row(*(Text(cell, "bold cyan" if row[0] in marked else "") for cell in row))
         self._terminal.print(table)
 
     def close(self) -> None:
