@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from html import escape
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -132,6 +133,10 @@ class Inspection:
         shares = {"quantized_parameters": self.quantized_parameters, "quantized_macs": self.quantized_macs}
         totals = {"parameters": self.parameters, "macs": self.macs, **shares}
         return {**totals, "rows": [asdict(row) for row in self.rows]}
+
+    def _repr_html_(self) -> str:
+        """The table, as a notebook shows it."""
+        return f"<pre>{escape(str(self))}</pre>"
 
     def __str__(self) -> str:
         from rich.console import Console
