@@ -27,6 +27,7 @@ from metasched.families.family import NamedTask, TaskFamily
 from metasched.io.json_lines import JsonLines
 from metasched.methods.spec import FLOOR
 from metasched.runs.cells import CachedPool, cell_scores, cells_key, played, shares
+from metasched.runs.store import store_at
 from metasched.runs.where import open_pool
 from metasched.tracking.console import Console
 from metasched.training.problem import build_problem
@@ -117,7 +118,8 @@ def _on_task(
         yield from (_broken(info, e, h, _why(error)) for e in arena.arms for h in arena.horizons)
         return
     yield info
-    with open_pool(own.run) as pool, closing(CachedPool(pool, folder / "cells.jsonl")) as cells:
+    store = store_at(own.run.store)
+    with open_pool(own.run) as pool, closing(CachedPool(pool, folder / "cells.jsonl", store=store)) as cells:
         setting = Setting(task.name, own, cells, console)
         done = set[str]()
         for number, entry in enumerate(arena.arms):
