@@ -21,15 +21,19 @@ extensions = [
     "myst_nb",  # with myst_parser in it
     "sphinx.ext.autodoc",
     "sphinx.ext.doctest",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
     "directives",
+    "mathml",
 ]
 exclude_patterns = ["_build", "tables"]
 nitpicky = True
 
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = "metasched"
+html_static_path = ["_static"]
+html_css_files = ["style.css"]
 
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
@@ -40,7 +44,9 @@ nb_execution_raise_on_error = True
 nb_execution_in_temp = True
 nb_output_stderr = "remove"  # warnings of exporters
 
-autodoc_typehints = "none"  # types are in the source; shapes and ranges are in the docstrings
+autodoc_typehints = "signature"  # shapes and ranges are in the docstrings
+autodoc_typehints_format = "short"
+nitpick_ignore_regex = [("py:class", ".*")]  # types in signatures, of which most have no page
 autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
 napoleon_use_param = False  # `low, high: ...` describes two at once, which a field of its own cannot

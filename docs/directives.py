@@ -22,9 +22,11 @@ DOCS = Path(__file__).parent
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """A Markdown table; a cell is one line."""
     lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
 
 
 def fields_table(section: str) -> str:
@@ -32,7 +34,9 @@ def fields_table(section: str) -> str:
     prefix = "" if section == "experiment" else f"{section}."
     chosen = [f for f in fields() if f.path.rpartition(".")[0] == prefix.rstrip(".")]
     assert chosen, section
-    rows = [(f"`{f.path}`", f"`{f.type}`", f"`{json_text(f.default)}`", f.description) for f in chosen]
+    rows = [
+        (f"`{f.path}`", f"`{f.type.replace('|', ' | ')}`", f"`{json_text(f.default)}`", f.description) for f in chosen
+    ]
     return table(("field", "type", "default", "meaning"), rows)
 
 

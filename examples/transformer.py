@@ -15,7 +15,19 @@ from torch.utils.data import Subset, TensorDataset
 import metasched
 
 NO_DECAY = [{"match": kind, "weight_decay": 0} for kind in ("norm", "bias")]
-OPTIMIZER = {"name": "adamw", "lr": 5e-3, "warmup": 0.1, "weight_decay": 0.01, "groups": NO_DECAY}
+OPTIMIZER = {"name": "adamw", "lr": 1e-2, "warmup": 0.1, "weight_decay": 0.01, "groups": NO_DECAY}
+RECIPE = metasched.Recipe("joint", of="widths+inq+rates", scale="least_squares", granularity="channel")
+BASELINES = ["widths_narrowing", "temperature_hestia", "inq_input_first"]
+LEARNING = {  # what is learned and how: that of experiments/digits.yaml, with the learning rate tuned first
+    "schedule": {
+        "start": "floor", "knots": 13, "directions": 26,
+        "learn": ["weight_width", "activation_width", "freeze_fraction", "lr_scale"],
+    },
+    "meta": {
+        "estimator": "guided", "steps": 10, "runs": 4, "lr": 0.2, "sigma": 0.5, "tune_lr": 40, "confirm_runs": 16,
+    },
+    "compare": {"tune_floors": "as_learned", "baselines": BASELINES},
+}  # fmt: skip
 
 
 class Block(nn.Module):
@@ -67,4 +79,4 @@ def make_task(width=16):
 
 
 if __name__ == "__main__":  # with a folder as argument: goes on where it was stopped
-    metasched.learn(make_task, steps=60, optimizer=OPTIMIZER, meta={"steps": 20}, folder=(sys.argv[1:] or [None])[0])
+    metasched.learn(make_task, RECIPE, steps=60, optimizer=OPTIMIZER, folder=(sys.argv[1:] or [None])[0], **LEARNING)

@@ -61,6 +61,9 @@ class Result:
     folder: Path
     experiment: Experiment
 
+    def __repr__(self) -> str:
+        return f"Result(folder={str(self.folder)!r}, name={self.experiment.name!r})"
+
     @property
     def schedule(self) -> PlayedSchedule:
         """The schedule that was found; it can be played, and its ``file`` written.

@@ -1,4 +1,4 @@
-"""Writes docs/gallery.md and its pictures from the learned schedules that come with the package.
+"""Writes docs/gallery.md and its pictures from the learned schedules of the package, and the pictures of methods.md.
 
     python scripts/gallery.py
 
@@ -11,12 +11,36 @@ from pathlib import Path
 
 import torch
 
-from metasched import PlayedSchedule, list_schedules, read_schedule
+from metasched import Layer, PlayedSchedule, hand_coded, list_schedules, read_schedule
 from metasched.evaluation.comparison import Drawn
 from metasched.evaluation.drawing import schedules_svg
 from metasched.exchange.shipped import ShippedSchedule
 
 DOCS = Path(__file__).parents[1] / "docs"
+OF_METHODS = {  # a hand-coded schedule of each method that has one that moves: pictures of docs/methods.md
+    "widths": "widths_narrowing",
+    "rates": "rates_rising",
+    "ana": "ana_input_first",
+    "blend": "blend_input_first",
+    "temperature": "temperature_hestia",
+    "parq": "parq_sigmoid_10",
+    "inq": "inq_input_first",
+    "oscillation": "oscillation_mobilenetv2_4bit",
+    "pruning": "pruning_cubic",
+    "quant_noise": "quant_noise_input_first",
+    "rounding": "rounding_input_first",
+    "bayesian_bits": "bayesian_bits_rising",
+    "dpq": "dpq_exponential",
+    "adaround": "adaround_cosine",
+    "admm": "admm_growing",
+    "joint": "joint_input_first",
+    "gxnor": "gxnor_input_first",
+    "metropolis": "metropolis_restarts",
+}
+LAYERS = tuple(
+    Layer(name, depth, "conv", "weight+activation", 72, 576, 1.585)
+    for name, depth in (("input", 0.0), ("middle", 0.5), ("output", 1.0))
+)
 POINTS = 41  # of a curve: small files
 _HEAD = """# Gallery
 
@@ -36,6 +60,10 @@ def main() -> None:
     for one in shipped:
         (folder / f"{one.name}.svg").write_text(picture(one.name))
     (DOCS / "gallery.md").write_text(page(shipped))
+    controls = DOCS / "images" / "controls"
+    controls.mkdir(exist_ok=True)
+    for method in OF_METHODS:
+        (controls / f"{method}.svg").write_text(controls_of(method))
 
 
 def learned() -> list[ShippedSchedule]:
@@ -49,6 +77,14 @@ def picture(name: str) -> str:
     progress = torch.linspace(0, 1, POINTS, dtype=torch.float64)
     layers = tuple(layer.name for layer in played.layers)
     return schedules_svg([Drawn(name, layers, played(progress, played.layers))])
+
+
+def controls_of(method: str) -> str:
+    """The controls of a method under a hand-coded schedule, for three layers, as SVG."""
+    name = OF_METHODS[method]
+    progress = torch.linspace(0, 1, POINTS, dtype=torch.float64)
+    values = hand_coded(method)[name](progress, LAYERS)
+    return schedules_svg([Drawn(name, tuple(layer.name for layer in LAYERS), values)])
 
 
 def page(shipped: list[ShippedSchedule]) -> str:

@@ -8,8 +8,9 @@ many training steps, and ``metasched compare`` plays both on the same fresh seed
 published schedules and float. Of several constants, or published schedules, the best one on the test set counts, which
 flatters them. A learned schedule that its run does not confirm is not exported: its start is played instead, and the
 line says so and shows the score of what was learned as well. P-values are corrected (Holm) over all lines. Folders that
-are complete are not run again, and what was stopped goes on. The table is OUTPUT/table.md, its numbers are in
-OUTPUT/table.json, the figure is OUTPUT/figure.png.
+are complete are not run again, and what was stopped goes on. ``--kept FILE`` takes the lines of ramps that are not
+chosen from an earlier table.json; each line has the environment that it was measured in. The table is
+OUTPUT/table.md, its numbers are in OUTPUT/table.json, the figure is OUTPUT/figure.png.
 """
 
 from __future__ import annotations
@@ -63,6 +64,12 @@ def described(path: Path) -> dict[str, Any]:
         if lacks := {"file", "fields", *KINDS} - set(ramp):
             raise MetaschedError(f"{path}: {name}", f"lacks {', '.join(sorted(lacks))}", "give an empty list for none")
     return table
+
+
+def kept_lines(path: Path) -> dict[str, dict[str, Any]]:
+    """Ramp -> its line in an earlier table.json."""
+    result = json.loads(path.read_text("utf-8"))
+    return {x["ramp"]: {"environment": result.get("environment"), **x} for x in result["lines"]}
 
 
 def run(command: str, folder: Path, words: Sequence[str]) -> RunFolder:
@@ -210,20 +217,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("table", type=Path, help="the file of ramps")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--only", action="append", default=[], metavar="RAMP", help="ramps whose names begin so")
+    parser.add_argument("--kept", type=Path, metavar="FILE", help="an earlier table.json: lines of ramps not chosen")
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="changes of all experiments")
     arguments = parser.parse_args(argv)
-    lines = []
     try:
         table = described(arguments.table)
+        kept = kept_lines(arguments.kept) if arguments.kept else {}
         chosen = [n for n in table["ramps"] if not arguments.only or n.startswith(tuple(arguments.only))]
         if not chosen:
             raise MetaschedError("--only", "names no ramp", f"use one of {', '.join(table['ramps'])}")
+        found = {name: kept[name] for name in kept if name not in chosen}
         for name in chosen:
             folder = arguments.output / "".join(c if c.isalnum() else "_" for c in name)
             folder.mkdir(parents=True, exist_ok=True)
-            lines.append(line(name, table["ramps"][name], measured(table["ramps"][name], table, folder, arguments.set)))
-            kept = {"lines": lines, "table": table, "environment": environment()}
-            write_atomic(arguments.output / "table.json", (json_text(kept, indent=1) + "\n").encode())
+            ramp = table["ramps"][name]
+            found[name] = line(name, ramp, measured(ramp, table, folder, arguments.set))
+            found[name]["environment"] = environment()
+            lines = [found[name] for name in table["ramps"] if name in found]
+            result = {"lines": lines, "table": table}
+            write_atomic(arguments.output / "table.json", (json_text(result, indent=1) + "\n").encode())
             write_atomic(arguments.output / "table.md", markdown(lines).encode())
             figure(lines, arguments.output / "figure.png")
     except MetaschedError as error:

@@ -27,6 +27,7 @@ from metasched.families.family import NamedTask, TaskFamily
 from metasched.io.json_lines import JsonLines
 from metasched.methods.spec import FLOOR
 from metasched.runs.cells import CachedPool, cell_scores, cells_key, played, shares
+from metasched.runs.store import store_at
 from metasched.runs.where import open_pool
 from metasched.tracking.console import Console
 from metasched.training.problem import build_problem
@@ -40,7 +41,7 @@ def run_arena(experiment: Experiment, folder: Path, console: Console, known: Seq
     Args:
         experiment: its sections ``tasks`` and ``arena`` say what runs.
         folder: where an arena that was stopped goes on.
-        console: a line a task, with what is left.
+        console: the arms of a task as they come, and a line a task, with what is left.
         known: folders and files of scores that need not be trained again.
 
     Raises:
@@ -117,10 +118,12 @@ def _on_task(
         yield from (_broken(info, e, h, _why(error)) for e in arena.arms for h in arena.horizons)
         return
     yield info
-    with open_pool(own.run) as pool, closing(CachedPool(pool, folder / "cells.jsonl")) as cells:
+    store = store_at(own.run.store)
+    with open_pool(own.run) as pool, closing(CachedPool(pool, folder / "cells.jsonl", store=store)) as cells:
         setting = Setting(task.name, own, cells, console)
         done = set[str]()
-        for entry in arena.arms:
+        for number, entry in enumerate(arena.arms):
+            console.progress(f"arms on {task.name}", number, len(arena.arms))
             try:
                 planned = [one for one in plan(setting, entry) if not (one.search == 0 and one.arm in done)]
             except _BREAKS as error:
@@ -130,6 +133,7 @@ def _on_task(
             done |= {one.arm for one in planned}
             for one in planned:
                 yield from _lines(setting, info, entry, one, known)
+        console.progress(f"arms on {task.name}", len(arena.arms), len(arena.arms))
 
 
 def _lines(setting: Setting, info: TaskInfo, entry: ArmEntry, one: Planned, known: dict[str, Line]) -> Iterator[Line]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
+import select
 import sys
 import warnings
 from collections.abc import Sequence
@@ -23,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         the exit code: 0 for success; 2 for a mistake of the user or a failed write; 1 for a run that stopped because of
-        non-finite numbers; 130 if interrupted; 143 if terminated. All but 0 come with one line on stderr.
+        non-finite numbers; 130 if interrupted; 143 if terminated; 141 if nobody reads its output any more. All but 0
+        come with one line on stderr; 141 only where there is a run to go on with.
     """
     arguments = argparse.Namespace(go_on=None)
 
@@ -46,6 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             for line in str(error).splitlines():
                 _tell(f"metasched: error: {line}")
             return error.exit_code
+        except BrokenPipeError:  # `metasched list | head`: whoever read the output has gone
+            if not _unread():
+                raise  # of another pipe, such as that of a worker
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+            if arguments.go_on:
+                _tell(f"metasched: nobody reads the output any more; go on with `{arguments.go_on}`")
+            return 141
         except OSError as error:
             if error.errno not in _NO_ROOM:
                 raise
@@ -56,6 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             say(type(stopped))
             return 143 if isinstance(stopped, Terminated) else 130
     return 0
+
+
+def _unread() -> bool:
+    """Whether standard output is a pipe whose other end is closed."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _tell(line: str) -> None:

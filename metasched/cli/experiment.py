@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from metasched.tracking.console import Console
 
 
-KEEP_RUNS = ("train", "tune", "compare")  # commands that write to ``run.store``
+KEEP_RUNS = ("train", "tune", "compare", "arena")  # commands that write to ``run.store``
 
 
 def add_experiment(parser: argparse.ArgumentParser, *, required: bool = True, listed: bool = True) -> None:

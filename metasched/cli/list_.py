@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from textwrap import shorten
 from typing import Any
 
 from metasched.cli.output import add_json, console_of, print_result
+
+_SOURCE = 60  # characters of a source that fit beside a name
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +31,9 @@ def run(arguments: argparse.Namespace) -> None:
         print_result({"schedules": schedules, "bit_searches": searches, "procedures": procedures}, as_json=True)
         return
     learned = [(s, s.headline) for s in found if s.headline is not None]
-    by_hand = [(s.name, s.method, s.summary) for s in found if s.kind == "hand-coded"]
+    by_hand = [
+        (s.name, s.method, shorten(s.summary, _SOURCE, placeholder=" ...")) for s in found if s.kind == "hand-coded"
+    ]
     with console_of(arguments) as console:
         if learned:
             columns = ("name", "method", "learned on", "what it does", "score", "no schedule", "float", "n")
@@ -38,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
             ]
             console.table("learned, with the hardened test score on their own task", columns, rows)
         if by_hand:
-            console.table("hand-coded", ("name", "method", "source"), by_hand)
+            console.table("hand-coded; --json has the whole sources", ("name", "method", "source"), by_hand)
         if searches:
             rows = [tuple(search.values()) for search in searches]
             console.table("searches for bits by layer, of `metasched allocate`", ("name", "what it does"), rows)

@@ -71,10 +71,15 @@ def allocate(experiment: Experiment, folder: RunFolder, console: Console) -> dic
     rounds, by_channel = settings.score == "rounded", BIT_SEARCHES[settings.search].by_channel
     found: list[Tried] = []
 
+    counted = "evaluations" in BIT_SEARCHES[settings.search].reads  # the others end where they end
+    what, most = f"allocations scored by {settings.search}", settings.evaluations + 1  # with equal bits
+
     def seen(tried: Tried) -> None:
         found.append(tried)
-        if len(found) % _EVERY == 0:
-            console.note(f"{settings.search}: {len(found)} allocations scored")
+        if counted:
+            console.progress(what, len(found), most)
+        elif len(found) % _EVERY == 0:
+            console.note(f"{what}: {len(found)}")
 
     console.note(f"{experiment.name}: {settings.search}, {problem.budget:,.6g} {problem.unit}")
     seed = derive_seed(experiment.seed, "allocate")
@@ -83,6 +88,8 @@ def allocate(experiment: Experiment, folder: RunFolder, console: Console) -> dic
     if by_channel:
         problem = with_channels(problem, model, recipe, example, settings)
     scores: dict[str, float] = {}
+    if counted:
+        console.progress(what, 0, most)
     if rounds:
         score = rounded_score(config, model, problem)
         with KnownScores(score, folder.scores, _about(experiment, problem)) as known:
@@ -91,6 +98,8 @@ def allocate(experiment: Experiment, folder: RunFolder, console: Console) -> dic
     else:
         with open_pool(experiment.run) as pool, closing(CachedPool(pool, folder.cells)) as cells:
             result = found_bits(problem, recipe, trained_score(experiment, problem, cells), settings, seed, seen)
+    if counted and len(found) < most:  # some were proposed twice, or there are no more
+        console.progress(what, len(found), len(found))
     kept = {
         **asdict(settings),
         "measure": "minus the loss of rounded weights" if rounds else "score of trained networks",

@@ -109,6 +109,8 @@ def compare_arms(
     ):
         runs = runs_of_compare(experiment, len(by_name), runs_of_a_rate(experiment, by_name))
         announce(runs, timed_arm(experiment, by_name), pool, console)
+        if reuse:
+            console.note("the plan counts all of them; what the runs of --reuse have trained is not trained again")
         by_name = with_tuned_rates(experiment, by_name, cells, tracker, console)
         comparison = compare(plan_of(experiment), by_name, learned, cells, tracker, console)
         return publish(to_dict(experiment), comparison, by_name, folder, tracker, console)

@@ -22,6 +22,10 @@ from metasched.tracking.console import Console
 from metasched.tracking.tracker import Tracker
 from metasched.training.state import InnerProblem
 
+_WORSE = (
+    "learning made the schedule worse: lower meta.lr, or take the settings of experiments/digits.yaml "
+    "(method, schedule, meta); docs/own_task.md has them"
+)
 _LONGEST_SOURCE = 3000  # characters of a citation that has another sentence put before it
 
 
@@ -108,8 +112,10 @@ def export_confirmed(
     console.note(said_of_form(found, experiment))
     if fallback is not None:
         pair, runs = (start.name, start.schedule), experiment.meta.confirm_runs
-        confirmation = confirm(experiment.problem, learned, pair, runs, experiment.seed, pool, tracker)
+        confirmation = confirm(experiment.problem, learned, pair, runs, experiment.seed, pool, tracker, console)
         console.note(str(confirmation))
+        if confirmation.difference.high < 0:
+            console.note(_WORSE)
     else:
         console.note("what was learned was not confirmed to be better than its start: meta.confirm_runs is 0")
     written = file

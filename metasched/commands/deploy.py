@@ -18,12 +18,13 @@ from metasched.deploy.integer import input_step, integer_of
 from metasched.evaluation.contenders import named_schedule
 from metasched.methods.tensors import LayerQuantizer
 from metasched.network.convert import converted
+from metasched.network.flat import rows
 from metasched.runs.cells import played
 from metasched.tasks.base import Task
 from metasched.tasks.supervised import Split, Stored, SupervisedTask
-from metasched.tracking.console import Console
+from metasched.tracking.console import Console, watched
 from metasched.training.faults import broken
-from metasched.training.loop import harden, score_of, train
+from metasched.training.loop import harden, score_of, take_steps
 from metasched.training.problem import build_problem
 
 
@@ -69,7 +70,10 @@ def deploy(
     examples, test = _in_memory(problem.task)
     like = next(problem.network.module.parameters())
     controls = played(config, named_schedule(config, schedule, "--schedule"), steps)
-    state = train(problem, {name: v.to(like) for name, v in controls.items()}).state
+    values = {name: v.to(like) for name, v in controls.items()}
+    state = problem.initial(rows(values, 0))
+    for done in watched(console, "training steps", take_steps(problem, state, values, range(steps)), steps):
+        state = done.state
     if broken(state):
         raise MetaschedError("deploy", "training went to numbers that are not finite", "try another schedule or seed")
     _, buffers = harden(problem, state)

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 from metasched.config.schema import Experiment, ProblemConfig
 from metasched.core.errors import MetaschedError
+from metasched.estimators.guided import FEWER
 from metasched.estimators.table import ESTIMATORS, REVERSE
 from metasched.evaluation.comparison import REFERENCES
 from metasched.evaluation.contenders import Contender
@@ -38,20 +39,26 @@ def runs_of_train(experiment: Experiment, arms: int) -> dict[str, float]:
         arms: of the comparison.
     """
     meta, steps, floors = experiment.meta, experiment.task.steps, experiment.compare.tune_floors
-    reads = ESTIMATORS[meta.estimator].reads
-    played = _PAIR if "sigma" in reads else 1.0  # a run that is differentiated is played once, as ``spent`` counts it
+    pairs, exact = _runs_of_estimate(meta.estimator, meta.runs)
     before = {
         **_runs_of_start(experiment),
         "tune the learning rate": meta.tune_lr,
         "search": meta.search_steps / steps,
-        "learn": meta.steps * meta.runs * played,
+        "learn": meta.steps * (pairs + exact),  # one that is differentiated is played once, as ``spent`` counts it
         "confirm": 2 * meta.confirm_runs,
     }
     if floors == "as_learned":
         floors = sum(before.values())
-    work = max(played, _BACK * bool({*REVERSE} & {*reads}))
-    before["learn"] = meta.steps * meta.runs * work
+    before["learn"] = meta.steps * (pairs + _BACK * exact)
     return {**before, **runs_of_compare(experiment, arms, round(int(floors) / len(RATE_FACTORS)))}
+
+
+def _runs_of_estimate(estimator: str, runs: int) -> tuple[float, float]:
+    """Runs of one outer step: those played in pairs, and those that are differentiated."""
+    reads = ESTIMATORS[estimator].reads
+    pairs = _PAIR * runs * ("sigma" in reads)
+    guides = max(1, runs // FEWER) if estimator == "guided" else runs
+    return pairs, guides * (bool({*REVERSE} & {*reads}))
 
 
 def runs_of_tune(experiment: Experiment, arms: int) -> dict[str, float]:

@@ -102,7 +102,7 @@ def said_of_form(found: Found, experiment: Experiment) -> str:
     why = why_table_only(found.schedule, experiment.method)
     if why:
         return f"the file of what was {found.kind} is a table, which other networks play by depth: {why}"
-    return f"the file of what was {found.kind} has its parametric form: other networks play it at their own layers"
+    return f"the file of what was {found.kind} holds a formula, so that networks of other layers can play it too"
 
 
 def sampled(

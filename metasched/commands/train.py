@@ -148,10 +148,12 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
         spent |= {"learning": outcome.inner_steps}
         spent["confirming"] = confirmation.inner_steps if confirmation else 0
         tuned = f"{rate.inner_steps} to tune the learning rate, " if rate else ""
+        rated = sum(arm.tuned.inner_steps for arm in arms.values() if arm.tuned)
+        floors = f"{rated} to tune floors, " if rated else ""
         searched = f"{spent['searching']} to search, " if start.searched else ""
         console.note(
-            f"inner steps spent: {tuned}{start.selecting} to choose the start ({start.name}), {searched}"
-            f"{outcome.inner_steps} to learn, {spent['confirming']} to confirm, "
+            f"training steps spent: {tuned}{start.selecting} to choose the start ({start.name}), {searched}"
+            f"{outcome.inner_steps} to learn, {spent['confirming']} to confirm, {floors}"
             f"{sum(a.inner_steps for a in comparison.arms)} to compare"
         )
         tracker.artifact(folder.schedule, experiment.name, "schedule", _metadata(exported, comparison, arm))

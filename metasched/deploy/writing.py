@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from metasched.deploy.files import network_files, write_folder
 from metasched.deploy.onnx_export import installed, onnx_model, qonnx_installed, run_onnx, run_qonnx, session
 from metasched.deploy.packing import LayerSize, account, compression
 from metasched.deploy.stages import Array, IntegerNetwork
-from metasched.tracking.console import Console
+from metasched.tracking.console import Console, watched
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -55,7 +55,7 @@ def write_deployed(
         MetaschedError: a runtime does not agree, or the folder cannot be written.
     """
     model = onnx_model(integer) if installed() else None
-    found = _compared(integer, codes, twin, model)
+    found = _compared(integer, codes, twin, model, console)
     columns = ("with", "images", "integers", "differing", "classes differing")
     console.table("the integer network compared", columns, [(name, *vars(a).values()) for name, a in found.items()])
     for name, one in found.items():
@@ -71,7 +71,10 @@ def write_deployed(
         files["network.onnx"] = model.SerializeToString()
         result["onnx_bytes"] = len(files["network.onnx"])
     else:
-        console.note("network.onnx is not written: pip install 'metasched[deploy]'")
+        console.note(
+            "network.onnx is not written: pip install 'metasched[deploy]', or in a clone `uv run --extra deploy "
+            "metasched deploy ...`"
+        )
     accelerator, problems = cutie_files(integer, codes[:_GOLDEN])
     for line in problems or ("every limit is met",):
         console.note(f"cutie: {line}")
@@ -84,15 +87,23 @@ def write_deployed(
     return {**result, "compression": compression(sizes)}
 
 
-def _compared(integer: IntegerNetwork, codes: Array, twin: Twin, model: ModelProto | None) -> dict[str, Agreement]:
+def _compared(
+    integer: IntegerNetwork, codes: Array, twin: Twin, model: ModelProto | None, console: Console
+) -> dict[str, Agreement]:
     """The simulator and whatever else is there to run the network, on all of the codes."""
-    found = {"PyTorch": agreement(twin, integer, _batches(codes))}
+
+    def total(name: str, compared: Callable[[Array], Agreement], size: int = _BATCH) -> Agreement:
+        parts = map(compared, _batches(codes, size))
+        return sum(watched(console, f"images compared with {name}", parts, len(codes), size), Agreement())
+
+    found = {"PyTorch": total("PyTorch", lambda part: agreement(twin, integer, [part]))}
     if model is not None:
-        runtime = session(model)
-        found["onnxruntime"] = runtime_agreement(partial(run_onnx, runtime), integer, _batches(codes))
+        runtime = partial(run_onnx, session(model))
+        found["onnxruntime"] = total("onnxruntime", lambda part: runtime_agreement(runtime, integer, [part]))
         if qonnx_installed():
             nodes = onnx_model(integer, all_outputs=True, qonnx=True)
-            found["qonnx"] = runtime_agreement(partial(run_qonnx, nodes), integer, _batches(codes, _QONNX_BATCH))
+            executor = partial(run_qonnx, nodes)
+            found["qonnx"] = total("qonnx", lambda part: runtime_agreement(executor, integer, [part]), _QONNX_BATCH)
     return found
 
 

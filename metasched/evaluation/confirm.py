@@ -22,6 +22,7 @@ from metasched.runs.cells import cell_scores, played, shares
 from metasched.runs.pool import Mapper
 from metasched.schedules.base import Schedule
 from metasched.schedules.table import NO_SCHEDULE
+from metasched.tracking.console import Console, watched
 from metasched.tracking.tracker import Tracker
 from metasched.training.problem import build_problem
 
@@ -85,6 +86,7 @@ def confirm(
     seed: int,
     pool: Mapper,
     tracker: Tracker,
+    console: Console,
 ) -> Confirmation:
     """Plays what was learned and its start, and logs the scores and their difference.
 
@@ -96,6 +98,7 @@ def confirm(
         seed: of the experiment.
         pool: does the inner runs.
         tracker: receives the scores.
+        console: shows the progress.
     """
     steps = config.task.steps
     seeds = [derive_seed(seed, "confirm", run) for run in range(runs)]
@@ -105,7 +108,8 @@ def confirm(
         for controls in [played(config, schedule, steps)]
         for part in shares(config, seeds, pool)
     ]
-    found = [score for part in pool.map(cell_scores, work) for score in part]
+    parts = watched(console, "runs to confirm", pool.map(cell_scores, work), len(_ARMS) * runs)
+    found = [score for part in parts for score in part]
     for i, score in enumerate(found):
         tracker.log({"confirm/arm": _ARMS[i // runs], "confirm/seed": seeds[i % runs], "confirm/score": score})
     worst = build_problem(config).task.worst_score

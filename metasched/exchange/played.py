@@ -107,6 +107,12 @@ class PlayedSchedule:
         # the form, at the layers of the last call
         self._evaluated: tuple[tuple[Layer, ...], dict[str, torch.Tensor]] | None = None
 
+    def __repr__(self) -> str:
+        source = self.file.provenance
+        return (
+            f"PlayedSchedule({source.name}: {source.kind}, method {self.file.method.name}, {len(self.layers)} layers)"
+        )
+
     @property
     def method(self) -> MethodConfig:
         """The method that plays it, with the parameters that it was made for."""

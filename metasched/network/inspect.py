@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from html import escape
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     import pandas  # pyright: ignore[reportMissingImports]: an extra
     from rich.table import Table
 
+_WIDTH = 120  # columns of a table where there is no terminal
 _NAMED = 5  # tensors in the message of ``strict``
 
 
@@ -131,10 +134,14 @@ class Inspection:
         totals = {"parameters": self.parameters, "macs": self.macs, **shares}
         return {**totals, "rows": [asdict(row) for row in self.rows]}
 
+    def _repr_html_(self) -> str:
+        """The table, as a notebook shows it."""
+        return f"<pre>{escape(str(self))}</pre>"
+
     def __str__(self) -> str:
         from rich.console import Console
 
-        console = Console(width=120, color_system=None)
+        console = Console(width=get_terminal_size((_WIDTH, 0)).columns, color_system=None)
         with console.capture() as captured:
             console.print(self.table())
         return captured.get()

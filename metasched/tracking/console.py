@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from textwrap import wrap
 from typing import NamedTuple, Protocol, TextIO, TypeVar
 
 from metasched.core.errors import printable
@@ -18,7 +19,9 @@ _SHOWN = {  # metric -> label and format
 }
 _LINES = 5  # of one piece of work, where there is no terminal
 _SOON = 3  # outer steps that have a line each
+_QUICK = 1.0  # seconds in which a piece of work has no line before its last
 _SILENT = 60.0  # seconds after which there is a line in any case
+_NARROW = 60  # columns below which there is no bar beside the numbers
 _Item = TypeVar("_Item")
 
 
@@ -80,6 +83,17 @@ def summary(metrics: Mapping[str, Scalar]) -> str:
     return "  ".join(f"{label} {metrics[name]:{form}}" for name, (label, form) in _SHOWN.items() if name in metrics)
 
 
+def fitting(text: str, room: int) -> str:
+    """As many of the parts of a line, which two spaces separate, as there is room for.
+
+    >>> fitting("2.1/s, 9 s left  loss 0.5123  score 0.8", 32)
+    '2.1/s, 9 s left  loss 0.5123'
+    """
+    while len(text) > room and "  " in text:
+        text = text.rpartition("  ")[0]
+    return text if len(text) <= room else text.rpartition(", ")[2]  # the time left
+
+
 def duration(seconds: float) -> str:
     """Seconds as people say them.
 
@@ -129,7 +143,9 @@ class _Plain:
             if not soon:
                 return
         work = self._work
-        further = done * _LINES // max(total, 1) > work.shown * _LINES // max(total, 1)
+        if done < total and now - work.began < _QUICK:
+            return
+        further = done >= total or done * _LINES // max(total, 1) > work.shown * _LINES // max(total, 1)
         if done and (further or done <= soon or now - work.at >= _SILENT):
             self._work = work._replace(shown=done, at=now)
             self.note("  ".join(part for part in (f"{what} {done}/{total}", said, work.pace(done, total, now)) if part))
@@ -164,7 +180,7 @@ class _Live:
         self._progress = Progress(
             TextColumn("{task.fields[what]}", markup=False),
             MofNCompleteColumn(),
-            BarColumn(bar_width=10),
+            *([BarColumn(bar_width=10)] if self._terminal.width >= _NARROW else []),
             TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
             console=self._terminal,
             expand=True,
@@ -179,7 +195,9 @@ class _Live:
             self._task = self._progress.add_task("", total=total, completed=done, what=printable(what))
             self._progress.start()
         self._work = self._work._replace(shown=done)
-        text = "  ".join(part for part in (self._work.pace(done, total, now), said) if part)
+        room = self._terminal.width - len(what) - 2 * len(str(total)) - 4  # two gaps, a slash and a column to spare
+        room -= 11 if self._terminal.width >= _NARROW else 0
+        text = fitting("  ".join(part for part in (self._work.pace(done, total, now), said) if part), room)
         self._progress.update(self._task, completed=done, total=total, description=printable(text))
         if done >= total:
             self.close()
@@ -197,14 +215,25 @@ class _Live:
         from rich.text import Text
 
         self.note("")
+        cells = [[_cell(value) for value in row] for row in rows]
+        words = [
+            max(len(word) for row in (columns, *cells) for word in row[i].split() or [""]) for i in range(len(columns))
+        ]
+        if sum(words) + 2 * len(words) > self._terminal.width:  # no name is broken, which could not be copied
+            self.note(title)
+            for row in cells:
+                self._terminal.print(Text(row[0], "bold cyan" if row[0] in marked else "bold"))
+                rest = "; ".join(f"{name}: {cell}" for name, cell in zip(columns[1:], row[1:], strict=True) if cell)
+                for line in wrap(rest, self._terminal.width - 1, initial_indent="  ", subsequent_indent="  "):
+                    self.note(line)
+            return
         table = Table(
             title=Text(printable(title), "bold"), title_justify="left", box=None, padding=(0, 2, 0, 0), header_style=""
         )
-        for column in columns:
-            table.add_column(Text(printable(column), "dim"), overflow="fold")
-        for row in rows:
-            style = "bold cyan" if row and row[0] in marked else ""
-            table.add_row(*(Text(_cell(value), style) for value in row))
+        for i, column in enumerate(columns):
+            table.add_column(Text(printable(column), "dim"), overflow="fold", no_wrap=i == 0)
+        for row in cells:
+            table.add_row(*(Text(cell, "bold cyan" if row[0] in marked else "") for cell in row))
         self._terminal.print(table)
 
     def close(self) -> None:

@@ -76,7 +76,8 @@ class Wandb:
             self._restore()
             raise
         for axis in dict.fromkeys(AXES.values()):
-            self._run.define_metric(axis, hidden=True)
+            summary = "none" if axis in {AXES.get(family) for family in OF_ARMS} else None
+            self._run.define_metric(axis, hidden=True, summary=summary)
         for family in dict.fromkeys((*AXES, *OF_ARMS)):
             summary = "none" if family in OF_ARMS else None
             self._run.define_metric(family, step_metric=AXES.get(family), summary=summary)

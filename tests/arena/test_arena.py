@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from metasched.config.load import experiment_of
 from metasched.config.writing import dump_yaml
 from metasched.core.errors import MetaschedError
 from metasched.runs import cells
+from metasched.runs.store import read_store
 
 pytest.importorskip("optuna", reason="optional: tuning")
 pytestmark = pytest.mark.filterwarnings("ignore:.*follow their depth alone")
@@ -95,6 +97,12 @@ def test_it_reads_the_test_part_for_final_scores_alone_and_never_shares_a_seed(
         task_seeds(0, task, part, 3) for task in ("a", "b") for part in ("test", "validation", "rates", "choice")
     ]
     assert len({seed for own in streams for seed in own}) == 3 * 8
+
+
+def test_it_shows_how_far_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert play(tmp_path / "one", arena(arms=[{"kind": "ste"}])) == 0
+    said = capsys.readouterr().out
+    assert len(re.findall(r"^arms on \S+ 1/1  in \d+ s$", said, re.MULTILINE)) == said.count("\ntask ") > 0
 
 
 def test_a_page_and_three_levels_follow(whole: tuple[Path, list[tuple[str, int]]]) -> None:
@@ -247,3 +255,16 @@ def test_other_tasks_seeds_and_files_do_not_join(tmp_path: Path) -> None:
 def test_tasks_of_an_entry_are_counted() -> None:
     with pytest.raises(MetaschedError, match="all of them would be the same task"):
         experiment_of(DOCUMENT | {"tasks": {"entries": [{"name": "a", "count": 2}]}})
+
+
+def test_it_adds_its_runs_to_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = tmp_path / "runs.jsonl"
+    arms = [{"kind": "ste"}, LEARNED]
+    document = arena(arms=arms, horizons=[1]) | {"run": {"workers": 1, "store": str(store)}}
+    assert play(tmp_path / "folder", document) == 0
+    rows = read_store(store)
+    scores = read_scores(tmp_path / "folder")
+    learned = sorted(value for line in scores.lines if line.arm == "digits_ana" for value in line.scores)
+    stored = sorted(value for row in rows for value in row["scores"])  # floors play no schedule
+    assert learned and learned == pytest.approx(stored, abs=1e-6)  # scores.jsonl rounds
+    assert {row["method"] for row in rows} == {"ana"} and "adds no runs" not in capsys.readouterr().out

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import subprocess
@@ -35,6 +36,7 @@ def config(tmp_path: Path) -> Path:
 @pytest.fixture
 def called(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """What the command line called in place of the modules that do the work."""
+    importlib.import_module("metasched.commands.train_many")  # reads names of a module that is replaced
     calls: list[tuple[Any, ...]] = []
 
     def train(experiment: Experiment, folder: RunFolder, console: Any) -> dict[str, Any]:

@@ -23,6 +23,28 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert "learned, with" not in capsys.readouterr().out
 
 
+def test_sources_are_short_in_the_list_and_whole_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--method", "ana"]) == 0
+    said = capsys.readouterr().out
+    rows = said[said.index("hand-coded; --json has the whole sources") :].splitlines()[1:]
+    assert len(rows) > 10 and max(map(len, rows)) <= 120
+    assert any(row.endswith(" ...") for row in rows)
+    assert main(["list", "--method", "ana", "--json"]) == 0
+    assert "arXiv 2203.11323" in capsys.readouterr().out
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-m", "metasched", "list"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()  # as `| head` does
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
 def test_list_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["schedules"] == [asdict(shipped) for shipped in list_schedules()]

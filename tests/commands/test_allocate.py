@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,12 @@ def test_files_and_the_experiment_with_bits(call, tmp_path: Path) -> None:
     assert [rule.match for rule in mixed.quantize.rules] == found["layers"]
     assert [len(network.method_of(i).quantizer.levels.levels) for i in range(2)] == [2**b - 1 for b in found["bits"]]
     assert network_bytes(network) == found["cost"]
+
+
+def test_progress_is_shown_where_the_number_of_allocations_is_known(call) -> None:
+    code, out, _ = call("--allocate.search", "random", "--allocate.evaluations", "4")
+    assert code == 0 and re.search(r"^allocations scored by random (\d+)/\1  in \d+ s$", out, re.MULTILINE)
+    assert out.index("allocations scored by") < out.index("bits a weight")
 
 
 def test_a_pretrained_start_is_what_is_rounded(call, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pkgutil
 from collections.abc import Callable, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,6 +28,7 @@ from metasched.io.json_lines import read_json_lines
 from metasched.runs.cells import cell_scores
 from metasched.runs.pool import Pool
 from metasched.schedules.table import floor_of, hand_coded
+from metasched.tracking.console import open_console
 from metasched.tracking.metrics import unknown_metrics
 from metasched.tracking.tracker import Memory
 
@@ -78,8 +80,10 @@ def train(
     """The result of a run whose confirming gives planned scores, and what it says."""
 
     def planned(*arguments: Any) -> Confirmation:
-        config, learned, start, runs, seed, pool, tracker = arguments
-        return confirm(config, learned, start, runs, seed, pool if scores is None else Scored(*scores), tracker)
+        config, learned, start, runs, seed, pool, tracker, console = arguments
+        return confirm(
+            config, learned, start, runs, seed, pool if scores is None else Scored(*scores), tracker, console
+        )
 
     capsys.readouterr()
     with (
@@ -112,7 +116,7 @@ def test_the_difference_is_paired_and_of_fresh_seeds(tmp_path: Path) -> None:
     problem, tracker = experiment.problem, Memory()
     learned, start = hand_coded("blend")["blend_linear"], floor_of(experiment.method, "x")
     with Pool(1) as pool:
-        found = confirm(problem, learned, ("floor", start), 4, 7, pool, tracker)
+        found = confirm(problem, learned, ("floor", start), 4, 7, pool, tracker, open_console(StringIO()))
     rows = [row for row in tracker.rows if "confirm/score" in row]
     assert [row["confirm/arm"] for row in rows] == ["learned"] * 4 + ["start"] * 4
     seeds = [derive_seed(7, "confirm", run) for run in range(4)]
@@ -144,7 +148,7 @@ def test_which_scores_are_a_gain(config: Path, learned: list[float], start: list
     experiment = load_experiment(config)
     floor, pool = floor_of(experiment.method, "x"), Scored(learned, start)
     with mock.patch.object(metasched.evaluation.confirm, "shares", lambda c, seeds, pool: [seeds]):
-        found = confirm(experiment.problem, floor, ("floor", floor), RUNS, 0, pool, Memory())
+        found = confirm(experiment.problem, floor, ("floor", floor), RUNS, 0, pool, Memory(), open_console(StringIO()))
     assert found.gain is gain
     assert {part for *_, part in pool.asked} == {"validation"}
 
@@ -173,7 +177,7 @@ def test_a_gain_is_exported(config: Path, tmp_path: Path, capsys: pytest.Capture
     assert file.provenance.kind == "learned" and not (folder / "schedule_learned.json").exists()
     assert file.version == 2 and file.form is not None and (file.form.kind, file.form.base) == ("network", "floor")
     assert file.task == features_of_problem(load_experiment(config).problem)
-    assert "the file of what was learned has its parametric form" in said
+    assert "the file of what was learned holds a formula" in said
     assert file.provenance.spent == (Spent(by="sweep", inner_steps=16), Spent(by="confirm", inner_steps=24))
     assert result["exported"] == "learned" and result["confirmed"]["gain"] is True
     assert result["inner_steps"] == {"selecting": 0, "learning": 16, "confirming": 24}

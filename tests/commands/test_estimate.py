@@ -47,8 +47,10 @@ def test_runs_are_counted_by_purpose() -> None:
     assert found["learn"] == 40 and found["choose the start"] == 0
     guided = replace(es, meta=replace(es.meta, estimator="guided"), compare=CompareConfig(tune_floors="as_learned"))
     found = runs_of_train(guided, 5)
-    spent = 5 + 10 * 2 * 2 + 8  # runs to tune the rate, to learn and to confirm, which each floor gets as well
-    assert found["tune floors"] == 3 * 5 * round(spent / 5) and found["learn"] == 10 * 2 * 4.5
+    spent = 5 + 10 * (2 * 2 + 1) + 8  # runs to tune the rate, to learn and to confirm, which each floor gets as well
+    assert found["tune floors"] == 3 * 5 * round(spent / 5) and found["learn"] == 10 * (2 * 2 + 4.5)
+    mixed = replace(es, meta=replace(es.meta, estimator="mixed"))
+    assert runs_of_train(mixed, 5)["learn"] == 10 * (2 * 2 + 2 * 4.5)
     assert runs_of_compare(EXPERIMENT, 2, 0) == {"tune floors": 0, "compare": 32}
     assert runs_of_tune(es, 2)["search"] == es.tune.inner_steps / 6
 

@@ -80,6 +80,11 @@ def test_the_table_of_fields_is_complete() -> None:
     )
 
 
+def test_a_cell_of_a_table_is_one_line() -> None:
+    directives = load(DOCS / "directives.py")
+    assert directives.table(["a"], [["b\n  c|d"]]).splitlines()[2:] == ["| b c\\|d |"]
+
+
 def test_the_tables_of_metrics_are_complete_and_on_their_page() -> None:
     directives = load(DOCS / "directives.py")
     assert re.findall(r"^\| `(\S+)` \|", directives.metrics_table(), re.MULTILINE) == list(METRICS)
@@ -99,6 +104,17 @@ def test_the_file_format_names_every_field() -> None:
     names = {name for record in records for name in record["properties"]}
     assert set(ScheduleFile.__dataclass_fields__) <= names
     assert [name for name in sorted(names) if not re.search(rf"`{name}[`.\[]", text("file_format.md"))] == []
+
+
+@pytest.mark.parametrize("path", [*PAGES, *LOG], ids=lambda path: path.name)
+def test_every_formula_is_drawn_without_a_script(path: Path) -> None:
+    pytest.importorskip("sphinx")
+    mathml = load(DOCS / "mathml.py").mathml
+    prose = re.sub(r"^```.*?^```|`[^`\n]*`", "", path.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"\$\$(.*?)\$\$", prose, re.DOTALL)
+    inline = re.findall(r"(?<![\\\d$])\$(?![\s$])([^$]+?)(?<!\s)\$", re.sub(r"\$\$.*?\$\$", "", prose, flags=re.DOTALL))
+    for formula, block in [*((f, True) for f in blocks), *((f, False) for f in inline)]:
+        assert mathml(formula.strip(), block).startswith("<math "), formula  # an unknown command raises
 
 
 def comparison() -> Comparison:

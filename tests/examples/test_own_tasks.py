@@ -23,9 +23,9 @@ EXAMPLES = ROOT / "examples"
 NAMES = ["cnn", pytest.param("transformer", marks=pytest.mark.slow)]
 SECTIONS: dict[str, dict[str, Any]] = {
     "task": {"steps": 3},
-    "meta": {"steps": 2, "runs": 2},
-    "schedule": {"start": "joint_linear", "knots": 4, "hidden": 4},
-    "compare": {"seeds": 2, "baselines": ["joint_linear"]},
+    "meta": {"steps": 2, "runs": 2, "tune_lr": 0, "confirm_runs": 0},
+    "schedule": {"knots": 4, "directions": 4},
+    "compare": {"seeds": 2, "tune_floors": 0, "baselines": ["widths_narrowing"]},
     "tracking": {"wandb": "disabled"},
 }
 OVERRIDES = [f"--{s}.{f}={str(v).replace(chr(39), '')}" for s, fields in SECTIONS.items() for f, v in fields.items()]
@@ -68,7 +68,7 @@ def yaml_run(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_floor_and_ceiling_are_in_the_comparison(yaml_run: Path) -> None:
-    assert {arm["name"] for arm in found(yaml_run)["arms"]} == {"learned", "ste", "lsq", "float", "joint_linear"}
+    assert {arm["name"] for arm in found(yaml_run)["arms"]} == {"learned", "ste", "lsq", "float", "widths_narrowing"}
 
 
 @pytest.mark.slow
@@ -79,8 +79,10 @@ def test_python_gives_the_same_bits_and_a_finished_run_is_not_done_again(
     text = f"""
 import json, sys, {name}, metasched
 for _ in range(2):
-    found = metasched.learn({name}.make_task, steps=3, optimizer={name}.OPTIMIZER, run={{"workers": 1}},
-                            folder={str(tmp_path / "run")!r}, **json.loads(sys.argv[1]))
+    given = json.loads(sys.argv[1])
+    sections = {{n: {name}.LEARNING.get(n, {{}}) | given[n] for n in given}}
+    found = metasched.learn({name}.make_task, {name}.RECIPE, steps=3, optimizer={name}.OPTIMIZER,
+                            folder={str(tmp_path / "run")!r}, **sections)
 print([arm.name for arm in found.comparison.arms], found.report({str(tmp_path / "report.html")!r}))
 """
     import json

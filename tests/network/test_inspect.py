@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -111,11 +112,18 @@ class First(nn.Module):
         return found[0] if isinstance(found, tuple) else found
 
 
+def test_a_table_is_as_wide_as_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = metasched.inspect(nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)), STE, torch.randn(1, 8))
+    monkeypatch.setenv("COLUMNS", "70")
+    assert {len(line) for line in str(found).splitlines()} == {70}
+
+
 def test_tables_dataframes_and_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     found = metasched.inspect(nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)), STE, torch.randn(1, 8))
     text = str(found)
     assert "is the last layer" in text and "72.7% of 88 multiply-accumulates" in text
-    assert "of 0; the function is kept" in text
+    assert "of 0; the function is kept" in text and found._repr_html_() == f"<pre>{escape(text)}</pre>"
     read = json.loads(found.json())
     assert read["macs"] == 88 and [row["module"] for row in read["rows"]] == ["0", "2", "1", "(others)"]
     frame = found.dataframe()

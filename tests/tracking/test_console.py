@@ -100,6 +100,32 @@ def test_terminal_shows_the_same_and_gives_the_cursor_back() -> None:
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1
 
 
+@pytest.mark.parametrize(("columns", "shown"), [(80, "score 0.8750"), (60, "loss 0.5123"), (40, "in 2 s")])
+def test_a_bar_cuts_no_number_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, columns: int, shown: str) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", use(Terminal()))
+    assert shown in text and "…" not in text
+    assert ("━" in text) == (columns >= 60)
+
+
+def test_a_table_breaks_no_name_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [["temperature_hestia", 0.8602, "+0.0072 [-0.0150, +0.0294]", "falls slowly"]]
+
+    def shown(columns: int) -> list[str]:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        stream = Terminal()
+        open_console(stream).table("scores", ["schedule", "mean", "difference", "what"], rows)
+        return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue()).splitlines()
+
+    assert any(line.startswith("temperature_hestia  0.8602") for line in shown(60))
+    assert shown(40)[2:] == [
+        "temperature_hestia",
+        "  mean: 0.8602; difference: +0.0072",
+        "  [-0.0150, +0.0294]; what: falls",
+        "  slowly",
+    ]
+
+
 def test_interrupted_progress_gives_the_cursor_back() -> None:
     stream = Terminal()
     console = open_console(stream)
