@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
+from metasched.core.errors import MetaschedError
 from metasched.network.flat import Call, ControlRow, Tensors
+from metasched.schedules.feedback import listens
 from metasched.training.state import InnerProblem, TrainingState, own_draws
 
 
@@ -47,7 +49,14 @@ def training_loss(
 
     ``call(params, ...)`` runs the module; default: torch.func.functional_call with the state's buffers, which batch
     normalization updates in place.
+
+    Raises:
+        MetaschedError: there are gains among the controls, of a schedule that listens, which ``take_steps`` turns into
+            values.
     """
+    if listens(controls):
+        wrong = "listens to its run, and this loop does not measure it"
+        raise MetaschedError("schedule", wrong, "train with metasched.train, or under an open-loop schedule")
     network = problem.network
     method = network.prepare(state.params, state.method, controls, problem.seed, step)
     run = precise(problem, call or network.call(state.buffers))

@@ -12,6 +12,7 @@ from torch import nn
 
 from metasched import MetaschedError, build_problem, hand_coded, progress_of_steps, quantize, train
 from metasched.config.schema import Experiment
+from metasched.contrib.data_parallel import train_in_parts
 from metasched.engines.base import OuterLoss
 from metasched.engines.sweep import unroll
 from metasched.methods import build_method
@@ -28,6 +29,7 @@ from metasched.training.loop import take_steps
 from metasched.training.optimizers.config import OptimizerConfig
 from metasched.training.stacked import train_each, train_mapped
 from metasched.training.state import InnerProblem, TrainingState
+from metasched.training.step import inner_step
 
 STEPS = 14
 
@@ -204,3 +206,12 @@ def test_no_engine_differentiates_them() -> None:
             ask()
         assert "es" in refused.value.fix
     assert runs.judged([Run(controls, 1)])[0].loss > 0
+
+
+def test_loops_that_do_not_measure_refuse_them() -> None:
+    problem = problem_of()
+    controls = controls_of(problem)
+    with pytest.raises(MetaschedError, match="this loop does not measure it"):
+        train_in_parts(problem, controls)
+    with pytest.raises(MetaschedError, match="this loop does not measure it"):
+        inner_step(problem, problem.initial(rows(controls, 0)), rows(controls, 0), 0, differentiable=False)
