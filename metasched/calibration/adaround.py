@@ -20,7 +20,7 @@ from metasched.calibration.table import AdaRoundOptions
 from metasched.calibration.unit import Rounded, Unit
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import Draw
-from metasched.exchange.played import for_task
+from metasched.exchange.played import check_open_loop, for_task
 from metasched.exchange.player import load
 from metasched.methods.adaround import ROUNDING, rectified
 from metasched.methods.oriented import Oriented
@@ -90,8 +90,9 @@ def played(problem: InnerProblem, schedule: Schedule, name: str) -> Tensors:
     """The values {control: [T, L]} of a schedule for the layers of a problem, in the dtype of its weights.
 
     Raises:
-        MetaschedError: the schedule lacks a control.
+        MetaschedError: the schedule lacks a control, or listens to its run.
     """
+    check_open_loop(schedule, "calibrate: schedule")
     own = for_task(schedule, lambda: features_of_inner(problem))
     with torch.no_grad():
         values: Any = own(progress_of_steps(problem.steps), problem.network.layers)

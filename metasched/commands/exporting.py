@@ -21,6 +21,7 @@ from metasched.io.run_folder import RunFolder
 from metasched.network.config import QuantizeConfig
 from metasched.network.flat import Tensors
 from metasched.schedules.base import Schedule
+from metasched.schedules.feedback import open_loop
 from metasched.tracking.plots import plot_schedule
 from metasched.tracking.tracker import Tracker
 from metasched.training.features import features_of_inner
@@ -150,7 +151,11 @@ def recipe_of(quantize: QuantizeConfig) -> RecipeEntry | None:
 
 
 def show(values: Tensors, progress: torch.Tensor, layers: Sequence[Layer], folder: RunFolder, tracker: Tracker) -> None:
-    """Draws the values {control: [T, L]} of a schedule at progress [T] into the run folder, and logs them."""
+    """Draws the values {control: [T, L]} of a schedule at progress [T] into the run folder, and logs them.
+
+    Of one that listens to its run these are the open-loop values.
+    """
+    values = open_loop(values)
     names = [layer.name for layer in layers]
     folder.plots.mkdir(exist_ok=True)
     plot_schedule(folder.plots / "schedule.png", values, names, progress)

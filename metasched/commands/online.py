@@ -27,6 +27,7 @@ from metasched.meta.start import Start, given_start, learned_controls
 from metasched.runs.pool import Mapper
 from metasched.runs.where import open_pool
 from metasched.schedules.base import Schedule, progress_of_steps
+from metasched.schedules.learnable import refuse_feedback
 from metasched.tasks.base import examples
 from metasched.tasks.supervised import SupervisedTask
 from metasched.tracking.console import Console, watched
@@ -56,6 +57,7 @@ def run(experiment: Experiment, folder: RunFolder, console: Console, *, compared
     Raises:
         MetaschedError: what the online mode cannot do; see ``check``.
     """
+    refuse_feedback(experiment.schedule)
     problem = build_problem(experiment.problem).with_seed(derive_seed(experiment.seed, "online"))
     learned_controls(experiment.method.name, experiment.schedule.learn, problem.network.method.controls)
     setting = setting_of(experiment)

@@ -31,7 +31,7 @@ from metasched.meta.start import given_start, learned_controls
 from metasched.runs.pooled import PooledRuns
 from metasched.runs.where import open_pool
 from metasched.schedules.base import Schedule
-from metasched.schedules.learnable import build_learnable
+from metasched.schedules.learnable import build_learnable, refuse_feedback
 from metasched.tracking.console import Console
 from metasched.tracking.opening import require_report
 from metasched.tracking.plots import plot_sensitivity
@@ -85,6 +85,7 @@ def sensitivity(
     if num_runs < 2:
         raise MetaschedError("--runs", f"must be at least 2, got {num_runs}", "from one run no spread can be told")
     require_report()
+    refuse_feedback(experiment.schedule)
     experiment = replace(experiment, meta=replace(experiment.meta, estimator="sweep"))
     network = build_problem(experiment.problem).network
     controls, layers = network.method.controls, network.layers

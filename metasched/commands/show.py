@@ -11,6 +11,7 @@ from metasched.evaluation.figures import progress
 from metasched.exchange.format import ScheduleFile
 from metasched.exchange.played import PlayedSchedule
 from metasched.io.atomic import write_atomic
+from metasched.schedules.feedback import open_loop
 
 
 def write_figure(path: str | Path, names: Sequence[str], files: Sequence[ScheduleFile]) -> None:
@@ -28,5 +29,5 @@ def write_figure(path: str | Path, names: Sequence[str], files: Sequence[Schedul
     for name, file in zip(names, files, strict=True):
         played = PlayedSchedule(file)
         layers = tuple(layer.name for layer in played.layers)
-        drawn.append(Drawn(Path(name).name, layers, played(progress(), played.layers)))
+        drawn.append(Drawn(Path(name).name, layers, open_loop(played(progress(), played.layers))))
     write_atomic(Path(path), schedules_svg(drawn).encode())

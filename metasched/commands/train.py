@@ -38,7 +38,7 @@ from metasched.runs.pooled import PooledRuns
 from metasched.runs.store import store_at
 from metasched.runs.where import open_pool
 from metasched.schedules.curves import HandCoded
-from metasched.schedules.learnable import build_learnable
+from metasched.schedules.learnable import build_trained
 from metasched.tracking.console import Console
 from metasched.tracking.opening import open_tracker
 from metasched.tracking.tracker import Tracker
@@ -71,7 +71,9 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
     layers, controls = problem.network.layers, problem.network.method.controls
     learn = learned_controls(experiment.method.name, experiment.schedule.learn, controls)
     given = given_start(experiment.problem, experiment.schedule.start)
-    check_estimator(experiment.problem, experiment.meta, experiment.schedule.kind)
+    check_estimator(
+        experiment.problem, experiment.meta, experiment.schedule.kind, feedback=experiment.schedule.feedback
+    )
     check_search(experiment, learn)
     joined(*given_arms(experiment.problem, experiment.compare.baselines))  # refuses what does not fit before any run
     checkpoint = last_checkpoint(config, folder, problem.fingerprint)
@@ -102,7 +104,7 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
         base = digest([], played(experiment.problem, start.first, experiment.task.steps))
         seed = derive_seed(experiment.seed, "schedule network")
         first = bound(experiment.problem, start.first, problem.steps)  # the rate may be another one now
-        schedule = build_learnable(experiment.schedule, controls, first, learn, layers, seed)
+        schedule = build_trained(experiment.schedule, controls, first, learn, layers, seed)
 
         def save(state: OuterState) -> None:
             done = settled_size(folder.metrics)

@@ -43,7 +43,7 @@ from metasched.runs.pooled import PooledRuns
 from metasched.runs.store import store_at
 from metasched.runs.where import open_pool
 from metasched.schedules.curves import HandCoded
-from metasched.schedules.learnable import build_learnable
+from metasched.schedules.learnable import build_learnable, refuse_feedback
 from metasched.schedules.shared import SharedSchedule
 from metasched.tracking.console import Console
 from metasched.tracking.opening import open_tracker
@@ -70,6 +70,7 @@ def train_many(experiment: Experiment, folder: RunFolder, console: Console) -> d
         MetaschedError: settings that are for one task, tasks that do not go together, and as ``train``.
     """
     refuse_settings_of_one_task(experiment)
+    refuse_feedback(experiment.schedule)
     config, family, meta = to_dict(experiment), TaskFamily(experiment), experiment.meta
     seen = survey(family, experiment.seed)
     reference = seen.reference

@@ -27,6 +27,7 @@ from metasched.runs.pooled import PooledRuns
 from metasched.runs.store import store_at
 from metasched.runs.where import open_pool
 from metasched.schedules.base import Schedule
+from metasched.schedules.learnable import refuse_feedback
 from metasched.search.config import TuneConfig
 from metasched.search.population import population_search, populations_within
 from metasched.search.table import SEARCHES
@@ -53,6 +54,7 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
     Raises:
         MetaschedError: names or files that do not fit, a search whose library is missing, a budget that is too small.
     """
+    refuse_feedback(experiment.schedule)
     problem = build_problem(experiment.problem)
     network, settings = problem.network, experiment.tune
     keep_fingerprint(folder, problem.fingerprint)

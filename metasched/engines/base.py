@@ -12,9 +12,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import nn
 
+from metasched.core.errors import MetaschedError
 from metasched.engines.products import vector_jacobian
 from metasched.network.flat import Call, Model, Tensors
 from metasched.schedules.base import progress_of_steps
+from metasched.schedules.feedback import listens
 from metasched.training.faults import Fault
 from metasched.training.finite import FINITE
 from metasched.training.loss import precise
@@ -158,8 +160,9 @@ def control_gradient(unroll: Unroll, problem: InnerProblem, controls: Controls, 
         outer: how the run is judged.
 
     Raises:
-        MetaschedError: what the engine refuses.
+        MetaschedError: what the engine refuses, and controls with gains.
     """
+    check_open_loop(controls)
     start = time.perf_counter()
     like = next(problem.network.module.parameters())
     leaves = {name: v.detach().to(like).requires_grad_() for name, v in controls.items()}
@@ -168,6 +171,17 @@ def control_gradient(unroll: Unroll, problem: InnerProblem, controls: Controls, 
     wrt = {n: torch.zeros_like(c) if g is None else g for (n, c), g in zip(leaves.items(), found, strict=True)}
     seconds = time.perf_counter() - start
     return gradient_record(problem, result.loss.detach(), result.score, wrt, float(result.dead_layers), seconds)
+
+
+def check_open_loop(controls: Controls) -> None:
+    """Refuses the gains of a schedule that listens ({control:feature: [T, L]}) where a run is differentiated.
+
+    Raises:
+        MetaschedError: there are some.
+    """
+    if listens(controls):
+        problem = "listens to its run, and what it measures there has no derivative"
+        raise MetaschedError("schedule", problem, "set meta.estimator to es, or schedule.feedback to false")
 
 
 def gradient_record(

@@ -15,7 +15,14 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from metasched.engines.base import ControlGradient, Controls, OuterLoss, gradient_record, judged_model
+from metasched.engines.base import (
+    ControlGradient,
+    Controls,
+    OuterLoss,
+    check_open_loop,
+    gradient_record,
+    judged_model,
+)
 from metasched.engines.sweep import plan_for, unroll
 from metasched.network.flat import Tensors
 from metasched.tasks.supervised import SupervisedTask
@@ -69,9 +76,11 @@ def control_gradients_mapped(
         memory: bytes that each run may take; None is economical.
 
     Raises:
-        MetaschedError: see ``sweep.unroll``.
+        MetaschedError: see ``sweep.unroll``; controls with gains.
         RuntimeError: torch.vmap refuses the model or the method.
     """
+    for own in controls:
+        check_open_loop(own)
     start = time.perf_counter()
     like = next(problem.network.module.parameters())
     plan = plan_for(problem.with_seed(seeds[0]), controls[0], outer, memory)

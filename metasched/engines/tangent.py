@@ -20,7 +20,7 @@ import torch
 from torch.autograd import forward_ad
 
 from metasched.core.errors import MetaschedError
-from metasched.engines.base import Controls, OuterLoss, dead_layers, judge, judged_steps
+from metasched.engines.base import Controls, OuterLoss, check_open_loop, dead_layers, judge, judged_steps
 from metasched.network.flat import Tensors
 from metasched.training.faults import Fault
 from metasched.training.state import InnerProblem, TrainingState
@@ -50,8 +50,9 @@ def slope_along(problem: InnerProblem, controls: Controls, direction: Controls, 
     """Train under the controls ({control: [T, L]}) with a tangent that starts from ``direction``, of the same shapes.
 
     Raises:
-        MetaschedError: the model has an operation that torch cannot differentiate forward.
+        MetaschedError: the model has an operation that torch cannot differentiate forward, or controls have gains.
     """
+    check_open_loop(controls)
     start = time.perf_counter()
     like = next(problem.network.module.parameters())
     duals: dict[str, tuple[torch.Tensor, torch.Tensor]] = {

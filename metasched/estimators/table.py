@@ -28,6 +28,7 @@ class EstimatorSpec:
             differentiate by the engine ``sweep``, which can keep to a memory budget.
         many: whether it can learn over many tasks: it carries on nothing about one task, and gives slopes of ``pairs``
             or ``exact`` gradients; "": it cannot.
+        feedback: whether it can learn schedules that listen to their runs: it plays whole runs and differentiates none.
     """
 
     name: str
@@ -35,6 +36,7 @@ class EstimatorSpec:
     builder: Callable[[MetaConfig], Estimator]
     reads: tuple[str, ...] = ()
     many: Literal["pairs", "exact", ""] = ""
+    feedback: bool = False
 
     @property
     def origin(self) -> str:
@@ -70,7 +72,12 @@ for _row in (
         "exact",
     ),
     EstimatorSpec(
-        "es", "evolution strategies, of whole runs", Lazy("metasched.estimators.es:build"), ("sigma",), "pairs"
+        "es",
+        "evolution strategies, of whole runs",
+        Lazy("metasched.estimators.es:build"),
+        ("sigma",),
+        "pairs",
+        feedback=True,
     ),
     EstimatorSpec(
         "weighted",

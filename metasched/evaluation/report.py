@@ -20,6 +20,7 @@ from metasched.io.json_lines import read_json_lines
 from metasched.io.json_text import json_text
 from metasched.io.run_folder import RunFolder
 from metasched.runs.cells import bound
+from metasched.schedules.feedback import open_loop
 from metasched.training.problem import build_problem
 
 
@@ -73,4 +74,4 @@ def _drawn(
         network = build_problem(problem).network
         if network.method.controls:
             layers, own = network.layers, bound(problem, schedule, comparison.horizons[0])
-            yield Drawn(name, tuple(layer.name for layer in layers), own(progress(), layers))
+            yield Drawn(name, tuple(layer.name for layer in layers), open_loop(own(progress(), layers)))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from metasched.core.errors import MetaschedError
 from metasched.core.layer import Layer
-from metasched.exchange.extras import RecipeEntry
+from metasched.exchange.extras import GainEntry, RecipeEntry
 from metasched.exchange.format import ControlEntry, Provenance, ScheduleFile
 from metasched.exchange.schedule_file import validated
 
@@ -41,7 +41,7 @@ def export(
     Between knots where the schedule itself is linear (or constant, for ``previous``), the file reproduces it exactly;
     elsewhere it is exact at the knots only. Where the schedule is a schedule network or family on a hand-coded base, or
     one that many tasks share, the file has its form too (form.py), and plays it on other layers; a schedule from a file
-    keeps its form.
+    keeps its form. One that listens to its run has its gains in the file.
 
     Args:
         schedule: returns at least the values of ``controls``; or one that many tasks share.
@@ -84,6 +84,7 @@ def export(
         "form": form,
         "task": dict(task or {}),
         "recipe": recipe,
+        "feedback": _feedback(schedule),
     }
     file = validated(tree)
     if form is None:
@@ -95,6 +96,22 @@ def export(
             raise
         return validated({**tree, "form": None})  # of a file for other controls or parameters of the method
     return file
+
+
+def _feedback(schedule: Schedule | SharedSchedule) -> tuple[GainEntry, ...]:
+    """The gains of a schedule that listens to its run."""
+    from metasched.exchange.played import PlayedSchedule
+    from metasched.schedules.feedback import FEATURES, FeedbackSchedule
+
+    if isinstance(schedule, PlayedSchedule):
+        return schedule.file.feedback
+    if not isinstance(schedule, FeedbackSchedule):
+        return ()
+    return tuple(
+        GainEntry(control=name, feature=feature, numbers=tuple(row))
+        for name, gains in schedule.gains.items()
+        for feature, row in zip(FEATURES, gains.tolist(), strict=True)
+    )
 
 
 def _configured(name: str, parameters: Mapping[str, str | bool | int | float | None]) -> MethodConfig | None:

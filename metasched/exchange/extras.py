@@ -1,11 +1,12 @@
-"""The records that version 2 of a schedule file has beside those of version 1: the form first of all.
+"""The records that later versions of a schedule file have beside those of version 1: the form first of all.
 
 The form says what function of layers and task the table is a sample of. With the F features x_f of a task,
 
     numbers = w_0 + sum_f w_f tanh((x_f - centre_f) / spread_f) / sqrt(F),    0 in place of tanh where x_f is not known
 
 are those of the windows of schedules/family.py, or the output weights of the network of schedules/network.py, whose
-other weights are the body. Without features there is w_0 alone.
+other weights are the body. Without features there is w_0 alone. Version 3 has the gains of a schedule that listens to
+its run (schedules/feedback.py).
 """
 
 from __future__ import annotations
@@ -98,6 +99,18 @@ class FormEntry:
                     check_length(f"body[{i}][{j}]", len(unit), "input and the bias", inputs + 1)
             check_length("numbers[0]", len(self.numbers[0]), "output weight", 2 * len(self.learned) * (hidden + 1))
         return self
+
+
+@dataclass(frozen=True, kw_only=True, config=CLOSED)
+class GainEntry:
+    """How one control follows one feature of the run, beside its open-loop values."""
+
+    control: Name
+    """which follows"""
+    feature: Literal["loss_trend", "distance", "flips"]
+    """what it follows"""
+    numbers: Annotated[tuple[Number, ...], Field(min_length=1, max_length=2), FailFast()]
+    """a, and b but for a network-wide control: the gain is a + b (2 depth - 1)"""
 
 
 def reads(form: FormEntry) -> tuple[str, ...]:

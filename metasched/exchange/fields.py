@@ -12,6 +12,7 @@ from metasched.io.strict_json import MAX_MEMBERS
 MAX_CONTROLS, MAX_KNOTS, MAX_LAYERS, MAX_RUNS = 64, 4096, 1024, 1024
 MAX_FEATURES, MAX_NUMBERS, MAX_HIDDEN, MAX_FORM_KNOTS = 64, 16384, 128, 512  # of a form
 MAX_RULES = 256
+MAX_GAINS = 3 * MAX_CONTROLS
 
 CLOSED = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 CLOSED_MAP = Field(max_length=MAX_MEMBERS, json_schema_extra={"additionalProperties": False})

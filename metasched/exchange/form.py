@@ -26,6 +26,7 @@ from metasched.methods.config import MethodConfig
 from metasched.schedules.base import Schedule
 from metasched.schedules.curves import HandCoded
 from metasched.schedules.family import ScheduleFamily
+from metasched.schedules.feedback import FeedbackSchedule
 from metasched.schedules.learnable import LearnableSchedule
 from metasched.schedules.network import ScheduleNetwork
 from metasched.schedules.shared import SharedSchedule
@@ -36,6 +37,8 @@ _SOME = tuple(Layer(f"layer{i}", i / 2, "conv", "weight+activation", 9, 90, 2.0)
 
 def form_of(schedule: Schedule | SharedSchedule, method: MethodConfig) -> FormEntry | None:
     """The form of a schedule network or family on a hand-coded base, or of one that many tasks share.
+
+    That of a schedule that listens to its run is the form of its open-loop part.
 
     Args:
         schedule: anything that gives schedules.
@@ -148,7 +151,7 @@ def check_form(file: ScheduleFile, tolerance: float) -> None:
 
 def _form_or_reason(schedule: Schedule | SharedSchedule, method: MethodConfig) -> FormEntry | str:
     shared = isinstance(schedule, SharedSchedule)
-    own = schedule.form if shared else schedule
+    own = schedule.form if shared else schedule.base if isinstance(schedule, FeedbackSchedule) else schedule
     if not isinstance(own, ScheduleFamily | ScheduleNetwork):
         return "it is no schedule network or family"
     if not own.learned:

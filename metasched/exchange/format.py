@@ -1,6 +1,6 @@
-"""The records of a schedule file, format versions 1 and 2. Construction validates: every instance is a valid schedule.
+"""The records of a schedule file, format versions 1 to 3. Construction validates: every instance is a valid schedule.
 
-What only version 2 has is in extras.py, and layers of any kind.
+What only later versions have is in extras.py: in version 2 also layers of any kind, in version 3 feedback.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from pydantic.dataclasses import dataclass
 
 from metasched.core.errors import MetaschedError
 from metasched.core.layer import Kind, Quantizes
-from metasched.exchange.extras import FormEntry, Membership, RecipeEntry, Reference
+from metasched.exchange.extras import FormEntry, GainEntry, Membership, RecipeEntry, Reference
 from metasched.exchange.fields import (
     CLOSED,
     CLOSED_MAP,
     MAX_CONTROLS,
+    MAX_GAINS,
     MAX_KNOTS,
     MAX_LAYERS,
     MAX_RUNS,
@@ -40,8 +41,9 @@ from metasched.exchange.fields import (
 from metasched.io.strict_json import join
 
 FORMAT = "metasched.schedule"
-VERSIONS = (1, 2)
-EXTRAS = ("form", "task", "reference", "recipe", "portfolio")  # fields of version 2
+VERSIONS = (1, 2, 3)
+SINCE = {"form": 2, "task": 2, "reference": 2, "recipe": 2, "portfolio": 2, "feedback": 3}  # fields by version
+EXTRAS = tuple(SINCE)
 KINDS = get_args(Kind)  # of layers, in version 1
 _DWELL_ROUNDING = 1e-9  # 1 - 0.9 is not exactly 0.1 in binary
 
@@ -163,7 +165,7 @@ class ScheduleFile:
     """A schedule of a method's controls for the layers of a network."""
 
     format: Literal["metasched.schedule"] = FORMAT
-    version: Literal[1, 2] = 2
+    version: Literal[1, 2, 3] = 3
     """the lowest that can say what the file holds, whatever was given"""
     method: MethodEntry
     controls: Annotated[tuple[ControlEntry, ...], Field(max_length=MAX_CONTROLS), FailFast()]
@@ -182,10 +184,12 @@ class ScheduleFile:
     reference: Reference | None = None
     recipe: RecipeEntry | None = None
     portfolio: Membership | None = None
+    feedback: Annotated[tuple[GainEntry, ...], Field(max_length=MAX_GAINS), FailFast()] = ()
+    """how controls follow what a run measures of itself"""
 
     @property
     def extras(self) -> dict[str, Any]:
-        """What it holds of that which only version 2 has, {field: value}."""
+        """What it holds of that which version 1 has not, {field: value}."""
         return {name: value for name in EXTRAS if (value := getattr(self, name))}
 
     @model_validator(mode="after")
@@ -207,18 +211,21 @@ class ScheduleFile:
                 _check_curve(f"{path}[{i}]", curve, self.progress, declared[name])
         if self.form is not None:
             _check_form(self.form, self)
+        _check_feedback(self)
         return self
 
     def _version(self) -> int:
         """The lowest version that can say what the file holds."""
         others = [i for i, layer in enumerate(self.layers) if layer.kind not in KINDS]
+        for name in self.extras:
+            if self.version < SINCE[name]:
+                fix = f"set version to {SINCE[name]}, or remove it"
+                raise MetaschedError(name, f"is not a field of version {self.version}", fix)
         if self.version == 1:
-            for name in self.extras:
-                raise MetaschedError(name, "is not a field of version 1", "set version to 2, or remove it")
             for i in others:
                 problem = f"must be 'conv' or 'linear' in version 1, got {self.layers[i].kind!r}"
                 raise MetaschedError(f"layers[{i}].kind", problem, "set version to 2")
-        return 2 if self.extras or others else 1
+        return max([1, *(SINCE[name] for name in self.extras), *(2 for _ in others)])
 
 
 def json_schema() -> dict[str, Any]:
@@ -228,16 +235,20 @@ def json_schema() -> dict[str, Any]:
     satisfy their control; ``read_schedule`` checks these too.
 
     >>> json_schema()["properties"]["version"]["enum"]
-    [1, 2]
+    [1, 2, 3]
     """
     schema = TypeAdapter(cast(Any, ScheduleFile)).json_schema()
     required = [name for name in schema["properties"] if name not in EXTRAS]  # defaults of the others are Python's
     old = {"layers": {"items": {"properties": {"kind": {"enum": list(KINDS)}}}}}
-    first = {
-        "if": {"properties": {"version": {"const": 1}}},
-        "then": {"properties": old | dict.fromkeys(EXTRAS, False)},
-    }
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "required": required, **first}
+    first, second = (
+        {"if": {"properties": {"version": {"const": version}}}, "then": {"properties": properties}}
+        for version, properties in (
+            (1, old | dict.fromkeys(EXTRAS, False)),
+            (2, {name: False for name, since in SINCE.items() if since > 2}),
+        )
+    )
+    rest = {"required": required, **first, "else": second}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, **rest}
 
 
 def _check_progress(progress: tuple[float, ...]) -> None:
@@ -288,3 +299,16 @@ def _check_form(form: FormEntry, file: ScheduleFile) -> None:
     if file.interpolation != "linear":
         problem = f"must be 'linear', as a form is between its knots, got {file.interpolation!r}"
         raise MetaschedError("interpolation", problem, "correct it, or remove the form")
+
+
+def _check_feedback(file: ScheduleFile) -> None:
+    """Each control and feature once, of a declared control, with as many numbers as it takes."""
+    declared = {control.name: control for control in file.controls}
+    for i, gain in enumerate(file.feedback):
+        if gain.control not in declared:
+            raise MetaschedError(
+                f"feedback[{i}].control", f"{gain.control!r} is not declared in controls", "declare it"
+            )
+        needed = 1 if declared[gain.control].granularity == "network" else 2
+        check_length(f"feedback[{i}].numbers", len(gain.numbers), "number of such a control", needed)
+    check_unique("feedback", [f"{gain.control} by {gain.feature}" for gain in file.feedback], of="")

@@ -17,6 +17,7 @@ from metasched.exchange.form import controls_of, layers_of, method_of, schedule_
 from metasched.exchange.format import ScheduleFile
 from metasched.methods.config import MethodConfig
 from metasched.schedules.base import Schedule
+from metasched.schedules.feedback import FEATURES, gain_curves, numbers_of
 from metasched.schedules.interpolation import interpolate
 
 _ROUNDING = 1e-12  # in units of the largest value of a control
@@ -69,12 +70,24 @@ def warn_of_guesses(schedule: Schedule, layers: Sequence[Layer], where: str) -> 
         warnings.warn(f"{where}: {what}", MetaschedWarning, stacklevel=3)
 
 
+def check_open_loop(schedule: Schedule, path: str) -> None:
+    """Refuses a schedule that listens to its run, where a function of progress and layers alone is needed.
+
+    Raises:
+        MetaschedError: it has feedback; ``path`` is what the message begins with.
+    """
+    if isinstance(schedule, PlayedSchedule) and schedule.file.feedback:
+        problem = "is a file that listens to its run, and this takes a function of progress and layers alone"
+        raise MetaschedError(path, problem, "name another schedule, or remove the field feedback of the file")
+
+
 class PlayedSchedule:
     """The schedule in a file: ``schedule(progress, layers) -> {control: [T, L]}``.
 
     Values are computed in float64 for any dtype of progress; at the file's own knots and layers they equal its values.
     On other layers, a file with a form gives the form's values there, and one without those of the layers that
-    ``match_layers`` finds. A form may depend on the task too: see ``at``.
+    ``match_layers`` finds. A form may depend on the task too: see ``at``. Of a file with feedback there are also the
+    gains, {control:feature: [T, L]} (schedules/feedback.py).
 
     Attributes:
         file: the file.
@@ -124,13 +137,27 @@ class PlayedSchedule:
         """The values [T, L] of each control at progress [T], in the dtype of ``progress``."""
         form, own = self.file.form, tuple(layers) == self.layers
         if form is None or (own and (self.features is None or not self.reads)):
-            return self._by_table(progress, layers)
+            return self._by_table(progress, layers) | self._gains(progress, layers)
         knots, steps = self.knots.to(progress.device), progress.to(torch.float64)
         values = self._by_form(form, tuple(layers))
-        return {
+        played = {
             name: interpolate(steps, knots, v.to(progress.device), "linear").to(progress.dtype)
             for name, v in values.items()
         }
+        return played | self._gains(progress, layers)
+
+    def _gains(self, progress: torch.Tensor, layers: Sequence[Layer]) -> dict[str, torch.Tensor]:
+        """The gains {control:feature: [T, L]} of a file with feedback; those that it does not name are 0."""
+        numbers = {(gain.control, gain.feature): gain.numbers for gain in self.file.feedback}
+        found: dict[str, torch.Tensor] = {}
+        for control in controls_of(self.file):
+            if any(name == control.name for name, _ in numbers):
+                none = (0.0,) * numbers_of(control)
+                rows = [numbers.get((control.name, feature), none) for feature in FEATURES]
+                table = torch.tensor(rows, dtype=torch.float64, device=progress.device)
+                curves = gain_curves(control, table, progress.to(torch.float64), layers)
+                found |= {name: v.to(progress.dtype) for name, v in curves.items()}
+        return found
 
     def _by_form(self, form: FormEntry, layers: tuple[Layer, ...]) -> dict[str, torch.Tensor]:
         """The values [K, L] of the form at the knots, remembered for the layers of the last call."""

@@ -20,6 +20,7 @@ from metasched.exchange.format import ControlEntry, ScheduleFile
 from metasched.exchange.played import PlayedSchedule
 from metasched.exchange.schedule_file import dumps
 from metasched.exchange.sparklines import BLOCKS, moments, sparkline
+from metasched.schedules.feedback import open_loop
 from metasched.tracking.console import Console
 
 _NARROW = 70  # columns; a terminal of fewer, as on a telephone, has half of the marks and fewer moments
@@ -56,6 +57,8 @@ def show_schedule(file: ScheduleFile, console: Console, marks: str = BLOCKS, col
     """
     for line in _lines(file):
         console.note(line)
+    if file.feedback:
+        _show_feedback(file, console)
     played = PlayedSchedule(file)
     u = _looked_at([played])
     found = played(u, played.layers)
@@ -89,8 +92,11 @@ def show_both(
         console.note(f"{letter}  {_lines(file)[0]}")
     if [layer.name for layer in a.layers] != [layer.name for layer in b.layers]:
         console.note("their layers differ: B is shown as it is played on the layers of A")
+    if first.feedback or second.feedback:
+        both = "both are" if first.feedback and second.feedback else f"{'A' if first.feedback else 'B'} is"
+        console.note(f"{both} corrected by what a run measures of itself: without that they are")
     u = _looked_at([a, b])
-    ours, theirs = a(u, a.layers), b(u, a.layers)
+    ours, theirs = open_loop(a(u, a.layers)), open_loop(b(u, a.layers))
     for control in (c for c in first.controls if c.name in theirs):
         one, other = ours[control.name], theirs[control.name]
         if torch.equal(one, other):
@@ -106,6 +112,16 @@ def show_both(
     for letter, mine, others in (("A", ours, theirs), ("B", theirs, ours)):
         if only := [name for name in mine if name not in others]:
             console.note(f"only in {letter}: {', '.join(only)}")
+
+
+def _show_feedback(file: ScheduleFile, console: Console) -> None:
+    """The gains, as they are in the first and in the last layer, and that the curves are what they correct."""
+    rows = []
+    for gain in file.feedback:
+        a, b = (*gain.numbers, 0.0)[:2]
+        rows.append([gain.control, gain.feature, f"{a - b:+.3g}", f"{a + b:+.3g}"])
+    console.table("feedback: how far a control follows a feature of the run", ["", "", "first layer", "last"], rows)
+    console.note("the curves are open loop: what is played follows from them and what the run measures of itself")
 
 
 def _looked_at(played: Sequence[PlayedSchedule]) -> torch.Tensor:
@@ -179,8 +195,11 @@ def _form_line(form: FormEntry) -> str:
 
 
 def _extras(file: ScheduleFile) -> dict[str, Any]:
-    """What a file of version 2 has beside, without the numbers of its form."""
-    own = {name: value if name == "task" else asdict(value) for name, value in file.extras.items()}
+    """What a file of a later version has beside, without the numbers of its form."""
+    plain = ("task", "feedback")
+    own = {name: value if name in plain else asdict(value) for name, value in file.extras.items()}
+    if file.feedback:
+        own["feedback"] = [asdict(gain) for gain in file.feedback]
     if file.form is not None:
         own["form"] = {"kind": file.form.kind, "base": file.form.base, "learned": list(file.form.learned)}
         own["form"]["reads"] = list(reads(file.form))

@@ -20,8 +20,7 @@ from metasched.core.layer import Layer
 from metasched.engines.base import Hypergradient, norm
 from metasched.meta.adam import Adam
 from metasched.schedules.base import progress_of_steps
-from metasched.schedules.learnable import LearnableSchedule
-from metasched.schedules.shared import SharedSchedule
+from metasched.schedules.shared import LearnedSchedule
 from metasched.training.faults import Fault
 
 MOST_BAD_STEPS = 3
@@ -58,16 +57,14 @@ def first_fault(parts: Mapping[str, Mapping[str, torch.Tensor]]) -> Fault | None
     return None
 
 
-def values_of(
-    schedule: LearnableSchedule | SharedSchedule, steps: int, layers: Sequence[Layer]
-) -> dict[str, torch.Tensor]:
+def values_of(schedule: LearnedSchedule, steps: int, layers: Sequence[Layer]) -> dict[str, torch.Tensor]:
     """{control: [T, L]} of a schedule, as the next step would play it."""
     with torch.no_grad():
         return schedule(progress_of_steps(steps), layers)
 
 
 def update(
-    schedule: LearnableSchedule | SharedSchedule,
+    schedule: LearnedSchedule,
     optimizer: Adam,
     gradient: Sequence[torch.Tensor],
     steps: int,
@@ -108,7 +105,7 @@ def listed(faults: Sequence[Fault], most: int = 3) -> str:
     return ", ".join(texts[:most]) + more
 
 
-def _step(schedule: LearnableSchedule | SharedSchedule, optimizer: Adam, gradient: Sequence[torch.Tensor]) -> None:
+def _step(schedule: LearnedSchedule, optimizer: Adam, gradient: Sequence[torch.Tensor]) -> None:
     for p, g in zip(schedule.parameters(), gradient, strict=True):
         p.grad = g
     optimizer.step()

@@ -3,8 +3,9 @@
 Hypergradients of several runs agree little, most in the last third of a run (docs/log/main_job.md). A search with a
 surrogate model, such as TPE, needs no derivative, in few numbers. So the first stage searches the network at
 ``meta.search_numbers`` smooth directions (schedules/directions.py), or the numbers of the family, and the second learns
-all directions from the best candidate. The section ``tune`` says how the search is made (search/tuning.py): its
-finalists, with the start among them, meet fresh seeds, so that a lucky candidate is not taken for a good one.
+all directions from the best candidate, and the gains of a schedule with feedback from 0. The section ``tune`` says how
+the search is made (search/tuning.py): its finalists, with the start among them, meet fresh seeds, so that a lucky
+candidate is not taken for a good one.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def searched_first(
     if not experiment.meta.search_steps:
         return start
     network, settings = build_problem(experiment.problem).network, _settings(experiment)
-    few = replace(experiment.schedule, directions=experiment.meta.search_numbers)
+    few = replace(experiment.schedule, directions=experiment.meta.search_numbers, feedback=False)
     seed = derive_seed(experiment.seed, "schedule network")
     searched = build_learnable(few, network.method.controls, start.schedule, learn, network.layers, seed)
     box = Box(searched, network.layers)

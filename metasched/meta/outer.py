@@ -28,18 +28,18 @@ from metasched.engines.base import OuterLoss
 from metasched.engines.sweep import plan_for
 from metasched.estimators import build_estimator
 from metasched.estimators.base import Estimate, Estimator
+from metasched.estimators.table import ESTIMATORS
 from metasched.meta.adam import QUANTITIES, Adam
 from metasched.meta.config import MetaConfig
 from metasched.meta.guards import MOST_BAD_STEPS, RunStopped, clip, keep, listed, update
 from metasched.network.flat import Tensors
 from metasched.runs.local import Runs
-from metasched.schedules.learnable import LearnableSchedule
-from metasched.schedules.shared import SharedSchedule
+from metasched.schedules.shared import LearnedSchedule
 from metasched.training.faults import Fault
 from metasched.training.problem import build_problem
 from metasched.training.state import InnerProblem
 
-Learned = TypeVar("Learned", bound=LearnableSchedule | SharedSchedule)
+Learned = TypeVar("Learned", bound=LearnedSchedule)
 
 
 class OuterRuns(Runs, Protocol):
@@ -115,13 +115,14 @@ class MetaTraining(NamedTuple, Generic[Learned]):
     history: tuple[OuterStep, ...]
 
 
-def check_estimator(config: ProblemConfig, meta: MetaConfig, kind: str) -> None:
+def check_estimator(config: ProblemConfig, meta: MetaConfig, kind: str, *, feedback: bool = False) -> None:
     """Refuses an estimator that cannot be used, before anything is written.
 
     Args:
         config: the problem that is trained.
         meta: names the estimator.
         kind: of the learnable schedule, ``network`` or ``family``.
+        feedback: whether it listens to its run.
 
     Raises:
         MetaschedError: settings that do not go together, a memory budget for an estimator that cannot keep to one, or
@@ -131,6 +132,10 @@ def check_estimator(config: ProblemConfig, meta: MetaConfig, kind: str) -> None:
         problem = "forward takes an inner run for each parameter of the schedule, and a network has hundreds"
         raise MetaschedError("meta.estimator", problem, "set schedule.kind to family, or meta.estimator to sweep")
     build_estimator(meta)
+    if feedback and not ESTIMATORS[meta.estimator].feedback:
+        can = ", ".join(name for name, row in ESTIMATORS.items() if row.feedback)
+        problem = f"{meta.estimator} cannot learn a schedule that listens to its run, which takes scores of whole runs"
+        raise MetaschedError("meta.estimator", problem, f"set it to {can}, or schedule.feedback to false")
     find_unroll(meta.estimator, meta.memory)
     if meta.memory is not None:
         problem = build_problem(config, relaxation=meta.relaxation)
@@ -204,7 +209,7 @@ def _begin(schedule: nn.Module, estimator: Estimator, runs: OuterRuns) -> OuterS
 
 def _after(
     meta: MetaConfig,
-    schedule: LearnableSchedule | SharedSchedule,
+    schedule: LearnedSchedule,
     estimate: Estimate,
     problem: InnerProblem,
     state: OuterState,
@@ -264,7 +269,7 @@ def _after(
 
 
 def _update(
-    schedule: LearnableSchedule | SharedSchedule,
+    schedule: LearnedSchedule,
     state: Tensors,
     gradients: Sequence[list[torch.Tensor]],
     lr: float,

@@ -24,8 +24,7 @@ from metasched.meta.checkpoint import Checkpoint, check_fit, read_checkpoint
 from metasched.meta.extending import rebased, sum_is_kept
 from metasched.meta.outer import OuterState
 from metasched.runs.pooled import PooledRuns
-from metasched.schedules.learnable import LearnableSchedule
-from metasched.schedules.shared import SharedSchedule
+from metasched.schedules.shared import LearnedSchedule
 
 
 def resumed_experiment(
@@ -126,7 +125,7 @@ def resumable_state(
     checkpoint: Checkpoint,
     folder: RunFolder,
     base: str,
-    schedule: LearnableSchedule | SharedSchedule,
+    schedule: LearnedSchedule,
     runs: PooledRuns,
     estimator: Estimator | None = None,
 ) -> OuterState:

@@ -13,6 +13,7 @@ from metasched.evaluation.contenders import name_of, named_schedule
 from metasched.evaluation.statistics import counted, lowest, paired_difference, summarize
 from metasched.evaluation.tuned_rate import TunedRate
 from metasched.exchange.format import MAX_RUNS, Spent
+from metasched.exchange.played import check_open_loop
 from metasched.exchange.player import spent_on
 from metasched.meta.checkpoint import Checkpoint
 from metasched.methods.base import Control
@@ -95,11 +96,13 @@ def given_start(config: ProblemConfig, start: str) -> tuple[str, Schedule] | Non
     """Name and schedule that learning starts at, where the configuration gives them; None for ``best``.
 
     Raises:
-        MetaschedError: neither the name of a hand-coded schedule nor a schedule file that fits, or no floor.
+        MetaschedError: neither the name of a hand-coded schedule nor a schedule file that fits, or no floor; or a file
+            that listens to its run.
     """
     if start == "best":
         return None
     schedule = named_schedule(config, start, "schedule.start")
+    check_open_loop(schedule, "schedule.start")
     return (start if isinstance(schedule, HandCoded) else name_of(Path(start))), schedule
 
 

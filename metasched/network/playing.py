@@ -13,6 +13,7 @@ from metasched.core.randomness import Draw
 from metasched.network.flat import Tensors
 from metasched.network.hosting import hosted
 from metasched.network.identity import fingerprint
+from metasched.network.listening import LAST, Listening, loss_of, measured_of
 from metasched.network.quantized import QuantizedNetwork
 from metasched.network.sharding import put, whole
 from metasched.network.starts import fitting_state, zeros
@@ -37,21 +38,32 @@ class Values(Protocol):
 class Player:
     """Plays a schedule on a prepared module: call ``step()`` after each ``optimizer.step()``.
 
-    All that happens between two calls of ``step`` is one step: several passes, accumulated gradients, closures of
-    LBFGS. A step is counted where ``step`` is called, whether or not the optimizer has moved.
+    A schedule that listens to its run (``listens``) needs the loss of the step: ``step(loss)``. All that happens
+    between two calls of ``step`` is one step: several passes, accumulated gradients, closures of LBFGS. A step is
+    counted where ``step`` is called, whether or not the optimizer has moved.
 
     Attributes:
         layers: the quantized layers, in the order of the data flow.
         total_steps: length of the run; after it the values do not change.
     """
 
-    def __init__(self, module: nn.Module, network: QuantizedNetwork, values: Values, seed: int, *, moves: bool) -> None:
-        self._network, self._values, self._seed = network, values, seed
+    def __init__(
+        self,
+        module: nn.Module,
+        network: QuantizedNetwork,
+        values: Values,
+        seed: int,
+        *,
+        moves: bool,
+        listener: Listening | None = None,
+    ) -> None:
+        self._network, self._values, self._seed, self._listener = network, values, seed, listener
         self.layers, self.total_steps = network.layers, values.total_steps
         found = {f"{name}.{key}" if name else key: (m, key, q) for name, m, key, q in hosted(module)}
         self._hosts = [found[layer.weight_key] for layer in network.layers]
         self._position, self._said_fall = 0, False
         self._last: list[float] = []  # fractions that were frozen in the step before
+        self._measured: Tensors = {}
         self._zeros: dict[int, torch.Tensor] = {}  # layer -> where its scale fits zeros only, in the shape of the scale
         for i, (owner, key, quantizer) in enumerate(self._hosts):
             scale, w = {**quantizer.state(), **quantizer.trainable()}.get("scale"), owner._parameters[key]
@@ -61,7 +73,7 @@ class Player:
         trainable = [(m, key) for m, key, _ in self._hosts if _parameter(m, key).requires_grad]
         self._sample = (trainable or [self._hosts[0][:2]])[0]
         trains = any(q._parameters for _, _, q in self._hosts)
-        self._watch = Watch(self.total_steps, moves=moves, needed=moves or trains or self._updates)
+        self._watch = Watch(self.total_steps, moves=moves, needed=moves or trains or self._reads_weights)
         for _, _, quantizer in self._hosts:
             quantizer.watch = self._watch
         self._begin()
@@ -70,6 +82,11 @@ class Player:
     def zero_layers(self) -> list[str]:
         """Names of the layers that start at zero."""
         return [self.layers[i].name for i, empty in self._zeros.items() if bool(empty.all())]
+
+    @property
+    def listens(self) -> bool:
+        """Whether the schedule listens to the run, so that ``step`` needs the loss."""
+        return self._listener is not None
 
     @property
     def position(self) -> int:
@@ -93,11 +110,19 @@ class Player:
         return torch.stack(found).sum() if found else _parameter(*self._hosts[0][:2]).new_zeros(())
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self, loss: torch.Tensor | float | None = None) -> None:
         """Ends a step: applies the method's update (INQ restores the frozen weights), and sets the next controls.
 
         Call it after ``optimizer.step()``.
+
+        Args:
+            loss: of the step, a number or one element, as ``backward`` was called on it; only a schedule that listens
+                reads it.
+
+        Raises:
+            MetaschedError: the schedule listens, and there is no loss, or one of several elements.
         """
+        heard = loss_of(loss) if self._listener is not None else None
         self._watch.step(trained=_parameter(*self._sample).grad is not None)
         if any(q.loaded for _, _, q in self._hosts):
             self._look_again()
@@ -107,14 +132,24 @@ class Player:
             self._update_trainable()
         for i in list(self._zeros):
             self._follow(i)
+        if heard is not None:
+            self._listen(heard)
         for _, _, quantizer in self._hosts:
             vars(quantizer)["started"] = True
         self._position += 1
         self._begin()
 
     def state_dict(self) -> dict[str, Any]:
-        """``{"step": n, "layers": identity}``: n steps taken, and a hash of the layers and their levels."""
-        return {"step": self._position, "layers": self._fingerprint()}
+        """``{"step": n, "layers": identity}``: n steps taken, and a hash of the layers and their levels.
+
+        Of a schedule that listens also ``"measured"``, what it has measured of the run and the controls of this step:
+        numbers, and lists of them.
+        """
+        state = {"step": self._position, "layers": self._fingerprint()}
+        if self._listener is not None:
+            now = {LAST + name: row for name, row in self._row.items()} if self._measured else {}
+            state["measured"] = {name: t.tolist() for name, t in {**self._measured, **now}.items()}
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes to the position of a ``state_dict``; the module's own state is in the state dict of the module.
@@ -123,13 +158,20 @@ class Player:
             MetaschedError: it is no such state, or one of other layers or levels.
         """
         step = state.get("step")
-        if set(state) != {"step", "layers"} or type(step) is not int or step < 0:
+        wanted = {"step", "layers", "measured"} if self.listens else {"step", "layers"}
+        if set(state) ^ wanted == {"measured"}:
+            problem = f"is of a schedule that {'does not listen' if self.listens else 'listens'} to its run"
+            raise MetaschedError("state_dict", problem, "prepare the model with the schedule that it had")
+        if set(state) != wanted or type(step) is not int or step < 0:
             problem = 'must be {"step": n, "layers": ...} with n at least 0'
             raise MetaschedError("state_dict", problem, "pass the result of state_dict()")
         if state["layers"] != self._fingerprint():
             names = ", ".join(layer.name for layer in self.layers)
             problem = f"is of other layers or levels than those of this network, which quantizes {names}"
             raise MetaschedError("state_dict", problem, "prepare the model as it was when the state was saved")
+        if self.listens:
+            found = measured_of(state["measured"], step, self._network.method.controls, len(self.layers))
+            self._measured = {name: self._tensor(numbers) for name, numbers in found.items()}
         self._position = step
         self._watch.loaded(step)
         self._look_again()
@@ -139,6 +181,10 @@ class Player:
         """A state was loaded: what is frozen in it stays frozen."""
         frozen = [q._buffers.get("frozen") for _, _, q in self._hosts]
         self._last = [] if None in frozen else [frozen_share(mask) for mask in frozen if mask is not None]
+        if self._last and (asked := self._measured.get(LAST + FRACTION)) is not None:
+            # a share is that of whole weights, and what was asked for is exact
+            near = zip(self._last, asked.tolist(), self.layers, strict=True)
+            self._last = [exact if abs(share - exact) * x.num_weights <= 1 else share for share, exact, x in near]
         for _, _, quantizer in self._hosts:
             quantizer.loaded = False
             quantizer.started |= self._position > 0
@@ -147,27 +193,52 @@ class Player:
         """Sets the controls of this step."""
         given = self._values.at(self._position)
         values = {c.name: [given[layer.name][c.name] for layer in self.layers] for c in self._network.method.controls}
+        if self._listener is not None:
+            values = self._corrected(self._listener, given, values)
         if FRACTION in values:
             values, fell = held(values, self._last, self.layers, say=say and not self._said_fall)
             self._said_fall |= say and fell
             self._last = values[FRACTION]
-        first = _parameter(*self._hosts[0][:2])
-        dtype = torch.promote_types(first.dtype, torch.float32)
-        self._row = {name: torch.tensor(row, dtype=dtype, device=first.device) for name, row in values.items()}
+        self._row = {name: self._tensor(row) for name, row in values.items()}
         columns = {name: row.unbind() for name, row in self._row.items()}
         for i, (_, _, quantizer) in enumerate(self._hosts):
             # past nn.Module's own look for parameters, which takes longer than all else here
             vars(quantizer)["controls"] = {name: column[i] for name, column in columns.items()}
             vars(quantizer)["draw"] = Draw(self._seed, self._position, i)
 
+    def _corrected(
+        self, listener: Listening, given: Mapping[str, Mapping[str, float]], values: Mapping[str, list[float]]
+    ) -> dict[str, list[float]]:
+        """The controls of this step as the run asks for them; after the run those of its last step."""
+        if self._position >= self.total_steps and self._measured:
+            return {name: self._measured[LAST + name].tolist() for name in values}
+        gains = [name for name in given[self.layers[0].name] if name not in values]
+        row = {name: self._tensor([given[layer.name][name] for layer in self.layers]) for name in gains}
+        row |= {name: self._tensor(column) for name, column in values.items()}
+        return {name: v.tolist() for name, v in listener.row(row, self._measured).items()}
+
+    def _tensor(self, numbers: float | list[float]) -> torch.Tensor:
+        """Numbers as the controls have them, 0-d or [L]."""
+        first = _parameter(*self._hosts[0][:2])
+        return torch.tensor(numbers, dtype=torch.promote_types(first.dtype, torch.float32), device=first.device)
+
+    def _listen(self, loss: torch.Tensor) -> None:
+        """Measures the step that ends, with its loss, 0-d."""
+        assert self._listener is not None
+        weights = self._weights()
+        starts = {layer.weight_key: q.before for layer, (_, _, q) in zip(self.layers, self._hosts, strict=True)}
+        before = {name: weights[name] if w is None else w for name, w in starts.items()}
+        params = {**weights, **self._trainable()}
+        self._measured = self._listener.after(self._measured, self._row, loss, before, params, self._state())
+
     @torch.no_grad()
     def _begin(self) -> None:
         """Begins a step at the weights as they are."""
         self._set(say=True)
-        if not self._updates:
+        if not self._reads_weights:
             return
         weights, state = self._weights(), self._state()
-        if self._position < self.total_steps:  # after the run nothing more is frozen
+        if self._updates and self._position < self.total_steps:  # after the run nothing more is frozen
             params = {**weights, **self._trainable()}
             self._keep(self._network.prepare(params, state, self._row, self._seed, self._position))
         for layer, (owner, key, quantizer) in zip(self.layers, self._hosts, strict=True):
@@ -215,12 +286,16 @@ class Player:
     def _updates(self) -> bool:
         return any(q.method.updates for _, _, q in self._hosts)
 
+    @property
+    def _reads_weights(self) -> bool:
+        return self._updates or self.listens
+
     def _fingerprint(self) -> str:
         return fingerprint(q.identity for _, _, q in self._hosts)
 
     def _weights(self) -> Tensors:
         hosts = zip(self.layers, self._hosts, strict=True)
-        if not self._updates:  # nothing reads them: sharded ones stay where they are
+        if not self._reads_weights:  # sharded ones stay where they are
             return {layer.weight_key: _parameter(owner, key) for layer, (owner, key, _) in hosts}
         return {layer.weight_key: whole(_parameter(owner, key)) for layer, (owner, key, _) in hosts}
 

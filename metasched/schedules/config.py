@@ -24,5 +24,8 @@ class ScheduleConfig:
     """points in progress that the schedule is linear between"""
     directions: Positive | None = 60
     """network only: at most so many smooth directions of the schedule are learned; null learns all weights"""
+    feedback: bool = False
+    """also learn how the controls follow what the run measures of itself: the trend of its loss, the distance of the
+    weights to their levels, how many codes flip"""
     hidden: Units = 32
     """network only: units of each of the two hidden layers"""

@@ -37,7 +37,7 @@ from metasched.methods.base import Control
 from metasched.schedules.base import Schedule, progress_of_steps
 from metasched.schedules.directions import directions, fields
 from metasched.schedules.interpolation import interpolate
-from metasched.schedules.space import into, out_of, straight
+from metasched.schedules.space import into, into_range, out_of, straight
 
 EVEN_SHARE = 0.02  # eps
 _WAVES = 4  # number of cosines of progress among the inputs
@@ -206,27 +206,13 @@ def _features(layer: Layer) -> list[float]:
     ]
 
 
-def _into_range(control: Control, base: torch.Tensor, correction: torch.Tensor) -> torch.Tensor:
-    """range(logit(base) + correction); from a bound of the range, a quarter of the range per unit of correction."""
-    width = control.high - control.low
-    share = (base - control.low) / width
-    inside = (share > 0) & (share < 1)
-    safe = torch.where(inside, share, 0.5)
-    moved = control.low + width * torch.sigmoid(torch.logit(safe) + correction)
-    # at a bound the logit is infinite: a straight line with the slope that the logistic function has in the middle;
-    # where, not clamp, whose derivative at its own bounds, where learning starts, differs between versions of torch
-    inwards = torch.where(share <= 0, correction, -correction) / 4
-    way = width * torch.where(inwards < 0, 0.0, inwards).clamp_max(1)
-    return torch.where(inside, moved, torch.where(share <= 0, base + way, base - way))
-
-
 def _moving(control: Control, knots: torch.Tensor) -> torch.Tensor:
     """Mask [K - 1] of the intervals between knots that end before the dwell begins; always includes the first one."""
     return (knots[1:] <= 1 - control.dwell) | (knots[:-1] == 0)
 
 
 def _free(control: Control, base: torch.Tensor, correction: torch.Tensor, knots: torch.Tensor) -> torch.Tensor:
-    values = _into_range(control, base, correction)
+    values = into_range(control.low, control.high, base, correction)
     if control.end is None:
         return values
     before_end = torch.cat([_moving(control, knots), torch.tensor([False])])
@@ -249,7 +235,7 @@ def _monotone(
     stop: torch.Tensor,
     knots: torch.Tensor,
 ) -> torch.Tensor:
-    first = _into_range(control, base[0], start)
+    first = into_range(control.low, control.high, base[0], start)
     last = _free_end(control, base, first, stop) if control.end is None else torch.full_like(first, control.end)
     way = (base[1:] - base[:-1]).abs()
     # for a constant base only the even share, eps, remains

@@ -22,6 +22,7 @@ from torch import nn
 
 from metasched.core.features import FEATURES, bounded
 from metasched.core.layer import Layer
+from metasched.schedules.feedback import FeedbackSchedule
 from metasched.schedules.learnable import LearnableSchedule
 
 
@@ -76,3 +77,6 @@ class SharedSchedule(nn.Module):
 
     def _inputs(self, features: Mapping[str, float]) -> torch.Tensor:
         return self.weights.new_tensor([1.0, *(phi / math.sqrt(len(FEATURES)) for phi in bounded(features))])
+
+
+LearnedSchedule = LearnableSchedule | FeedbackSchedule | SharedSchedule  # what an outer loop moves

@@ -61,3 +61,25 @@ def at_shares(control: Control, shares: torch.Tensor) -> torch.Tensor:
     line = straight(control)
     values = line.low + (line.high - line.low) * shares
     return values if control.scale == "linear" else values.exp().clamp(control.low, control.high)
+
+
+def into_range(low: float, high: float, base: torch.Tensor, correction: torch.Tensor) -> torch.Tensor:
+    """range(logit(base) + correction), range(z) = low + (high - low) sigmoid(z), in the learned space.
+
+    From a bound of the range, where the logit is infinite, a quarter of the range per unit of correction.
+
+    Args:
+        low, high: the range.
+        base: [...], values in it.
+        correction: [...].
+    """
+    width = high - low
+    share = (base - low) / width
+    inside = (share > 0) & (share < 1)
+    safe = torch.where(inside, share, 0.5)
+    moved = low + width * torch.sigmoid(torch.logit(safe) + correction)
+    # at a bound the logit is infinite: a straight line with the slope that the logistic function has in the middle;
+    # where, not clamp, whose derivative at its own bounds, where learning starts, differs between versions of torch
+    inwards = torch.where(share <= 0, correction, -correction) / 4
+    way = width * torch.where(inwards < 0, 0.0, inwards).clamp_max(1)
+    return torch.where(inside, moved, torch.where(share <= 0, base + way, base - way))

@@ -15,7 +15,7 @@ from metasched.config.schema import ProblemConfig
 from metasched.core.layer import Layer
 from metasched.evaluation.contenders import named_schedule
 from metasched.exchange.baselines import TOLERANCE, knots_within
-from metasched.exchange.played import PlayedSchedule
+from metasched.exchange.played import PlayedSchedule, check_open_loop
 from metasched.exchange.portfolios import portfolio_for
 from metasched.methods.base import Control
 from metasched.schedules.base import Schedule, progress_of_steps
@@ -67,6 +67,7 @@ def members(
     made = []
     for word in found.schedules:
         played = named_schedule(config, word, "tune.warm_start")
+        check_open_loop(played, "tune.warm_start")
         own = sampled(played, network.layers)
         point = None
         if tune.space == "family":

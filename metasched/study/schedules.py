@@ -15,7 +15,7 @@ from metasched.evaluation.comparison import LSQ
 from metasched.evaluation.references import with_learned_scales, without_learned_scales
 from metasched.exchange.export import export
 from metasched.exchange.format import MAX_RUNS, Metric, Provenance, ScheduleFile, Spent
-from metasched.exchange.played import PlayedSchedule, for_task
+from metasched.exchange.played import PlayedSchedule, check_open_loop, for_task
 from metasched.exchange.player import check_method, load, spent_on
 from metasched.exchange.schedule_file import dumps
 from metasched.io.environment import versions
@@ -75,7 +75,7 @@ def resolved(given: Given, work: Work, knots: int, path: str) -> Tried:
         path: what error messages begin with.
 
     Raises:
-        MetaschedError: no such schedule, or one of another method.
+        MetaschedError: no such schedule, one of another method, or one that listens to its run.
     """
     method = work.method
     family = schedules_of(method)
@@ -90,6 +90,7 @@ def resolved(given: Given, work: Work, knots: int, path: str) -> Tried:
         problem = f"has a {type(schedule).__name__} for a schedule"
         raise MetaschedError(path, problem, "give a name, the path of a file, or a schedule")
     if isinstance(schedule, PlayedSchedule):
+        check_open_loop(schedule, path)
         check_method(schedule.file, method.name, work.controls, path)
         own = for_task(schedule, lambda: features_of(work.layers, work.steps))
         return named(schedule.file.provenance.name, own, knots)

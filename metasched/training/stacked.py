@@ -20,6 +20,7 @@ from torch import nn
 
 from metasched.io.environment import cpu_model
 from metasched.methods.base import Evaluating
+from metasched.schedules.feedback import listens
 from metasched.training.loop import train
 from metasched.training.replayed import stacked_steps
 from metasched.training.stacked_norm import with_mapped_norms
@@ -77,8 +78,11 @@ def _same_bits_mapped(m: nn.Module) -> bool:
 def train_each(
     problem: InnerProblem, controls: Mapping[str, torch.Tensor], seeds: Sequence[int]
 ) -> list[TrainingState]:
-    """The states after T steps from each seed under the same controls ({control: [T, L]}), mapped where that pays."""
-    if mapping_pays(problem, len(seeds)):
+    """The states after T steps from each seed under the same controls ({control: [T, L]}), mapped where that pays.
+
+    Runs under a schedule that listens are not mapped.
+    """
+    if mapping_pays(problem, len(seeds)) and not listens(controls):
         try:
             end = train_mapped(problem, {n: v.expand(len(seeds), *v.shape) for n, v in controls.items()}, seeds)
             return [of_run(end, i) for i in range(len(seeds))]
@@ -121,13 +125,13 @@ def stacked(problem: InnerProblem, states: Sequence[TrainingState]) -> TrainingS
 
     What the optimizer has once for all parameters, such as the number of steps, stays as it is.
     """
-    params, buffers, own, method, health = (
+    params, buffers, own, method, health, measured = (
         {name: torch.stack([part[name] for part in parts]) for name in parts[0]} for parts in zip(*states, strict=True)
     )
     optimizer = {
         name: own[name] if t.dim() else states[0].optimizer[name] for name, t in problem.optimizer.init(params).items()
     }
-    return TrainingState(params, buffers, optimizer, method, health)
+    return TrainingState(params, buffers, optimizer, method, health, measured)
 
 
 def of_run(state: TrainingState, run: int) -> TrainingState:

@@ -14,6 +14,7 @@ from metasched.core.randomness import derive_seed
 from metasched.network.fitting import fit
 from metasched.network.flat import ControlRow, Tensors
 from metasched.network.quantized import QuantizedNetwork
+from metasched.schedules.feedback import open_loop
 from metasched.tasks.base import Task, start
 from metasched.training.finite import FINITE, all_finite
 from metasched.training.optimizers.base import Hyper, Optimizer
@@ -22,7 +23,8 @@ from metasched.training.optimizers.base import Hyper, Optimizer
 class TrainingState(NamedTuple):
     """All that training carries from step to step: flat dicts of tensors.
 
-    ``health`` says whether all numbers so far were finite (see finite.py).
+    ``health`` says whether all numbers so far were finite (see finite.py); ``measured`` is what a run under a schedule
+    that listens has measured of itself (see feedback.py), and empty in other runs.
     """
 
     params: Tensors
@@ -30,6 +32,7 @@ class TrainingState(NamedTuple):
     optimizer: Tensors
     method: Tensors
     health: Tensors
+    measured: Tensors = {}  # noqa: RUF012 - never changed in place
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class InnerProblem:
         """The state before the first step; the initial weights are a function of the seed and of ``first``.
 
         Args:
-            first: the controls of the first step, {control: [L]}.
+            first: the controls of the first step, {control: [L]}; gains among them play no part.
 
         Raises:
             MetaschedError: controls that have not one value for each layer.
@@ -89,7 +92,7 @@ class InnerProblem:
         module = self.network.module
         like = {name: p for name, p in module.named_parameters()}
         own = {name: p.detach().to(like[name]) for name, p in fresh.named_parameters()}
-        params, method = self.network.initialize(own, first, self.seed)
+        params, method = self.network.initialize(own, open_loop(first), self.seed)
         if self.network.fits_activations:
             trainable, fitted = self._fitted(own)
             params, method = params | trainable, method | fitted

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 
 from metasched.network.flat import ControlRow, Tensors
+from metasched.schedules.feedback import listens
 from metasched.training.finite import FINITE, all_finite, each_finite
 from metasched.training.loss import training_loss
 from metasched.training.optimizers.base import update_stacked
@@ -65,6 +66,7 @@ def inner_step(
     Raises:
         RuntimeError: torch.vmap refuses the model or the method of stacked runs.
     """
+    assert not listens(row), "whoever takes steps of a run that listens turns gains into values: see take_steps"
     state = with_leaves(state, keep_graph=differentiable)
     found = evaluate(problem, state, row, step, differentiable=differentiable, seeds=seeds)
     after = advance(problem, state, found, row, step, differentiable=differentiable, seeds=seeds)

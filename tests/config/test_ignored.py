@@ -180,6 +180,7 @@ ELSEWHERE = {  # field -> the test that shows what it changes
     "task.pretrained": "tests/tasks/test_pretraining.py",
     **dict.fromkeys(("task.factory", "task.args"), "tests/tasks/test_own_task.py"),
     "optimizer.parameters": "tests/training/optimizers/test_outside.py",
+    "schedule.feedback": "tests/commands/test_feedback.py",
     "schedule.start": "tests/e2e/test_train.py",
     **dict.fromkeys(("meta.steps", "meta.runs", "meta.clip"), "tests/estimators/test_contract.py"),
     "meta.lr": "tests/meta/test_resume.py",

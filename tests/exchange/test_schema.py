@@ -65,7 +65,7 @@ def test_other_kinds_of_layers_are_for_version_2(golden: str) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"version": 3},
+        {"version": 4},
         {"version": True},
         {"format": "other"},
         {"extra": 1},

@@ -13,6 +13,7 @@ import pytest
 
 from metasched.config.load import load_experiment
 from metasched.config.writing import dump_yaml, to_dict
+from metasched.core.errors import MetaschedError
 from metasched.evaluation.comparison import Arm, Comparison
 from metasched.exchange.pbt import read_policy
 from metasched.exchange.player import SchedulePlayer
@@ -41,6 +42,15 @@ def parametric(path: Path) -> None:
     assert dumps(file).encode() == path.read_bytes()
     values = SchedulePlayer(file, 7, rate=0.01, batches_per_epoch=10.0, pretrained=False).at(6)
     assert all(math.isfinite(v) for layer in values.values() for v in layer.values())
+
+
+def listening(path: Path) -> None:
+    """Files with feedback; what its gains mean is in test_feedback.py."""
+    file = read_schedule(path)
+    assert file.version == 3 and file.form is not None and len(file.feedback) == 6
+    assert dumps(file).encode() == path.read_bytes()
+    with pytest.raises(MetaschedError, match="sees neither the loss nor the weights"):
+        SchedulePlayer(file, 7)
 
 
 def one_noise(path: Path) -> None:
@@ -126,6 +136,7 @@ READERS: dict[str, Callable[[Path], None]] = {
     "schedule_v2_family.json": parametric,
     "schedule_v2_network.json": parametric,
     "schedule_v2_shared.json": parametric,
+    "schedule_v3_feedback.json": listening,
     "config_v1.yaml": config,
     "metrics_v1.jsonl": metrics,
     "comparison_v1.json": comparison,

@@ -15,7 +15,7 @@ import torch
 
 from metasched.core.errors import MetaschedError
 from metasched.exchange.format import ScheduleFile
-from metasched.exchange.played import PlayedSchedule
+from metasched.exchange.played import PlayedSchedule, check_open_loop
 from metasched.exchange.quantlab.controllers import FUNCTIONS, Decay, activation_module
 from metasched.exchange.quantlab.importing import MAX_EPOCHS
 from metasched.quantizers.noise import NOISE_FAMILIES
@@ -68,6 +68,7 @@ def export_quantlab(file: ScheduleFile, epochs: int) -> Written:
         problem = f"is {file.method.name!r}; QuantLab has {' and '.join(_WRITERS)}"
         raise MetaschedError("method.name", problem, "export a schedule of one of these methods")
     schedule = PlayedSchedule(file)
+    check_open_loop(schedule, "feedback")
     starts = torch.arange(epochs, dtype=torch.float64) / epochs
     played = {name: values.numpy() for name, values in schedule(starts, schedule.layers).items()}
     quantize, fits = _WRITERS[file.method.name](file, played)
