@@ -69,7 +69,7 @@ def described(path: Path) -> dict[str, Any]:
 def kept_lines(path: Path) -> dict[str, dict[str, Any]]:
     """Ramp -> its line in an earlier table.json."""
     result = json.loads(path.read_text("utf-8"))
-    return {x["ramp"]: {"environment": result.get("environment"), **x} for x in result["lines"]}
+    return {x["ramp"]: {"environment": result.get("environment"), "unconfirmed": None, **x} for x in result["lines"]}
 
 
 def run(command: str, folder: Path, words: Sequence[str]) -> RunFolder:
@@ -168,7 +168,8 @@ def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
         cells = [f"{arm['mean']:.4f} ({arm['name']})" if (arm := others[kind]) else "" for kind in KINDS]
         learned = f"{x['learned']:.4f}"
         if not x["exported"]:
-            learned += f" (no gain confirmed: {x['start']}; found {x['unconfirmed']:.4f})"
+            found = "" if x["unconfirmed"] is None else f"; found {x['unconfirmed']:.4f}"
+            learned += f" (no gain confirmed: {x['start']}{found})"
         ps = ["" if value is None else f"{value:.2g}" for value in (p, q)]
         rows.append(
             [
