@@ -143,7 +143,7 @@ class _Plain:
             if not soon:
                 return
         work = self._work
-        if done < total and now - work.began < _QUICK:
+        if soon < done < total and now - work.began < _QUICK:  # the first outer steps are shown at once
             return
         further = done >= total or done * _LINES // max(total, 1) > work.shown * _LINES // max(total, 1)
         if done and (further or done <= soon or now - work.at >= _SILENT):
