@@ -105,7 +105,7 @@ class Inspection:
         for name in ("module", "tensor", "type", "quantized, or why not"):
             table.add_column(name, overflow="fold")
         for name in ("levels", "parameters", "MACs"):
-            table.add_column(name, justify="right")
+            table.add_column(name, justify="right", overflow="fold")
         for cells in self.cells():
             table.add_row(*(Text(printable(cell)) for cell in cells))
         return table

@@ -75,7 +75,7 @@ ATTACKS = {
     "schedules/right_to_left_name.json": ("method.name", "got '\\u202eana'"),
     "schedules/two_documents.json": ("line ", "not JSON: Extra data"),
     "schedules/unknown_key.json": ("__class__", "unknown key"),
-    "schedules/unknown_version.json": ("version", "unknown version 3; known: 1, 2"),
+    "schedules/unknown_version.json": ("version", "unknown version 4; known: 1, 2, 3"),
     "schedules/utf_16.json": ("not UTF-8 at byte 0", ""),
     "schedules/value_outside.json": ("values.noise_scale[0][0]", "must lie in [0.0, 1.0]"),
     "schedules/yaml_tag.json": (NOT_JSON, ""),

@@ -159,7 +159,8 @@ def test_a_state_of_other_channel_bits_is_refused() -> None:
         one.load_state_dict(other.state_dict())
 
 
-def test_inspect_says_that_levels_are_by_channel() -> None:
+def test_inspect_says_that_levels_are_by_channel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     row = metasched.inspect(linear(), recipe(), torch.zeros(1, 6)).rows[0]
     assert row.levels is None and row.bits is not None and 1.5 < row.bits < 4 and row.coding == "by channel"
     assert "by channel (" in str(metasched.inspect(linear(), recipe(), torch.zeros(1, 6)))
