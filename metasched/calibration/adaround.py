@@ -90,7 +90,7 @@ def played(problem: InnerProblem, schedule: Schedule, name: str) -> Tensors:
     """The values {control: [T, L]} of a schedule for the layers of a problem, in the dtype of its weights.
 
     Raises:
-        MetaschedError: the schedule lacks a control, or listens to its run.
+        MetaschedError: the schedule lacks a control, or is closed-loop.
     """
     check_open_loop(schedule, "calibrate: schedule")
     own = for_task(schedule, lambda: features_of_inner(problem))

@@ -153,7 +153,7 @@ def recipe_of(quantize: QuantizeConfig) -> RecipeEntry | None:
 def show(values: Tensors, progress: torch.Tensor, layers: Sequence[Layer], folder: RunFolder, tracker: Tracker) -> None:
     """Draws the values {control: [T, L]} of a schedule at progress [T] into the run folder, and logs them.
 
-    Of one that listens to its run these are the open-loop values.
+    Of a closed-loop one these are the open-loop values.
     """
     values = open_loop(values)
     names = [layer.name for layer in layers]

@@ -16,7 +16,7 @@ from metasched.core.errors import MetaschedError
 from metasched.engines.products import vector_jacobian
 from metasched.network.flat import Call, Model, Tensors
 from metasched.schedules.base import progress_of_steps
-from metasched.schedules.feedback import listens
+from metasched.schedules.feedback import is_closed_loop
 from metasched.training.faults import Fault
 from metasched.training.finite import FINITE
 from metasched.training.loss import precise
@@ -174,13 +174,13 @@ def control_gradient(unroll: Unroll, problem: InnerProblem, controls: Controls, 
 
 
 def check_open_loop(controls: Controls) -> None:
-    """Refuses the gains of a schedule that listens ({control:feature: [T, L]}) where a run is differentiated.
+    """Refuses the gains of a closed-loop schedule ({control:feature: [T, L]}) where a run is differentiated.
 
     Raises:
         MetaschedError: there are some.
     """
-    if listens(controls):
-        problem = "listens to its run, and what it measures there has no derivative"
+    if is_closed_loop(controls):
+        problem = "is closed-loop, and what it measures there has no derivative"
         raise MetaschedError("schedule", problem, "set meta.estimator to es, or schedule.feedback to false")
 
 

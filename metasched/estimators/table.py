@@ -28,7 +28,7 @@ class EstimatorSpec:
             differentiate by the engine ``sweep``, which can keep to a memory budget.
         many: whether it can learn over many tasks: it carries on nothing about one task, and gives slopes of ``pairs``
             or ``exact`` gradients; "": it cannot.
-        feedback: whether it can learn schedules that listen to their runs: it plays whole runs and differentiates none.
+        feedback: whether it can learn closed-loop schedules: it plays whole runs and differentiates none.
     """
 
     name: str

@@ -41,7 +41,7 @@ def export(
     Between knots where the schedule itself is linear (or constant, for ``previous``), the file reproduces it exactly;
     elsewhere it is exact at the knots only. Where the schedule is a schedule network or family on a hand-coded base, or
     one that many tasks share, the file has its form too (form.py), and plays it on other layers; a schedule from a file
-    keeps its form. One that listens to its run has its gains in the file.
+    keeps its form. A closed-loop one has its gains in the file.
 
     Args:
         schedule: returns at least the values of ``controls``; or one that many tasks share.
@@ -99,7 +99,7 @@ def export(
 
 
 def _feedback(schedule: Schedule | SharedSchedule) -> tuple[GainEntry, ...]:
-    """The gains of a schedule that listens to its run."""
+    """The gains of a closed-loop schedule."""
     from metasched.exchange.played import PlayedSchedule
     from metasched.schedules.feedback import FEATURES, FeedbackSchedule
 

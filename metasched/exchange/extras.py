@@ -5,8 +5,8 @@ The form says what function of layers and task the table is a sample of. With th
     numbers = w_0 + sum_f w_f tanh((x_f - centre_f) / spread_f) / sqrt(F),    0 in place of tanh where x_f is not known
 
 are those of the windows of schedules/family.py, or the output weights of the network of schedules/network.py, whose
-other weights are the body. Without features there is w_0 alone. Version 3 has the gains of a schedule that listens to
-its run (schedules/feedback.py).
+other weights are the body. Without features there is w_0 alone. Version 3 has the gains of a closed-loop schedule
+(schedules/feedback.py).
 """
 
 from __future__ import annotations

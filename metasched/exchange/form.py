@@ -38,7 +38,7 @@ _SOME = tuple(Layer(f"layer{i}", i / 2, "conv", "weight+activation", 9, 90, 2.0)
 def form_of(schedule: Schedule | SharedSchedule, method: MethodConfig) -> FormEntry | None:
     """The form of a schedule network or family on a hand-coded base, or of one that many tasks share.
 
-    That of a schedule that listens to its run is the form of its open-loop part.
+    That of a closed-loop schedule is the form of its open-loop part.
 
     Args:
         schedule: anything that gives schedules.

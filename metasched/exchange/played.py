@@ -71,13 +71,13 @@ def warn_of_guesses(schedule: Schedule, layers: Sequence[Layer], where: str) -> 
 
 
 def check_open_loop(schedule: Schedule, path: str) -> None:
-    """Refuses a schedule that listens to its run, where a function of progress and layers alone is needed.
+    """Refuses a closed-loop schedule, where a function of progress and layers alone is needed.
 
     Raises:
         MetaschedError: it has feedback; ``path`` is what the message begins with.
     """
     if isinstance(schedule, PlayedSchedule) and schedule.file.feedback:
-        problem = "is a file that listens to its run, and this takes a function of progress and layers alone"
+        problem = "is the file of a closed-loop schedule, and this takes a function of progress and layers alone"
         raise MetaschedError(path, problem, "name another schedule, or remove the field feedback of the file")
 
 

@@ -18,7 +18,7 @@ from metasched.exchange.schedule_file import read_schedule
 from metasched.methods.base import Control
 from metasched.schedules.base import Schedule, progress_of_steps
 from metasched.schedules.curves import HandCoded
-from metasched.schedules.feedback import listens as has_gains
+from metasched.schedules.feedback import is_closed_loop
 from metasched.schedules.table import hand_coded, method_of_hand_coded
 
 
@@ -64,7 +64,7 @@ class SchedulePlayer:
             needs them.
         rate, batches_per_epoch, pretrained: of the task, for a file whose form depends on them: the largest learning
             rate, the batches in one pass of the training data, whether training starts from a pretrained network.
-        listens: whether you turn the gains of a schedule that listens to its run into values, as ``prepare`` does; else
+        closed_loop: whether you turn the gains of a closed-loop schedule into values, as ``prepare`` does; else
             such a schedule is refused, because this player sees neither the loss nor the weights.
 
     Attributes:
@@ -72,7 +72,7 @@ class SchedulePlayer:
 
     Raises:
         MetaschedError: the file cannot be read, no schedule of that name, there are no steps or no layers, or the
-            schedule listens to its run.
+            the schedule is closed-loop.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class SchedulePlayer:
         rate: float | None = None,
         batches_per_epoch: float | None = None,
         pretrained: bool | None = None,
-        listens: bool = False,
+        closed_loop: bool = False,
     ) -> None:
         if isinstance(schedule, str | os.PathLike):
             schedule = load(schedule)
@@ -107,8 +107,8 @@ class SchedulePlayer:
         self._progress = progress_of_steps(total_steps)
         self._position = 0
         self._current = self.at(0)
-        if not listens and has_gains(next(iter(self._current.values()))):
-            problem = "listens to its run, and this player sees neither the loss nor the weights"
+        if not closed_loop and is_closed_loop(next(iter(self._current.values()))):
+            problem = "is closed-loop, and this player sees neither the loss nor the weights"
             raise MetaschedError("schedule", problem, "play it with metasched.prepare, or remove its field feedback")
 
     def at(self, step: int) -> dict[str, dict[str, float]]:

@@ -122,7 +122,7 @@ def check_estimator(config: ProblemConfig, meta: MetaConfig, kind: str, *, feedb
         config: the problem that is trained.
         meta: names the estimator.
         kind: of the learnable schedule, ``network`` or ``family``.
-        feedback: whether it listens to its run.
+        feedback: whether the schedule is closed-loop.
 
     Raises:
         MetaschedError: settings that do not go together, a memory budget for an estimator that cannot keep to one, or
@@ -134,7 +134,7 @@ def check_estimator(config: ProblemConfig, meta: MetaConfig, kind: str, *, feedb
     build_estimator(meta)
     if feedback and not ESTIMATORS[meta.estimator].feedback:
         can = ", ".join(name for name, row in ESTIMATORS.items() if row.feedback)
-        problem = f"{meta.estimator} cannot learn a schedule that listens to its run, which takes scores of whole runs"
+        problem = f"{meta.estimator} cannot learn a closed-loop schedule, which takes scores of whole runs"
         raise MetaschedError("meta.estimator", problem, f"set it to {can}, or schedule.feedback to false")
     find_unroll(meta.estimator, meta.memory)
     if meta.memory is not None:

@@ -96,8 +96,8 @@ def given_start(config: ProblemConfig, start: str) -> tuple[str, Schedule] | Non
     """Name and schedule that learning starts at, where the configuration gives them; None for ``best``.
 
     Raises:
-        MetaschedError: neither the name of a hand-coded schedule nor a schedule file that fits, or no floor; or a file
-            that listens to its run.
+        MetaschedError: neither the name of a hand-coded schedule nor a schedule file that fits, or no floor; or the
+            file of a closed-loop schedule.
     """
     if start == "best":
         return None

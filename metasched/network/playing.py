@@ -10,10 +10,10 @@ from torch import nn
 
 from metasched.core.errors import MetaschedError, unknown_name
 from metasched.core.randomness import Draw
+from metasched.network.closed_loop import LAST, Controlling, loss_of, measured_of
 from metasched.network.flat import Tensors
 from metasched.network.hosting import hosted
 from metasched.network.identity import fingerprint
-from metasched.network.listening import LAST, Listening, loss_of, measured_of
 from metasched.network.quantized import QuantizedNetwork
 from metasched.network.sharding import put, whole
 from metasched.network.starts import fitting_state, zeros
@@ -38,7 +38,7 @@ class Values(Protocol):
 class Player:
     """Plays a schedule on a prepared module: call ``step()`` after each ``optimizer.step()``.
 
-    A schedule that listens to its run (``listens``) needs the loss of the step: ``step(loss)``. All that happens
+    A closed-loop schedule (``closed_loop``) needs the loss of the step: ``step(loss)``. All that happens
     between two calls of ``step`` is one step: several passes, accumulated gradients, closures of LBFGS. A step is
     counted where ``step`` is called, whether or not the optimizer has moved.
 
@@ -55,9 +55,9 @@ class Player:
         seed: int,
         *,
         moves: bool,
-        listener: Listening | None = None,
+        controller: Controlling | None = None,
     ) -> None:
-        self._network, self._values, self._seed, self._listener = network, values, seed, listener
+        self._network, self._values, self._seed, self._controller = network, values, seed, controller
         self.layers, self.total_steps = network.layers, values.total_steps
         found = {f"{name}.{key}" if name else key: (m, key, q) for name, m, key, q in hosted(module)}
         self._hosts = [found[layer.weight_key] for layer in network.layers]
@@ -84,9 +84,9 @@ class Player:
         return [self.layers[i].name for i, empty in self._zeros.items() if bool(empty.all())]
 
     @property
-    def listens(self) -> bool:
-        """Whether the schedule listens to the run, so that ``step`` needs the loss."""
-        return self._listener is not None
+    def closed_loop(self) -> bool:
+        """Whether the schedule is closed-loop, so that ``step`` needs the loss."""
+        return self._controller is not None
 
     @property
     def position(self) -> int:
@@ -116,13 +116,13 @@ class Player:
         Call it after ``optimizer.step()``.
 
         Args:
-            loss: of the step, a number or one element, as ``backward`` was called on it; only a schedule that listens
+            loss: of the step, a number or one element, as ``backward`` was called on it; only a closed-loop schedule
                 reads it.
 
         Raises:
-            MetaschedError: the schedule listens, and there is no loss, or one of several elements.
+            MetaschedError: the schedule is closed-loop, and there is no loss, or one of several elements.
         """
-        heard = loss_of(loss) if self._listener is not None else None
+        given_loss = loss_of(loss) if self._controller is not None else None
         self._watch.step(trained=_parameter(*self._sample).grad is not None)
         if any(q.loaded for _, _, q in self._hosts):
             self._look_again()
@@ -132,8 +132,8 @@ class Player:
             self._update_trainable()
         for i in list(self._zeros):
             self._follow(i)
-        if heard is not None:
-            self._listen(heard)
+        if given_loss is not None:
+            self._measure(given_loss)
         for _, _, quantizer in self._hosts:
             vars(quantizer)["started"] = True
         self._position += 1
@@ -142,11 +142,11 @@ class Player:
     def state_dict(self) -> dict[str, Any]:
         """``{"step": n, "layers": identity}``: n steps taken, and a hash of the layers and their levels.
 
-        Of a schedule that listens also ``"measured"``, what it has measured of the run and the controls of this step:
+        Of a closed-loop schedule also ``"measured"``, what it has measured of the run and the controls of this step:
         numbers, and lists of them.
         """
         state = {"step": self._position, "layers": self._fingerprint()}
-        if self._listener is not None:
+        if self._controller is not None:
             now = {LAST + name: row for name, row in self._row.items()} if self._measured else {}
             state["measured"] = {name: t.tolist() for name, t in {**self._measured, **now}.items()}
         return state
@@ -158,9 +158,9 @@ class Player:
             MetaschedError: it is no such state, or one of other layers or levels.
         """
         step = state.get("step")
-        wanted = {"step", "layers", "measured"} if self.listens else {"step", "layers"}
+        wanted = {"step", "layers", "measured"} if self.closed_loop else {"step", "layers"}
         if set(state) ^ wanted == {"measured"}:
-            problem = f"is of a schedule that {'does not listen' if self.listens else 'listens'} to its run"
+            problem = f"is of {'an open-loop' if self.closed_loop else 'a closed-loop'} schedule"
             raise MetaschedError("state_dict", problem, "prepare the model with the schedule that it had")
         if set(state) != wanted or type(step) is not int or step < 0:
             problem = 'must be {"step": n, "layers": ...} with n at least 0'
@@ -169,7 +169,7 @@ class Player:
             names = ", ".join(layer.name for layer in self.layers)
             problem = f"is of other layers or levels than those of this network, which quantizes {names}"
             raise MetaschedError("state_dict", problem, "prepare the model as it was when the state was saved")
-        if self.listens:
+        if self.closed_loop:
             found = measured_of(state["measured"], step, self._network.method.controls, len(self.layers))
             self._measured = {name: self._tensor(numbers) for name, numbers in found.items()}
         self._position = step
@@ -193,8 +193,8 @@ class Player:
         """Sets the controls of this step."""
         given = self._values.at(self._position)
         values = {c.name: [given[layer.name][c.name] for layer in self.layers] for c in self._network.method.controls}
-        if self._listener is not None:
-            values = self._corrected(self._listener, given, values)
+        if self._controller is not None:
+            values = self._corrected(self._controller, given, values)
         if FRACTION in values:
             values, fell = held(values, self._last, self.layers, say=say and not self._said_fall)
             self._said_fall |= say and fell
@@ -207,7 +207,7 @@ class Player:
             vars(quantizer)["draw"] = Draw(self._seed, self._position, i)
 
     def _corrected(
-        self, listener: Listening, given: Mapping[str, Mapping[str, float]], values: Mapping[str, list[float]]
+        self, controller: Controlling, given: Mapping[str, Mapping[str, float]], values: Mapping[str, list[float]]
     ) -> dict[str, list[float]]:
         """The controls of this step as the run asks for them; after the run those of its last step."""
         if self._position >= self.total_steps and self._measured:
@@ -215,21 +215,21 @@ class Player:
         gains = [name for name in given[self.layers[0].name] if name not in values]
         row = {name: self._tensor([given[layer.name][name] for layer in self.layers]) for name in gains}
         row |= {name: self._tensor(column) for name, column in values.items()}
-        return {name: v.tolist() for name, v in listener.row(row, self._measured).items()}
+        return {name: v.tolist() for name, v in controller.row(row, self._measured).items()}
 
     def _tensor(self, numbers: float | list[float]) -> torch.Tensor:
         """Numbers as the controls have them, 0-d or [L]."""
         first = _parameter(*self._hosts[0][:2])
         return torch.tensor(numbers, dtype=torch.promote_types(first.dtype, torch.float32), device=first.device)
 
-    def _listen(self, loss: torch.Tensor) -> None:
+    def _measure(self, loss: torch.Tensor) -> None:
         """Measures the step that ends, with its loss, 0-d."""
-        assert self._listener is not None
+        assert self._controller is not None
         weights = self._weights()
         starts = {layer.weight_key: q.before for layer, (_, _, q) in zip(self.layers, self._hosts, strict=True)}
         before = {name: weights[name] if w is None else w for name, w in starts.items()}
         params = {**weights, **self._trainable()}
-        self._measured = self._listener.after(self._measured, self._row, loss, before, params, self._state())
+        self._measured = self._controller.after(self._measured, self._row, loss, before, params, self._state())
 
     @torch.no_grad()
     def _begin(self) -> None:
@@ -288,7 +288,7 @@ class Player:
 
     @property
     def _reads_weights(self) -> bool:
-        return self._updates or self.listens
+        return self._updates or self.closed_loop
 
     def _fingerprint(self) -> str:
         return fingerprint(q.identity for _, _, q in self._hosts)

@@ -28,9 +28,9 @@ from metasched.network.recipe import Recipe
 from metasched.network.sites import recompute_by
 from metasched.schedules.base import Schedule, progress_of_steps
 from metasched.schedules.curves import HandCoded
-from metasched.schedules.feedback import listens, open_loop
+from metasched.schedules.feedback import is_closed_loop, open_loop
 from metasched.schedules.table import completed
-from metasched.training.feedback import listener_of
+from metasched.training.feedback import controller_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -101,7 +101,7 @@ def prepare(
         values,
         seed,
         moves=_moves(plays, network),
-        listener=listener_of(network, next(iter(values.at(0).values())), total_steps),
+        controller=controller_of(network, next(iter(values.at(0).values())), total_steps),
     )
     if zero := player.zero_layers:
         what = "all weights are 0; their scales follow them until some are frozen"
@@ -133,7 +133,7 @@ def _played(
         raise MetaschedError("schedule", problem, "give a name of `metasched list`, a path, a file or a schedule")
     if isinstance(schedule, HandCoded):
         schedule = completed(schedule, controls) or schedule
-    player = SchedulePlayer(schedule, total_steps, network.layers, **about, listens=True)
+    player = SchedulePlayer(schedule, total_steps, network.layers, **about, closed_loop=True)
     set_by_it = player.at(0)[network.layers[0].name]
     for control in controls:
         if control.name not in set_by_it:
@@ -147,7 +147,7 @@ def _moves(schedule: Schedule, network: QuantizedNetwork) -> bool:
     """Whether the values of a schedule change over a run."""
     with torch.no_grad():
         values = schedule(progress_of_steps(9), network.layers)
-    return any(bool((column != column[:1]).any()) for column in open_loop(values).values()) or listens(values)
+    return any(bool((column != column[:1]).any()) for column in open_loop(values).values()) or is_closed_loop(values)
 
 
 def with_quantizers(network: QuantizedNetwork, example: Example, seed: int) -> nn.Module:

@@ -21,7 +21,7 @@ from metasched.engines.base import (
 from metasched.engines.stacked import control_gradients_mapped, judge_mapped
 from metasched.engines.tangent import Slope, slope_along
 from metasched.network.flat import rows, rows_of
-from metasched.schedules.feedback import listens
+from metasched.schedules.feedback import is_closed_loop
 from metasched.training.faults import Fault, broken, locate
 from metasched.training.loop import take_steps
 from metasched.training.replayed import stacked_steps
@@ -221,8 +221,8 @@ def reach(problem: InnerProblem, segment: Segment, outer: OuterLoss) -> Reached:
 
 
 def reach_each(problem: InnerProblem, segments: Sequence[Segment], outer: OuterLoss) -> list[Reached]:
-    """``reach`` for segments over the same steps, mapped where that pays and none listens to itself."""
-    if mapping_pays(problem, len(segments)) and not any(listens(s.controls) for s in segments):
+    """``reach`` for segments over the same steps, mapped where that pays and none is closed-loop."""
+    if mapping_pays(problem, len(segments)) and not any(is_closed_loop(s.controls) for s in segments):
         try:
             return reach_mapped(problem, segments, outer)
         except RuntimeError:  # what torch.vmap refuses; any other reason comes up again below

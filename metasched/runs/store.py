@@ -30,7 +30,7 @@ from metasched.io.json_text import json_text
 from metasched.io.reading import read_regular
 from metasched.methods.base import Control
 from metasched.schedules.base import progress_of_steps
-from metasched.schedules.feedback import listens
+from metasched.schedules.feedback import is_closed_loop
 from metasched.schedules.interpolation import interpolate
 from metasched.schedules.space import into, out_of, straight
 from metasched.training.features import features_of_problem
@@ -68,7 +68,7 @@ class Store:
 
         Args:
             config: what was trained.
-            controls: the schedule that was played, {control: [T, L]}; nothing is kept of one that listens to its run.
+            controls: the schedule that was played, {control: [T, L]}; nothing is kept of a closed-loop one.
             seeds: of the runs.
             steps: T.
             part: on which they were scored.
@@ -76,7 +76,7 @@ class Store:
         """
         problem = build_problem(config, steps=steps)
         declared, layers = problem.network.method.controls, problem.network.layers
-        if not declared or listens(controls):
+        if not declared or is_closed_loop(controls):
             return  # a floor or the ceiling, where nothing is scheduled, or values that follow from the run
         row = {
             "task": problem.fingerprint,

@@ -1,4 +1,4 @@
-"""A schedule that listens to its run: an open-loop schedule, corrected by a few measured features.
+"""A closed-loop schedule: an open-loop schedule, corrected by a few measured features.
 
 With b the open-loop value of a control in a layer of relative depth d, and phi_f the features of the run so far,
 
@@ -101,10 +101,10 @@ def gain_curves(
     return {f"{control.name}{_SIGN}{name}": curves[:, f] for f, name in enumerate(FEATURES)}
 
 
-def listens(values: Mapping[str, object]) -> bool:
+def is_closed_loop(values: Mapping[str, object]) -> bool:
     """Whether values of a schedule, by name, have gains among them.
 
-    >>> listens({"weight_width": 1, "weight_width:flips": 0}), listens({"weight_width": 1})
+    >>> is_closed_loop({"weight_width": 1, "weight_width:flips": 0}), is_closed_loop({"weight_width": 1})
     (True, False)
     """
     return any(_SIGN in name for name in values)

@@ -1,4 +1,4 @@
-"""The two kinds of schedule that can be learned, a network and a hand-coded family; either may listen to its run."""
+"""The two kinds of schedule that can be learned, a network and a hand-coded family; either may be closed-loop."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def build_trained(
     layers: Sequence[Layer],
     seed: int,
 ) -> LearnableSchedule | FeedbackSchedule:
-    """``build_learnable``, with the gains of a schedule that listens to its run where the configuration has feedback.
+    """``build_learnable``, with the gains of a closed-loop schedule where the configuration has feedback.
 
     Raises:
         MetaschedError: feedback, and no control is learned.

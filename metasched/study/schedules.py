@@ -75,7 +75,7 @@ def resolved(given: Given, work: Work, knots: int, path: str) -> Tried:
         path: what error messages begin with.
 
     Raises:
-        MetaschedError: no such schedule, one of another method, or one that listens to its run.
+        MetaschedError: no such schedule, one of another method, or a closed-loop one.
     """
     method = work.method
     family = schedules_of(method)

@@ -1,4 +1,4 @@
-"""What a run measures of itself, for schedules that listen (schedules/feedback.py), and the controls that follow.
+"""What a run measures of itself, for closed-loop schedules (schedules/feedback.py), and the controls that follow.
 
 After each step, with its loss x, the weights w before and after it, and T steps in the run:
 
@@ -21,17 +21,17 @@ from dataclasses import dataclass
 
 import torch
 
+from metasched.network.closed_loop import LAST
 from metasched.network.flat import ControlRow, Tensors
-from metasched.network.listening import LAST
 from metasched.network.quantized import QuantizedNetwork
-from metasched.schedules.feedback import corrected, gains_of, listens, open_loop
+from metasched.schedules.feedback import corrected, gains_of, is_closed_loop, open_loop
 
 FAST, SLOW = 1 / 20, 1 / 5  # spans of the averages, as shares of the run
 _SURROGATE = 0.5  # of harden, whose derivative is not asked for
 
 
 @dataclass(frozen=True)
-class Listener:
+class Controller:
     """How the controls of a run follow what it measures.
 
     Attributes:
@@ -99,9 +99,9 @@ class Listener:
         }
 
 
-def listener_of(network: QuantizedNetwork, names: Collection[str], steps: int) -> Listener | None:
-    """Who listens in a run of so many steps under controls of these names; None where there are no gains."""
-    return Listener(network, steps) if listens(dict.fromkeys(names)) else None
+def controller_of(network: QuantizedNetwork, names: Collection[str], steps: int) -> Controller | None:
+    """The controller of a run of so many steps under controls of these names; None where there are no gains."""
+    return Controller(network, steps) if is_closed_loop(dict.fromkeys(names)) else None
 
 
 def features_of(measured: Mapping[str, torch.Tensor], steps: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ from torch import nn
 from metasched.core.errors import MetaschedError
 from metasched.network.flat import Model, Tensors, rows
 from metasched.tasks.base import Part
-from metasched.training.feedback import listener_of
+from metasched.training.feedback import controller_of
 from metasched.training.state import InnerProblem, TrainingState, own_draws
 from metasched.training.step import inner_step
 
@@ -60,18 +60,18 @@ def take_steps(
 
     Args:
         problem, state, differentiable, seeds: see ``inner_step``.
-        controls: of these S steps, {control: [S, L]}, and the gains of a schedule that listens; of N stacked runs
+        controls: of these S steps, {control: [S, L]}, and the gains of a closed-loop schedule; of N stacked runs
             {control: [S, N, L]}, without gains.
         steps: which they are.
     """
-    listener = listener_of(problem.network, controls, problem.steps)
-    assert listener is None or (seeds is None and not differentiable), "runs that listen are plain and single"
+    controller = controller_of(problem.network, controls, problem.steps)
+    assert controller is None or (seeds is None and not differentiable), "closed-loop runs are plain and single"
     for i, step in enumerate(steps):
         row, before = rows(controls, i), state
-        row = listener.row(row, before.measured) if listener else row
+        row = controller.row(row, before.measured) if controller else row
         state, loss, gradients = inner_step(problem, state, row, step, differentiable=differentiable, seeds=seeds)
-        if listener:
-            now = listener.after(before.measured, row, loss, before.params, state.params, state.method)
+        if controller:
+            now = controller.after(before.measured, row, loss, before.params, state.params, state.method)
             state = state._replace(measured=now)
         yield Stepped(step, state, loss, gradients, row)
 

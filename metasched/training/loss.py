@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_map
 
 from metasched.core.errors import MetaschedError
 from metasched.network.flat import Call, ControlRow, Tensors
-from metasched.schedules.feedback import listens
+from metasched.schedules.feedback import is_closed_loop
 from metasched.training.state import InnerProblem, TrainingState, own_draws
 
 
@@ -51,11 +51,11 @@ def training_loss(
     normalization updates in place.
 
     Raises:
-        MetaschedError: there are gains among the controls, of a schedule that listens, which ``take_steps`` turns into
+        MetaschedError: there are gains among the controls, of a closed-loop schedule, which ``take_steps`` turns into
             values.
     """
-    if listens(controls):
-        wrong = "listens to its run, and this loop does not measure it"
+    if is_closed_loop(controls):
+        wrong = "is closed-loop, and this loop does not measure it"
         raise MetaschedError("schedule", wrong, "train with metasched.train, or under an open-loop schedule")
     network = problem.network
     method = network.prepare(state.params, state.method, controls, problem.seed, step)

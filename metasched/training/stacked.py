@@ -20,7 +20,7 @@ from torch import nn
 
 from metasched.io.environment import cpu_model
 from metasched.methods.base import Evaluating
-from metasched.schedules.feedback import listens
+from metasched.schedules.feedback import is_closed_loop
 from metasched.training.loop import train
 from metasched.training.replayed import stacked_steps
 from metasched.training.stacked_norm import with_mapped_norms
@@ -80,9 +80,9 @@ def train_each(
 ) -> list[TrainingState]:
     """The states after T steps from each seed under the same controls ({control: [T, L]}), mapped where that pays.
 
-    Runs under a schedule that listens are not mapped.
+    Runs under a closed-loop schedule are not mapped.
     """
-    if mapping_pays(problem, len(seeds)) and not listens(controls):
+    if mapping_pays(problem, len(seeds)) and not is_closed_loop(controls):
         try:
             end = train_mapped(problem, {n: v.expand(len(seeds), *v.shape) for n, v in controls.items()}, seeds)
             return [of_run(end, i) for i in range(len(seeds))]

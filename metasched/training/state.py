@@ -23,8 +23,8 @@ from metasched.training.optimizers.base import Hyper, Optimizer
 class TrainingState(NamedTuple):
     """All that training carries from step to step: flat dicts of tensors.
 
-    ``health`` says whether all numbers so far were finite (see finite.py); ``measured`` is what a run under a schedule
-    that listens has measured of itself (see feedback.py), and empty in other runs.
+    ``health`` says whether all numbers so far were finite (see finite.py); ``measured`` is what a run under a
+    closed-loop schedule has measured of itself (see feedback.py), and empty in other runs.
     """
 
     params: Tensors

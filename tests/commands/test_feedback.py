@@ -1,4 +1,4 @@
-"""Schedules that listen, from the command line: learned, stopped and resumed, shown, compared, deployed, refused."""
+"""Closed-loop schedules, from the command line: learned, stopped and resumed, shown, compared, deployed, refused."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ TINY: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("listening") / "tiny.yaml"
+    path = tmp_path_factory.mktemp("closed") / "tiny.yaml"
     path.write_text(yaml.safe_dump(TINY))
     return path
 
@@ -137,15 +137,15 @@ def test_play_and_deploy_take_it(trained: Path, config: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (["train", "{}", "--meta.estimator", "guided"], "meta.estimator: guided cannot learn a schedule that listens"),
+        (["train", "{}", "--meta.estimator", "guided"], "meta.estimator: guided cannot learn a closed-loop schedule"),
         (["train", "{}", "--meta.estimator", "pes"], "set it to es, or schedule.feedback to false"),
-        (["train", "{}", "--schedule.start", str(GOLDEN)], "schedule.start: is a file that listens to its run"),
+        (["train", "{}", "--schedule.start", str(GOLDEN)], "schedule.start: is the file of a closed-loop schedule"),
         (["tune", "{}"], "schedule.feedback: is learned by `metasched train` alone"),
         (["online", "{}"], "schedule.feedback: is learned by `metasched train` alone"),
         (["sensitivity", "{}"], "schedule.feedback: is learned by `metasched train` alone"),
         (
             ["sensitivity", "{}", "--schedule.feedback", "false", "--schedule", str(GOLDEN)],
-            "--schedule: is a file that",
+            "--schedule: is the file of a closed-loop schedule",
         ),
     ],
 )
@@ -159,13 +159,13 @@ def test_what_cannot_take_it_says_so_in_one_line(
 
 def test_so_do_functions() -> None:
     schedule = PlayedSchedule(read_schedule(GOLDEN))
-    with pytest.raises(MetaschedError, match="calibrate: schedule: is a file that listens"):
+    with pytest.raises(MetaschedError, match="calibrate: schedule: is the file of a closed-loop"):
         calibrated(mock.Mock(), schedule, "golden")
     inq = replace(schedule.file, method=MethodEntry(name="inq", parameters={}), form=None)
-    with pytest.raises(MetaschedError, match="feedback: is a file that listens"):
+    with pytest.raises(MetaschedError, match="feedback: is the file of a closed-loop"):
         export_quantlab(inq, 3)
     work = mock.Mock(spec=Work, method=schedule.method, controls=())
-    with pytest.raises(MetaschedError, match="start: is a file that listens"):
+    with pytest.raises(MetaschedError, match="start: is the file of a closed-loop"):
         resolved(schedule, work, 5, "start")
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -23,7 +24,10 @@ def test_interrupt(config: Path, tmp_path: Path) -> None:
         start_new_session=True,  # a process group of its own, as a shell gives it
     )
     assert process.stdout is not None
+    watchdog = threading.Timer(120, os.killpg, (process.pid, signal.SIGKILL))  # or it would wait for a line for ever
+    watchdog.start()
     seen = next((line for line in process.stdout if line.startswith("outer step 2/")), None)
+    watchdog.cancel()
     assert seen is not None, process.communicate()
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
     _, errors = process.communicate(timeout=60)

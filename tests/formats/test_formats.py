@@ -44,7 +44,7 @@ def parametric(path: Path) -> None:
     assert all(math.isfinite(v) for layer in values.values() for v in layer.values())
 
 
-def listening(path: Path) -> None:
+def closed(path: Path) -> None:
     """Files with feedback; what its gains mean is in test_feedback.py."""
     file = read_schedule(path)
     assert file.version == 3 and file.form is not None and len(file.feedback) == 6
@@ -136,7 +136,7 @@ READERS: dict[str, Callable[[Path], None]] = {
     "schedule_v2_family.json": parametric,
     "schedule_v2_network.json": parametric,
     "schedule_v2_shared.json": parametric,
-    "schedule_v3_feedback.json": listening,
+    "schedule_v3_feedback.json": closed,
     "config_v1.yaml": config,
     "metrics_v1.jsonl": metrics,
     "comparison_v1.json": comparison,

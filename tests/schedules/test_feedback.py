@@ -1,4 +1,4 @@
-"""Schedules that listen: the correction against the formula in numpy, and what holds for all numbers."""
+"""Closed-loop schedules: the correction against the formula in numpy, and what holds for all numbers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from metasched.schedules.feedback import (
     corrected,
     gain_curves,
     gains_of,
-    listens,
+    is_closed_loop,
     open_loop,
 )
 from metasched.schedules.learnable import build_learnable, build_trained
@@ -143,7 +143,7 @@ def test_before_learning_it_is_its_base_with_gains_of_0() -> None:
     family = ScheduleFamily(controls, base, ["weight_width"], knots=5, layers=LAYERS)
     schedule, u = FeedbackSchedule(family), progress_of_steps(7)
     values = schedule(u, LAYERS)
-    assert listens(values) and not listens(open_loop(values))
+    assert is_closed_loop(values) and not is_closed_loop(open_loop(values))
     assert all(torch.equal(v, family(u, LAYERS)[name]) for name, v in open_loop(values).items())
     gains = gains_of(values)
     assert list(gains) == ["weight_width"] and gains["weight_width"].shape == (3, 7, 3)

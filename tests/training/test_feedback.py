@@ -24,7 +24,7 @@ from metasched.runs.local import Along, LocalRuns, Run, Segment, reach_each
 from metasched.schedules.family import ScheduleFamily
 from metasched.schedules.feedback import FeedbackSchedule, open_loop
 from metasched.tasks.config import TaskConfig
-from metasched.training.feedback import Listener, features_of, listener_of
+from metasched.training.feedback import Controller, controller_of, features_of
 from metasched.training.loop import take_steps
 from metasched.training.optimizers.config import OptimizerConfig
 from metasched.training.stacked import train_each, train_mapped
@@ -72,14 +72,14 @@ def test_by_hand() -> None:
     def weight(*numbers: float) -> Tensors:
         return {key: torch.tensor(numbers, dtype=torch.float64).reshape(2, 2)}
 
-    listener = Listener(network, 100)  # averages move by 1 / 5 and 1 / 20
+    controller = Controller(network, 100)  # averages move by 1 / 5 and 1 / 20
     first_end = weight(0.0, 1.2, 1.5, -3.0)
-    first = listener.after({}, row, torch.tensor(4.0), weight(0.0, 0.9, 1.5, -3.0), first_end, state)
+    first = controller.after({}, row, torch.tensor(4.0), weight(0.0, 0.9, 1.5, -3.0), first_end, state)
     assert float(first["loss_fast"]) == float(first["loss_slow"]) == 4
     assert first["flips"].tolist() == [0.25]  # 0.9 is nearest to 0, 1.2 to 2
     # distances 0, 0.8, 0.5, and 1 beyond the levels; half a quantum is 1
     assert first["distance"].tolist() == pytest.approx([(0 + 0.8 + 0.5 + 1) / 4], abs=1e-15)
-    second = listener.after(
+    second = controller.after(
         first, row, torch.tensor(2.0), weight(0.0, 1.2, 1.5, -3.0), weight(2.0, -2.0, 2.0, 2.0), state
     )
     assert float(second["loss_fast"]) == pytest.approx(4 - 2 / 5) and float(second["loss_slow"]) == pytest.approx(3.9)
@@ -95,9 +95,9 @@ def test_losses_that_are_not_finite_do_not_count() -> None:
     row = {c.name: torch.tensor([1.0], dtype=torch.float64) for c in network.method.controls}
     w = {network.layers[0].weight_key: torch.zeros(2, 2, dtype=torch.float64)}
     state = {f"{network.layers[0].name}/scale": torch.ones(1, 1, dtype=torch.float64)}
-    listener, measured = Listener(network, 10), {}
+    controller, measured = Controller(network, 10), {}
     for loss in (float("inf"), 3.0, float("nan"), float("inf")):
-        measured = listener.after(measured, row, torch.tensor(loss, dtype=torch.float64), w, w, state)
+        measured = controller.after(measured, row, torch.tensor(loss, dtype=torch.float64), w, w, state)
         assert bool(features_of(measured, 10).isfinite().all())
     assert float(measured["loss_fast"]) == float(measured["loss_slow"]) == 3
     assert features_of(measured, 10)[0].tolist() == [0.0]
@@ -108,7 +108,7 @@ def test_a_layer_of_zeros_is_no_distance_away() -> None:
     row = {c.name: torch.tensor([1.0], dtype=torch.float64) for c in network.method.controls}
     w = {network.layers[0].weight_key: torch.zeros(2, 2, dtype=torch.float64)}
     state = {f"{network.layers[0].name}/scale": torch.zeros(1, 1, dtype=torch.float64)}
-    measured = Listener(network, 10).after({}, row, torch.tensor(0.0), w, w, state)
+    measured = Controller(network, 10).after({}, row, torch.tensor(0.0), w, w, state)
     assert features_of(measured, 10).tolist() == [[0.0], [-1.0], [-1.0]]
 
 
@@ -116,11 +116,11 @@ def test_a_layer_of_zeros_is_no_distance_away() -> None:
 def test_a_run_without_gains_is_the_open_loop_bit_for_bit(method: dict[str, Any]) -> None:
     problem = problem_of(**method)
     controls = controls_of(problem, gain=0.0)
-    listening, plain = train(problem, controls), train(problem, open_loop(controls))
-    assert listening.state.measured and not plain.state.measured
-    assert torch.equal(listening.losses, plain.losses)
+    closed, plain = train(problem, controls), train(problem, open_loop(controls))
+    assert closed.state.measured and not plain.state.measured
+    assert torch.equal(closed.losses, plain.losses)
     for part in ("params", "buffers", "optimizer", "method"):
-        own = getattr(listening.state, part)
+        own = getattr(closed.state, part)
         assert all(torch.equal(own[name], t) for name, t in getattr(plain.state, part).items())
 
 
@@ -174,14 +174,14 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_bits() -> None:
         assert all(torch.equal(v, other.state.measured[name]) for name, v in one.state.measured.items())
 
 
-def test_who_listens() -> None:
+def test_which_runs_have_a_controller() -> None:
     problem = problem_of()
     controls = controls_of(problem)
-    assert listener_of(problem.network, controls, STEPS) == Listener(problem.network, STEPS)
-    assert listener_of(problem.network, open_loop(controls), STEPS) is None
+    assert controller_of(problem.network, controls, STEPS) == Controller(problem.network, STEPS)
+    assert controller_of(problem.network, open_loop(controls), STEPS) is None
 
 
-def test_runs_that_listen_are_not_mapped() -> None:
+def test_closed_loop_runs_are_not_mapped() -> None:
     problem = problem_of()
     controls, seeds = controls_of(problem), [1, 2, 3, 4]
     alone = [train(problem.with_seed(seed), controls).state for seed in seeds]
@@ -202,7 +202,7 @@ def test_no_engine_differentiates_them() -> None:
         lambda: runs.gradients([Run(controls, 1)]),
         lambda: runs.slopes([Along(controls, controls, 1)]),
     ):
-        with pytest.raises(MetaschedError, match="listens to its run") as refused:
+        with pytest.raises(MetaschedError, match="is closed-loop") as refused:
             ask()
         assert "es" in refused.value.fix
     assert runs.judged([Run(controls, 1)])[0].loss > 0

@@ -30,8 +30,8 @@ def follow(player: Player, module: nn.Module, optimizers: Optimizer | Iterable[A
         a handle, whose ``remove()`` ends it.
 
     Raises:
-        MetaschedError: no optimizer trains the module, or several do; or the schedule listens to its run, whose loss no
-            optimizer knows.
+        MetaschedError: no optimizer trains the module, or several do; or the schedule is closed-loop and needs
+            the loss, which no optimizer knows.
 
     >>> import torch, metasched
     >>> model, inq = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), metasched.MethodConfig(name="inq")
@@ -43,8 +43,8 @@ def follow(player: Player, module: nn.Module, optimizers: Optimizer | Iterable[A
     >>> player.position
     1
     """
-    if player.listens:
-        problem = "listens to its run, and trainers do not hand on the loss of a step"
+    if player.closed_loop:
+        problem = "is closed-loop, and trainers do not hand on the loss of a step"
         raise MetaschedError("schedule", problem, "call player.step(loss) in a loop of your own")
     given = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
     inner = [_unwrapped(optimizer) for optimizer in given]

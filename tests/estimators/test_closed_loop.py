@@ -1,4 +1,4 @@
-"""Evolution strategies on a schedule that listens: they see its gains as further numbers, and nothing else changes."""
+"""Evolution strategies on a closed-loop schedule: they see its gains as further numbers, and nothing else changes."""
 
 from __future__ import annotations
 

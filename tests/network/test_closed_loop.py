@@ -1,4 +1,4 @@
-"""A prepared module in a plain loop under a schedule that listens, against the training loop of this package."""
+"""A prepared module in a plain loop under a closed-loop schedule, against the training loop of this package."""
 
 from __future__ import annotations
 
@@ -106,14 +106,14 @@ def test_a_plain_loop_plays_the_controls_of_the_inner_run_bit_for_bit(method: st
         assert row == {name: v.tolist() for name, v in done.row.items()}, done.step
         moved += sum(float((v - plain[name][done.step].to(v)).abs().sum()) for name, v in done.row.items())
         assert one_step(module, player, optimizer, problem) == float(done.loss)
-    assert moved > 0.1  # the run has been listened to
+    assert moved > 0.1  # the run has been measured
 
 
 def test_gains_of_0_are_the_open_loop_bit_for_bit() -> None:
     problem = problem_of("joint")
     schedule = schedule_of(problem, gain=0.0)
     one, other = own(problem, schedule, "joint"), own(problem, schedule.base, "joint")
-    assert one[1].listens and not other[1].listens
+    assert one[1].closed_loop and not other[1].closed_loop
     for _ in range(STEPS):
         assert row_of(one[1], problem) == row_of(other[1], problem)
         assert one_step(*one, problem) == one_step(*other, problem)  # an open-loop player takes a loss as well
@@ -164,14 +164,14 @@ def test_a_loss_that_is_missing_or_several_is_refused_before_anything_changes() 
 def test_states_that_do_not_fit_are_refused_in_one_line() -> None:
     problem = problem_of("widths")
     schedule = schedule_of(problem)
-    (_, listening, _), (_, plain, _) = own(problem, schedule, "widths"), own(problem, schedule.base, "widths")
-    listening.step(1.0)
+    (_, closed, _), (_, plain, _) = own(problem, schedule, "widths"), own(problem, schedule.base, "widths")
+    closed.step(1.0)
     plain.step()
-    state = listening.state_dict()
-    with pytest.raises(MetaschedError, match="is of a schedule that listens"):
+    state = closed.state_dict()
+    with pytest.raises(MetaschedError, match="is of a closed-loop schedule"):
         plain.load_state_dict(state)
-    with pytest.raises(MetaschedError, match="is of a schedule that does not listen"):
-        listening.load_state_dict(plain.state_dict())
+    with pytest.raises(MetaschedError, match="is of an open-loop schedule"):
+        closed.load_state_dict(plain.state_dict())
     measured = state["measured"]
     for wrong in (
         {},
@@ -182,15 +182,15 @@ def test_states_that_do_not_fit_are_refused_in_one_line() -> None:
         {**measured, "more": 1.0},
     ):
         with pytest.raises(MetaschedError, match="state_dict: measured"):
-            listening.load_state_dict({**state, "measured": wrong})
-    listening.load_state_dict(state)
+            closed.load_state_dict({**state, "measured": wrong})
+    closed.load_state_dict(state)
 
 
 def test_what_cannot_give_a_loss_says_so() -> None:
     problem = problem_of("widths")
     schedule = schedule_of(problem)
     module, player, optimizer = own(problem, schedule, "widths")
-    with pytest.raises(MetaschedError, match="listens to its run"):
+    with pytest.raises(MetaschedError, match="is closed-loop"):
         follow(player, module, optimizer)
     with pytest.raises(MetaschedError, match="sees neither the loss nor the weights"):
         SchedulePlayer(schedule, STEPS, problem.network.layers)

@@ -1,4 +1,4 @@
-"""What a player needs for a schedule that listens to its run: who listens, the loss of a step, and the state of it."""
+"""What a player needs for a closed-loop schedule: its controller, the loss of a step, and what was measured."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from metasched.network.flat import ControlRow, Tensors
 LAST = "last/"  # before the name of a control, whose values in the step before are measured too
 
 
-class Listening(Protocol):
+class Controlling(Protocol):
     """How the controls of a run follow what it measures of itself; see training/feedback.py."""
 
     def row(self, row: ControlRow, measured: Tensors) -> Tensors:
@@ -35,7 +35,7 @@ def loss_of(loss: torch.Tensor | float | None) -> torch.Tensor:
         MetaschedError: nothing was, or several elements.
     """
     if loss is None:
-        problem = "is not given to player.step(), and the schedule listens to it"
+        problem = "is not given to player.step(), and the schedule is closed-loop"
         raise MetaschedError("loss", problem, "call player.step(loss) with the loss of the step")
     found = loss if isinstance(loss, torch.Tensor) else torch.tensor(float(loss), dtype=torch.float64)
     if found.numel() != 1:
@@ -56,7 +56,7 @@ def measured_of(state: Any, step: int, controls: Sequence[Control], layers: int)
     wanted = {"loss_fast": 0, "loss_slow": 0} | dict.fromkeys(of_layers, layers)
     named = isinstance(state, dict) and set(state) == set(wanted)
     if not named or not all(_are(state[name], count) for name, count in wanted.items()):
-        problem = "is not what a schedule that listens measures of these layers"
+        problem = "is not what a closed-loop schedule measures of these layers"
         raise MetaschedError("state_dict: measured", problem, "pass the result of state_dict()")
     return state
 
