@@ -66,7 +66,7 @@ def run_arena(experiment: Experiment, folder: Path, console: Console, known: Seq
             broken = sum(line.error is not None for line in of_task)
             new = sum(line.error is None and line.key not in lines for line in of_task)
             left = clock.after(number, new > 0)
-            said = f"{len(of_task)} lines, {new} new{f', {broken} broken' if broken else ''}"
+            said = f"{len(of_task)} results, {new} new{f', {broken} broken' if broken else ''}"
             console.note(f"task {number}/{len(tasks)} {task.name}: {said}{left}")
     return of_rows(rows, str(path))
 

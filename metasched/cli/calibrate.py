@@ -74,6 +74,8 @@ def run(arguments: argparse.Namespace) -> None:
         folders = (Path(f) if f else None for f in (arguments.output, arguments.deploy))
         result = calibrate.run(request, calibrate.How(arguments.method, options, by, *folders), console)
     print_result({**({"folder": arguments.output} if arguments.output else {}), **result}, arguments.json)
+    if not (arguments.output or arguments.deploy or arguments.json):
+        print("nothing was written; `-o FOLDER` writes the network, and `--deploy FOLDER` its integers")
 
 
 def _options(given: list[str]) -> dict[str, Any]:

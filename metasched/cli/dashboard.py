@@ -7,6 +7,8 @@ import argparse
 from metasched.cli.experiment import add_experiment, load
 from metasched.cli.output import add_json, print_result
 
+_DRY = "dry run: nothing is sent to wandb; this is what it would make, with the kind of each panel"
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of the command."""
@@ -25,6 +27,6 @@ def run(arguments: argparse.Namespace) -> None:
 
     if arguments.dry_run:
         lines = listing(build(experiment, entity))
-        print_result({"panels": lines}, as_json=True) if arguments.json else print("\n".join(lines))
+        print_result({"panels": lines}, as_json=True) if arguments.json else print("\n".join([_DRY, *lines]))
         return
     print_result({"workspace": publish(build(experiment, entity))}, arguments.json)

@@ -66,6 +66,8 @@ def run(arguments: argparse.Namespace) -> None:
     with console_of(arguments) as console:
         if not learns:
             check(experiment.problem, Path(arguments.output))
+        task, steps = experiment.task.label, arguments.horizon * experiment.task.steps
+        console.note(f"{experiment.name}: {experiment.method.name} on {task}, {steps} steps under {schedule}")
         result = deploy(
             experiment.problem,
             experiment.seed,

@@ -23,4 +23,5 @@ def run(arguments: argparse.Namespace) -> None:
 
     with console_of(arguments) as console:
         result = inspect(experiment, console, strict=arguments.strict)
-    print_result(result, arguments.json)
+    if arguments.json:
+        print_result(result, as_json=True)

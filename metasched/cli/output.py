@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metasched.core.errors import printable
@@ -35,8 +36,16 @@ def print_result(result: dict[str, Any], as_json: bool) -> None:
     else:
         for key, value in result.items():
             if not isinstance(value, dict | list):  # structured values have been shown as tables
-                text = value if isinstance(value, str) else json_text(value).strip('"')
+                shown = float(f"{value:.6g}") if isinstance(value, float) else value  # all digits are in the JSON
+                text = value if isinstance(value, str) else json_text(shown).strip('"')
                 print(f"{key}: {printable(text)}")
+
+
+def say_next(schedule: Path, as_json: bool) -> None:
+    """Prints what can be done with the schedule that a run has written."""
+    if schedule.exists() and not as_json:
+        shown = printable(str(schedule))
+        print(f"next: metasched show {shown}\n      metasched.load({shown!r}), in Python")
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from metasched.cli.output import add_json, console_of, print_result
+from metasched.cli.output import add_json, console_of, print_result, say_next
 from metasched.cli.run_folders import add_resumable, resumable_folder
 
 
@@ -24,3 +24,4 @@ def run(arguments: argparse.Namespace) -> None:
 
         result = tune(experiment, folder, console)
     print_result({"folder": str(folder.path), **result}, arguments.json)
+    say_next(folder.schedule, arguments.json)

@@ -117,7 +117,8 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
         began = (start.name, Contender(experiment.problem, start.schedule))
         published = publish(to_dict(experiment), comparison, arms, folder, tracker, console, start=began)
     spent = {"selecting": start.selecting, "tuning": settings.inner_steps}
-    result = {"schedule": str(folder.schedule), "start": start.name, "inner_steps": spent, "score": best.score}
+    result = {"schedule": str(folder.schedule), "report": published["report"], "start": start.name}
+    result |= {"inner_steps": spent, "score": best.score}
     return {**result, "verdict": published["verdict"]}
 
 

@@ -94,7 +94,7 @@ def _compared(
 
     def total(name: str, compared: Callable[[Array], Agreement], size: int = _BATCH) -> Agreement:
         parts = map(compared, _batches(codes, size))
-        return sum(watched(console, f"images compared with {name}", parts, len(codes), size), Agreement())
+        return sum(watched(console, f"images by {name}", parts, len(codes), size), Agreement())
 
     found = {"PyTorch": total("PyTorch", lambda part: agreement(twin, integer, [part]))}
     if model is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from textwrap import wrap
+from textwrap import shorten, wrap
 from typing import NamedTuple, Protocol, TextIO, TypeVar
 
 from metasched.core.errors import printable
@@ -198,21 +198,32 @@ class _Live:
         if self._work is None or _starts(self._work, what, done):
             self.close()
             self._work = _Work(what, done, now, done, now)
-            self._task = self._progress.add_task("", total=total, completed=done, what=printable(what))
+            self._task = self._progress.add_task("", total=total, completed=done, what=self._named(what))
             self._progress.start()
         self._work = self._work._replace(shown=done)
-        room = self._terminal.width - len(what) - 2 * len(str(total)) - 4  # two gaps, a slash and a column to spare
+        room = self._terminal.width - len(self._named(what)) - 2 * len(str(total)) - 4  # gaps, a slash, one to spare
         room -= 11 if self._terminal.width >= _NARROW else 0
         text = fitting("  ".join(part for part in (self._work.pace(done, total, now), said) if part), room)
         self._progress.update(self._task, completed=done, total=total, description=printable(text))
         if done >= total:
             self.close()
 
+    def _named(self, what: str) -> str:
+        """The work, in three fifths of the line."""
+        return shorten(printable(what), max(3 * self._terminal.width // 5, 10), placeholder="")
+
     def outer(self, step: int, total: int, metrics: Mapping[str, Scalar]) -> None:
         self.progress("outer step", step, total, summary(metrics))
 
     def note(self, text: str) -> None:
-        self._terminal.print(printable(text), markup=False, soft_wrap=True)
+        shown = printable(text)
+        indent = " " * (len(shown) - len(shown.lstrip()) + 2)
+        lines = [shown]
+        if len(shown) > self._terminal.width:  # paths and options stay whole, so that they can be copied
+            room = self._terminal.width
+            lines = wrap(shown, room, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        for line in lines:
+            self._terminal.print(line, markup=False, soft_wrap=True)
 
     def table(
         self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Scalar]], marked: Collection[str] = ()
@@ -225,19 +236,24 @@ class _Live:
         words = [
             max(len(word) for row in (columns, *cells) for word in row[i].split() or [""]) for i in range(len(columns))
         ]
-        if sum(words) + 2 * len(words) > self._terminal.width:  # no name is broken, which could not be copied
+        words[0] = max(len(row[0]) for row in (columns, *cells))
+        room = self._terminal.width - 2 * len(words)
+        if sum(words) > room:  # no name is broken, which could not be copied
             self.note(title)
             for row in cells:
                 self._terminal.print(Text(row[0], "bold cyan" if row[0] in marked else "bold"))
-                rest = "; ".join(f"{name}: {cell}" for name, cell in zip(columns[1:], row[1:], strict=True) if cell)
+                rest = "; ".join(
+                    f"{name}: {cell}" if name else cell for name, cell in zip(columns[1:], row[1:], strict=True) if cell
+                )
                 for line in wrap(rest, self._terminal.width - 1, initial_indent="  ", subsequent_indent="  "):
                     self.note(line)
             return
         table = Table(
             title=Text(printable(title), "bold"), title_justify="left", box=None, padding=(0, 2, 0, 0), header_style=""
         )
+        widths = _widths(words, [max(map(len, column)) for column in zip(columns, *cells, strict=True)], room)
         for i, column in enumerate(columns):
-            table.add_column(Text(printable(column), "dim"), overflow="fold", no_wrap=i == 0)
+            table.add_column(Text(printable(column), "dim"), overflow="fold", width=widths[i])
         for row in cells:
             table.add_row(*(Text(cell, "bold cyan" if row[0] in marked else "") for cell in row))
         self._terminal.print(table)
@@ -247,6 +263,19 @@ class _Live:
             self._progress.stop()
             self._progress.remove_task(self._task)
             self._work = None
+
+
+def _widths(least: Sequence[int], most: Sequence[int], room: int) -> list[int]:
+    """Widths of columns between two bounds; where there is no room for all, those that lack least get it.
+
+    >>> _widths([3, 4], [3, 20], 15), _widths([3, 4], [5, 20], 15)
+    ([3, 12], [5, 10])
+    """
+    widths, spare = list(least), room - sum(least)
+    for i in sorted(range(len(most)), key=lambda i: most[i] - least[i]):
+        more = min(spare, most[i] - least[i])
+        widths[i], spare = widths[i] + more, spare - more
+    return widths
 
 
 def _cell(value: Scalar) -> str:

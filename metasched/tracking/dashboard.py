@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from metasched.config.schema import Experiment
 from metasched.core.errors import MetaschedError
 from metasched.core.extras import from_extra
 from metasched.methods import METHODS, build_method
-from metasched.tracking.metrics import AXES, METRICS, RESULT, SCORES_PICTURE
+from metasched.tracking.metrics import AXES, METRICS, PLACEHOLDER, RESULT, SCORES_PICTURE
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -32,9 +33,10 @@ def build(experiment: Experiment, entity: str) -> Workspace:
         import wandb_workspaces.workspaces as workspaces
 
     def line(name: str, axis: str, **more: Any) -> Any:
-        unit = METRICS[name].unit
+        unit, pattern = METRICS[name].unit, re.sub(PLACEHOLDER, ".*", name)
+        which = {"y": [name]} if pattern == name else {"metric_regex": pattern}
         return reports.LinePlot(
-            title=name, x=axis, y=[name], log_y=name in _LOGARITHMIC, title_x=axis, title_y=unit, **more
+            title=name, x=axis, log_y=name in _LOGARITHMIC, title_x=axis, title_y=unit, **which, **more
         )
 
     def family(prefix: str) -> list[Any]:
@@ -89,7 +91,8 @@ def listing(workspace: Workspace) -> list[str]:
     """What a workspace would show, a line for each section, with the number of its panels, and for each panel."""
     lines = [f"workspace {workspace.name} of {workspace.entity}/{workspace.project}"]
     for section in workspace.sections:
-        lines.append(f"{section.name}: {len(section.panels)}{'' if section.is_open else ', folded'}")
+        panels = f"{len(section.panels)} panel{'s' * (len(section.panels) != 1)}"
+        lines.append(f"{section.name}: {panels}{'' if section.is_open else ', folded'}")
         lines += [f"  {_panel(panel)}" for panel in section.panels]
     return lines
 

@@ -124,7 +124,8 @@ OF_ARMS = ("select/*", "floors/*", "confirm/*", "compare/*")
 SCORES_PICTURE = "scores_by_arm"
 """Name of the plot of a comparison: for each arm, one dot per seed and the mean."""
 
-_PATTERNS = [re.compile(re.sub("<[a-z]+>", "[^/]+", name)) for name in METRICS]
+PLACEHOLDER = "<[a-z]+>"
+_PATTERNS = [re.compile(re.sub(PLACEHOLDER, "[^/]+", name)) for name in METRICS]
 
 
 def unknown_metrics(names: Iterable[str]) -> list[str]:

@@ -212,7 +212,7 @@ def test_one_command_learns_trains_and_deploys(
     go_on = ["deploy", str(run), "--learn", "--horizon", "2", "--json", "-o"]
     assert main([*go_on, str(first)]) == 0
     out, said = capsys.readouterr()
-    for what in ("training steps 4/4  in ", "images compared with PyTorch 50/50  in ", "runs to confirm "):
+    for what in ("training steps 4/4  in ", "images by PyTorch 50/50  in ", "runs to confirm "):
         assert what in said
     result = json.loads(out)
     assert result["run"] == str(run) and (run / "DONE").exists()

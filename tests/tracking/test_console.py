@@ -121,6 +121,40 @@ def test_a_bar_cuts_no_number_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPat
     assert ("━" in text) == (columns >= 60)
 
 
+def test_lines_of_a_terminal_break_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def noted(text: str) -> list[str]:
+        stream = Terminal()
+        open_console(stream).note(text)
+        return stream.getvalue().splitlines()
+
+    monkeypatch.setenv("COLUMNS", "40")
+    assert noted("  conv1: conv, 36 weights of 1.58 bits, quantizes weight") == [
+        "  conv1: conv, 36 weights of 1.58 bits,",
+        "    quantizes weight",
+    ]
+    path = "runs/" + 50 * "a" + "/schedule.json"
+    assert noted(f"written to {path}") == ["written to", f"  {path}"]
+    assert noted("x" * 40) == ["x" * 40]
+
+
+def test_a_bar_of_long_work_keeps_its_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    stream = Terminal()
+    list(watched(open_console(stream, Clock()), "images compared with onnxruntime", range(5), 5, 1))
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue())
+    assert "images compared with 5/5 in 5 s" in text and "…" not in text
+
+
+def test_a_table_breaks_no_curve(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [["conv1 to conv3 (3)", "▁▁▁▁▁▁▁▁▁█", "0", "0", "1"]]
+    for columns in (30, 40, 50):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        stream = Terminal()
+        open_console(stream).table("freezing", ["layer", "", "u=0", "u<1", "u=1"], rows)
+        assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()).splitlines())) <= columns
+        assert "▁▁▁▁▁▁▁▁▁█" in stream.getvalue() and ": ▁" not in stream.getvalue()
+
+
 def test_a_table_breaks_no_name_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [["temperature_hestia", 0.8602, "+0.0072 [-0.0150, +0.0294]", "falls slowly"]]
 

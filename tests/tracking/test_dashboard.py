@@ -45,7 +45,15 @@ def test_panels_show_what_is_logged() -> None:
     families = [prefix[:-1] for prefix in AXES if prefix not in ("schedule/*", "compare/*")]
     axes = {*AXES.values(), "outer/inner_steps", "online/inner_steps"}
     wanted = {name for name in METRICS if name.startswith(tuple(families))} - axes - TEXT
-    assert shown == wanted
+    assert shown == {name for name in wanted if "<" not in name}
+
+
+def test_names_of_blocks_and_tasks_are_found_by_their_patterns() -> None:
+    patterns = {panel.title: panel.metric_regex for panel in panels() if getattr(panel, "metric_regex", None)}
+    assert patterns["estimator/agreement/<block>"] == "estimator/agreement/.*"
+    for name in ("agreement/<block>", "loss/<task>", "score/<task>", "weight/<task>"):
+        logged = f"estimator/{name.partition('<')[0]}digits"
+        assert [title for title, p in patterns.items() if re.fullmatch(p, logged)] == [f"estimator/{name}"]
 
 
 def test_each_is_against_its_axis_or_against_compute() -> None:
@@ -85,7 +93,8 @@ def test_a_dry_run_says_what_it_would_make(tmp_path: Path, capsys: pytest.Captur
     config.write_text("name: tiny\ntracking: {project: of-mine}\n")
     assert main(["dashboard", str(config), "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "workspace metasched of ENTITY/of-mine"
+    assert lines[0].startswith("dry run: nothing is sent to wandb; ")
+    assert lines[1] == "workspace metasched of ENTITY/of-mine" and "Results of runs: 2 panels" in lines
     assert "  learned minus floor: result/difference (BarPlot)" in lines
     assert "  weight_noise by layer: schedule/weight_noise/.* over schedule/progress (LinePlot)" in lines
     workspace = build(EXPERIMENT, "me")
