@@ -1,7 +1,7 @@
 """A stand-in for the server of wandb on loopback: it answers as much as a client needs, and keeps what it receives.
 
 It knows the protocol by what the client asks (0.31): queries of GraphQL, rows of files that grow in ``file_stream``,
-and files as a whole by PUT. Artifacts are declared present, so that only their record arrives.
+and files as a whole by PUT. An artifact is a record, a manifest, and files, which are uploaded one by one.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+_SOMEONE = {"id": "e", "name": "someone"}
+_GROWING = {"history": "wandb-history.jsonl", "log": "output.log", "events": "wandb-events.jsonl"}
+
 
 class Received:
     """What a client has sent.
@@ -24,6 +27,7 @@ class Received:
         rows: of each file that grows, by number of line.
         files: by name.
         artifacts: records of artifacts.
+        committed: ids of the artifacts whose files have all arrived; the k-th record has the id ``a<k>``.
         finished: whether the client has said that the run is complete.
     """
 
@@ -32,6 +36,7 @@ class Received:
         self.rows: dict[str, dict[int, Any]] = {}
         self.files: dict[str, bytes] = {}
         self.artifacts: list[dict[str, Any]] = []
+        self.committed: list[str] = []
         self.finished = False
 
     @property
@@ -39,6 +44,17 @@ class Received:
         """The rows of the metrics, without what wandb adds to each."""
         rows = self.rows.get("wandb-history.jsonl", {})
         return [{k: v for k, v in rows[i].items() if not k.startswith("_")} for i in sorted(rows)]
+
+    @property
+    def steps(self) -> list[int]:
+        """wandb's own count of each row of the metrics, in the order of the file."""
+        rows = self.rows.get("wandb-history.jsonl", {})
+        return [rows[i]["_step"] for i in sorted(rows)]
+
+    def uploaded(self, artifact: int) -> dict[str, bytes]:
+        """The files of an artifact, by their names in it."""
+        start = f"artifact/a{artifact}/"
+        return {name.removeprefix(start): data for name, data in self.files.items() if name.startswith(start)}
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -85,6 +101,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._body()
         if self.path == "/graphql":
             return self._answer(self._asked(json.loads(body)))
+        if self.path.startswith("/sdk/"):  # telemetry of the client
+            return self._answer({})
         assert self.path.endswith("/file_stream"), self.path
         sent = json.loads(body)
         for name, part in (sent.get("files") or {}).items():
@@ -100,18 +118,34 @@ class _Handler(BaseHTTPRequestHandler):
     def _asked(self, question: dict[str, Any]) -> dict[str, Any]:
         given, name = question.get("variables") or {}, question["query"].split("(")[0].split()[1]
         if name == "UpsertBucket":
+            known = self._known(given["name"])
             self.kept.run |= {k: v for k, v in given.items() if v is not None}
-            project = {"id": "p", "name": given["project"], "entity": {"id": "e", "name": "someone"}}
-            bucket = {"id": "r", "name": given["name"], "displayName": given["displayName"], "project": project}
-            more = {"description": None, "config": given["config"], "sweepName": None, "historyLineCount": 0}
-            return {"upsertBucket": {"bucket": {**bucket, **more}, "inserted": True}}
+            project = {"id": "p", "name": given["project"], "entity": _SOMEONE}
+            bucket = {"id": "r", "name": given["name"], "displayName": self.kept.run["displayName"], "project": project}
+            more = {"description": None, "config": given["config"], "sweepName": None}
+            more["historyLineCount"] = known["historyLineCount"] if known else 0
+            return {"upsertBucket": {"bucket": {**bucket, **more}, "inserted": known is None}}
         if name == "CreateRunFiles":
             files = [{"name": f, "uploadUrl": f"http://{self.headers['Host']}/upload/{f}"} for f in given["files"]]
             return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}
+        if name == "RunResumeStatus":
+            return {
+                "model": {"id": "p", "name": given["project"], "entity": _SOMEONE, "bucket": self._known(given["name"])}
+            }
         if name == "CreateArtifact":
             self.kept.artifacts.append(given["input"])
-            known = {"id": "a", "state": "COMMITTED", "artifactSequence": {"id": "s", "latestArtifact": {"id": "a"}}}
-            return {"createArtifact": {"artifact": known}}
+            made = {"id": f"a{len(self.kept.artifacts) - 1}", "state": "PENDING"}
+            return {"createArtifact": {"artifact": {**made, "artifactSequence": {"latestArtifact": None}}}}
+        if name == "CreateArtifactFiles":
+            nodes = [self._place(one["artifactID"], one["name"]) for one in given["input"]["artifactFiles"]]
+            return {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}
+        if name in ("CreateArtifactManifest", "UpdateArtifactManifest"):
+            place = {"id": "f", **self._place("manifest", "manifest.json")}
+            answer = {"artifactManifest": {"id": "m", "file": place}}
+            return {name[0].lower() + name[1:]: answer}
+        if name == "CommitArtifact":
+            self.kept.committed.append(given["artifactID"])
+            return {"commitArtifact": {"artifact": {"id": given["artifactID"], "digest": "d"}}}
         if name == "Viewer":
             teams, who = (
                 {"edges": []},
@@ -119,6 +153,26 @@ class _Handler(BaseHTTPRequestHandler):
             )
             return {"viewer": {**who, "teams": teams}}
         return {"ArtifactType": {"project": None}}.get(name, {})  # others may go without an answer
+
+    def _place(self, artifact: str, name: str) -> dict[str, Any]:
+        """Where a file of an artifact goes."""
+        path = f"artifact/{artifact}/{name}"
+        where = {"storagePath": path, "uploadUrl": f"http://{self.headers['Host']}/upload/{path}"}
+        return {**where, "uploadHeaders": [], "uploadMultipartUrls": None, "artifact": {"id": artifact}}
+
+    def _known(self, name: str) -> dict[str, Any] | None:
+        """What the server has of a run, for one that goes on with it; None of an unknown one."""
+        if self.kept.run.get("name") != name:
+            return None
+        rows = self.kept.rows
+        counts = {f"{what}LineCount": len(rows.get(file, {})) for what, file in _GROWING.items()}
+        history = rows.get("wandb-history.jsonl", {})
+        tail = json.dumps([json.dumps(history[max(history)])]) if history else "[]"
+        about = {"id": "r", "name": name, "displayName": self.kept.run["displayName"], "tags": [], "notes": ""}
+        started = json.dumps({"t": {}})  # a run without it was planned only
+        summary = rows.get("wandb-summary.json", {0: {}})
+        told = {"summaryMetrics": json.dumps(summary[max(summary)]), "config": self.kept.run["config"]}
+        return {**about, **told, **counts, "historyTail": tail, "eventsTail": "[]", "wandbConfig": started}
 
     def _answer(self, data: dict[str, Any]) -> None:
         text = json.dumps({"data": data} if self.path == "/graphql" else data).encode()

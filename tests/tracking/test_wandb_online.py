@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,27 +35,34 @@ run: {workers: 1}
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Received]:
-    """The run folder, and what the server received."""
+def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[tuple[Path, Received], tuple[Path, Received]]:
+    """A run, and the same one after a third outer step: its folder, and what the server had received by then."""
     folder = tmp_path_factory.mktemp("online")
     (folder / "tiny.yaml").write_text(CONFIG)
     with standin() as (url, received):
-        places = {f"WANDB_{name}_DIR": str(folder / "of_wandb") for name in ("CONFIG", "DATA", "CACHE")}
-        given = {"WANDB_BASE_URL": url, "WANDB_API_KEY": "0" * 40, "NO_PROXY": "127.0.0.1", **places}
-        environment = {name: v for name, v in os.environ.items() if not name.startswith("WANDB_")} | given
-        command = [
-            sys.executable,
-            "-m",
-            "metasched",
-            "train",
-            str(folder / "tiny.yaml"),
-            "--folder",
-            str(folder / "run"),
-        ]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr
-        assert "Wandb failed" not in done.stderr
-    return folder / "run", received
+        _metasched(folder, url, "train", str(folder / "tiny.yaml"), "--folder", str(folder / "run"))
+        shutil.copytree(folder / "run", folder / "first")
+        first = copy.deepcopy(received)
+        received.finished = False
+        _metasched(folder, url, "train", "--resume", str(folder / "run"), "--meta.steps", "3")
+    return (folder / "first", first), (folder / "run", received)
+
+
+def _metasched(folder: Path, url: str, *words: str) -> None:
+    """Runs a command with the server at an address, and nothing of wandb outside of a folder."""
+    places = {f"WANDB_{name}_DIR": str(folder / "of_wandb") for name in ("CONFIG", "DATA", "CACHE")}
+    given = {"WANDB_BASE_URL": url, "WANDB_API_KEY": "0" * 40, "NO_PROXY": "127.0.0.1", **places}
+    environment = {name: v for name, v in os.environ.items() if not name.startswith("WANDB_")} | given
+    command = [sys.executable, "-m", "metasched", *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Wandb failed" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def run(runs: tuple[tuple[Path, Received], tuple[Path, Received]]) -> tuple[Path, Received]:
+    """The run folder, and what the server received."""
+    return runs[0]
 
 
 def test_who_and_what(run: tuple[Path, Received]) -> None:
@@ -95,6 +105,30 @@ def test_files_and_artifacts_arrive_and_the_run_ends(run: tuple[Path, Received])
     (table,) = (json.loads(v) for name, v in received.files.items() if name.startswith("media/table/comparison_"))
     assert "learned" in {cell for row in table["data"] for cell in row}
     assert any(name.startswith("media/images/scores_by_arm_") for name in received.files)
+
+
+def test_the_bytes_of_a_schedule_arrive_as_they_are_in_the_folder(run: tuple[Path, Received]) -> None:
+    folder, received = run
+    kinds = [one["artifactTypeName"] for one in received.artifacts]
+    assert sorted(received.committed) == sorted(f"a{k}" for k in range(len(kinds)))
+    schedules = [received.uploaded(k) for k, kind in enumerate(kinds) if kind == "schedule"]
+    assert schedules == [{"schedule.json": (folder / "schedule.json").read_bytes()}]
+
+
+def test_a_resumed_run_goes_on_with_the_same_run_of_wandb(
+    runs: tuple[tuple[Path, Received], tuple[Path, Received]],
+) -> None:
+    (_, first), (folder, both) = runs
+    assert both.run["name"] == first.run["name"] == (folder / "wandb_id").read_text().strip()
+    before = len(first.history)
+    assert both.history[:before] == first.history and len(both.history) > before
+    assert all(a < b for a, b in itertools.pairwise(both.steps))  # no step goes back
+    later = [row["outer/step"] for row in both.history[before:] if "outer/loss" in row]
+    assert later == [3]
+    assert [row["outer/step"] for row in both.history if "outer/loss" in row] == [1, 2, 3]
+    assert both.config["meta"]["steps"] == 3 and both.finished
+    schedules = [k for k, one in enumerate(both.artifacts) if one["artifactTypeName"] == "schedule"]
+    assert both.uploaded(schedules[-1]) == {"schedule.json": (folder / "schedule.json").read_bytes()}
 
 
 def _same(value: Any) -> Any:
