@@ -1,9 +1,9 @@
 """The second level of an arena: for each task and horizon the mean of each arm, and differences paired by seed.
 
 The floor of a task is no schedule, with fixed (``ste``) or learned scales (``lsq``). At horizon 1 it is the one with
-the better score on meta-validation, where learning rates were tuned there, so that the test part does not choose it. Else,
-and at the other horizons, where nothing was tuned, it is the one with the better mean. Several searches of a kind are
-one arm; its score from a seed is the mean over its searches.
+the better score on meta-validation, where learning rates were tuned there, so that the test part does not choose it.
+Else, and at the other horizons, where nothing was tuned, it is the one with the better mean. Several searches of a
+kind are one arm; its score from a seed is the mean over its searches.
 """
 
 from __future__ import annotations
