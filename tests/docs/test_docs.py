@@ -142,6 +142,24 @@ def test_the_tables_of_results_are_up_to_date() -> None:
     assert found == wanted  # if not: python scripts/results_tables.py
     floors = loaded(ROOT / "scripts" / "results_tables.py").floors(ROOT / "experiments" / "results")
     assert (DOCS / "tables" / "floors.md").read_text("utf-8") == floors
+    searches = loaded(ROOT / "scripts" / "results_tables.py").searches(ROOT / "experiments" / "results")
+    assert (DOCS / "tables" / "searches.md").read_text("utf-8") == searches
+
+
+def test_the_table_of_searches_has_comparisons_of_what_was_learned_with_a_search(tmp_path: Path) -> None:
+    arms = (
+        Arm("learned", 10, (0.5, 0.75), 20),
+        Arm("lsq", 10, (0.25, 0.5), 20),
+        Arm("ste", 10, (0.0, 0.0), 20),
+        Arm("tpe", 10, (0.75, 0.75), 20),
+        Arm("random", 10, (0.25, 0.75), 20),
+    )
+    for name, kept in (("text", arms), ("digits", arms[:3])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(Comparison((7, 8), kept, ("learned", "tpe")).to_dict()))
+    (line,) = loaded(ROOT / "scripts" / "results_tables.py").searches(tmp_path).splitlines()[2:]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[:5] == ["text", "10", "2", "lsq 0.3750", "0.6250"] and cells[5].startswith("+0.2500 [")
+    assert cells[6].startswith("-0.1250 [-1.7133, ") and cells[7] == "" and cells[8].startswith("+0.1250 [")
 
 
 def test_the_table_of_floors_has_a_line_for_each_horizon_with_a_floor(tmp_path: Path) -> None:
