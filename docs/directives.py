@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +61,15 @@ def axes_table() -> str:
 
 
 def baselines_table() -> str:
-    """The hand-coded schedules of all methods, with their sources; those with one source are one row."""
+    """The hand-coded schedules of all methods, a row for each source."""
     from metasched.schedules.table import families, hand_coded
 
-    rows = []
+    names: dict[str, list[str]] = {}
     for family in families():
-        for source, group in groupby(hand_coded(family).items(), key=lambda item: item[1].citation):
-            rows.append((family, "<br>".join(f"`{name}`" for name, _ in group), source))
-    return table(("method", "names", "source"), rows)
+        for name, schedule in hand_coded(family).items():
+            names.setdefault(schedule.citation, []).append(f"`{name}`")
+    rows = [("<br>".join(found), re.sub(r"(?<=\w)/(?=\w)", "/<wbr>", source)) for source, found in names.items()]
+    return table(("names", "source"), rows)
 
 
 class _Generated(SphinxDirective):
@@ -130,19 +130,22 @@ def mark_blocks(app: Sphinx, what: str, name: str, obj: object, options: object,
             lines[i : i + 1] = ["", "::", ""]
 
 
-_LONG = 40  # characters of a cell
+_LONG = 40  # characters of a cell, or of a word of code
 _VALUE = r"[-+]?\d[\d.,]*(e[-+]?\d+)?( ?%| times)?"
-_NUMBER = re.compile(rf"({_VALUE})?( ?[\[(]{_VALUE}(, | to ){_VALUE}[\])])?(, log scale)?")
+_NUMBER = re.compile(rf"({_VALUE})?( ?[\[(]{_VALUE}(, | to ){_VALUE}[\])])?")
 
 
 def mark_cells(app: Sphinx, document: nodes.document) -> None:
-    """Classes for style.css: ``number`` is not broken, ``text`` keeps a width, ``wide`` tables are set smaller."""
+    """Classes for style.css: ``number`` and ``text`` of cells, ``wide`` of tables, ``long`` of long words of code."""
     for entry in document.findall(nodes.entry):
         text = entry.astext()
         if text and _NUMBER.fullmatch(text):
             entry["classes"].append("number")
         elif len(text) > _LONG:
             entry["classes"].append("text")
+    for literal in document.findall(nodes.literal):
+        if max(map(len, literal.astext().split()), default=0) > _LONG:
+            literal["classes"].append("long")
     for group in document.findall(nodes.tgroup):
         if group["cols"] > 5 and isinstance(group.parent, nodes.table):
             group.parent["classes"].append("wide")

@@ -94,8 +94,8 @@ def test_the_tables_of_metrics_are_complete_and_on_their_page() -> None:
 
 def test_the_table_of_baselines_is_complete_and_on_its_page() -> None:
     rows = [line.split(" | ") for line in load(DOCS / "directives.py").baselines_table().splitlines()[2:]]
-    shown = [name for row in rows for name in re.findall(r"`(\w+)`", row[1])]
-    assert shown == [name for family in metasched.METHODS for name in hand_coded(family)]
+    shown = [name for row in rows for name in re.findall(r"`(\w+)`", row[0])]
+    assert sorted(shown) == sorted(name for family in metasched.METHODS for name in hand_coded(family))
     assert "```{baselines}" in text("schedules.md")
 
 
@@ -129,7 +129,7 @@ def test_a_fraction_of_two_digits_needs_no_braces() -> None:
     [
         ("-0.0010", True),
         ("+0.0008 [+0.0003, +0.0014]", True),
-        ("[0.1, 4], log scale", True),
+        ("99.5 % (98.4, 100.3)", True),
         ("1,224", True),
         ("6.9e-07", True),
         ("95.5%", True),
