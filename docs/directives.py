@@ -6,6 +6,7 @@ up to date. ``measured`` includes tables of results, or a note that there are no
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from metasched.config.fields import fields
+from metasched.config.fields import FieldInfo, fields
 from metasched.io.json_text import json_text
 from metasched.tracking.metrics import AXES, METRICS
 
@@ -35,9 +36,18 @@ def fields_table(section: str) -> str:
     chosen = [f for f in fields() if f.path.rpartition(".")[0] == prefix.rstrip(".")]
     assert chosen, section
     rows = [
-        (f"`{f.path}`", f"`{f.type.replace('|', ' | ')}`", f"`{json_text(f.default)}`", f.description) for f in chosen
+        (f"`{f.path}`<br>{f.type.replace('|', ' | ')}<br>default `{json_text(f.default)}`", _by_line(f)) for f in chosen
     ]
-    return table(("field", "type", "default", "meaning"), rows)
+    return table(("field", "meaning"), rows)
+
+
+def _by_line(field: FieldInfo) -> str:
+    """The description; each of many choices is on a line of its own."""
+    choices = field.type.split("|")
+    starts = "|".join(map(re.escape, choices))
+    return (
+        re.sub(rf"(?<=[;.]) (?=(?:{starts}): )", "<br>", field.description) if len(choices) > 3 else field.description
+    )
 
 
 def metrics_table() -> str:
@@ -51,11 +61,15 @@ def axes_table() -> str:
 
 
 def baselines_table() -> str:
-    """The hand-coded schedules of all methods, with their sources."""
+    """The hand-coded schedules of all methods, a row for each source."""
     from metasched.schedules.table import families, hand_coded
 
-    rows = [(f"`{name}`", family, s.citation) for family in families() for name, s in hand_coded(family).items()]
-    return table(("name", "method", "source"), rows)
+    names: dict[str, list[str]] = {}
+    for family in families():
+        for name, schedule in hand_coded(family).items():
+            names.setdefault(schedule.citation, []).append(f"`{name}`")
+    rows = [("<br>".join(found), re.sub(r"(?<=\w)/(?=\w)", "/<wbr>", source)) for source, found in names.items()]
+    return table(("names", "source"), rows)
 
 
 class _Generated(SphinxDirective):
@@ -116,9 +130,31 @@ def mark_blocks(app: Sphinx, what: str, name: str, obj: object, options: object,
             lines[i : i + 1] = ["", "::", ""]
 
 
+_LONG = 40  # characters of a cell, or of a word of code
+_VALUE = r"[-+]?\d[\d.,]*(e[-+]?\d+)?( ?%| times)?"
+_NUMBER = re.compile(rf"({_VALUE})?( ?[\[(]{_VALUE}(, | to ){_VALUE}[\])])?")
+
+
+def mark_cells(app: Sphinx, document: nodes.document) -> None:
+    """Classes for style.css: ``number`` and ``text`` of cells, ``wide`` of tables, ``long`` of long words of code."""
+    for entry in document.findall(nodes.entry):
+        text = entry.astext()
+        if text and _NUMBER.fullmatch(text):
+            entry["classes"].append("number")
+        elif len(text) > _LONG:
+            entry["classes"].append("text")
+    for literal in document.findall(nodes.literal):
+        if max(map(len, literal.astext().split()), default=0) > _LONG:
+            literal["classes"].append("long")
+    for group in document.findall(nodes.tgroup):
+        if group["cols"] > 5 and isinstance(group.parent, nodes.table):
+            group.parent["classes"].append("wide")
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Registers the directives and the preprocessing of docstrings for napoleon."""
     app.connect("autodoc-process-docstring", mark_blocks, priority=400)
+    app.connect("doctree-read", mark_cells)
     for name, directive in {
         "fields": Fields,
         "metrics": Metrics,
