@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from metasched.evaluation.comparison import FLOORS, LSQ, Arm, Comparison, comparison_of
 from metasched.evaluation.measured import method_of_named
+from metasched.evaluation.statistics import PairedDifference
 from metasched.evaluation.verdict import verdicts
 from metasched.io.atomic import write_atomic
 from metasched.methods.spec import CEILING, FLOOR
 
 _OURS = (FLOOR, CEILING, "widths")  # methods without a published schedule
+_LEARNED = "learned"
+_SEARCHES = {"tpe": "TPE", "cmaes": "CMA-ES", "random": "random search"}  # arm -> what it is called
 
 ROOT = Path(__file__).parents[1]
 RESULTS, TABLES = ROOT / "experiments" / "results", ROOT / "docs" / "tables"
@@ -54,19 +57,38 @@ def floors(results: Path) -> str:
 
     Differences are to the floor that the verdict is about; older results have ``ste`` only.
     """
-    read = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(results.glob("*.json"))}
     columns = ["result", "steps", "n", "no schedule (ste)", "no schedule (lsq)", "learned"]
     columns += ["learned - floor [95 % interval]", "best published - floor", "best constant - floor", "float"]
     rows = [
-        row
-        for name, result in read.items()
-        if "arms" in result
-        for comparison in [comparison_of(result)]
-        for horizon in comparison.horizons
-        if comparison.floors(horizon)
-        for row in [_floor_row(name, comparison, horizon, described_arms(result["command"]))]
+        _floor_row(name, comparison, horizon, described_arms(result["command"]))
+        for name, result, comparison, horizon in _with_floors(results)
     ]
     return "\n".join(_line(row) for row in (columns, ["---"] * len(columns), *rows)) + "\n"
+
+
+def searches(results: Path) -> str:
+    """One line for each comparison of an arm ``learned`` with searches of the same controls: differences to each."""
+    columns = ["result", "steps", "n", "no schedule", "learned", "learned - no schedule [95 % interval]"]
+    columns += [f"learned - {said}" for said in _SEARCHES.values()]
+    rows = []
+    for name, _, comparison, horizon in _with_floors(results):
+        arms, floor = comparison.at(horizon), comparison.floors(horizon)[0]
+        if _LEARNED in arms and arms.keys() & _SEARCHES.keys():
+            learned = arms[_LEARNED]
+            means = (f"{floor.name} {floor.summary.mean:.4f}", f"{learned.summary.mean:.4f}")
+            others = [floor, *(arms.get(search) for search in _SEARCHES)]
+            over = ("" if arm is None else _interval(comparison.difference(learned, arm)) for arm in others)
+            rows.append([name, str(horizon), str(len(comparison.seeds)), *means, *over])
+    return "\n".join(_line(row) for row in (columns, ["---"] * len(columns), *rows)) + "\n"
+
+
+def _with_floors(results: Path) -> Iterator[tuple[str, dict[str, Any], Comparison, int]]:
+    """Name and content of each result that is a comparison, and each of its horizons that has a floor."""
+    for path in sorted(results.glob("*.json")):
+        result = json.loads(path.read_text("utf-8"))
+        if "arms" in result:
+            comparison = comparison_of(result)
+            yield from ((path.stem, result, comparison, h) for h in comparison.horizons if comparison.floors(h))
 
 
 def described_arms(command: str) -> dict[str, str | None]:
@@ -97,14 +119,13 @@ def _floor_row(name: str, comparison: Comparison, horizon: int, described: Mappi
     def over(arm: Arm | None) -> str:
         if arm is None:
             return ""
-        d = comparison.difference(arm, floor)
-        return f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
+        return _interval(comparison.difference(arm, floor))
 
     plays = {n: described.get(n, n) or "" for n in arms}  # arm -> name of a hand-coded schedule, where it plays one
     constants = [n for n in arms if "_constant" in plays[n]]
     families = method_of_named()
     published = [n for n in arms if families.get(plays[n], "widths") not in _OURS and n not in constants]
-    learned = best(n for n in comparison.learned if n not in FLOORS and n not in described)
+    learned = best(n for n in comparison.learned if n not in (*FLOORS, *described, *_SEARCHES))
     plain = {n: f"{arms[n].summary.mean:.4f}" if n in arms else "" for n in (FLOOR, LSQ, CEILING)}
     return [
         name,
@@ -120,6 +141,10 @@ def _floor_row(name: str, comparison: Comparison, horizon: int, described: Mappi
     ]
 
 
+def _interval(d: PairedDifference) -> str:
+    return f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
+
+
 def _line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
@@ -130,6 +155,7 @@ def main() -> None:
     for name, text in tables(RESULTS).items():
         write_atomic(TABLES / name, text.encode())
     write_atomic(TABLES / "floors.md", floors(RESULTS).encode())
+    write_atomic(TABLES / "searches.md", searches(RESULTS).encode())
 
 
 if __name__ == "__main__":

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from loading import loaded
 
 import metasched
 from metasched.config.fields import fields
@@ -24,14 +23,6 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 LOG = sorted((DOCS / "log").glob("*.md"))
 README = ROOT / "README.md"
-
-
-def load(path: Path) -> ModuleType:
-    spec = spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def text(page: str) -> str:
@@ -72,7 +63,7 @@ def test_every_page_is_in_the_table_of_contents() -> None:
 
 
 def test_the_table_of_fields_is_complete() -> None:
-    directives = load(DOCS / "directives.py")
+    directives = loaded(DOCS / "directives.py")
     sections = re.findall(r"^```{fields} (\w+)", text("configuration.md"), re.MULTILINE)
     shown = "\n".join(directives.fields_table(section) for section in sections)
     assert re.findall(r"^\| `([\w.]+)`", shown, re.MULTILINE) == sorted(
@@ -81,19 +72,19 @@ def test_the_table_of_fields_is_complete() -> None:
 
 
 def test_a_cell_of_a_table_is_one_line() -> None:
-    directives = load(DOCS / "directives.py")
+    directives = loaded(DOCS / "directives.py")
     assert directives.table(["a"], [["b\n  c|d"]]).splitlines()[2:] == ["| b c\\|d |"]
 
 
 def test_the_tables_of_metrics_are_complete_and_on_their_page() -> None:
-    directives = load(DOCS / "directives.py")
+    directives = loaded(DOCS / "directives.py")
     assert re.findall(r"^\| `(\S+)` \|", directives.metrics_table(), re.MULTILINE) == list(METRICS)
     assert re.findall(r"^\| `(\S+)` \|", directives.axes_table(), re.MULTILINE) == list(AXES)
     assert "```{metrics}" in text("metrics.md") and "```{metric-axes}" in text("metrics.md")
 
 
 def test_the_table_of_baselines_is_complete_and_on_its_page() -> None:
-    rows = [line.split(" | ") for line in load(DOCS / "directives.py").baselines_table().splitlines()[2:]]
+    rows = [line.split(" | ") for line in loaded(DOCS / "directives.py").baselines_table().splitlines()[2:]]
     shown = [name for row in rows for name in re.findall(r"`(\w+)`", row[0])]
     assert sorted(shown) == sorted(name for family in metasched.METHODS for name in hand_coded(family))
     assert "```{baselines}" in text("schedules.md")
@@ -110,7 +101,7 @@ def test_the_file_format_names_every_field() -> None:
 @pytest.mark.parametrize("path", [*PAGES, *LOG], ids=lambda path: path.name)
 def test_every_formula_is_drawn_without_a_script(path: Path) -> None:
     pytest.importorskip("sphinx")
-    mathml = load(DOCS / "mathml.py").mathml
+    mathml = loaded(DOCS / "mathml.py").mathml
     prose = re.sub(r"^```.*?^```|`[^`\n]*`", "", path.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
     blocks = re.findall(r"\$\$(.*?)\$\$", prose, re.DOTALL)
     inline = re.findall(r"(?<![\\\d$])\$(?![\s$])([^$]+?)(?<!\s)\$", re.sub(r"\$\$.*?\$\$", "", prose, flags=re.DOTALL))
@@ -120,7 +111,7 @@ def test_every_formula_is_drawn_without_a_script(path: Path) -> None:
 
 def test_a_fraction_of_two_digits_needs_no_braces() -> None:
     pytest.importorskip("sphinx")
-    mathml = load(DOCS / "mathml.py").mathml
+    mathml = loaded(DOCS / "mathml.py").mathml
     assert mathml(r"\tfrac12 x", block=False) == mathml(r"\tfrac{1}{2} x", block=False)
 
 
@@ -138,7 +129,7 @@ def test_a_fraction_of_two_digits_needs_no_braces() -> None:
     ],
 )
 def test_cells_of_numbers_are_not_broken(cell: str, number: bool) -> None:
-    assert bool(load(DOCS / "directives.py")._NUMBER.fullmatch(cell)) == number
+    assert bool(loaded(DOCS / "directives.py")._NUMBER.fullmatch(cell)) == number
 
 
 def comparison() -> Comparison:
@@ -155,7 +146,7 @@ def test_a_table_of_results_is_that_of_the_comparison(tmp_path: Path) -> None:
     made = {"command": "metasched train x.yaml", "versions": {"torch": "2.15", "numpy": "2.4"}, "hardware": "2 cores"}
     (tmp_path / "digits.json").write_text(json.dumps(comparison().to_dict() | made))
     (tmp_path / "surrogate_trust.json").write_text('{"rows": []}')
-    written = load(ROOT / "scripts" / "results_tables.py").tables(tmp_path)
+    written = loaded(ROOT / "scripts" / "results_tables.py").tables(tmp_path)
     assert list(written) == ["results_digits.md"]
     lines = written["results_digits.md"].splitlines()
     assert "`metasched train x.yaml` with numpy 2.4, torch 2.15 on 2 cores" in lines[0]
@@ -170,11 +161,29 @@ def test_a_table_of_results_is_that_of_the_comparison(tmp_path: Path) -> None:
 
 
 def test_the_tables_of_results_are_up_to_date() -> None:
-    wanted = load(ROOT / "scripts" / "results_tables.py").tables(ROOT / "experiments" / "results")
+    wanted = loaded(ROOT / "scripts" / "results_tables.py").tables(ROOT / "experiments" / "results")
     found = {path.name: path.read_text("utf-8") for path in (DOCS / "tables").glob("results_*.md")}
     assert found == wanted  # if not: python scripts/results_tables.py
-    floors = load(ROOT / "scripts" / "results_tables.py").floors(ROOT / "experiments" / "results")
+    floors = loaded(ROOT / "scripts" / "results_tables.py").floors(ROOT / "experiments" / "results")
     assert (DOCS / "tables" / "floors.md").read_text("utf-8") == floors
+    searches = loaded(ROOT / "scripts" / "results_tables.py").searches(ROOT / "experiments" / "results")
+    assert (DOCS / "tables" / "searches.md").read_text("utf-8") == searches
+
+
+def test_the_table_of_searches_has_comparisons_of_what_was_learned_with_a_search(tmp_path: Path) -> None:
+    arms = (
+        Arm("learned", 10, (0.5, 0.75), 20),
+        Arm("lsq", 10, (0.25, 0.5), 20),
+        Arm("ste", 10, (0.0, 0.0), 20),
+        Arm("tpe", 10, (0.75, 0.75), 20),
+        Arm("random", 10, (0.25, 0.75), 20),
+    )
+    for name, kept in (("text", arms), ("digits", arms[:3])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(Comparison((7, 8), kept, ("learned", "tpe")).to_dict()))
+    (line,) = loaded(ROOT / "scripts" / "results_tables.py").searches(tmp_path).splitlines()[2:]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[:5] == ["text", "10", "2", "lsq 0.3750", "0.6250"] and cells[5].startswith("+0.2500 [")
+    assert cells[6].startswith("-0.1250 [-1.7133, ") and cells[7] == "" and cells[8].startswith("+0.1250 [")
 
 
 def test_the_table_of_floors_has_a_line_for_each_horizon_with_a_floor(tmp_path: Path) -> None:
@@ -188,12 +197,12 @@ def test_the_table_of_floors_has_a_line_for_each_horizon_with_a_floor(tmp_path: 
     )
     made = {"command": "metasched train x.yaml", "versions": {}, "hardware": "2 cores"}
     (tmp_path / "digits.json").write_text(json.dumps(Comparison((7, 8), arms, ("learned",)).to_dict() | made))
-    (line,) = load(ROOT / "scripts" / "results_tables.py").floors(tmp_path).splitlines()[2:]
+    (line,) = loaded(ROOT / "scripts" / "results_tables.py").floors(tmp_path).splitlines()[2:]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[:6] == ["digits", "10", "2", "0.3750", "", "0.6250"] and cells[6].startswith("+0.2500 [")
     assert cells[7].startswith("-0.2500 [") and cells[8].startswith("+0.1250 [") and cells[9] == "0.7500"
     with_lsq = Comparison((7, 8), (*arms, Arm("lsq", 10, (0.5, 0.5), 20)), ("learned",))  # the better floor
     (tmp_path / "digits.json").write_text(json.dumps(with_lsq.to_dict() | made))
-    (line,) = load(ROOT / "scripts" / "results_tables.py").floors(tmp_path).splitlines()[2:]
+    (line,) = loaded(ROOT / "scripts" / "results_tables.py").floors(tmp_path).splitlines()[2:]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[3:6] == ["0.3750", "0.5000", "0.6250"] and cells[6].startswith("+0.1250 [")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from loading import loaded
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENT = """
@@ -31,11 +31,7 @@ experiments:
 
 @pytest.fixture
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("technique_table", ROOT / "scripts" / "technique_table.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded(ROOT / "scripts" / "technique_table.py")
 
 
 @pytest.mark.usefixtures("blank_plots")
