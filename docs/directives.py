@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from metasched.io.json_text import json_text
 from metasched.tracking.metrics import AXES, METRICS
 
 DOCS = Path(__file__).parent
+TOGETHER = re.compile(r"(?<=\d) (?=(?:%|ms|s|min|KiB|MiB|GiB)(?!\w))|(?<=,) (?=[+-]?[\d.]+\])")  # 5 %; [-1, 1]
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -51,8 +53,12 @@ def _by_line(field: FieldInfo) -> str:
 
 
 def metrics_table() -> str:
-    """The logged metrics."""
-    return table(("metric", "unit", "meaning"), [(f"`{name}`", m.unit, m.meaning) for name, m in METRICS.items()])
+    """The logged metrics, a heading and a table for each family."""
+    parts: list[str] = []
+    for family, names in groupby(METRICS, key=lambda name: name.partition("/")[0]):
+        rows = [(f"`{name}`", METRICS[name].unit, METRICS[name].meaning) for name in names]
+        parts += [f"## `{family}/`", table(("metric", "unit", "meaning"), rows)]
+    return "\n\n".join(parts)
 
 
 def axes_table() -> str:
@@ -77,7 +83,7 @@ class _Generated(SphinxDirective):
         raise NotImplementedError
 
     def run(self) -> list[nodes.Node]:
-        return self.parse_text_to_nodes(self.text())
+        return self.parse_text_to_nodes(self.text(), allow_section_headings=True)
 
 
 class Fields(_Generated):
@@ -123,6 +129,13 @@ class Measured(_Generated):
         return "\n\n".join(file.read_text("utf-8") for file in files) or "\n".join(self.content)
 
 
+def keep_together(app: Sphinx, document: nodes.document) -> None:
+    """Puts no-break spaces into intervals, and between a number and its unit."""
+    for text in list(document.findall(nodes.Text)):
+        if not isinstance(text.parent, (nodes.literal, nodes.literal_block, nodes.raw)):
+            text.parent.replace(text, nodes.Text(TOGETHER.sub("\u00a0", text)))
+
+
 def mark_blocks(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     """Inserts the double colon that reStructuredText needs before the indented formulas and code of docstrings."""
     for i in range(len(lines) - 2, 0, -1):
@@ -152,9 +165,10 @@ def mark_cells(app: Sphinx, document: nodes.document) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Registers the directives and the preprocessing of docstrings for napoleon."""
+    """Registers the directives, the preprocessing of docstrings for napoleon, and the no-break spaces."""
     app.connect("autodoc-process-docstring", mark_blocks, priority=400)
     app.connect("doctree-read", mark_cells)
+    app.connect("doctree-read", keep_together)  # after that: numbers of cells are found by their spaces
     for name, directive in {
         "fields": Fields,
         "metrics": Metrics,

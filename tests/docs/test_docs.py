@@ -71,6 +71,12 @@ def test_the_table_of_fields_is_complete() -> None:
     )
 
 
+def test_intervals_and_units_are_not_broken_over_lines() -> None:
+    together = loaded(DOCS / "directives.py").TOGETHER
+    said = together.sub("_", "+0.1 [-0.2, +0.3] is 5 % of 3 ms, in 4 sets (1, 2), [a, b]")
+    assert said == "+0.1 [-0.2,_+0.3] is 5_% of 3_ms, in 4 sets (1, 2), [a, b]"
+
+
 def test_a_cell_of_a_table_is_one_line() -> None:
     directives = loaded(DOCS / "directives.py")
     assert directives.table(["a"], [["b\n  c|d"]]).splitlines()[2:] == ["| b c\\|d |"]
@@ -79,6 +85,8 @@ def test_a_cell_of_a_table_is_one_line() -> None:
 def test_the_tables_of_metrics_are_complete_and_on_their_page() -> None:
     directives = loaded(DOCS / "directives.py")
     assert re.findall(r"^\| `(\S+)` \|", directives.metrics_table(), re.MULTILINE) == list(METRICS)
+    families = [name.partition("/")[0] for name in METRICS]
+    assert re.findall(r"^## `(\w+)/`", directives.metrics_table(), re.MULTILINE) == list(dict.fromkeys(families))
     assert re.findall(r"^\| `(\S+)` \|", directives.axes_table(), re.MULTILINE) == list(AXES)
     assert "```{metrics}" in text("metrics.md") and "```{metric-axes}" in text("metrics.md")
 
@@ -149,7 +157,8 @@ def test_a_table_of_results_is_that_of_the_comparison(tmp_path: Path) -> None:
     written = loaded(ROOT / "scripts" / "results_tables.py").tables(tmp_path)
     assert list(written) == ["results_digits.md"]
     lines = written["results_digits.md"].splitlines()
-    assert "`metasched train x.yaml` with numpy 2.4, torch 2.15 on 2 cores" in lines[0]
+    assert lines[0] == "### digits" and "- No verdict: training without a schedule was not among the arms." in lines
+    assert lines[-3] == "Made by `metasched train x.yaml` with numpy 2.4, torch 2.15 on 2 cores."
     rows = [line for line in lines if line.startswith("| l")]
     assert [row.split(" | ")[:4] for row in rows] == [
         ["| learned", "0.6250", "0.1768", "2"],
@@ -164,6 +173,8 @@ def test_the_tables_of_results_are_up_to_date() -> None:
     wanted = loaded(ROOT / "scripts" / "results_tables.py").tables(ROOT / "experiments" / "results")
     found = {path.name: path.read_text("utf-8") for path in (DOCS / "tables").glob("results_*.md")}
     assert found == wanted  # if not: python scripts/results_tables.py
+    overviews = loaded(ROOT / "scripts" / "results_tables.py").overviews(ROOT / "experiments" / "results")
+    assert {name: (DOCS / "tables" / name).read_text("utf-8") for name in overviews} == overviews
     floors = loaded(ROOT / "scripts" / "results_tables.py").floors(ROOT / "experiments" / "results")
     assert (DOCS / "tables" / "floors.md").read_text("utf-8") == floors
     searches = loaded(ROOT / "scripts" / "results_tables.py").searches(ROOT / "experiments" / "results")
@@ -184,6 +195,23 @@ def test_the_table_of_searches_has_comparisons_of_what_was_learned_with_a_search
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[:5] == ["text", "10", "2", "lsq 0.3750", "0.6250"] and cells[5].startswith("+0.2500 [")
     assert cells[6].startswith("-0.1250 [-1.7133, ") and cells[7] == "" and cells[8].startswith("+0.1250 [")
+
+
+def test_the_overview_has_a_line_for_each_horizon_with_the_best_arm_and_its_verdict(tmp_path: Path) -> None:
+    arms = (*comparison().arms, Arm("float", 30, (1.0, 1.0), 60))
+    at_10 = (Arm("ste", 10, (0.25, 0.5), 20), Arm("float", 10, (1.0, 1.0), 20))
+    both = Comparison((7, 8), (*arms, *at_10), ("learned",)).to_dict()
+    best = Comparison((7, 8), (Arm("ste", 10, (1.0, 0.5), 20), *comparison().arms[:2]), ("learned",)).to_dict()
+    made = {"command": "metasched train x.yaml", "versions": {}, "hardware": "2 cores"}
+    (tmp_path / "digits_a.json").write_text(json.dumps(both | made))
+    (tmp_path / "digits_b.json").write_text(json.dumps(best | made))
+    written = loaded(ROOT / "scripts" / "results_tables.py").overviews(tmp_path)
+    first, second = written["overview.md"].splitlines()[2:]
+    assert first.startswith("| [digits_a](#digits-a) | 10 | level | +0.2500 [") and first.endswith(
+        "| learned | 0.6250 |"
+    )
+    assert second == "| [digits_b](#digits-b) | 10 | none is better |  | ste | 0.7500 |"
+    assert written["overview_without_floor.md"].splitlines()[2:] == ["| [digits_a](#digits-a) | 30 | linear | 0.6250 |"]
 
 
 def test_the_table_of_floors_has_a_line_for_each_horizon_with_a_floor(tmp_path: Path) -> None:
