@@ -27,6 +27,7 @@ from metasched.config.schema import Experiment
 from metasched.config.writing import differing, to_dict
 from metasched.core.errors import MetaschedError
 from metasched.core.imports import allow
+from metasched.core.shown import Printed
 from metasched.evaluation.comparison import Comparison, comparison_of
 from metasched.evaluation.contenders import described_arm, schedule_arm
 from metasched.exchange.played import PlayedSchedule
@@ -50,8 +51,8 @@ ArmSource = str | Path | Schedule | tuple[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a run has left in its folder.
+class Result(Printed):
+    """What a run has left in its folder; printed, it is the verdicts and the scores.
 
     Attributes:
         folder: the run folder.
@@ -63,6 +64,12 @@ class Result:
 
     def __repr__(self) -> str:
         return f"Result(folder={str(self.folder)!r}, name={self.experiment.name!r})"
+
+    def __str__(self) -> str:
+        run, lines = RunFolder(self.folder), [repr(self)]
+        lines += [f"schedule: {self.schedule!r}"] if run.schedule.exists() else []
+        lines += [str(self.comparison)] if run.comparison.exists() else []
+        return "\n".join([*lines, f"report: {run.report}"] if run.report.exists() else lines)
 
     @property
     def schedule(self) -> PlayedSchedule:

@@ -17,6 +17,7 @@ from metasched.calibration.batches import Batches
 from metasched.calibration.nearest import nearest
 from metasched.calibration.parts import By
 from metasched.calibration.table import find_procedure, options_of
+from metasched.calibration.telling import TellIfLong
 from metasched.calibration.unit import Rounded, Unit
 from metasched.calibration.walk import Walk
 from metasched.methods.config import MethodConfig
@@ -94,7 +95,7 @@ def calibrate(
         batches: inputs [N, ...] of the training data, or mappings of keyword arguments; a few hundred examples.
         method: procedure: ``nearest``, ``adaround``, ``bit_split``, ``bit_split_weights``, ``multipoint``, ``product``.
         by: ``layer``; ``block``, with residual blocks as units where there are some; or names of modules, each a unit.
-        progress: is called often, see there.
+        progress: is called often, see there; None: lines on standard output, if it takes more than some seconds.
         options: of the procedure, see ``metasched list``.
 
     Raises:
@@ -103,14 +104,13 @@ def calibrate(
     spec = find_procedure(method)
     settings = options_of(spec, options)
     walk = Walk(model, recipe, batches, spec, by)
-    start = time.perf_counter()
-    total = len(walk.parts)
+    start, total = time.perf_counter(), len(walk.parts)
+    told = progress or TellIfLong()
 
     def tell(name: str, done: int, share: float, report: UnitReport | None = None) -> None:
         seconds = time.perf_counter() - start
         left = seconds * (total - done - share) / (done + share) if done + share > 0 else None
-        if progress is not None:
-            progress(Progress(name, done, total, seconds, left, report))
+        told(Progress(name, done, total, seconds, left, report))
 
     ready = spec.builder(walk, settings, lambda share: tell("the network", 0, share * total)) if spec.whole else None
     for k, part in enumerate(walk.parts):

@@ -126,7 +126,7 @@ def run(request: Request, how: How, console: Console) -> dict[str, Any]:
     plain = convert(module)
     result: dict[str, Any] = {"method": how.method, "batches": len(request.batches)}
     if request.score is not None:
-        plainest = calibrate(request.model, request.recipe, request.batches, "nearest")
+        plainest = calibrate(request.model, request.recipe, request.batches, "nearest", progress=lambda _: None)
         result["score_float"] = request.score(request.model)
         result["score_nearest"] = request.score(convert(plainest))
         result["score"] = request.score(plain)

@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 from metasched.arena.config import ArenaConfig
 from metasched.core import imports
 from metasched.core.field_types import STRICT, Int
+from metasched.core.shown import short
 from metasched.evaluation.config import CompareConfig
 from metasched.families.config import TasksConfig
 from metasched.meta.config import MetaConfig, OnlineConfig
@@ -24,7 +25,7 @@ from metasched.tracking.config import TrackingConfig
 from metasched.training.optimizers.config import OptimizerConfig
 
 
-@dataclass(frozen=True, kw_only=True, config=STRICT)
+@dataclass(frozen=True, kw_only=True, repr=False, config=STRICT)
 class Experiment:
     """A whole experiment: one YAML file."""
 
@@ -46,6 +47,9 @@ class Experiment:
     online: OnlineConfig = field(default_factory=OnlineConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+    def __repr__(self) -> str:
+        return short(self)
 
     @property
     def problem(self) -> ProblemConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from traceback import format_exception_only
 
 
 class MetaschedError(ValueError):
@@ -26,6 +27,15 @@ class MetaschedError(ValueError):
         self.fix = fix
         text = f"{path}: {problem}" if path else problem
         super().__init__(printable(" ".join((f"{text}; {fix}" if fix else text).split())))
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: the lines of the user's own code that led here, and the message."""
+        from metasched.core.shown import own_lines
+
+        lines, cause = own_lines(self.__traceback__), self.__cause__
+        if cause is not None and (below := own_lines(cause.__traceback__)):  # such as a training function that failed
+            lines += [*below, *format_exception_only(cause)]
+        return [line.rstrip("\n") for line in (*lines, f"{type(self).__name__}: {self}")]
 
     def __reduce__(self) -> tuple[type[MetaschedError], tuple[str, str, str]]:
         return type(self), (self.path, self.problem, self.fix)  # for process pools

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from metasched.core.extras import from_extra
+from metasched.core.shown import Printed
 from metasched.evaluation.statistics import PairedDifference, Summary, counted, holm, paired_difference, summarize
 from metasched.evaluation.tuned_rate import TunedRate
 from metasched.exchange.format import Spent
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 LSQ = "lsq"
 FLOORS = (FLOOR, LSQ)  # no schedule: hard from the first step, with fixed scales and with learned ones
+_NAMED = 6  # arms in the representation
 REFERENCES = (*FLOORS, CEILING)  # what every comparison has; the ceiling has no quantization
 
 
@@ -74,9 +76,11 @@ class Drawn(NamedTuple):
     values: Mapping[str, torch.Tensor]
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Printed):
     """All arms at all horizons, on the same seeds in the same order: what ``Study.compare`` and ``Result`` give.
+
+    Printed, it is the verdicts and a table of scores.
 
     Attributes:
         seeds: the inner seeds.
@@ -89,6 +93,17 @@ class Comparison:
     arms: tuple[Arm, ...]
     learned: tuple[str, ...]
     drawn: tuple[Drawn, ...] = field(default=(), compare=False, repr=False)
+
+    def __repr__(self) -> str:
+        names = list(dict.fromkeys(arm.name for arm in self.arms))
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        steps = ", ".join(map(str, self.horizons))
+        return f"Comparison(of {', '.join(names[:_NAMED])}{more}; after {steps} steps, n = {len(self.seeds)})"
+
+    def __str__(self) -> str:
+        from metasched.evaluation.short import scores_text
+
+        return scores_text(self)
 
     def at(self, horizon: int) -> dict[str, Arm]:
         """The arms of one horizon by name."""

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
-from metasched.evaluation.comparison import FLOORS, REFERENCES, Comparison
-from metasched.tracking.console import Console
+from io import StringIO
+from textwrap import wrap
 
+from metasched.evaluation.comparison import FLOORS, REFERENCES, Comparison
+from metasched.evaluation.verdict import verdicts
+from metasched.tracking.console import Console, open_console
+
+_COLUMNS = 80
 _TOP = 5  # further arms
 _LEARNED = 3  # of the learned ones
+
+
+def scores_text(comparison: Comparison) -> str:
+    """The verdicts and the scores of all horizons as lines of at most 80 characters, but for rows of long names."""
+    text = StringIO()
+    console = open_console(text)
+    for verdict in verdicts(comparison):
+        console.note(str(verdict))
+    for horizon in comparison.horizons:
+        show_scores(comparison, horizon, console, "Score of the hard network")
+    lines = text.getvalue().splitlines()
+    wrapped = ([line] if line.startswith("  ") else wrap(line, _COLUMNS, subsequent_indent="    ") for line in lines)
+    return "\n".join(part for parts in wrapped for part in parts)
 
 
 def show_scores(comparison: Comparison, horizon: int, console: Console, score: str = "Hardened test score") -> None:

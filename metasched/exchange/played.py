@@ -12,6 +12,7 @@ import torch
 
 from metasched.core.errors import MetaschedError, MetaschedWarning
 from metasched.core.layer import Layer
+from metasched.core.shown import preformatted
 from metasched.exchange.extras import FormEntry, reads
 from metasched.exchange.form import controls_of, layers_of, method_of, schedule_of
 from metasched.exchange.format import ScheduleFile
@@ -112,6 +113,12 @@ class PlayedSchedule:
         return (
             f"PlayedSchedule({source.name}: {source.kind}, method {self.file.method.name}, {len(self.layers)} layers)"
         )
+
+    def _repr_html_(self) -> str:
+        """What ``metasched show`` prints."""
+        from metasched.exchange.summary import schedule_text
+
+        return preformatted(schedule_text(self.file))
 
     @property
     def method(self) -> MethodConfig:

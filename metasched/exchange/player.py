@@ -111,6 +111,9 @@ class SchedulePlayer:
             problem = "is closed-loop, and this player sees neither the loss nor the weights"
             raise MetaschedError("schedule", problem, "play it with metasched.prepare, or remove its field feedback")
 
+    def __repr__(self) -> str:
+        return f"SchedulePlayer({self.schedule!r}, step {self._position} of {self.total_steps})"
+
     def at(self, step: int) -> dict[str, dict[str, float]]:
         """Values {layer: {control: value}} at a step, counted from 0; does not change the position."""
         if operator.index(step) < 0:

@@ -43,7 +43,7 @@ class Headline:
     ceiling: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ShippedSchedule:
     """A schedule that comes with the package.
 
@@ -62,6 +62,10 @@ class ShippedSchedule:
     summary: str
     task: str | None = None
     headline: Headline | None = None
+
+    def __repr__(self) -> str:
+        about = self.kind if self.task is None else f"{self.kind} on {self.task}"
+        return f"ShippedSchedule({self.name}: {about}, method {self.method})"
 
 
 def list_schedules(method: str | None = None) -> tuple[ShippedSchedule, ...]:
@@ -103,6 +107,9 @@ def file_of(named: str | os.PathLike[str]) -> Path | None:
     >>> file_of("runs/a/schedule.json").name, file_of("digits_inq").name, file_of("inq_linear")
     ('schedule.json', 'digits_inq.json', None)
     """
+    if not isinstance(named, str | os.PathLike):
+        problem = f"is a {type(named).__name__}"
+        raise MetaschedError("schedule", problem, "give the name of a schedule, or the path of a file")
     if not isinstance(named, str) or named.endswith(".json") or any(mark in named for mark in _SEPARATORS):
         return Path(named)
     return _DATA / "learned" / _index()[named]["file"] if named in _index() else None

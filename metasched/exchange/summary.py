@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from io import StringIO
 from itertools import groupby
 from typing import Any
 
@@ -20,8 +21,9 @@ from metasched.exchange.format import ControlEntry, ScheduleFile
 from metasched.exchange.played import PlayedSchedule
 from metasched.exchange.schedule_file import dumps
 from metasched.exchange.sparklines import BLOCKS, moments, sparkline
+from metasched.methods import METHODS
 from metasched.schedules.feedback import open_loop
-from metasched.tracking.console import Console
+from metasched.tracking.console import Console, open_console
 
 _NARROW = 70  # columns; a terminal of fewer, as on a telephone, has half of the marks and fewer moments
 _MOMENTS, _FEW_MOMENTS = 5, 3
@@ -74,6 +76,13 @@ def show_schedule(file: ScheduleFile, console: Console, marks: str = BLOCKS, col
             line = sparkline(_resampled(u, curves[:, i], columns), low, high, marks)
             rows.append([name, line, *(f"{float(curves[k, i]):.3g}" for k in at)])
         console.table(_title(control), ["layer", "", *(_moment(u, k) for k in at)], rows)
+
+
+def schedule_text(file: ScheduleFile) -> str:
+    """The same as text of 80 columns."""
+    text = StringIO()
+    show_schedule(file, open_console(text))
+    return text.getvalue()
 
 
 def show_both(
@@ -158,9 +167,8 @@ def _grouped(names: Sequence[str], curves: torch.Tensor) -> list[tuple[str, int]
 
 def _lines(file: ScheduleFile) -> list[str]:
     origin = file.provenance
-    parameters = ", ".join(f"{name}={value}" for name, value in sorted(file.method.parameters.items()))
     lines = [
-        f"{origin.name}: a {origin.kind} schedule for {file.method.name} ({parameters or 'no parameters'})",
+        f"{origin.name}: a {origin.kind} schedule for {file.method.name} ({_parameters(file)})",
         f"{len(file.layers)} layers, {len(file.progress)} knots, interpolation {file.interpolation}",
     ]
     if file.form is not None:
@@ -185,6 +193,15 @@ def _lines(file: ScheduleFile) -> list[str]:
             bounds = f", 95 % interval of the difference {low:+.4g} to {high:+.4g}" if measured.interval else ""
             lines.append(f"{what} {measured.name}: {measured.score:.4g} (n = {measured.n}{bounds})")
     return lines
+
+
+def _parameters(file: ScheduleFile) -> str:
+    """Those of the method that differ from its defaults; all of a method that is not known here."""
+    method = file.method
+    known = METHODS[method.name].config.__dataclass_fields__ if method.name in METHODS else {}
+    plain = {name: field.default for name, field in known.items()}
+    own = {name: v for name, v in sorted(method.parameters.items()) if name not in plain or v != plain[name]}
+    return ", ".join(f"{name}={value}" for name, value in own.items()) or "default parameters"
 
 
 def _form_line(form: FormEntry) -> str:

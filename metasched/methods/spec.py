@@ -48,7 +48,7 @@ def by_no_layer(config: Any) -> Mapping[str, str]:
     return {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MethodSpec:
     """One row of the table of methods.
 
@@ -86,6 +86,9 @@ class MethodSpec:
     by_layer: Callable[[Any], Mapping[str, str]] = by_no_layer
     ignores: tuple[str, ...] = ()
     former: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+
+    def __repr__(self) -> str:
+        return f"MethodSpec({self.name}: {self.summary})"
 
     @property
     def name(self) -> str:

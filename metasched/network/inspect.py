@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from html import escape
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +13,7 @@ from torch import nn
 
 from metasched.core.errors import MetaschedError, printable
 from metasched.core.extras import from_extra
+from metasched.core.shown import Printed
 from metasched.methods.base import Coding, Method
 from metasched.methods.config import MethodConfig
 from metasched.network.choosing import Chosen, choose
@@ -65,7 +65,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Inspection:
+class Inspection(Printed):
     """What a recipe does with a model; printed, it is a table.
 
     Attributes:
@@ -134,14 +134,11 @@ class Inspection:
         totals = {"parameters": self.parameters, "macs": self.macs, **shares}
         return {**totals, "rows": [asdict(row) for row in self.rows]}
 
-    def _repr_html_(self) -> str:
-        """The table, as a notebook shows it."""
-        return f"<pre>{escape(str(self))}</pre>"
-
     def __str__(self) -> str:
         from rich.console import Console
 
-        console = Console(width=get_terminal_size((_WIDTH, 0)).columns, color_system=None)
+        width = get_terminal_size((_WIDTH, 0)).columns
+        console = Console(width=width, color_system=None, force_jupyter=False)  # a notebook would show it by itself
         with console.capture() as captured:
             console.print(self.table())
         return captured.get()

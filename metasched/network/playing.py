@@ -78,6 +78,9 @@ class Player:
             quantizer.watch = self._watch
         self._begin()
 
+    def __repr__(self) -> str:
+        return f"Player(step {self.position} of {self.total_steps}, {len(self.layers)} layers)"
+
     @property
     def zero_layers(self) -> list[str]:
         """Names of the layers that start at zero."""

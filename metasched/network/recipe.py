@@ -12,6 +12,7 @@ from torch import nn
 
 from metasched.core.errors import MetaschedError, unknown_name
 from metasched.core.field_types import REFUSED
+from metasched.core.shown import given, short
 from metasched.methods import build_method
 from metasched.methods.base import Method
 from metasched.methods.config import DEFAULT, MethodConfig
@@ -21,7 +22,7 @@ from metasched.network.config import Rule, short_rules
 PLAIN = {"weights": "levels", "activations": "activation_levels"}  # what users call them, and the parameters
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class Recipe:
     """How a float model becomes a quantized network.
 
@@ -78,14 +79,21 @@ class Recipe:
                 "recipe", f"has a {type(method).__name__} for a method", "give a MethodConfig or a name"
             )
         own = (r if isinstance(r, Rule) else _rule(cast(Mapping[str, Any], r)) for r in rules)
-        given = (*short_rules(exclude, include), *own)
-        for name, value in (("method", method), ("rules", given), ("first", first), ("last", last), ("redraw", redraw)):
+        rules = (*short_rules(exclude, include), *own)
+        for name, value in (("method", method), ("rules", rules), ("first", first), ("last", last), ("redraw", redraw)):
             object.__setattr__(self, name, value)
         if isinstance(method, MethodConfig):
             for rule in self.rules:
                 for parameter, fix in not_by_layer(method, rule).items():
                     problem = f"is not a parameter of {method.name} by layer"
                     raise MetaschedError(f"{named(rule)}: {parameter}", problem, fix)
+
+    def __repr__(self) -> str:
+        if not isinstance(self.method, MethodConfig):
+            return short(self)
+        others = [one for one in given(self) if not one.startswith("method=")]
+        words = [one for one in given(self.method) if not one.startswith("name=")]
+        return f"Recipe({', '.join([repr(self.method.name), *words, *others])})"
 
     def build(self, overrides: Mapping[str, Any] | None = None, where: str = "rule") -> Method:
         """The method, with some of its parameters changed.

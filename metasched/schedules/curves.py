@@ -172,7 +172,7 @@ def rising(progress: torch.Tensor, layers: Sequence[Layer], *, ramp: str) -> tor
     return 1 - RAMPS[ramp](progress, layers)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class HandCoded:
     """A hand-coded schedule: one curve per control; callable as a Schedule.
 
@@ -191,6 +191,9 @@ class HandCoded:
     curves: Mapping[str, Curve]
     interpolation: Interpolation
     jumps: tuple[float, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"HandCoded({self.name}: method {self.family})"
 
     @property
     def method(self) -> MethodConfig:

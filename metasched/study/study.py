@@ -102,6 +102,10 @@ class Study:
         self._found: list[Found] = []
         self._queue: list[Tried] = []
 
+    def __repr__(self) -> str:
+        about = f"{self.work.method.name}, {self.work.steps} steps, {len(self.storage)} runs of fit"
+        return f"Study({str(self.storage.path)!r}: {about}, {len(self.storage.found())} schedules found)"
+
     def enqueue(self, *schedules: Given | Iterable[Given]) -> None:
         """Has the next call of ``optimize`` try schedules before it learns; the best of them may be where it starts.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from textwrap import wrap
@@ -17,9 +18,10 @@ _SHOWN = {  # metric -> label and format
     "outer/skipped": ("skipped", "d"),
     "outer/gradient_norm": ("|gradient|", ".1e"),
 }
+_KERNEL = "JPY_PARENT_PID"  # in the environment of Jupyter's kernels and of the commands of their cells
 _LINES = 5  # of one piece of work, where there is no terminal
 _SOON = 3  # outer steps that have a line each
-_QUICK = 1.0  # seconds in which a piece of work has no line before its last
+_QUICK = 1.0  # seconds between two lines, of which the last one is shown in any case
 _SILENT = 60.0  # seconds after which there is a line in any case
 _NARROW = 60  # columns below which there is no bar beside the numbers
 _Item = TypeVar("_Item")
@@ -52,8 +54,12 @@ class Console(Protocol):
 
 
 def open_console(stream: TextIO, clock: Callable[[], float] = time.monotonic) -> Console:
-    """A console with progress bars if the stream is a terminal, with plain lines if it is a file or a pipe."""
-    return _Live(stream, clock) if stream.isatty() else _Plain(stream, clock)
+    """A console with progress bars if the stream is a terminal that can move its cursor, otherwise with plain lines.
+
+    A cell ``!metasched`` of a notebook has a terminal, but whatever it has shown stays, each refresh of a bar too.
+    """
+    redraws = stream.isatty() and _KERNEL not in os.environ and os.environ.get("TERM") != "dumb"
+    return _Live(stream, clock) if redraws else _Plain(stream, clock)
 
 
 def watched(console: Console, what: str, work: Iterable[_Item], total: int, size: int = 1) -> Iterator[_Item]:
@@ -143,7 +149,7 @@ class _Plain:
             if not soon:
                 return
         work = self._work
-        if soon < done < total and now - work.began < _QUICK:  # the first outer steps are shown at once
+        if soon < done < total and now - work.at < _QUICK:  # the first outer steps are shown at once
             return
         further = done >= total or done * _LINES // max(total, 1) > work.shown * _LINES // max(total, 1)
         if done and (further or done <= soon or now - work.at >= _SILENT):

@@ -239,7 +239,7 @@ def test_show_two(tmp_path: Path, schedule: ScheduleFile, capsys: pytest.Capture
     out = capsys.readouterr().out
     assert out.splitlines()[:4] == [
         "A  tiny: a learned schedule for ana (noise=uniform)",
-        "B  inq_linear: a hand-coded schedule for inq (no parameters)",
+        "B  inq_linear: a hand-coded schedule for inq (default parameters)",
         "their layers differ: B is shown as it is played on the layers of A",
         "only in A: weight_noise",
     ]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+from html import escape
 from pathlib import Path
 
 import pytest
 
 from metasched.evaluation.comparison import Arm, Comparison, comparison_of
 from metasched.evaluation.short import show_scores
+from metasched.evaluation.verdict import verdicts
 from metasched.schedules.table import method_of_hand_coded
 from metasched.tracking.console import open_console
 
@@ -33,6 +35,18 @@ def test_kept_results_fit_80_columns_with_whole_names(name: str) -> None:
     assert max(map(len, lines)) <= 80
     names = {arm.name for arm in comparison.at(comparison.horizons[0]).values()}
     assert {line.split("  ")[1] for line in lines[2:] if line.startswith("  ")} <= names
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_printed_a_comparison_is_its_verdicts_and_scores_in_80_columns(name: str) -> None:
+    comparison = comparison_of(COMPARISONS[name])
+    text = str(comparison)
+    assert max(map(len, text.splitlines())) <= 80
+    assert all(f"Score of the hard network after {steps} steps, n = " in text for steps in comparison.horizons)
+    assert text.count("verdict after") == len(verdicts(comparison))
+    shown = repr(comparison)
+    assert comparison.arms[0].name in shown and len(shown) < 250 and "scores" not in shown
+    assert f">{escape(text)}</pre>" in comparison._repr_html_()
 
 
 def test_the_longest_name_fits() -> None:

@@ -32,6 +32,11 @@ LAYERS = [Layer(f"conv{i}", i / 2, "conv", "weight+activation", 9, 144, 1.585) f
 EXPERIMENT = experiment_of({"task": {"steps": 4}, "method": {"name": "inq", "activation_levels": None}})
 
 
+def test_a_row_of_the_list_is_no_name() -> None:
+    with pytest.raises(MetaschedError, match=r"^schedule: is a ShippedSchedule; give the name of a schedule"):
+        metasched.load(metasched.list_schedules()[0])  # pyright: ignore[reportArgumentType]
+
+
 def test_the_index_and_the_folder_have_the_same_files() -> None:
     files = [row["file"] for row in json.loads((DATA / "index.json").read_text("utf-8")).values()]
     assert sorted(files) == sorted(path.name for path in (DATA / "learned").iterdir())

@@ -75,6 +75,13 @@ def test_plain_lines_are_a_few_whatever_there_is_to_do() -> None:
     assert lines[5:] == ["parts 2/3  2.0/s, 0 s left", "parts 3/3  in 2 s"]
 
 
+def test_fast_work_has_no_two_lines_in_a_second() -> None:
+    times = iter([0.0, 0.5, 1.1, 1.2, 1.3, 1.4])
+    stream = io.StringIO()
+    assert len(list(watched(open_console(stream, lambda: next(times)), "runs", range(5), 5))) == 5
+    assert stream.getvalue() == "runs 2/5  1.8/s, 2 s left\nruns 5/5  in 1 s\n"
+
+
 def test_a_line_comes_after_a_minute_in_any_case() -> None:
     times = iter([0.0, 10.0, 61.0, 70.0])
     stream = io.StringIO()
@@ -98,6 +105,12 @@ def test_terminal_shows_the_same_and_gives_the_cursor_back() -> None:
     for part in ("a note [red]with brackets[/red]", "3/3", "loss 0.5123", "scores [x]", "0.8712", "[b]", "in 2 s"):
         assert part in text
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1
+
+
+@pytest.mark.parametrize(("name", "value"), [("JPY_PARENT_PID", "1"), ("TERM", "dumb")])
+def test_a_cell_of_a_notebook_keeps_no_refresh_of_a_bar(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    assert use(Terminal()) == use(io.StringIO())
 
 
 @pytest.mark.parametrize(("columns", "shown"), [(80, "score 0.8750"), (60, "loss 0.5123"), (40, "in 2 s")])
