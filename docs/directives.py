@@ -21,7 +21,9 @@ from metasched.io.json_text import json_text
 from metasched.tracking.metrics import AXES, METRICS
 
 DOCS = Path(__file__).parent
-TOGETHER = re.compile(r"(?<=\d) (?=(?:%|ms|s|min|KiB|MiB|GiB)(?!\w))|(?<=,) (?=[+-]?[\d.]+\])")  # 5 %; [-1, 1]
+TOGETHER = re.compile(  # [-1, +1]; (1 to 2); 5 %; 1e-6
+    r"(\[[+-]?[\d.]+, [+-]?[\d.]+\]|\([\d.]+ to [\d.]+\)|[\d.]+ (?:%|ms|s|KiB|MiB|GiB)(?!\w)|[\d.]*\de-\d+)"
+)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -130,10 +132,14 @@ class Measured(_Generated):
 
 
 def keep_together(app: Sphinx, document: nodes.document) -> None:
-    """Puts no-break spaces into intervals, and between a number and its unit."""
+    """Marks intervals, ranges and numbers with a unit or an exponent: the style sheet keeps them on one line."""
     for text in list(document.findall(nodes.Text)):
-        if not isinstance(text.parent, (nodes.literal, nodes.literal_block, nodes.raw)):
-            text.parent.replace(text, nodes.Text(TOGETHER.sub("\u00a0", text)))
+        parts = TOGETHER.split(text)  # every second one is a match
+        if len(parts) > 1 and isinstance(text.parent, (nodes.paragraph, nodes.strong, nodes.emphasis)):
+            marked = [
+                nodes.inline("", p, classes=["together"]) if i % 2 else nodes.Text(p) for i, p in enumerate(parts)
+            ]
+            text.parent.replace(text, marked)
 
 
 def mark_blocks(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
@@ -165,7 +171,7 @@ def mark_cells(app: Sphinx, document: nodes.document) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Registers the directives, the preprocessing of docstrings for napoleon, and the no-break spaces."""
+    """Registers the directives, the preprocessing of docstrings for napoleon, and `keep_together`."""
     app.connect("autodoc-process-docstring", mark_blocks, priority=400)
     app.connect("doctree-read", mark_cells)
     app.connect("doctree-read", keep_together)  # after that: numbers of cells are found by their spaces

@@ -26,6 +26,7 @@ _OURS = (FLOOR, CEILING, "widths")  # methods without a published schedule
 _LEARNED = "learned"
 _SEARCHES = {"tpe": "TPE", "cmaes": "CMA-ES", "random": "random search"}  # arm -> what it is called
 
+SHOWN = 2  # verdicts of a horizon above the fold: the best arm's and the first learned one's
 NO_FLOOR = "No verdict: training without a schedule was not among the arms."
 
 ROOT = Path(__file__).parents[1]
@@ -40,15 +41,21 @@ def tables(results: Path) -> dict[str, str]:
 def markdown(name: str, result: dict[str, Any]) -> str:
     """The section of one comparison: its verdicts, and folded all arms of each horizon, command, versions, hardware."""
     comparison = comparison_of(result)
-    found = [str(verdict) for verdict in verdicts(comparison)] or [NO_FLOOR]
+    found = {
+        horizon: [f"- {verdict}" for verdict in verdicts(comparison) if verdict.horizon == horizon]
+        for horizon in comparison.horizons
+    }
+    shown = [line for lines in found.values() for line in lines[:SHOWN]] or [f"- {NO_FLOOR}"]
     versions = ", ".join(f"{package} {version}" for package, version in sorted(result["versions"].items()))
     made = f"Made by `{result['command']}` with {versions} on {result['hardware']}."
     for added in result.get("joined", []):
         made += f" {', '.join(added['arms'])} joined later, by `{added['command']}` on {added['hardware']}."
-    parts = [f"### {name}", f"{len(comparison.seeds)} paired seeds.", "\n".join(f"- {line}" for line in found)]
+    parts = [f"### {name}", f"{len(comparison.seeds)} paired seeds.", "\n".join(shown)]
     parts.append("<details><summary>All arms, command, versions, hardware</summary>")
     for horizon in comparison.horizons:
         columns, rows = comparison.rows(horizon)
+        more = found[horizon][SHOWN:]
+        parts += ["\n".join(more)] * bool(more)
         parts += [f"Hardened test score after {horizon} inner steps:", _table(columns, rows)]
     return "\n\n".join([*parts, made, "</details>"]) + "\n"
 

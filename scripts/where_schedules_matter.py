@@ -143,6 +143,10 @@ def corrected(lines: Sequence[Mapping[str, Any]], kind: str) -> list[float | Non
     return [fixed.get(i) for i in range(len(lines))]
 
 
+def _breakable(name: str) -> str:
+    return name.replace("_", "_<wbr>")  # a long name may be broken in a narrow column
+
+
 def _interval(d: Mapping[str, float] | None) -> str:
     return "" if d is None else f"{d['mean']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]"
 
@@ -154,11 +158,11 @@ def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
     floor, published = corrected(lines, "none"), corrected(lines, "published")
     for x, p, q in zip(lines, floor, published, strict=True):
         others, d = x["others"], x["differences"]
-        cells = [f"{arm['mean']:.4f} ({arm['name']})" if (arm := others[kind]) else "" for kind in KINDS]
+        cells = [f"{arm['mean']:.4f} ({_breakable(arm['name'])})" if (arm := others[kind]) else "" for kind in KINDS]
         learned = f"{x['learned']:.4f}"
         if not x["exported"]:
             found = "" if x["unconfirmed"] is None else f"; found {x['unconfirmed']:.4f}"
-            learned += f" (no gain confirmed: {x['start']}{found})"
+            learned += f" (no gain confirmed: {_breakable(x['start'])}{found})"
         ps = ["" if value is None else f"{value:.2g}" for value in (p, q)]
         searched, ceiling = (f"{others[kind]['mean']:.4f}" for kind in (SEARCHED, CEILING))
         scores.append([x["ramp"], *cells, searched, learned, ceiling])

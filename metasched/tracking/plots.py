@@ -174,7 +174,7 @@ def _half_interval(sample: np.ndarray) -> float:
 
 
 def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Any]]:
-    """A row of panels, or rows of two of more than three; without pyplot, which keeps every figure alive."""
+    """A row of panels, or rows of two for more than three; without pyplot, which keeps every figure alive."""
     with from_extra("train"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
