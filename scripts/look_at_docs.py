@@ -4,8 +4,8 @@
 
 Each page is laid out at 1280 and 390 pixels, light and dark, with all folds open. It is an error if the page scrolls
 sideways (code, tables and formulas may, by themselves), or if a text has less contrast to its background than 4.5 (3
-for large text), as WCAG 2.1 asks in 1.4.3. Needs Chromium; nothing is loaded from a network. With --pictures each page is a PNG file
-at each width too.
+for large text), as WCAG 2.1 asks in 1.4.3. Needs Chromium; nothing is loaded from a network. With --pictures each page
+is a PNG file at each width too.
 """
 
 from __future__ import annotations
