@@ -21,8 +21,9 @@ from metasched.io.json_text import json_text
 from metasched.tracking.metrics import AXES, METRICS
 
 DOCS = Path(__file__).parent
-TOGETHER = re.compile(  # [-1, +1]; (1 to 2); 5 %; 1e-6
-    r"(\[[+-]?[\d.]+, [+-]?[\d.]+\]|\([\d.]+ to [\d.]+\)|[\d.]+ (?:%|ms|s|KiB|MiB|GiB)(?!\w)|[\d.]*\de-\d+)"
+TOGETHER = re.compile(  # [-1, +1]; (1 to 2); 5 %; 1e-6; n = 16
+    r"(\[[+-]?[\d.]+, [+-]?[\d.]+\]|\([\d.]+ to [\d.]+\)|[\d.]+ (?:%|ms|s|KiB|MiB|GiB)(?!\w)"
+    r"|[\d.]*\de-\d+|\b[npTk] = [\d.]*\d)"
 )
 
 

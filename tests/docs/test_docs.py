@@ -73,9 +73,9 @@ def test_the_table_of_fields_is_complete() -> None:
 
 def test_intervals_ranges_units_and_exponents_stay_on_a_line() -> None:
     found = loaded(DOCS / "directives.py").TOGETHER.findall(
-        "+0.1 [-0.2, +0.3] is 5 % of 3 ms (1.5 to 2), p 1e-06, in 4 sets (1, 2), [a, b]"
+        "+0.1 [-0.2, +0.3] is 5 % of 3 ms (1.5 to 2), p 1e-06, n = 16, in 4 sets (1, 2), [a, b]"
     )
-    assert found == ["[-0.2, +0.3]", "5 %", "3 ms", "(1.5 to 2)", "1e-06"]
+    assert found == ["[-0.2, +0.3]", "5 %", "3 ms", "(1.5 to 2)", "1e-06", "n = 16"]
 
 
 def test_a_cell_of_a_table_is_one_line() -> None:
