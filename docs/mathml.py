@@ -10,7 +10,11 @@ from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.writers.html5 import HTML5Translator
 
-_OTHER_NAMES = ((r"\\dots\b", r"\\ldots"), (r"\\[bB]ig(?![a-zA-Z])", ""))  # commands that docutils does not know
+_OTHER_NAMES = (  # what docutils does not know: commands, and fractions of two digits without braces
+    (r"\\dots\b", r"\\ldots"),
+    (r"\\[bB]ig(?![a-zA-Z])", ""),
+    (r"\\([td]?frac)\s*(\d)\s*(\d)", r"\\\1{\2}{\3}"),
+)
 
 
 def mathml(formula: str, block: bool) -> str:

@@ -99,7 +99,7 @@ class Result(Printed):
 
 def learn(
     task: TaskSource,
-    recipe: Recipe | None = None,
+    recipe: Recipe | MethodConfig | str | None = None,
     *,
     steps: int,
     args: Mapping[str, Any] | None = None,
@@ -111,7 +111,7 @@ def learn(
     Args:
         task: a Task, which is trained in this process; or a module-level function that makes one, or
             ``"package.module:function"``, which worker processes call too.
-        recipe: how the model is quantized.
+        recipe: how the model is quantized; a method, or its name, is a recipe without rules. Default: ``joint``.
         steps: T, training steps of an inner run.
         args: keyword arguments of the function.
         folder: the run folder; where it holds a stopped run of this, that goes on, and where it holds a finished one,
@@ -139,7 +139,7 @@ def learn(
 
 def tune(
     task: TaskSource,
-    recipe: Recipe | None = None,
+    recipe: Recipe | MethodConfig | str | None = None,
     *,
     steps: int,
     args: Mapping[str, Any] | None = None,
@@ -159,7 +159,7 @@ def tune(
 def compare(
     task: TaskSource,
     arms: Mapping[str, ArmSource],
-    recipe: Recipe | None = None,
+    recipe: Recipe | MethodConfig | str | None = None,
     *,
     steps: int,
     args: Mapping[str, Any] | None = None,
@@ -193,7 +193,7 @@ def _words(arm: str | Path | tuple[str, Sequence[str]]) -> list[str]:
 
 def _experiment(
     task: TaskSource,
-    recipe: Recipe | None,
+    recipe: Recipe | MethodConfig | str | None,
     steps: int,
     args: Mapping[str, Any] | None,
     sections: Mapping[str, Any],
@@ -201,7 +201,7 @@ def _experiment(
     if launched():
         fix = "give the task as task.factory in a YAML file, and use `torchrun ... -m metasched train`"
         raise MetaschedError("torchrun", "works with the command line only", fix)
-    recipe = recipe or Recipe()
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe(recipe)
     if not isinstance(recipe.method, MethodConfig):
         raise MetaschedError("recipe", "has a method that is built already", "give it a MethodConfig")
     factory, given, live = _factory(task, dict(args or {}))

@@ -44,11 +44,13 @@ LAYERS = tuple(
 POINTS = 41  # of a curve: small files
 _HEAD = """# Gallery
 
-The learned schedules that come with metasched, drawn by `scripts/gallery.py` from their files. Curves are layers,
-violet at the input and brown at the output; controls that never move are left out. `metasched show NAME` has the
-numbers, `metasched.load("NAME")` plays one in your own loop. Scores are hardened test scores on the task that a
-schedule was learned on, over n seeds; *no schedule* is `ste`, at the learning rate of that comparison. What is not
-above it is here too. Which one to use: [Which schedule](which_schedule.md).
+These are the learned schedules that come with metasched, drawn by `scripts/gallery.py` from their files.
+To choose one, see [Which schedule](which_schedule.md).
+
+- Each curve is a layer, violet at the input and brown at the output. Controls that never move are left out.
+- `metasched show NAME` prints the numbers, and `metasched.load("NAME")` plays one in your own loop.
+- Scores are hardened test scores on the task that a schedule was learned on, over n seeds. *No schedule* is `ste`, at
+  the learning rate of that comparison. Schedules that are not above it are shown too.
 """
 
 

@@ -2,10 +2,10 @@
 
     sphinx-build docs docs/_build/html && python scripts/look_at_docs.py docs/_build/html --pictures /tmp/pictures
 
-Each page is laid out at 1280 and 390 pixels, light and dark. It is an error if the page scrolls sideways (code, tables
-and formulas may, by themselves), or if a text has less contrast to its background than 4.5 (3 for large text), as WCAG
-2.1 asks in 1.4.3. Needs Chromium; nothing is loaded from a network. With --pictures each page is a PNG file
-at each width too.
+Each page is laid out at 1280 and 390 pixels, light and dark, with all folds open. It is an error if the page scrolls
+sideways (code, tables and formulas may, by themselves), or if a text has less contrast to its background than 4.5 (3
+for large text), as WCAG 2.1 asks in 1.4.3. Needs Chromium; nothing is loaded from a network. With --pictures each page
+is a PNG file at each width too.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ function behind(window, element) {
 const shown = e => (e.tagName + "." + e.className + " " + e.textContent.trim().replace(/\\s+/g, " ")).slice(0, 90);
 function look(window, page, width, theme) {
   const d = window.document, root = d.documentElement;
+  const folded = [...d.querySelectorAll("details:not([open])")];
+  folded.forEach(e => e.open = true);
   const own = "pre, .table-wrapper, .math, .sig, .toc-scroll, .sidebar-scroll";  // scroll by themselves
   const cuts = e => e == root || ["auto", "scroll", "hidden"].includes(window.getComputedStyle(e).overflowX);
   const boxes = [root, ...d.querySelectorAll("body *")].filter(e => !e.closest(own + ", svg, math"))
@@ -63,6 +65,7 @@ function look(window, page, width, theme) {
     if (ratio < least && !pale.has(style.color)) pale.set(style.color, said);
   }
   if (pale.size && width == widths[0]) found.push([page, width, theme, "is too pale", [...pale.values()]]);
+  folded.forEach(e => e.open = false);
   return Math.ceil(Math.max(root.scrollHeight, d.body.scrollHeight));
 }
 const heights = {};

@@ -10,18 +10,24 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from metasched.evaluation.comparison import FLOORS, LSQ, Arm, Comparison, comparison_of
 from metasched.evaluation.measured import method_of_named
+from metasched.evaluation.statistics import PairedDifference
 from metasched.evaluation.verdict import verdicts
 from metasched.io.atomic import write_atomic
 from metasched.methods.spec import CEILING, FLOOR
 
 _OURS = (FLOOR, CEILING, "widths")  # methods without a published schedule
+_LEARNED = "learned"
+_SEARCHES = {"tpe": "TPE", "cmaes": "CMA-ES", "random": "random search"}  # arm -> what it is called
+
+SHOWN = 2  # verdicts of a horizon above the fold: the best arm's and the first learned one's
+NO_FLOOR = "No verdict: training without a schedule was not among the arms."
 
 ROOT = Path(__file__).parents[1]
 RESULTS, TABLES = ROOT / "experiments" / "results", ROOT / "docs" / "tables"
@@ -29,24 +35,55 @@ RESULTS, TABLES = ROOT / "experiments" / "results", ROOT / "docs" / "tables"
 
 def tables(results: Path) -> dict[str, str]:
     """File name in docs/tables -> its text, for every comparison in a folder of results."""
-    read = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(results.glob("*.json"))}
-    return {f"results_{name}.md": markdown(name, result) for name, result in read.items() if "arms" in result}
+    return {f"results_{name}.md": markdown(name, result) for name, result in _read(results).items()}
 
 
 def markdown(name: str, result: dict[str, Any]) -> str:
-    """The tables of one comparison, one per horizon, with command, versions and hardware."""
+    """The section of one comparison: its verdicts, and folded all arms of each horizon, command, versions, hardware."""
     comparison = comparison_of(result)
+    found = {
+        horizon: [f"- {verdict}" for verdict in verdicts(comparison) if verdict.horizon == horizon]
+        for horizon in comparison.horizons
+    }
+    shown = [line for lines in found.values() for line in lines[:SHOWN]] or [f"- {NO_FLOOR}"]
     versions = ", ".join(f"{package} {version}" for package, version in sorted(result["versions"].items()))
     made = f"Made by `{result['command']}` with {versions} on {result['hardware']}."
     for added in result.get("joined", []):
         made += f" {', '.join(added['arms'])} joined later, by `{added['command']}` on {added['hardware']}."
-    parts = [f"**{name}**: {len(comparison.seeds)} paired seeds. {made}"]
+    parts = [f"### {name}", f"{len(comparison.seeds)} paired seeds.", "\n".join(shown)]
+    parts.append("<details><summary>All arms, command, versions, hardware</summary>")
     for horizon in comparison.horizons:
         columns, rows = comparison.rows(horizon)
-        lines = [_line(columns), _line(["---"] * len(columns)), *(_line(row) for row in rows)]
-        said = [str(verdict) for verdict in verdicts(comparison) if verdict.horizon == horizon]
-        parts += [*said, f"Hardened test score after {horizon} inner steps:", "\n".join(lines)]
-    return "\n\n".join(parts) + "\n"
+        more = found[horizon][SHOWN:]
+        parts += ["\n".join(more)] * bool(more)
+        parts += [f"Hardened test score after {horizon} inner steps:", _table(columns, rows)]
+    return "\n\n".join([*parts, made, "</details>"]) + "\n"
+
+
+def overviews(results: Path) -> dict[str, str]:
+    """File name in docs/tables -> a table with a line for each comparison and horizon, with a link to its section.
+
+    The first has the comparisons with training without a schedule, and their verdicts; the second has the others.
+    """
+    with_floor, without = [], []
+    for name, result in _read(results).items():
+        comparison = comparison_of(result)
+        best = {verdict.horizon: verdict for verdict in reversed(verdicts(comparison))}  # the first of each horizon
+        for horizon in comparison.horizons:
+            first = [f"[{name}](#{name.replace('_', '-')})", str(horizon)]
+            if (verdict := best.get(horizon)) is None:
+                arms = [arm for arm in comparison.at(horizon).values() if arm.name != CEILING]
+                arm = max(arms, key=lambda arm: arm.summary.mean)
+                without.append([*first, arm.name, f"{arm.summary.mean:.4f}"])
+            else:
+                d = verdict.difference
+                said = ["none is better", ""] if d is None else [verdict.finding, _interval(d)]
+                with_floor.append([*first, *said, verdict.arm, f"{verdict.mean:.4f}"])
+    columns = ["result", "steps", "verdict", "best - no schedule [95 % interval]", "best arm", "mean"]
+    return {
+        "overview.md": _table(columns, with_floor) + "\n",
+        "overview_without_floor.md": _table([*columns[:2], *columns[4:]], without) + "\n",
+    }
 
 
 def floors(results: Path) -> str:
@@ -54,19 +91,36 @@ def floors(results: Path) -> str:
 
     Differences are to the floor that the verdict is about; older results have ``ste`` only.
     """
-    read = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(results.glob("*.json"))}
     columns = ["result", "steps", "n", "no schedule (ste)", "no schedule (lsq)", "learned"]
     columns += ["learned - floor [95 % interval]", "best published - floor", "best constant - floor", "float"]
     rows = [
-        row
-        for name, result in read.items()
-        if "arms" in result
-        for comparison in [comparison_of(result)]
-        for horizon in comparison.horizons
-        if comparison.floors(horizon)
-        for row in [_floor_row(name, comparison, horizon, described_arms(result["command"]))]
+        _floor_row(name, comparison, horizon, described_arms(result["command"]))
+        for name, result, comparison, horizon in _with_floors(results)
     ]
-    return "\n".join(_line(row) for row in (columns, ["---"] * len(columns), *rows)) + "\n"
+    return _table(columns, rows) + "\n"
+
+
+def searches(results: Path) -> str:
+    """One line for each comparison of an arm ``learned`` with searches of the same controls: differences to each."""
+    columns = ["result", "steps", "n", "no schedule", "learned", "learned - no schedule [95 % interval]"]
+    columns += [f"learned - {said}" for said in _SEARCHES.values()]
+    rows = []
+    for name, _, comparison, horizon in _with_floors(results):
+        arms, floor = comparison.at(horizon), comparison.floors(horizon)[0]
+        if _LEARNED in arms and arms.keys() & _SEARCHES.keys():
+            learned = arms[_LEARNED]
+            means = (f"{floor.name} {floor.summary.mean:.4f}", f"{learned.summary.mean:.4f}")
+            others = [floor, *(arms.get(search) for search in _SEARCHES)]
+            over = ("" if arm is None else _interval(comparison.difference(learned, arm)) for arm in others)
+            rows.append([name, str(horizon), str(len(comparison.seeds)), *means, *over])
+    return _table(columns, rows) + "\n"
+
+
+def _with_floors(results: Path) -> Iterator[tuple[str, dict[str, Any], Comparison, int]]:
+    """Name and content of each result that is a comparison, and each of its horizons that has a floor."""
+    for name, result in _read(results).items():
+        comparison = comparison_of(result)
+        yield from ((name, result, comparison, h) for h in comparison.horizons if comparison.floors(h))
 
 
 def described_arms(command: str) -> dict[str, str | None]:
@@ -97,14 +151,13 @@ def _floor_row(name: str, comparison: Comparison, horizon: int, described: Mappi
     def over(arm: Arm | None) -> str:
         if arm is None:
             return ""
-        d = comparison.difference(arm, floor)
-        return f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
+        return _interval(comparison.difference(arm, floor))
 
     plays = {n: described.get(n, n) or "" for n in arms}  # arm -> name of a hand-coded schedule, where it plays one
     constants = [n for n in arms if "_constant" in plays[n]]
     families = method_of_named()
     published = [n for n in arms if families.get(plays[n], "widths") not in _OURS and n not in constants]
-    learned = best(n for n in comparison.learned if n not in FLOORS and n not in described)
+    learned = best(n for n in comparison.learned if n not in (*FLOORS, *described, *_SEARCHES))
     plain = {n: f"{arms[n].summary.mean:.4f}" if n in arms else "" for n in (FLOOR, LSQ, CEILING)}
     return [
         name,
@@ -120,16 +173,29 @@ def _floor_row(name: str, comparison: Comparison, horizon: int, described: Mappi
     ]
 
 
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _read(results: Path) -> dict[str, dict[str, Any]]:
+    found = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(results.glob("*.json"))}
+    return {name: result for name, result in found.items() if "arms" in result}
+
+
+def _interval(d: PairedDifference) -> str:
+    return f"{d.mean:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, ["---"] * len(columns), *rows))
 
 
 def main() -> None:
     """Write every table."""
     TABLES.mkdir(exist_ok=True)
-    for name, text in tables(RESULTS).items():
+    for name, text in {
+        **tables(RESULTS),
+        **overviews(RESULTS),
+        "floors.md": floors(RESULTS),
+        "searches.md": searches(RESULTS),
+    }.items():
         write_atomic(TABLES / name, text.encode())
-    write_atomic(TABLES / "floors.md", floors(RESULTS).encode())
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""One table of technique x bits x model x data: accuracy, exact bytes, and the difference to float with its interval.
+"""Tables of technique x bits x model x data: accuracy, exact bytes, and the difference to float with its interval.
 
     python scripts/technique_table.py experiments/tables/capstone.yaml -o runs/capstone --set churn task.root=churn.csv
 
 Each experiment of the file is one ``metasched compare``, whose arms are all techniques at all levels on the same seeds,
 beside ``ste``, ``lsq`` and ``float`` of the experiment itself. Folders that are complete are not run again, and a
-comparison that was stopped goes on. The table is OUTPUT/table.md, its numbers are in OUTPUT/table.json. P-values are
-corrected (Holm) over all arms of an experiment.
+comparison that was stopped goes on. The tables, one an experiment, are OUTPUT/table.md, the numbers
+OUTPUT/table.json. P-values are corrected (Holm) over all arms of an experiment.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,18 +29,7 @@ from metasched.io.strict_yaml import read_mapping
 from metasched.methods.spec import CEILING
 
 _PARTS = {"levels", "techniques", "experiments"}
-COLUMNS = (
-    "experiment",
-    "technique",
-    "levels",
-    "score",
-    "sd",
-    "n",
-    "bytes",
-    "float / bytes",
-    "this - float",
-    "p (Holm)",
-)
+COLUMNS = ("technique", "levels", "score", "sd", "bytes", "float / bytes", "this - float", "p (Holm)")
 
 
 class Line(NamedTuple):
@@ -98,16 +88,18 @@ def lines(name: str, comparison: Comparison, table: Mapping[str, Any]) -> list[L
 
 
 def markdown(found: Sequence[Line]) -> str:
-    """The table as Markdown."""
+    """The table of each experiment as Markdown."""
+    return "\n".join(_markdown(name, list(of)) for name, of in groupby(found, key=lambda x: x.experiment))
+
+
+def _markdown(name: str, found: Sequence[Line]) -> str:
     rows = [COLUMNS, ["---"] * len(COLUMNS)]
     for x in found:
         difference = "" if x.difference is None else f"{x.difference:+.4f} [{x.low:+.4f}, {x.high:+.4f}]"
         p = "" if x.p is None else f"{x.p:.2g}"
-        size = [f"{x.bytes:,}", f"{x.smaller:.2f}"]
-        rows.append(
-            [x.experiment, x.technique, x.levels, f"{x.mean:.4f}", f"{x.sd:.4f}", str(x.n), *size, difference, p]
-        )
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+        numbers = [f"{x.mean:.4f}", f"{x.sd:.4f}", f"{x.bytes:,}", f"{x.smaller:.2f}"]
+        rows.append([x.technique, x.levels, *numbers, difference, p])
+    return f"`{name}`, n = {found[0].n}:\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -35,20 +35,8 @@ from metasched.methods.spec import CEILING
 KINDS = ("none", "constants", "published")  # of hand-coded schedules
 PARTS = {"learn", "tune", "ramps"}
 LEARNED, SEARCHED, UNCONFIRMED = "learned", "tpe", "unconfirmed"
-COLUMNS = (
-    "ramp",
-    "no schedule",
-    "constant",
-    "best published",
-    "TPE",
-    "learned",
-    "float",
-    "learned - no schedule",
-    "p (Holm)",
-    "learned - best published",
-    "p (Holm)",
-    "learned - TPE",
-)
+SCORES = ("ramp", "no schedule", "constant", "best published", "TPE", "learned", "float")
+DIFFERENCES = ("ramp", "learned - no schedule", "p (Holm)", "learned - best published", "p (Holm)", "learned - TPE")
 
 
 def described(path: Path) -> dict[str, Any]:
@@ -155,37 +143,32 @@ def corrected(lines: Sequence[Mapping[str, Any]], kind: str) -> list[float | Non
     return [fixed.get(i) for i in range(len(lines))]
 
 
+def _breakable(name: str) -> str:
+    return name.replace("_", "_<wbr>")  # a long name may be broken in a narrow column
+
+
 def _interval(d: Mapping[str, float] | None) -> str:
     return "" if d is None else f"{d['mean']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]"
 
 
 def markdown(lines: Sequence[Mapping[str, Any]]) -> str:
-    """The table as Markdown."""
-    rows: list[Sequence[str]] = [COLUMNS, ["---"] * len(COLUMNS)]
+    """Two tables as Markdown: scores, and differences of what was learned."""
+    scores: list[Sequence[str]] = [SCORES, ["---"] * len(SCORES)]
+    differences: list[Sequence[str]] = [DIFFERENCES, ["---"] * len(DIFFERENCES)]
     floor, published = corrected(lines, "none"), corrected(lines, "published")
     for x, p, q in zip(lines, floor, published, strict=True):
         others, d = x["others"], x["differences"]
-        cells = [f"{arm['mean']:.4f} ({arm['name']})" if (arm := others[kind]) else "" for kind in KINDS]
+        cells = [f"{arm['mean']:.4f} ({_breakable(arm['name'])})" if (arm := others[kind]) else "" for kind in KINDS]
         learned = f"{x['learned']:.4f}"
         if not x["exported"]:
             found = "" if x["unconfirmed"] is None else f"; found {x['unconfirmed']:.4f}"
-            learned += f" (no gain confirmed: {x['start']}{found})"
+            learned += f" (no gain confirmed: {_breakable(x['start'])}{found})"
         ps = ["" if value is None else f"{value:.2g}" for value in (p, q)]
-        rows.append(
-            [
-                x["ramp"],
-                *cells,
-                f"{others[SEARCHED]['mean']:.4f}",
-                learned,
-                f"{others[CEILING]['mean']:.4f}",
-                _interval(d.get("none")),
-                ps[0],
-                _interval(d.get("published")),
-                ps[1],
-                _interval(d.get(SEARCHED)),
-            ]
-        )
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+        searched, ceiling = (f"{others[kind]['mean']:.4f}" for kind in (SEARCHED, CEILING))
+        scores.append([x["ramp"], *cells, searched, learned, ceiling])
+        over = [_interval(d.get(kind)) for kind in ("none", "published", SEARCHED)]
+        differences.append([x["ramp"], over[0], ps[0], over[1], ps[1], over[2]])
+    return "\n".join("".join(f"| {' | '.join(row)} |\n" for row in rows) for rows in (scores, differences))
 
 
 def figure(lines: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -1,8 +1,9 @@
 """The second level of an arena: for each task and horizon the mean of each arm, and differences paired by seed.
 
-The floor of a task is no schedule, with fixed (``ste``) or learned scales (``lsq``): the one with the better score on
-meta-validation where learning rates were tuned there, so that the test part does not choose it; else the one with the
-better mean. Several searches of a kind are one arm; its score from a seed is the mean over its searches.
+The floor of a task is no schedule, with fixed (``ste``) or learned scales (``lsq``). At horizon 1 it is the one with
+the better score on meta-validation, where learning rates were tuned there, so that the test part does not choose it.
+Else, and at the other horizons, where nothing was tuned, it is the one with the better mean. Several searches of a
+kind are one arm; its score from a seed is the mean over its searches.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def _result(scores: Scores, task: str, horizon: int, lines: Sequence[Line]) -> T
     for line in sorted(whole, key=lambda line: line.search):
         by_arm[line.arm].append(line)
     of_seeds = {name: _over_searches(own, worst) for name, own in by_arm.items()}
-    floor = _floor(by_arm, of_seeds)
+    floor = _floor(horizon, by_arm, of_seeds)
     arms = {}
     for name, own in by_arm.items():
         mean, sd, n = summarize(of_seeds[name])
@@ -142,11 +143,11 @@ def _over_searches(lines: Sequence[Line], worst: float) -> list[float]:
     return [summarize(column).mean for column in zip(*(counted(line.scores, worst) for line in lines), strict=True)]
 
 
-def _floor(by_arm: dict[str, list[Line]], of_seeds: dict[str, list[float]]) -> str | None:
+def _floor(horizon: int, by_arm: dict[str, list[Line]], of_seeds: dict[str, list[float]]) -> str | None:
     played = [name for name in FLOORS if name in by_arm]
     if not played:
         return None
     named = {name: by_arm[name][0].validation for name in played}
-    if all(score is not None for score in named.values()):
+    if horizon == 1 and all(score is not None for score in named.values()):
         return max(played, key=lambda name: cast(float, named[name]))
     return max(played, key=lambda name: summarize(of_seeds[name]).mean)

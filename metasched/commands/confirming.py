@@ -36,13 +36,11 @@ class Exported(NamedTuple):
         learned: what was learned, as its file holds it.
         confirmation: None if nothing was confirmed.
         config_hash: of the configuration in which it was learned.
-        version: of the format of ``schedule.json``.
     """
 
     learned: PlayedSchedule
     confirmation: Confirmation | None
     config_hash: str
-    version: int
 
     @property
     def is_start(self) -> bool:
@@ -125,7 +123,7 @@ def export_confirmed(
         write_schedule(folder.learned, file)
         written = without_gain(fallback, file, confirmation)
     write_schedule(folder.schedule, written)
-    return Exported(learned, confirmation, file.provenance.config_hash, written.version)
+    return Exported(learned, confirmation, file.provenance.config_hash)
 
 
 def without_gain(start: ScheduleFile, learned: ScheduleFile, confirmation: Confirmation) -> ScheduleFile:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from metasched.arena.greedy import Matrix, Recipe, curse, greedy, matrices, ranked, regret
 from metasched.arena.scores import Line, dumps, join, read_scores
-from metasched.core.errors import MetaschedError
-from metasched.exchange import portfolios
+from metasched.core.errors import MetaschedError, printable
+from metasched.exchange import portfolios, schedule_file
+from metasched.exchange.extras import Membership
+from metasched.exchange.format import VERSIONS, ScheduleFile
 from metasched.exchange.portfolios import MOST, Entry, Portfolio, content_hash, portfolios_of, shipped_portfolios
+from metasched.exchange.schedule_file import read_schedule, write_schedule
 from metasched.exchange.shipped import file_of
 from metasched.io.atomic import write_atomic
 from metasched.tracking.console import Console
@@ -23,6 +25,8 @@ def build(
     given: Sequence[Path], out: Path, console: Console, without: Sequence[str] = (), most: int = MOST
 ) -> dict[str, Any]:
     """Builds the portfolio of each recipe and writes them to one file; schedule files are copied beside it.
+
+    A copy says which portfolio it is in, and its rank.
 
     Args:
         given: folders of arenas on the validation part, or their scores.
@@ -48,9 +52,8 @@ def build(
         files |= copies
         for line in matrix.left_out:
             console.note(f"left out: {line}")
-    for target, source in files.items():
-        if source.resolve() != target.resolve():
-            shutil.copyfile(source, target)
+    for target, file in files.items():
+        write_schedule(target, file)
     write_atomic(out, portfolios.dumps(found).encode())
     for made, matrix in zip(found, every.values(), strict=True):
         _show(made, console, _regret(made, matrix))
@@ -77,22 +80,25 @@ def show(named: str | None, console: Console) -> dict[str, Any]:
 
 def _portfolio(
     recipe: Recipe, matrix: Matrix, sources: dict[str, str], out: Path, most: int
-) -> tuple[Portfolio, dict[Path, Path]]:
-    """The portfolio of a matrix, and {place of a schedule file beside it: where it is now}."""
+) -> tuple[Portfolio, dict[Path, ScheduleFile]]:
+    """The portfolio of a matrix, and the schedule files beside it, {path: what it holds}."""
     means, weights = matrix.scores.mean(2), matrix.weights
     ranks = ranked(means)
     order, after = greedy(ranks, weights, most)
-    entries, copies = [], {}
-    for index, rank in zip(order, after, strict=True):
+    entries, copies = [], dict[Path, ScheduleFile]()
+    for number, (index, rank) in enumerate(zip(order, after, strict=True), 1):
         line = matrix.schedules[index]
         place, source = _place(line, out)
+        bound = None
         if source is not None:
-            copies[out.parent / place] = source
+            member = Membership(name=printable(out.stem), rank=number)
+            copy = replace(read_schedule(source), portfolio=member, version=VERSIONS[-1])  # the lowest that will do
+            copies[out.parent / place] = copy
+            bound = hashlib.sha256(schedule_file.dumps(copy).encode()).hexdigest()
         scores: dict[str, tuple[float, ...]] = {}
         for (task, _), mean in zip(matrix.cases, means[:, index], strict=True):
             scores[task] = (*scores.get(task, ()), float(mean))
         own = float(weights @ ranks[:, index])
-        bound = line.hash if source else None
         entries.append(Entry(name=line.arm, schedule=place, hash=bound, own_rank=own, rank=rank, scores=scores))
     first = matrix.schedules[0]
     made = Portfolio(

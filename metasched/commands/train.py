@@ -12,16 +12,17 @@ import torch
 from metasched.commands.confirming import Exported, export_confirmed, start_file
 from metasched.commands.estimate import announce, runs_of_train, timed_arm
 from metasched.commands.exporting import Found, show
+from metasched.commands.scored import write_scores
 from metasched.config.schema import Experiment
 from metasched.config.writing import to_dict
 from metasched.core.randomness import derive_seed
 from metasched.estimators.auto import summary
 from metasched.evaluation.compare import compare, plan_of, publish
-from metasched.evaluation.comparison import Comparison
 from metasched.evaluation.confirm import steps_to_confirm
 from metasched.evaluation.contenders import Contender, joined
 from metasched.evaluation.floors import with_tuned_rates
 from metasched.evaluation.references import given_arms
+from metasched.exchange.format import ScheduleFile
 from metasched.io.atomic import settled_size
 from metasched.io.environment import versions
 from metasched.io.json_lines import cut_back
@@ -142,6 +143,9 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
         confirmation = exported.confirmation
         began = (start.name, Contender(experiment.problem, start.schedule))
         published = publish(config, comparison, arms, folder, tracker, console, confirmation, began)
+        written = write_scores(folder.schedule, comparison, arm)
+        if exported.is_start:
+            write_scores(folder.learned, comparison, LEARNED)
         spent = {"tuning": rate.inner_steps} if rate else {}
         spent |= {"selecting": start.selecting}
         spent |= {"searching": start.searched.spent.inner_steps} if start.searched else {}
@@ -156,7 +160,7 @@ def train(experiment: Experiment, folder: RunFolder, console: Console) -> dict[s
             f"{outcome.inner_steps} to learn, {spent['confirming']} to confirm, {floors}"
             f"{sum(a.inner_steps for a in comparison.arms)} to compare"
         )
-        tracker.artifact(folder.schedule, experiment.name, "schedule", _metadata(exported, comparison, arm))
+        tracker.artifact(folder.schedule, experiment.name, "schedule", _metadata(exported, written))
     result: dict[str, Any] = {"schedule": str(folder.schedule), "report": published["report"]}
     result |= {"start": start.name, "inner_steps": spent}
     result["exported"] = START if exported.is_start else LEARNED
@@ -221,8 +225,8 @@ def _plays(arms: Mapping[str, Contender], start: Start, experiment: Experiment) 
     return arm is not None and isinstance(start.schedule, HandCoded) and arm.problem == experiment.problem
 
 
-def _metadata(exported: Exported, comparison: Comparison, arm: str) -> dict[str, Any]:
-    """What is stored with the schedule: its arm's scores at the first horizon."""
-    first = comparison.at(comparison.horizons[0])[arm].summary
-    about = {"format_version": exported.version, "config_hash": exported.config_hash}
-    return {**about, "test_score": first.mean, "n": first.n}
+def _metadata(exported: Exported, written: ScheduleFile) -> dict[str, Any]:
+    """What wandb stores with the schedule: its test score, and the configuration that it was learned in."""
+    about = {"format_version": written.version, "config_hash": exported.config_hash}
+    metric = written.provenance.metric
+    return about if metric is None else {**about, "test_score": metric.value, "n": metric.n}

@@ -8,6 +8,7 @@ from typing import Any
 
 from metasched.commands.estimate import announce, runs_of_tune, timed_arm
 from metasched.commands.exporting import Found, said_of_form, write_found
+from metasched.commands.scored import write_scores
 from metasched.config.schema import Experiment
 from metasched.config.writing import to_dict
 from metasched.core.errors import MetaschedError
@@ -116,6 +117,7 @@ def tune(experiment: Experiment, folder: RunFolder, console: Console) -> dict[st
         comparison = compare(plan_of(experiment), arms, [TUNED], cells, tracker, console)
         began = (start.name, Contender(experiment.problem, start.schedule))
         published = publish(to_dict(experiment), comparison, arms, folder, tracker, console, start=began)
+        write_scores(folder.schedule, comparison, TUNED)
     spent = {"selecting": start.selecting, "tuning": settings.inner_steps}
     result = {"schedule": str(folder.schedule), "report": published["report"], "start": start.name}
     result |= {"inner_steps": spent, "score": best.score}

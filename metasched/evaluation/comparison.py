@@ -117,13 +117,14 @@ class Comparison(Printed):
     def floors(self, horizon: int) -> list[Arm]:
         """The floors that the arms of a horizon are held against, the best one first.
 
-        If the learning rates of all floors were tuned, the one with the best score on meta-validation alone: it is
-        named before the test split is read. Otherwise all that were played (older results have ``ste`` only, or none),
-        by their mean score. At ties ``ste`` is first.
+        If the learning rates of all floors were tuned at this horizon, the one with the best score on meta-validation
+        alone: it is named before the test split is read. Otherwise, as at longer horizons, where the other one may be
+        the better, all that were played (older results have ``ste`` only, or none), by their mean score. At ties
+        ``ste`` is first.
         """
         arms = self.at(horizon)
         floors = [arms[name] for name in FLOORS if name in arms]
-        scores = [arm.tuned.score for arm in floors if arm.tuned is not None]
+        scores = [arm.tuned.score for arm in floors if arm.tuned is not None and arm.tuned.steps == horizon]
         if floors and len(scores) == len(floors):
             return [floors[scores.index(max(scores))]]
         return sorted(floors, key=lambda arm: -arm.summary.mean)

@@ -54,4 +54,6 @@ def show_scores(comparison: Comparison, horizon: int, console: Console, score: s
     if diverged:
         console.note(f"runs that diverged: {', '.join(f'{n} of {name}' for name, n in diverged.items())}")
     if len(floors) > 1 and floors[0].name in FLOORS:
-        console.note(f"the floors' rates were not tuned, so {floors[0].name} is the better floor of these scores")
+        tuned = floors[0].tuned
+        why = "were not tuned" if tuned is None else f"were tuned at {tuned.steps} steps"
+        console.note(f"the floors' rates {why}, so {floors[0].name} is the better floor of these scores")

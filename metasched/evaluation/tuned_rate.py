@@ -29,6 +29,11 @@ class TunedRate:
         return dict(self.tried)[self.lr]
 
     @property
+    def steps(self) -> int:
+        """T, the training steps of each of these runs: the horizon at which the rate was chosen."""
+        return self.inner_steps // (self.runs * len(self.tried))
+
+    @property
     def at_the_end(self) -> bool:
         """Whether the chosen rate is the lowest or the highest that was tried: a better one may lie beyond."""
         return self.lr in (self.tried[0][0], self.tried[-1][0])

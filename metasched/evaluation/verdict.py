@@ -1,9 +1,9 @@
 """The verdict of a comparison in one line: the best arm, and its advantage over training without a schedule.
 
 There are two floors, with fixed and with learned scales, and a ceiling (see references.py); all train for the same
-steps, from the same seeds. If the learning rates of the floors were tuned, meta-validation has named the better floor,
-and every arm is held against that one. Otherwise every arm is held against both: the line shows the difference to the
-one with the higher mean, and p is
+steps, from the same seeds. If the learning rates of the floors were tuned at this horizon, meta-validation has named
+the better floor, and every arm is held against that one. Otherwise, and at the longer horizons, every arm is held
+against both: the line shows the difference to the one with the higher mean, and p is
 
 - the larger of the two p-values if the arm's mean is above both floors: "above" needs both (intersection-union test);
 - twice the p-value against the better floor otherwise, since either may be that (Bonferroni).

@@ -158,6 +158,7 @@ class RecipeEntry:
 class Membership:
     """The portfolio that the schedule is an entry of."""
 
-    name: Name
+    name: Text
+    """as its file was called"""
     rank: Positive
     """its place in the order in which they are tried, from 1"""

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import io
+import logging
 import operator
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -25,7 +29,8 @@ def exported(network: nn.Module, stairs: Stairs, given: tuple[tuple[Any, ...], d
     prepared(network, network, stairs)
     args, kwargs = given
     bound = dict(inspect.signature(network.forward).bind(*args, **kwargs).arguments)
-    with warnings.catch_warnings(), torch.enable_grad():  # without gradients torch takes fused paths of its own
+    # without gradients torch takes fused paths of its own
+    with warnings.catch_warnings(), torch.enable_grad(), _quiet():
         warnings.simplefilter("ignore")
         program = torch.export.export(network, args, kwargs, dynamic_shapes=tree_map(_any_size, bound), strict=False)
         recorded = program.module(check_guards=False)  # whose own check cannot be pickled
@@ -39,6 +44,19 @@ def exported(network: nn.Module, stairs: Stairs, given: tuple[tuple[Any, ...], d
     what = f"the network is converted to a graph of torch.export, which has one sequence of operations{sizes}"
     warnings.warn(f"convert: {what}", MetaschedWarning, stacklevel=4)
     return made.eval()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch logs and prints, whole graphs, before an error that has the reason in a line."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _any_size(leaf: Any) -> Any:

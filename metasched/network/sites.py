@@ -160,10 +160,13 @@ def copied(module: nn.Module) -> nn.Module:
 
 
 def refuse_quantized(model: nn.Module) -> None:
-    """Raises a MetaschedError for a model that is quantized already, or is none."""
+    """Raises a MetaschedError for a model that is quantized already, is none, or whose code cannot be changed."""
     if not isinstance(model, nn.Module):
         raise MetaschedError("model", f"is a {type(model).__name__}", "give a torch.nn.Module")
     for name, m in model.named_modules():
+        if isinstance(m, torch.jit.ScriptModule):
+            problem = "is a ScriptModule of torch.jit, whose code cannot be changed"
+            raise MetaschedError(f"model.{name}" if name else "model", problem, "give the module that it was made from")
         if isinstance(m, Quantized | ActivationSite):
             problem = f"is quantized already ({name or type(m).__name__})"
             raise MetaschedError("model", problem, "give the float model, or what metasched.convert makes of this one")

@@ -118,8 +118,11 @@ class Weights:
     def _wish(self, name: str, ends: dict[str, str]) -> tuple[bool | None, str, Excuse]:
         """Whether a layer is to be quantized (None: nobody says), why not, and who says so."""
         choice = self.about[name]
-        if self._parameter(name) is None:
-            return False, "has a computed weight, parametrized or pruned", "rule" if choice.quantize is False else ""
+        p, excuse = self._parameter(name), "rule" if choice.quantize is False else ""
+        if p is None:
+            return False, "has a computed weight, parametrized or pruned", excuse
+        if not p.is_floating_point():
+            return False, f"its numbers are {str(p.dtype).removeprefix('torch.')}", excuse
         if choice.quantize is not False and self._tables and self._row(name).sums:
             why = "is not a table of embeddings, and the method quantizes those only"
             if choice.quantize:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from metasched.core.errors import MetaschedError
 from metasched.core.randomness import generator, permutation
@@ -35,7 +35,8 @@ class DataTask(Task):
         optimizer, worst_score, name: see Task.
 
     Raises:
-        MetaschedError: no examples, or a batch that is larger than the training set.
+        MetaschedError: a model that is built already, data that is no map-style data set or has no example, or a batch
+            that is larger than the training set.
     """
 
     def __init__(
@@ -59,7 +60,14 @@ class DataTask(Task):
         self._data: dict[str, Any] = {"train": train, "validation": validation, "test": test}
         self._model, self._loss, self._score = model, loss, score
         self._augment, self._collate, self._initial = augment, collate, initial
+        if isinstance(model, nn.Module):
+            raise MetaschedError("task.model", "is a module", "give a function that builds it, such as lambda: Net()")
         for part, data in self._data.items():
+            if isinstance(data, DataLoader):
+                raise MetaschedError(f"task.{part}", "is a DataLoader", "give its data set, loader.dataset")
+            if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+                problem = f"is a {type(data).__name__}, which has no len(d) or no d[i]"
+                raise MetaschedError(f"task.{part}", problem, "give a map-style data set")
             if not len(data):
                 raise MetaschedError(f"task.{part}", "has no example", "give it some")
         if not 1 <= batch_size <= len(self._data["train"]):
@@ -125,10 +133,15 @@ class DataTask(Task):
         return (self._collate or default_collate)([data[i] for i in places])
 
     def _of(self, function: Callable[..., Any], model: Model, batch: Any) -> Any:
-        if _takes_model(function):
-            return function(model, batch)
-        inputs, targets = batch
-        return function(model(inputs), targets)
+        try:
+            if _takes_model(function):
+                return function(model, batch)
+            inputs, targets = batch
+            return function(model(inputs), targets)
+        except (IndexError, KeyError) as error:  # such as a label that no class has, in a batch that comes late
+            what = "score" if function is self._score else "loss"
+            said = f"raised {type(error).__name__} on a batch: {error}"
+            raise MetaschedError(f"task.{what}", said, "look at the labels, or mend the function") from error
 
 
 def _takes_model(function: Callable[..., Any]) -> bool:

@@ -174,14 +174,19 @@ def _half_interval(sample: np.ndarray) -> float:
 
 
 def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Any]]:
-    """A row of panels; without pyplot, which keeps every figure alive."""
+    """A row of panels, or rows of two for more than three; without pyplot, which keeps every figure alive."""
     with from_extra("train"):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * count + 1.2, height), layout="constrained")
+    columns = count if count <= 3 else 2
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width * columns + 1.2, height * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = list(figure.subplots(1, count, squeeze=False)[0])
+    places = list(figure.subplots(rows, columns, squeeze=False).flat)
+    axes = places[:count]
+    for place in places[count:]:
+        place.remove()
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)

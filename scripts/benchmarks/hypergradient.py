@@ -147,7 +147,8 @@ def markdown(result: dict[str, Any]) -> str:
     last = result["cells"][-1]
     versions = ", ".join(f"{name} {last['environment'][name]}" for name in ("torch", "higher", "torchopt"))
     parts.append(
-        "CPU seconds: median (lowest to highest) of n processes; MiB: the most that live tensors of the run take. "
+        f"CPU seconds: median (lowest to highest) of {_counts(result)} processes; MiB: the most that live tensors of "
+        "the run take. "
         f"{versions}, {last['cpu']}, one thread: `{result['command']}`."
     )
     return "\n\n".join(parts) + "\n"
@@ -159,7 +160,12 @@ def _cell(row: dict[str, Any]) -> str:
     seconds, size = row["seconds"], f"{row['bytes'] / 2**20:.1f} MiB"
     if not seconds:  # stopped in between
         return size
-    return f"{statistics.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f}, n = {len(seconds)}), {size}"
+    return f"{statistics.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f}), {size}"
+
+
+def _counts(result: dict[str, Any]) -> str:
+    rows = [row for cell in result["cells"] for row in cell["engines"].values()]
+    return " or ".join(map(str, sorted({len(row["seconds"]) for row in rows if row.get("seconds")})))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

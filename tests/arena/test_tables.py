@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,18 @@ def test_paired_differences_on_a_task_are_over_seeds() -> None:
     expected: Any = stats.ttest_rel(matrix(scores, "mine")[1, 0], matrix(scores, "ste")[1, 0])
     assert arm.over_floor is not None and arm.over_floor.n == SEEDS
     assert arm.over_floor.p == pytest.approx(expected.pvalue)
+
+
+def test_at_a_horizon_where_nothing_was_tuned_the_floor_has_the_better_mean() -> None:
+    scores = raw()
+    longer = tuple(replace(line, horizon=3) for line in scores.lines)
+    results = per_task(Scores(scores.tasks, (*scores.lines, *longer)))
+    means = {arm: matrix(scores, arm).mean((1, 2)) for arm in ("ste", "lsq")}
+    better = ["lsq" if means["lsq"][t] > means["ste"][t] else "ste" for t in range(TASKS)]
+    assert [r.floor for r in results if r.horizon == 3] == better
+    assert (
+        [r.floor for r in results if r.horizon == 1] == ["lsq" if t % 2 == 0 else "ste" for t in range(TASKS)] != better
+    )
 
 
 def test_each_level_is_read_back_as_it_was_written() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import pytest
 import metasched
 from metasched.cli import main
 from metasched.config.writing import dump_yaml
+from metasched.exchange.extras import Membership
 from metasched.exchange.portfolios import read_portfolios
+from metasched.exchange.schedule_file import read_schedule
 from metasched.exchange.shipped import file_of
 from metasched.runs import cells
 
@@ -86,12 +89,17 @@ def test_a_schedule_file_is_copied_beside_it_and_must_be_the_one_that_was_scored
     for line in scores["lines"]:
         line["scores"] = [float(line["arm"] == "mine")] * 2
     (tmp_path / "scores.json").write_text(json.dumps(scores))
-    build = ["portfolio", "build", str(tmp_path / "scores.json"), "--out", str(tmp_path / "q.json")]
+    build = ["portfolio", "build", str(tmp_path / "scores.json"), "--out", str(tmp_path / "My q.json")]
     assert main(build) == 0
-    (portfolio,) = read_portfolios(tmp_path / "q.json")
+    (portfolio,) = read_portfolios(tmp_path / "My q.json")
     assert [entry.name for entry in portfolio.entries] == ["mine"]
-    assert (tmp_path / "q_mine.json").read_bytes() == mine.read_bytes()
-    (schedule,) = metasched.portfolio("ana", "ternary", named=str(tmp_path / "q.json"))
+    copy, own = read_schedule(tmp_path / "My q_mine.json"), read_schedule(mine)
+    assert copy.portfolio == Membership(name="My q", rank=1) and own.portfolio is None
+    assert replace(copy, portfolio=None, version=3) == own
+    capsys.readouterr()
+    assert main(["show", str(tmp_path / "My q_mine.json")]) == 0
+    assert "number 1 of the portfolio My q" in capsys.readouterr().out
+    (schedule,) = metasched.portfolio("ana", "ternary", named=str(tmp_path / "My q.json"))
     assert isinstance(schedule, metasched.PlayedSchedule)
     text = mine.read_text()
     try:

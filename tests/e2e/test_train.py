@@ -78,13 +78,17 @@ def test_what_is_logged(trained: Path) -> None:
 
 def test_where_the_schedule_says_it_comes_from(trained: Path) -> None:
     experiment = load_experiment(trained / "config.resolved.yaml")
-    source = read_schedule(trained / "schedule.json").provenance
+    file = read_schedule(trained / "schedule.json")
+    source = file.provenance
     assert (source.kind, source.name, source.outer_steps) == ("learned", "tiny", 2)
     assert (source.config_hash, source.seeds, source.tasks) == (config_hash(experiment), (0,), ("digits",))
     assert source.citation is not None and "inq_linear" in source.citation
-    assert source.metric is not None and source.metric.n == 2  # one outer step, the second half, of two runs
-    outer = [row for row in read_json_lines(trained / "metrics.jsonl") if "outer/step" in row]
-    assert source.metric.value == outer[-1]["outer/score"]
+    arms = {(arm["name"], arm["horizon"]): arm for arm in json.loads((trained / "comparison.json").read_text())["arms"]}
+    assert source.metric is not None and source.metric.name == "hardened test score after 6 steps"
+    assert (source.metric.value, source.metric.n) == (pytest.approx(sum(arms["learned", 6]["scores"]) / 2), 2)
+    assert file.reference is not None and file.reference.floor is not None and file.reference.ceiling is not None
+    for measured in (file.reference.floor, file.reference.ceiling):
+        assert measured.score == pytest.approx(sum(arms[measured.name, 6]["scores"]) / 2) and measured.n == 2
     assert source.spent == (Spent(by="sweep", inner_steps=24),)
 
 

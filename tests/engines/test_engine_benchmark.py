@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from loading import loaded
 
 FOLDER = Path(__file__).parents[2] / "scripts" / "benchmarks"
 
@@ -20,10 +20,7 @@ FOLDER = Path(__file__).parents[2] / "scripts" / "benchmarks"
 def benchmark() -> Iterator[ModuleType]:
     sys.path.insert(0, str(FOLDER))  # a script finds the files beside it
     try:
-        spec = importlib.util.spec_from_file_location("hypergradient_benchmark", FOLDER / "hypergradient.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = loaded(FOLDER / "hypergradient.py")
         yield module
     finally:
         sys.path.remove(str(FOLDER))
@@ -89,7 +86,8 @@ def test_what_is_there_is_not_measured_again(benchmark, monkeypatch):
     assert asked == []
 
     table = benchmark.markdown(result)
-    assert "| torchopt | torchopt is not installed |" in table and "n = 2), 1.0 MiB |" in table
+    assert "| torchopt | torchopt is not installed |" in table and "), 1.0 MiB |" in table
+    assert "of 2 processes" in table
 
 
 def test_engines_that_disagree_are_not_timed(benchmark, monkeypatch):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from loading import loaded
 
 from metasched.tasks.config import TaskConfig
 
@@ -18,11 +18,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def trust() -> ModuleType:
     file = ROOT / "scripts" / "benchmarks" / "surrogate_trust.py"
-    spec = importlib.util.spec_from_file_location("surrogate_trust", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded(file)
 
 
 def test_knots_are_factors_of_the_noise_and_shifts_of_the_freeze_fraction(trust):

@@ -184,3 +184,14 @@ def test_an_arm_that_is_no_schedule_is_rarely_called_better_or_worse(gap: float)
         arms = [Arm(name, 5, tuple(s), 40) for name, s in zip(("a", "ste", "lsq"), scores.tolist(), strict=True)]
         found += [v for v in verdicts(Comparison(tuple(range(8)), tuple(arms), ("a",))) if v.arm == "a"]
     assert sum(v.finding == "above" for v in found) <= 18 and sum(v.finding == "below" for v in found) <= 24
+
+
+def test_a_floor_that_was_named_at_one_horizon_is_not_named_at_a_longer_one() -> None:
+    """Rates were tuned at 5 steps, where validation prefers ste; at 15 steps lsq may be the better floor."""
+    at_5 = (GOOD, with_rate(FLOOR, 0.9), with_rate(LSQ, 0.8))
+    at_15 = tuple(replace(arm, horizon=15) for arm in at_5)
+    short, long = verdicts(of(*at_5, *at_15))
+    assert short.named and list(short.floors) == ["ste"]
+    assert not long.named and list(long.floors) == ["lsq", "ste"]
+    assert long.difference is not None and long.difference.mean == pytest.approx(0.05)
+    assert long.p == pytest.approx(max(p_of(GOOD, FLOOR), p_of(GOOD, LSQ)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from loading import loaded
 
 import metasched
 
@@ -21,12 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of exporters, whose warning
 def load(name: str) -> ModuleType:
     pytest.importorskip("sklearn", reason="optional: train")
     torch.set_default_dtype(torch.float32)
-    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return loaded(EXAMPLES / f"{name}.py")
 
 
 def test_the_plain_loop_ends_in_onnx(tmp_path: Path) -> None:

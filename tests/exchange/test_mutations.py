@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import random
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from loading import loaded
 
 from metasched.exchange.schedule_file import loads
 
@@ -18,11 +18,7 @@ SCRIPT = ROOT / "scripts" / "reliability" / "mutate_input.py"
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = spec_from_file_location(SCRIPT.stem, SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded(SCRIPT)
 
 
 def test_damaged_files_are_read_or_refused_in_a_line(

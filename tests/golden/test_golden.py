@@ -7,25 +7,16 @@ anywhere.
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
+from loading import loaded
 
 ROOT = Path(__file__).parents[2]
 
 
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-GOLDEN = load(ROOT / "scripts" / "golden.py")
+GOLDEN = loaded(ROOT / "scripts" / "golden.py")
 WORK = {file: GOLDEN.cases(file) for file in GOLDEN.FILES}
 RECORDED = {file: GOLDEN.golden(file) for file in GOLDEN.FILES}
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from loading import loaded
 from torch import nn
 
 from metasched.core.errors import MetaschedError
@@ -22,12 +22,7 @@ STEPS = 6
 
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
-    path = ROOT / "examples" / "bitnet_blend.py"
-    spec = spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded(ROOT / "examples" / "bitnet_blend.py")
 
 
 def quantized(example: ModuleType, model: nn.Module) -> Mapping[str, torch.Tensor]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from loading import loaded
 
 from metasched.exchange.player import SchedulePlayer
 
@@ -21,12 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries, whose war
 
 def load(name: str, package: str, extra: str) -> ModuleType:
     pytest.importorskip(package, reason=f"optional: {extra}")
-    path = ROOT / "examples" / f"{name}.py"
-    spec = spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded(ROOT / "examples" / f"{name}.py")
 
 
 @pytest.mark.parametrize(

@@ -171,3 +171,49 @@ def test_wrong_arguments_are_one_line() -> None:
             prepare(*given)
     with pytest.raises(MetaschedError, match=r"^convert: the module has nothing"):
         convert(prepare(mlp(), STE, X))  # pyright: ignore
+
+
+def test_a_module_of_torch_jit_is_refused_in_a_line() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls it deprecated
+        traced = torch.jit.trace(mlp(), X)
+    for model, where in ((traced, "model"), (nn.Sequential(nn.Linear(8, 8), traced), r"model\.1")):
+        with pytest.raises(MetaschedError, match=rf"^{where}: is a ScriptModule of torch.jit"):
+            prepare(model, STE, X)
+
+
+def test_complex_layers_stay_in_float() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.waves, self.body = nn.Linear(8, 8, dtype=torch.complex128), mlp()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.body(self.waves(x.to(torch.complex128)).abs())
+
+    with pytest.warns(match=r"stay in float: waves \(Linear\): its numbers are complex128"):
+        module, _ = prepare(Net(), STE, X)
+    assert module(X).shape == (10, 3)
+    assert [t for t in module.state_dict() if t.startswith("body.2.weight_quantizer")]
+    only = nn.Sequential(nn.Linear(8, 8, dtype=torch.complex128), nn.Linear(8, 8, dtype=torch.complex128))
+    with pytest.raises(MetaschedError, match=r"no layer left to quantize .*; give one whose layers can be quantized"):
+        prepare(only, STE, X.to(torch.complex128))
+
+
+def test_a_network_that_branches_is_refused_without_graphs_on_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.experts = nn.Linear(8, 8), nn.ModuleList(nn.Linear(8, 3) for _ in range(2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(self.first(x))
+            return self.experts[int(x.sum()) % 2](torch.relu(x))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module, _ = prepare(Net(), MethodConfig(name="ste", scale="max"), X)
+        capfd.readouterr()
+        with pytest.raises(MetaschedError, match=r"nor torch\.export"):
+            convert(module)
+    assert "".join(capfd.readouterr()) == ""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+from loading import loaded
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -26,10 +26,7 @@ RESULT = {
 
 
 def test_arms_are_told_apart_by_what_found_them_and_for_how_much(tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("compute_curve", ROOT / "scripts" / "compute_curve.py")
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = loaded(ROOT / "scripts" / "compute_curve.py")
     found, free = script.curves(RESULT)
     assert {name: {cost: scores[0] for cost, scores in curve.items()} for name, curve in found.items()} == {
         "learned": {2: 0.5, 20: 0.7},

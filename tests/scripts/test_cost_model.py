@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from loading import loaded
 
 from metasched.config.load import experiment_of
 
@@ -16,11 +15,7 @@ PATH = Path(__file__).parents[2] / "scripts" / "cost_model.py"
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    spec = importlib.util.spec_from_file_location("cost_model", PATH)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules["cost_model"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded(PATH)
 
 
 def test_seconds_of_a_command_are_those_of_its_parts(model: Any) -> None:

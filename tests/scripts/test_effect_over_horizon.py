@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from loading import loaded
 from PIL import Image
 from scipy import stats
 
@@ -16,10 +16,7 @@ SCORES = {("a", 30): [0.5, 0.7, 0.6], ("ste", 30): [0.4, 0.5, 0.6], ("a", 90): [
 
 
 def test_points_and_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spec = importlib.util.spec_from_file_location("effects", ROOT / "scripts" / "effect_over_horizon.py")
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = loaded(ROOT / "scripts" / "effect_over_horizon.py")
     result, file = {"arms": [{"name": n, "horizon": h, "scores": s} for (n, h), s in SCORES.items()]}, tmp_path / "r"
     file.write_text(json.dumps(result))
     found, d = script.read(f"{file}:a:ste"), np.subtract(SCORES["a", 30], SCORES["ste", 30])

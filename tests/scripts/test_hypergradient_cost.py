@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+from loading import loaded
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--task.model", "mlp", "--task.width", "4", "--task.steps", "4", "--task.train", "64", "--repeats", "3"]
 
 
 def test_what_is_said_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spec = importlib.util.spec_from_file_location("hypergradient_cost", ROOT / "scripts" / "hypergradient_cost.py")
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = loaded(ROOT / "scripts" / "hypergradient_cost.py")
     config = str(ROOT / "experiments" / "digits_inq_family.yaml")
     script.main([config, *TINY, "--json", str(tmp_path / "cost.json")])
     found = json.loads((tmp_path / "cost.json").read_text())

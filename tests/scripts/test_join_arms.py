@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from loading import loaded
 
 from metasched.config.load import load_experiment
 from metasched.evaluation.contenders import fresh_seeds
@@ -27,11 +27,7 @@ TINY = {
 
 
 def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded(ROOT / "scripts" / f"{name}.py")
 
 
 @pytest.fixture

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from loading import loaded
 from scipy.stats import t
 
 ROOT = Path(__file__).parents[2]
@@ -16,11 +16,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def script() -> ModuleType:
     name = "learners_table"
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded(ROOT / "scripts" / f"{name}.py")
 
 
 def test_searches_are_arms_with_a_number(script: ModuleType) -> None:

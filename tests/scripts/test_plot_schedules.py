@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
+from loading import loaded
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -13,10 +13,7 @@ FILES = [str(ROOT / "experiments" / "baselines" / f"inq_{name}.json") for name i
 
 
 def test_a_panel_for_each_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spec = importlib.util.spec_from_file_location("plot_schedules", ROOT / "scripts" / "plot_schedules.py")
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = loaded(ROOT / "scripts" / "plot_schedules.py")
     widths = []
     for files in (FILES[:1], FILES):
         script.main([*files, "--control", "freeze_fraction", "-o", str(tmp_path / "out.png")])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from loading import loaded
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENT = """
@@ -30,11 +30,7 @@ ramps:
 @pytest.fixture
 def script() -> ModuleType:
     name = "where_schedules_matter"
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded(ROOT / "scripts" / f"{name}.py")
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 from metasched.config.load import load_experiment
 from metasched.config.schema import Experiment
@@ -224,6 +224,11 @@ class Listed(Dataset[Any]):
         return self.of[i]
 
 
+class Stream(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter(data(40, 0))
+
+
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "loss of each example": ({"loss": lambda o, y: F.cross_entropy(o, y, reduction="none")}, r"task\.loss: .*\(20,\)"),
     "whole number": ({"loss": lambda o, y: (o.argmax(1) == y).sum()}, r"task\.loss: gives a int64 tensor"),
@@ -241,6 +246,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "NaN in a batch": ({"train": Listed(nan_data(16)), "augment": None}, r"task\.batch: holds NaN"),
     "overlap": ({"validation": data(40, 0)}, r"task\.train: shares 40 examples with validation"),
     "name": ({"name": "a\nb"}, r"task\.name"),
+    "a module": ({"model": network()}, r"task\.model: is a module; give a function that builds it"),
+    "a loader": ({"test": DataLoader(data(20, 2))}, r"task\.test: is a DataLoader; give its data set"),
+    "a stream": ({"train": Stream()}, r"task\.train: is a Stream, which has no len"),
 }
 
 
@@ -250,6 +258,15 @@ def test_a_broken_contract_is_one_line(case: str) -> None:
     with pytest.raises(MetaschedError, match=message) as found:
         check_task(data_task(**changes))
     assert len(str(found.value).splitlines()) == 1
+
+
+def test_a_label_that_no_class_has_is_one_line_wherever_it_comes() -> None:
+    wrong = data(40, 0)
+    wrong.tensors[1][:] = 7
+    task = data_task(train=wrong)
+    check_task(task)  # which looks at validation
+    with pytest.raises(MetaschedError, match=r"task\.loss: raised IndexError on a batch: Target 7 is out of bounds"):
+        build_problem(experiment(task, method=MethodConfig(name="ste", scale="max")).problem)
 
 
 def test_splits_that_share_an_example() -> None:

@@ -52,6 +52,16 @@ def test_schedule(tmp_path: Path, figures, num_layers: int) -> None:
     assert legend is None or [t.get_text() for t in legend.get_texts()] == names
 
 
+def test_more_than_three_panels_are_in_rows_of_two(tmp_path: Path, figures) -> None:
+    u, values = curves(3)
+    names = [f"control{i}" for i in range(5)]
+    plot_schedule(tmp_path / "five.png", dict.fromkeys(names, values["freeze_fraction"]), ["x", "y", "z"], u)
+    (figure,) = figures
+    assert [axis.get_title() for axis in figure.axes] == names
+    places = [axis.get_subplotspec() for axis in figure.axes]
+    assert [(p.rowspan.start, p.colspan.start) for p in places] == [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]
+
+
 def test_comparison(tmp_path: Path, figures) -> None:
     scores = {
         100: {"cosine": [0.5, 0.7], "learned": [0.8, 0.9], "linear": [0.1, 0.2]},

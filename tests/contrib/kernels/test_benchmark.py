@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from loading import loaded
 
 SCRIPT = Path(__file__).parents[3] / "scripts" / "benchmarks" / "transition_kernel.py"
 
 
 @pytest.fixture(scope="module")
 def benchmark() -> ModuleType:
-    spec = spec_from_file_location("transition_kernel", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return loaded(SCRIPT)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
 import pytest
+from loading import loaded
 
 ROOT = Path(__file__).parents[3]
 
@@ -14,10 +14,7 @@ ROOT = Path(__file__).parents[3]
 @pytest.mark.slow
 def test_random_search_is_near_the_optimum_and_channels_are_no_worse_than_layers(tmp_path: Path) -> None:
     path = ROOT / "scripts" / "reliability" / "bit_allocation.py"
-    spec = importlib.util.spec_from_file_location("bit_allocation", path)
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = loaded(path)
     files = ["--json", str(tmp_path / "a.json"), "--table", str(tmp_path / "a.md")]
     assert script.main(["--networks", "1", "--searches", "1", "--steps", "200", *files]) == 0
     told = json.loads((tmp_path / "a.json").read_text())
