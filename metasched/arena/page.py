@@ -66,8 +66,7 @@ def page(scores: Scores, results: Sequence[TaskResult], found: Sequence[Table], 
         f"{' and '.join(parts)} part. The unit is the task: intervals are Student's t over tasks. `floor` is no "
         "schedule, with fixed or learned scales, whichever is better on the validation part of the task; at horizons "
         "above 1, where nothing is tuned, whichever has the better mean. `runs` is what an arm took of validation runs "
-        "on a task. `wins`: tasks where no other arm, float aside, has a higher "
-        "mean.",
+        "on a task. `wins`: tasks where no other arm, float aside, has a higher mean.",
     ]
     for table in found:
         head = columns(table)

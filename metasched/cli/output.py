@@ -6,6 +6,7 @@ import argparse
 import sys
 from contextlib import closing
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from metasched.core.errors import printable
@@ -44,8 +45,8 @@ def print_result(result: dict[str, Any], as_json: bool) -> None:
 def say_next(schedule: Path, as_json: bool) -> None:
     """Prints what can be done with the schedule that a run has written."""
     if schedule.exists() and not as_json:
-        shown = printable(str(schedule))
-        print(f"next: metasched show {shown}\n      metasched.load({shown!r}), in Python")
+        path = str(schedule)
+        print(f"next: metasched show {printable(quote(path))}\n      metasched.load({path!r}), in Python")
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:

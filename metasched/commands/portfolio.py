@@ -26,7 +26,7 @@ def build(
 ) -> dict[str, Any]:
     """Builds the portfolio of each recipe and writes them to one file; schedule files are copied beside it.
 
-    A copy says which portfolio it is in, and its rank.
+    A copy says which portfolio it is in, and its rank. A file that lies where its copy would be stays as it was scored.
 
     Args:
         given: folders of arenas on the validation part, or their scores.
@@ -89,8 +89,8 @@ def _portfolio(
     for number, (index, rank) in enumerate(zip(order, after, strict=True), 1):
         line = matrix.schedules[index]
         place, source = _place(line, out)
-        bound = None
-        if source is not None:
+        bound = line.hash if source else None
+        if source is not None and source.resolve() != (out.parent / place).resolve():  # else it lies there already
             member = Membership(name=printable(out.stem), rank=number)
             copy = replace(read_schedule(source), portfolio=member, version=VERSIONS[-1])  # the lowest that will do
             copies[out.parent / place] = copy

@@ -17,8 +17,7 @@ def scored(file: ScheduleFile, comparison: Comparison, name: str) -> ScheduleFil
     """The file with the test score of its arm at the first horizon, and the floor and ceiling that were played there.
 
     The floor is the first one of the verdict (evaluation/verdict.py). Intervals of floor and ceiling are those of the
-    paired difference, this schedule minus them. Means that are not finite, of runs that
-    diverged where no score is the worst, are left out.
+    paired difference, this schedule minus them. Means that are not finite are left out.
     """
     horizon = comparison.horizons[0]
     arms = comparison.at(horizon)
@@ -37,9 +36,8 @@ def scored(file: ScheduleFile, comparison: Comparison, name: str) -> ScheduleFil
     reference = Reference(floor=measured(floor), ceiling=measured(ceiling))
     kept = reference if reference.floor or reference.ceiling else None
     provenance = replace(file.provenance, metric=metric)
-    return replace(
-        file, provenance=provenance, reference=kept, version=VERSIONS[-1]
-    )  # the lowest that will do is taken
+    newest = VERSIONS[-1]  # of which the file takes the lowest that has its fields
+    return replace(file, provenance=provenance, reference=kept, version=newest)
 
 
 def write_scores(path: Path, comparison: Comparison, name: str) -> ScheduleFile:

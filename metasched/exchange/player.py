@@ -72,7 +72,7 @@ class SchedulePlayer:
 
     Raises:
         MetaschedError: the file cannot be read, no schedule of that name, there are no steps or no layers, or the
-            the schedule is closed-loop.
+            schedule is closed-loop.
     """
 
     def __init__(

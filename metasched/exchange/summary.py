@@ -25,6 +25,7 @@ from metasched.methods import METHODS
 from metasched.schedules.feedback import open_loop
 from metasched.tracking.console import Console, open_console
 
+_LEVELS = ("levels", "activation_levels")
 _NARROW = 70  # columns; a terminal of fewer, as on a telephone, has half of the marks and fewer moments
 _MOMENTS, _FEW_MOMENTS = 5, 3
 _WIDTH = 20  # marks of a sparkline
@@ -196,12 +197,16 @@ def _lines(file: ScheduleFile) -> list[str]:
 
 
 def _parameters(file: ScheduleFile) -> str:
-    """Those of the method that differ from its defaults; all of a method that is not known here."""
+    """The levels, and what differs from the defaults of the method; all of a method that is not known here."""
     method = file.method
     known = METHODS[method.name].config.__dataclass_fields__ if method.name in METHODS else {}
     plain = {name: field.default for name, field in known.items()}
-    own = {name: v for name, v in sorted(method.parameters.items()) if name not in plain or v != plain[name]}
-    return ", ".join(f"{name}={value}" for name, value in own.items()) or "default parameters"
+    own = [
+        f"{name}={value}"
+        for name, value in sorted(method.parameters.items())
+        if name in _LEVELS or name not in plain or value != plain[name]
+    ]
+    return ", ".join(own) or "default parameters"
 
 
 def _form_line(form: FormEntry) -> str:

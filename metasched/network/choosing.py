@@ -59,11 +59,8 @@ def choose(model: nn.Module, recipe: Recipe, example: Example) -> Chosen:
         has = ", ".join(str(t) for t in weights.floats if t.excuse in ("", "rule"))
         problem = f"the model has no layer left to quantize{f' (in float: {has})' if has else ''}"
         ends = any(t.excuse == "end" for t in weights.floats)
-        fix = (
-            "set quantize.last or first: true"
-            if ends
-            else "give one whose layers can be quantized, or change the rules"
-        )
+        other = "give one whose layers can be quantized, or change the rules"
+        fix = "set quantize.last or first: true" if ends else other
         if recipe.build().tables:
             problem, fix = (
                 "the model has no table of embeddings left to quantize",

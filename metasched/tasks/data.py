@@ -133,11 +133,12 @@ class DataTask(Task):
         return (self._collate or default_collate)([data[i] for i in places])
 
     def _of(self, function: Callable[..., Any], model: Model, batch: Any) -> Any:
-        try:
-            if _takes_model(function):
-                return function(model, batch)
+        given = (model, batch)
+        if not _takes_model(function):
             inputs, targets = batch
-            return function(model(inputs), targets)
+            given = (model(inputs), targets)
+        try:
+            return function(*given)
         except (IndexError, KeyError) as error:  # such as a label that no class has, in a batch that comes late
             what = "score" if function is self._score else "loss"
             said = f"raised {type(error).__name__} on a batch: {error}"

@@ -15,7 +15,7 @@ import metasched
 from metasched.cli import main
 from metasched.config.writing import dump_yaml
 from metasched.exchange.extras import Membership
-from metasched.exchange.portfolios import read_portfolios
+from metasched.exchange.portfolios import content_hash, read_portfolios
 from metasched.exchange.schedule_file import read_schedule
 from metasched.exchange.shipped import file_of
 from metasched.runs import cells
@@ -101,6 +101,15 @@ def test_a_schedule_file_is_copied_beside_it_and_must_be_the_one_that_was_scored
     assert "number 1 of the portfolio My q" in capsys.readouterr().out
     (schedule,) = metasched.portfolio("ana", "ternary", named=str(tmp_path / "My q.json"))
     assert isinstance(schedule, metasched.PlayedSchedule)
+    again = json.loads((tmp_path / "scores.json").read_text())  # of the copy, which lies where its copy would be
+    for line in again["lines"]:
+        if line["arm"] == "mine":
+            line["schedule"], line["hash"] = str(tmp_path / "My q_mine.json"), content_hash(tmp_path / "My q_mine.json")
+    (tmp_path / "again.json").write_text(json.dumps(again))
+    scored = (tmp_path / "My q_mine.json").read_bytes()
+    for _ in range(2):
+        assert main(["portfolio", "build", str(tmp_path / "again.json"), "--out", str(tmp_path / "My q.json")]) == 0
+        assert (tmp_path / "My q_mine.json").read_bytes() == scored and read_portfolios(tmp_path / "My q.json")
     text = mine.read_text()
     try:
         mine.write_text(text + "\n")
